@@ -1,0 +1,22 @@
+"""What a compiled function needs on a named graphics card, found without one."""
+
+from pbr_jax.gpu.cards import CARDS, Card, find_card, target_config
+from pbr_jax.gpu.compile import (
+    GpuCompilerMissing,
+    MemoryReport,
+    compile_for,
+    memory,
+    require_compiler,
+)
+
+__all__ = [
+    "CARDS",
+    "Card",
+    "GpuCompilerMissing",
+    "MemoryReport",
+    "compile_for",
+    "find_card",
+    "memory",
+    "require_compiler",
+    "target_config",
+]

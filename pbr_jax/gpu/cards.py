@@ -1,0 +1,185 @@
+"""Graphics cards by name, and the description of each that XLA compiles for.
+
+Sources: the files `xla/backends/gpu/target_config/specs` of OpenXLA for the data-centre cards, and for
+the GeForce cards the output of CUDA's `deviceQuery` with a current driver. A driver keeps part of the
+memory for itself, more of it in newer versions, so `memory_bytes` is what CUDA offers rather than what
+the box says.
+"""
+
+import dataclasses
+import difflib
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """The properties of a graphics card that decide what XLA compiles for it.
+
+    Attributes:
+      name: Name in `CARDS`, lower case.
+      description: The name that the driver gives.
+      capability: Compute capability, (major, minor).
+      memory_bytes: Global memory that CUDA offers, bytes.
+      bandwidth: Global memory bandwidth, bytes per second.
+      cores: Streaming multiprocessors.
+      fpus_per_core: float32 units of one multiprocessor.
+      clock_ghz: Boost clock, GHz.
+      l2_bytes: Second-level cache, bytes.
+      shared_per_core: Shared memory of one multiprocessor, bytes.
+      shared_per_block: Most shared memory of one block after opting in, bytes.
+      threads_per_core: Most resident threads of one multiprocessor.
+    """
+
+    name: str
+    description: str
+    capability: tuple[int, int]
+    memory_bytes: int
+    bandwidth: int
+    cores: int
+    fpus_per_core: int
+    clock_ghz: float
+    l2_bytes: int
+    shared_per_core: int
+    shared_per_block: int
+    threads_per_core: int
+
+
+_KIB, _MIB = 2**10, 2**20
+
+CARDS: dict[str, Card] = {
+    card.name: card
+    for card in (
+        Card(
+            name="h200",
+            description="NVIDIA H200",
+            capability=(9, 0),
+            memory_bytes=150_754_820_096,
+            bandwidth=4_800_000_000_000,
+            cores=132,
+            fpus_per_core=128,
+            clock_ghz=1.98,
+            l2_bytes=60 * _MIB,
+            shared_per_core=228 * _KIB,
+            shared_per_block=227 * _KIB,
+            threads_per_core=2048,
+        ),
+        Card(
+            name="h100",
+            description="NVIDIA H100 80GB HBM3",
+            capability=(9, 0),
+            memory_bytes=84_942_979_072,
+            bandwidth=3_352_320_000_000,
+            cores=132,
+            fpus_per_core=128,
+            clock_ghz=1.98,
+            l2_bytes=50 * _MIB,
+            shared_per_core=228 * _KIB,
+            shared_per_block=227 * _KIB,
+            threads_per_core=2048,
+        ),
+        Card(
+            name="a100",
+            description="NVIDIA A100-SXM4-80GB",
+            capability=(8, 0),
+            memory_bytes=85_100_068_864,
+            bandwidth=2_039_040_000_000,
+            cores=108,
+            fpus_per_core=64,
+            clock_ghz=1.41,
+            l2_bytes=40 * _MIB,
+            shared_per_core=164 * _KIB,
+            shared_per_block=163 * _KIB,
+            threads_per_core=2048,
+        ),
+        Card(
+            name="rtx4090",
+            description="NVIDIA GeForce RTX 4090",
+            capability=(8, 9),
+            memory_bytes=25_250_627_584,
+            bandwidth=1_008_096_000_000,
+            cores=128,
+            fpus_per_core=128,
+            clock_ghz=2.52,
+            l2_bytes=72 * _MIB,
+            shared_per_core=100 * _KIB,
+            shared_per_block=99 * _KIB,
+            threads_per_core=1536,
+        ),
+        Card(
+            name="rtx3090",
+            description="NVIDIA GeForce RTX 3090",
+            capability=(8, 6),
+            memory_bytes=25_206_325_248,
+            bandwidth=936_096_000_000,
+            cores=82,
+            fpus_per_core=128,
+            clock_ghz=1.695,
+            l2_bytes=6 * _MIB,
+            shared_per_core=100 * _KIB,
+            shared_per_block=99 * _KIB,
+            threads_per_core=1536,
+        ),
+        Card(
+            name="rtx2080ti",
+            description="NVIDIA GeForce RTX 2080 Ti",
+            capability=(7, 5),
+            memory_bytes=11_348_672_512,
+            bandwidth=616_000_000_000,
+            cores=68,
+            fpus_per_core=64,
+            clock_ghz=1.545,
+            l2_bytes=5_767_168,
+            shared_per_core=64 * _KIB,
+            shared_per_block=64 * _KIB,
+            threads_per_core=1024,
+        ),
+    )
+}
+
+
+def find_card(name: str) -> Card:
+    """Returns the card called `name`, in any case and with or without spaces, `-` and `_`.
+
+    Raises:
+      ValueError: There is no such card; the message has the nearest name and all of them.
+    """
+    key = "".join(character for character in name.lower() if character.isalnum())
+    if key in CARDS:
+        return CARDS[key]
+    nearest = difflib.get_close_matches(key, CARDS, n=1)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    raise ValueError(f"name = {name!r}: no such card; {hint}Known cards: {', '.join(CARDS)}")
+
+
+def target_config(card: Card) -> str:
+    """Describes `card` as the text of XLA's `GpuTargetConfigProto`.
+
+    What is not a field of `Card` is the same on every card since Turing: threads and registers of a
+    block, limits of a grid. The versions are those of CUDA 13 and of the cuDNN that JAX pairs with it.
+    """
+    major, minor = card.capability
+    return f"""
+        gpu_device_info {{
+          threads_per_block_limit: 1024
+          threads_per_warp: 32
+          shared_memory_per_block: 49152
+          shared_memory_per_core: {card.shared_per_core}
+          threads_per_core_limit: {card.threads_per_core}
+          core_count: {card.cores}
+          fpus_per_core: {card.fpus_per_core}
+          block_dim_limit_x: 2147483647
+          block_dim_limit_y: 65535
+          block_dim_limit_z: 65535
+          memory_bandwidth: {card.bandwidth}
+          l2_cache_size: {card.l2_bytes}
+          clock_rate_ghz: {card.clock_ghz}
+          device_memory_size: {card.memory_bytes}
+          shared_memory_per_block_optin: {card.shared_per_block}
+          cuda_compute_capability {{ major: {major} minor: {minor} }}
+          registers_per_core_limit: 65536
+          registers_per_block_limit: 65536
+        }}
+        platform_name: "CUDA"
+        dnn_version_info {{ major: 9 minor: 12 }}
+        runtime_version {{ major: 13 }}
+        device_description_str: "{card.description}"
+    """

@@ -1,0 +1,157 @@
+"""Compiles a function for a graphics card that this machine need not have.
+
+XLA's GPU compiler runs on the CPU. It needs the packages of the extra `gpu-compiler`: JAX's CUDA plugin
+in the version of JAX, and `ptxas` with `libdevice` of CUDA 13.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+
+from pbr_jax.gpu.cards import Card, target_config
+
+_INSTALL = "install the extra with: pip install 'pbr_jax[gpu-compiler]' (Linux only)"
+
+
+class GpuCompilerMissing(RuntimeError):
+    """A package that compiling for a GPU needs is missing, or does not fit the installed JAX."""
+
+
+class MemoryReport(NamedTuple):
+    """Memory of one call of a compiled function, in bytes, as the compiler planned it.
+
+    Attributes:
+      argument_bytes: Arguments, donated ones included.
+      output_bytes: Outputs, with the pointer table (8 bytes an output) when there are several.
+      temp_bytes: The one buffer that holds all intermediate values.
+      alias_bytes: Outputs written over donated arguments, counted in both of the first two.
+    """
+
+    argument_bytes: int
+    output_bytes: int
+    temp_bytes: int
+    alias_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory that has to be free for the call, its arguments included."""
+        return self.argument_bytes + self.output_bytes + self.temp_bytes - self.alias_bytes
+
+
+def require_compiler() -> pathlib.Path:
+    """Returns the folder of the CUDA tools, after checking all that a compilation needs.
+
+    A folder counts if it has `bin/ptxas` and `nvvm/libdevice`. The package `nvidia-cuda-nvcc` goes
+    first, since its version is known to fit; then the CUDA of `ptxas` on $PATH; then `/usr/local/cuda`.
+
+    Raises:
+      GpuCompilerMissing: The message names what is missing, and the command that installs it.
+    """
+    try:
+        plugin = importlib.metadata.version("jax-cuda13-plugin")
+    except importlib.metadata.PackageNotFoundError:
+        raise GpuCompilerMissing(f"jax-cuda13-plugin is not installed: {_INSTALL}") from None
+    if plugin != jax.__version__:
+        raise GpuCompilerMissing(
+            f"jax-cuda13-plugin is {plugin} and jax is {jax.__version__}: they must be the same "
+            f"version; {_INSTALL}"
+        )
+    folders = []
+    nvidia = importlib.util.find_spec("nvidia")
+    if nvidia is not None and nvidia.submodule_search_locations is not None:
+        folders += [pathlib.Path(place) / "cu13" for place in nvidia.submodule_search_locations]
+    on_path = shutil.which("ptxas")
+    if on_path is not None:
+        folders.append(pathlib.Path(on_path).resolve().parent.parent)
+    folders.append(pathlib.Path("/usr/local/cuda"))
+    for folder in folders:
+        if os.access(folder / "bin/ptxas", os.X_OK) and any(folder.glob("nvvm/libdevice/*.bc")):
+            return folder
+    looked = ", ".join(map(str, folders))
+    raise GpuCompilerMissing(f"no ptxas with libdevice in {looked}: {_INSTALL}")
+
+
+def compile_for(
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    card: Card,
+    *,
+    donate_argnums: int | Sequence[int] = (),
+    compiler_options: Mapping[str, bool | int | str] | None = None,
+) -> jax.stages.Compiled:
+    """Compiles `function(*args)` for `card`; nothing is run.
+
+    Triton matrix products are off by default: without a GPU to tune on, XLA may choose a tile that its
+    own code generator refuses. Everything else is XLA's default for the card.
+
+    Args:
+      function: A function, or one that `jax.jit` returned.
+      args: Positional arguments: pytrees of arrays or `jax.ShapeDtypeStruct`. Only shapes and dtypes
+        are read; shardings are replaced by one that puts everything on the card.
+      card: One of `CARDS`, or a `Card` of your own.
+      donate_argnums: Arguments whose memory the outputs may take, as in `jax.jit`. Leave it empty for
+        a jitted function, which carries its own.
+      compiler_options: XLA options by name, for this compilation only, on top of the defaults here.
+
+    Returns:
+      What `jax.jit(...).lower(...).compile()` returns, for `memory` and `as_text()`.
+
+    Raises:
+      GpuCompilerMissing: The extra `gpu-compiler` is missing, or JAX left out its CUDA plugin.
+      ValueError: `donate_argnums` with a function that is already jitted.
+    """
+    tools = require_compiler()
+    jitted = isinstance(function, jax.stages.Wrapped)
+    if jitted and donate_argnums != ():
+        raise ValueError(
+            f"donate_argnums = {donate_argnums}: must be empty for a function that is already jitted; "
+            "give it to jax.jit"
+        )
+    device = _device(card)
+    mesh = jax.sharding.Mesh([device], ("device",))
+    placed = NamedSharding(mesh, PartitionSpec())
+    specs = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed), tuple(args)
+    )
+    options: dict[str, bool | int | str] = {
+        "xla_gpu_cuda_data_dir": str(tools),
+        "xla_gpu_enable_triton_gemm": False,
+        **(compiler_options or {}),
+    }
+    staged = function if jitted else jax.jit(function, donate_argnums=donate_argnums)
+    # Pallas asks the mesh in scope which card it lowers for.
+    with jax.set_mesh(mesh):
+        return staged.lower(*specs).compile(compiler_options=options)
+
+
+def memory(compiled: jax.stages.Compiled) -> MemoryReport:
+    """Reads the compiler's memory plan of what `compile_for` returned."""
+    stats = compiled.memory_analysis()
+    return MemoryReport(
+        argument_bytes=stats.argument_size_in_bytes,
+        output_bytes=stats.output_size_in_bytes,
+        temp_bytes=stats.temp_size_in_bytes,
+        alias_bytes=stats.alias_size_in_bytes,
+    )
+
+
+def _device(card: Card) -> jax.Device:
+    """Returns a device that can be compiled for but not run on."""
+    try:
+        description = topologies.get_topology_desc(
+            platform="cuda", target_config=target_config(card), topology="1x1x1"
+        )
+    except NotImplementedError as error:
+        raise GpuCompilerMissing(
+            "JAX left out its CUDA plugin at start, as it does on a machine without a GPU: "
+            "set JAX_PLATFORMS=cpu before the program starts"
+        ) from error
+    return description.devices[0]

@@ -1,0 +1,35 @@
+"""Settings of the whole suite: CPU, strict arrays, checked shapes, and the GPU compiler's tests."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported
+
+import hypothesis
+import jax
+import jaxtyping
+import pytest
+
+# Annotated shapes and dtypes are checked at every call in these packages. Only in tests: it costs
+# microseconds a call. The hook acts on modules that are imported after it.
+jaxtyping.install_import_hook(["pbr_jax.ops", "pbr_jax.pruning"], "beartype.beartype")
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The first call of a jitted function compiles, so no deadline; the same examples in every run.
+hypothesis.settings.register_profile("pbr_jax", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("pbr_jax")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test marked `gpu_compile` without the compiler, or fails it where that is required."""
+    if item.get_closest_marker("gpu_compile") is None:
+        return
+    from pbr_jax.gpu import GpuCompilerMissing, require_compiler
+
+    try:
+        require_compiler()
+    except GpuCompilerMissing as missing:
+        if os.environ.get("PBR_REQUIRE_GPU_COMPILER") == "1":
+            pytest.fail(f"PBR_REQUIRE_GPU_COMPILER=1, but {missing}", pytrace=False)
+        pytest.skip(str(missing))
