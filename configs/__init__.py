@@ -1,0 +1,1 @@
+"""Runnable configurations: Python files with `get_config(variant) -> Config` (see `common`)."""
