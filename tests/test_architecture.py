@@ -1,0 +1,125 @@
+"""The structure of the package: imports run one way, and importing is light."""
+
+import ast
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import pbr_jax
+
+PACKAGE = pathlib.Path(pbr_jax.__file__).parent
+TESTS = pathlib.Path(__file__).parent
+PROGRAM = TESTS.parent / "train.py"
+
+# A part may import the parts of its own line and of the lines above it.
+CHAIN = [
+    {"kernels"},
+    {"ops", "plans", "residuals", "methods"},
+    {"layers"},
+    {"models"},
+    {"training"},
+]
+# Each of these imports no other part, and any part of the chain's last line may import it.
+INDEPENDENT = {"pruning", "data", "configs", "gpu", "weights"}
+# From the command line to a `Config`. Only `training` and train.py may see one.
+SETTINGS = {"config", "config_rules", "flags"}
+
+# Imported inside the function that needs them: each is slow to import, or absent in a lean installation.
+HEAVY = {"grain", "matplotlib", "sklearn", "tensorboardX", "tensorflow", "tensorflow_datasets"}
+
+
+def allowed() -> dict[str, set[str]]:
+    """The parts that each part may import, its own included."""
+    edges = {part: {part} for part in INDEPENDENT}
+    below: set[str] = set()
+    for line in CHAIN:
+        below |= line
+        for part in line:
+            edges[part] = set(below)
+    for part in SETTINGS:
+        edges[part] = SETTINGS | {"configs"}
+    edges["training"] |= INDEPENDENT | SETTINGS
+    return edges
+
+
+def modules() -> list[tuple[str, pathlib.Path]]:
+    """Every module of the package, as its part and its file; the links are followed."""
+    found = []
+    for folder, _, files in os.walk(PACKAGE, followlinks=True):
+        for file in sorted(files):
+            path = pathlib.Path(folder, file)
+            if path.suffix == ".py" and path.parent != PACKAGE:
+                found.append((path.relative_to(PACKAGE).parts[0], path))
+            elif path.suffix == ".py" and file != "__init__.py":
+                found.append((path.stem, path))
+    return found
+
+
+def imports(path: pathlib.Path) -> list[str]:
+    """Every module that `path` imports, at any depth of its code, as dotted absolute names."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write the import in full"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def imported_parts(path: pathlib.Path) -> set[str]:
+    return {name.split(".")[1] for name in imports(path) if name.startswith("pbr_jax.")}
+
+
+@pytest.mark.parametrize(("part", "path"), modules(), ids=lambda value: str(value).removeprefix(f"{PACKAGE}/"))
+def test_imports_run_one_way(part, path):
+    edges = allowed()
+    assert part in edges, f"{part}: give the new part its place in this test"
+    wrong = imported_parts(path) - edges[part] - {"__version__"}
+    assert not wrong, f"{path.relative_to(PACKAGE)} ({part}) must not import {sorted(wrong)}"
+
+
+def test_the_walk_sees_the_linked_packages():
+    assert {"kernels", "configs", "gpu"} <= {part for part, _ in modules()}
+
+
+def test_a_wrong_import_would_be_seen(tmp_path):
+    module = tmp_path / "wrong.py"
+    module.write_text("def later():\n    from pbr_jax.training import step\n    import pbr_jax.ops\n")
+    assert imported_parts(module) == {"training", "ops"}
+    assert "training" not in allowed()["ops"]
+
+
+def test_linked_packages_have_one_name():
+    # A top-level `kernels` would also overwrite another project's package of that name.
+    sources = [path for _, path in modules()] + [*TESTS.rglob("*.py"), PROGRAM]
+    for path in sources:
+        wrong = {name for name in imports(path) if name.split(".")[0] in {"kernels", "configs"}}
+        assert not wrong, f"{path}: import {sorted(wrong)} as pbr_jax.<name>"
+
+
+def test_importing_everything_is_light():
+    program = f"""
+import importlib, os, pkgutil, sys
+import pbr_jax
+for module in pkgutil.walk_packages(pbr_jax.__path__, "pbr_jax."):
+    importlib.import_module(module.name)
+print(*sorted({HEAVY!r} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+def test_the_package_itself_imports_nothing():
+    program = "import sys, pbr_jax; print(pbr_jax.__version__, 'jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [pbr_jax.__version__, "False"]
