@@ -22,7 +22,7 @@ hypothesis.settings.load_profile("pbr_jax")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips a test marked `gpu_compile` without the compiler, or fails it where that is required."""
+    """Without the GPU compiler, skips a test that needs it, or fails it where it is required."""
     if item.get_closest_marker("gpu_compile") is None:
         return
     from pbr_jax.gpu import GpuCompilerMissing, require_compiler

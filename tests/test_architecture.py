@@ -27,7 +27,7 @@ INDEPENDENT = {"pruning", "data", "configs", "gpu", "weights"}
 # From the command line to a `Config`. Only `training` and train.py may see one.
 SETTINGS = {"config", "config_rules", "flags"}
 
-# Imported inside the function that needs them: each is slow to import, or absent in a lean installation.
+# Imported inside the function that needs them: slow to import, or not installed everywhere.
 HEAVY = {"grain", "matplotlib", "sklearn", "tensorboardX", "tensorflow", "tensorflow_datasets"}
 
 
@@ -74,7 +74,9 @@ def imported_parts(path: pathlib.Path) -> set[str]:
     return {name.split(".")[1] for name in imports(path) if name.startswith("pbr_jax.")}
 
 
-@pytest.mark.parametrize(("part", "path"), modules(), ids=lambda value: str(value).removeprefix(f"{PACKAGE}/"))
+@pytest.mark.parametrize(
+    ("part", "path"), modules(), ids=lambda value: str(value).removeprefix(f"{PACKAGE}/")
+)
 def test_imports_run_one_way(part, path):
     edges = allowed()
     assert part in edges, f"{part}: give the new part its place in this test"
@@ -88,7 +90,9 @@ def test_the_walk_sees_the_linked_packages():
 
 def test_a_wrong_import_would_be_seen(tmp_path):
     module = tmp_path / "wrong.py"
-    module.write_text("def later():\n    from pbr_jax.training import step\n    import pbr_jax.ops\n")
+    module.write_text(
+        "def later():\n    from pbr_jax.training import step\n    import pbr_jax.ops\n"
+    )
     assert imported_parts(module) == {"training", "ops"}
     assert "training" not in allowed()["ops"]
 
@@ -101,12 +105,18 @@ def test_linked_packages_have_one_name():
         assert not wrong, f"{path}: import {sorted(wrong)} as pbr_jax.<name>"
 
 
+def test_every_folder_is_a_package():
+    folders = {path.parent for _, path in modules()}
+    assert not [str(folder) for folder in folders if not (folder / "__init__.py").exists()]
+
+
 def test_importing_everything_is_light():
+    files = [path.relative_to(PACKAGE).with_suffix("") for _, path in modules()]
+    names = [".".join(("pbr_jax", *file.parts)).removesuffix(".__init__") for file in files]
     program = f"""
-import importlib, os, pkgutil, sys
-import pbr_jax
-for module in pkgutil.walk_packages(pbr_jax.__path__, "pbr_jax."):
-    importlib.import_module(module.name)
+import importlib, sys
+for name in {names}:
+    importlib.import_module(name)
 print(*sorted({HEAVY!r} & set(sys.modules)))
 """
     done = subprocess.run(
@@ -121,5 +131,7 @@ print(*sorted({HEAVY!r} & set(sys.modules)))
 
 def test_the_package_itself_imports_nothing():
     program = "import sys, pbr_jax; print(pbr_jax.__version__, 'jax' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == [pbr_jax.__version__, "False"]

@@ -1,9 +1,9 @@
 """Graphics cards by name, and the description of each that XLA compiles for.
 
-Sources: the files `xla/backends/gpu/target_config/specs` of OpenXLA for the data-centre cards, and for
-the GeForce cards the output of CUDA's `deviceQuery` with a current driver. A driver keeps part of the
-memory for itself, more of it in newer versions, so `memory_bytes` is what CUDA offers rather than what
-the box says.
+Sources: what XLA reports for the H200, the files `xla/backends/gpu/target_config/specs` of OpenXLA
+for H100 and A100, and for the GeForce cards the output of CUDA's `deviceQuery` with the maker's
+boost clock. A driver keeps part of the memory for itself, more of it in newer versions, so
+`memory_bytes` is what CUDA offers rather than what the box says.
 """
 
 import dataclasses
@@ -154,7 +154,8 @@ def target_config(card: Card) -> str:
     """Describes `card` as the text of XLA's `GpuTargetConfigProto`.
 
     What is not a field of `Card` is the same on every card since Turing: threads and registers of a
-    block, limits of a grid. The versions are those of CUDA 13 and of the cuDNN that JAX pairs with it.
+    block, limits of a grid. The versions are those of CUDA 13 and of the cuDNN that JAX pairs with
+    it.
     """
     major, minor = card.capability
     return f"""

@@ -1,7 +1,7 @@
 """Compiles a function for a graphics card that this machine need not have.
 
-XLA's GPU compiler runs on the CPU. It needs the packages of the extra `gpu-compiler`: JAX's CUDA plugin
-in the version of JAX, and `ptxas` with `libdevice` of CUDA 13.
+XLA's GPU compiler runs on the CPU. It needs the packages of the extra `gpu-compiler`: JAX's CUDA
+plugin in the version of JAX, and `ptxas` with `libdevice` of CUDA 13.
 """
 
 import importlib.metadata
@@ -50,7 +50,8 @@ def require_compiler() -> pathlib.Path:
     """Returns the folder of the CUDA tools, after checking all that a compilation needs.
 
     A folder counts if it has `bin/ptxas` and `nvvm/libdevice`. The package `nvidia-cuda-nvcc` goes
-    first, since its version is known to fit; then the CUDA of `ptxas` on $PATH; then `/usr/local/cuda`.
+    first, since its version is known to fit; then the CUDA of `ptxas` on $PATH; then
+    `/usr/local/cuda`.
 
     Raises:
       GpuCompilerMissing: The message names what is missing, and the command that installs it.
@@ -85,35 +86,39 @@ def compile_for(
     card: Card,
     *,
     donate_argnums: int | Sequence[int] = (),
-    compiler_options: Mapping[str, bool | int | str] | None = None,
+    compiler_options: Mapping[str, bool | str] | None = None,
 ) -> jax.stages.Compiled:
     """Compiles `function(*args)` for `card`; nothing is run.
 
-    Triton matrix products are off by default: without a GPU to tune on, XLA may choose a tile that its
-    own code generator refuses. Everything else is XLA's default for the card.
+    Triton matrix products are off by default: without a GPU to tune on, XLA may choose a tile that
+    its own code generator refuses. Everything else is XLA's default for the card.
 
     Args:
       function: A function, or one that `jax.jit` returned.
-      args: Positional arguments: pytrees of arrays or `jax.ShapeDtypeStruct`. Only shapes and dtypes
-        are read; shardings are replaced by one that puts everything on the card.
+      args: Positional arguments: pytrees of arrays or `jax.ShapeDtypeStruct`. Only shapes and
+        dtypes are read; shardings are replaced by one that puts everything on the card.
       card: One of `CARDS`, or a `Card` of your own.
-      donate_argnums: Arguments whose memory the outputs may take, as in `jax.jit`. Leave it empty for
-        a jitted function, which carries its own.
-      compiler_options: XLA options by name, for this compilation only, on top of the defaults here.
+      donate_argnums: Arguments whose memory the outputs may take, as in `jax.jit`. Leave it empty
+        for a jitted function, which carries its own.
+      compiler_options: XLA options by name, for this compilation only, on top of the defaults.
 
     Returns:
       What `jax.jit(...).lower(...).compile()` returns, for `memory` and `as_text()`.
 
     Raises:
-      GpuCompilerMissing: The extra `gpu-compiler` is missing, or JAX left out its CUDA plugin.
+      GpuCompilerMissing: The extra `gpu-compiler` is missing, or JAX left out its plugin.
       ValueError: `donate_argnums` with a function that is already jitted.
     """
     tools = require_compiler()
-    jitted = isinstance(function, jax.stages.Wrapped)
-    if jitted and donate_argnums != ():
+    staged: jax.stages.Wrapped
+    if not isinstance(function, jax.stages.Wrapped):
+        staged = jax.jit(function, donate_argnums=donate_argnums)
+    elif donate_argnums == ():
+        staged = function
+    else:
         raise ValueError(
-            f"donate_argnums = {donate_argnums}: must be empty for a function that is already jitted; "
-            "give it to jax.jit"
+            f"donate_argnums = {donate_argnums}: must be empty for a function that is already "
+            "jitted; give it to jax.jit"
         )
     device = _device(card)
     mesh = jax.sharding.Mesh([device], ("device",))
@@ -121,20 +126,27 @@ def compile_for(
     specs = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed), tuple(args)
     )
-    options: dict[str, bool | int | str] = {
+    options: dict[str, bool | str] = {
         "xla_gpu_cuda_data_dir": str(tools),
         "xla_gpu_enable_triton_gemm": False,
         **(compiler_options or {}),
     }
-    staged = function if jitted else jax.jit(function, donate_argnums=donate_argnums)
     # Pallas asks the mesh in scope which card it lowers for.
     with jax.set_mesh(mesh):
         return staged.lower(*specs).compile(compiler_options=options)
 
 
 def memory(compiled: jax.stages.Compiled) -> MemoryReport:
-    """Reads the compiler's memory plan of what `compile_for` returned."""
+    """Reads the compiler's memory plan of what `compile_for` returned.
+
+    Raises:
+      ValueError: The back end of `compiled` reports none.
+    """
     stats = compiled.memory_analysis()
+    if stats is None:
+        raise ValueError(
+            "compiled: its back end reports no memory; use the result of `compile_for`"
+        )
     return MemoryReport(
         argument_bytes=stats.argument_size_in_bytes,
         output_bytes=stats.output_size_in_bytes,
