@@ -1,5 +1,6 @@
 """The command line of `train.py`: flags to a checked configuration, and errors as plain lines."""
 
+import shlex
 import shutil
 import sys
 import textwrap
@@ -59,6 +60,20 @@ def parse_args(argv: Sequence[str]) -> Arguments:
 def default_workdir(config: Config) -> Path:
     """`runs/NAME-METHOD`, so that the same command resumes and another method starts afresh."""
     return Path("runs") / f"{config.name}-{config.method.replace('/', '-')}"
+
+
+def next_command(arguments: Arguments) -> tuple[str, str]:
+    """A command worth trying after this run, and what it shows: the same run by another method."""
+    config = arguments.config
+    method = "prebackrazor" if config.method == "full" else "full"
+    words = ["python", "train.py"]
+    words += ["--config", arguments.spec] if arguments.spec != DEFAULT_SPEC else []
+    others = [word for word in arguments.overrides if not word.startswith("method=")]
+    words += [f"--config.{word}" for word in (*others, f"method={method}")]
+    if arguments.workdir != default_workdir(config):
+        words += ["--workdir", f"{arguments.workdir}-{method}"]
+    shows = "full fine-tuning" if method == "full" else "pruned columns"
+    return shlex.join(words), f"the same run with {shows}, to compare accuracy, memory and time"
 
 
 def _split(argv: Sequence[str]) -> _Parsed:

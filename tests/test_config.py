@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import typing
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from pbr_jax import config_rules
 from pbr_jax.config import DEFAULT_SPEC, SHIPPED, ConfigError, changes, check_resume, load, to_dict
 from pbr_jax.configs import common
 from pbr_jax.configs.common import Config, Keep, Pruning
-from pbr_jax.flags import parse_args, run_cli
+from pbr_jax.flags import next_command, parse_args, run_cli
 
 DIGITS = str(SHIPPED / "digits.py")
 
@@ -313,3 +314,15 @@ def test_exit_codes_of_main_and_errors_from_elsewhere(capsys):
 
     with pytest.raises(KeyError):
         run_cli(bug, [])
+
+
+def test_next_command_is_the_same_run_by_another_method():
+    command, shows = next_command(parse_args([]))
+    assert command == "python train.py --config.method=full"
+    assert "full fine-tuning" in shows
+    words = ["--config", DIGITS + ":tiny", "--config.method=full", "--config.seed=3"]
+    command, _ = next_command(parse_args([*words, "--workdir", "a b"]))
+    given = parse_args(shlex.split(command)[2:])
+    assert (given.config.method, given.config.seed) == ("prebackrazor", 3)
+    assert given.spec == DIGITS + ":tiny"
+    assert given.workdir == Path("a b-prebackrazor")
