@@ -10,17 +10,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-METHODS = (
-    "full",
-    "remat",
-    "backrazor",
-    "prebackrazor-",
-    "prebackrazor",
-    "prebackrazor++",
-    "fast",
-    "lean",
-    "tiny",
-)
 SITES = ("qkv", "proj", "fc1", "fc2")
 
 
@@ -47,8 +36,11 @@ RATE = Rule("must be in (0, 1]; 0.5 trains half of the tensors at a time", FRACT
 def setting(
     default: Any, comment: str, rule: Rule | None = None, *, resume_safe: bool = False
 ) -> Any:
-    """A dataclass field with its comment and rule. `resume_safe`: a run may be resumed with
-    another value and still takes the same course as if it had never stopped."""
+    """A dataclass field with its comment and rule.
+
+    `resume_safe` says that a run may be resumed with another value, and still takes the same
+    course as if it had never stopped.
+    """
     metadata = {"comment": comment, "rule": rule, "resume_safe": resume_safe}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -67,7 +59,7 @@ class Keep:
 class Pruning:
     """Which columns of an activation are kept for the weight gradient, and how they are chosen."""
 
-    keep: float | Keep | None = setting(
+    keep: float | Keep | None = setting(  # noqa: RUF009 (it returns a dataclass field)
         None, "fraction of columns kept: one number, or one per site; none = the method's own", KEEP
     )
     policy: Literal["uniform", "bandit", "importance", "magnitude"] | None = setting(

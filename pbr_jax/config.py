@@ -59,8 +59,11 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def collect(spec: str, overrides: Sequence[str]) -> tuple[Config, list[str]]:
-    """As `load`, but returns the faults. When the file itself is faulty, the overrides are still
-    checked one by one, and the configuration returned is the default."""
+    """As `load`, but returns the faults.
+
+    When the file itself is faulty, the overrides are still checked one by one, and the
+    configuration returned is the default.
+    """
     loaded, faults = _execute(spec)
     config = loaded or Config()
     for override in overrides:
@@ -162,8 +165,10 @@ def _override(config: Config, override: str) -> tuple[Config, str | None]:
 
 
 def _parse(text: str, annotation: Any) -> Any:
-    """`text` as the first type of the annotation that can read it, else the text itself, which
-    validation then rejects by its type."""
+    """`text` as the first type of the annotation that can read it.
+
+    When none can, it stays text, which validation then rejects by its type.
+    """
     members = alternatives(annotation)
     if type(None) in members and text.lower() == "none":
         return None

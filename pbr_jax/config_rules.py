@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from pbr_jax.configs import common
 from pbr_jax.configs.common import Config, Keep
+from pbr_jax.methods import METHODS
 
 _SHAPE_KEYS = ("width", "depth", "heads", "mlp_dim")
 
@@ -165,10 +166,10 @@ def _describe(members: tuple[Any, ...]) -> str:
 def method_fault(method: str) -> str | None:
     """What is wrong with a method name such as `fast/js50`, or None."""
     name, slash, suffix = method.partition("/")
-    if name not in common.METHODS:
-        close = nearest(name, common.METHODS)
+    if name not in METHODS:
+        close = nearest(name, METHODS)
         hint = f"the nearest is {close + slash + suffix}; " if close else ""
-        return f"no such method; {hint}there are {', '.join(common.METHODS)}"
+        return f"no such method; {hint}there are {', '.join(METHODS)}"
     if slash and not re.fullmatch(r"js[1-9][0-9]?", suffix):
         return f"the suffix must be /js1 to /js99, such as {name}/js50 for 50 % of the tensors"
     return None

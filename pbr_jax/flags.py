@@ -12,7 +12,8 @@ from typing import NamedTuple
 from pbr_jax import config_rules
 from pbr_jax.config import ADVICE, DEFAULT_SPEC, ConfigError, collect
 from pbr_jax.config_rules import nearest, settings, show, value_at
-from pbr_jax.configs.common import METHODS, Config
+from pbr_jax.configs.common import Config
+from pbr_jax.methods import METHODS
 
 _PACKAGE = Path(__file__).resolve().parent
 _VALUE_FLAGS = ("--config", "--workdir")
@@ -68,7 +69,9 @@ def next_command(arguments: Arguments) -> tuple[str, str]:
     method = "prebackrazor" if config.method == "full" else "full"
     words = ["python", "train.py"]
     words += ["--config", arguments.spec] if arguments.spec != DEFAULT_SPEC else []
-    others = [word for word in arguments.overrides if not word.startswith("method=")]
+    # Full fine-tuning prunes nothing and would refuse to be told how.
+    dropped = ("method=", "pruning.", "plan.") if method == "full" else ("method=",)
+    others = [word for word in arguments.overrides if not word.startswith(dropped)]
     words += [f"--config.{word}" for word in (*others, f"method={method}")]
     if arguments.workdir != default_workdir(config):
         words += ["--workdir", f"{arguments.workdir}-{method}"]
@@ -121,8 +124,10 @@ def _unknown_flag(flag: str) -> str:
 
 
 def help_text(config: Config, spec: str, width: int = 100) -> str:
-    """What `--help` prints: the flags, then each key, its value in `config`, meaning and rule,
-    wrapped to `width` characters."""
+    """What `--help` prints, wrapped to `width` characters.
+
+    First the flags, then each key with its value in `config`, its meaning and its rule.
+    """
     lines = [
         "usage: python train.py [--config FILE[:variant]] [--config.KEY=VALUE ...]",
         "                       [--workdir DIR] [--debug] [--help]",
@@ -161,8 +166,11 @@ def run_cli(
     argv: Sequence[str] | None = None,
     errors: tuple[type[Exception], ...] = (ValueError, OSError),
 ) -> int:
-    """Parse `argv`, call `main`, and return the exit code: what `main` returns (None is 0), or 2
-    after one of `errors`, printed to stderr without its traceback unless `--debug` is given."""
+    """Parse `argv`, call `main`, and return the exit code.
+
+    It is what `main` returns (None is 0), or 2 after one of `errors`, which is printed to stderr
+    without its traceback unless `--debug` is given. Other exceptions pass.
+    """
     words = sys.argv[1:] if argv is None else argv
     try:
         return main(parse_args(words)) or 0
@@ -175,8 +183,11 @@ def run_cli(
 
 
 def error_text(error: Exception) -> str:
-    """The lines printed for an error. One raised inside a library also names its type, and how to
-    see where it happened: its message was not written for the reader of a command line."""
+    """The lines printed for an error.
+
+    One raised inside a library also names its type, and how to see where it happened: its message
+    was not written for the reader of a command line.
+    """
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     if raised_in.resolve().is_relative_to(_PACKAGE):
         return str(error)

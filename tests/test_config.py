@@ -61,7 +61,7 @@ def test_shipped_configuration_is_valid(variant):
         ("optimizer.clip_norm=None", None),
         ("data.augment=False", False),
         ("data.augment=true", True),
-        ("method=fast/js50", "fast/js50"),
+        ("method=remat/js50", "remat/js50"),
         ("plan.recompute=true", True),
         ("pruning.offset=none", "none"),
         ("pruning.policy=uniform", "uniform"),
@@ -100,10 +100,10 @@ FAULTS = {
     "data.augment=yes": "data.augment = yes: must be true or false",
     "optimizer.name=adam": "optimizer.name = adam: must be sgd or adamw; the nearest is adamw",
     "pruning.policy=bandits": "the nearest is bandit",
-    "method=fastt": "no such method; the nearest is fast;",
+    "method=remt": "no such method; the nearest is remat; there are full, remat, backrazor",
     "method=prebackrazr/js50": "the nearest is prebackrazor/js50",
-    "method=fast/js0": "such as fast/js50",
-    "method=fast/js100": "the suffix must be /js1 to /js99",
+    "method=remat/js0": "such as remat/js50",
+    "method=remat/js100": "the suffix must be /js1 to /js99",
     "stepz=3": "stepz: no such key; the nearest is steps",
     "pruning.kep=0.1": "the nearest is pruning.keep",
     "prunning.keep=0.1": "it is pruning.keep",
@@ -147,7 +147,7 @@ def test_all_faults_are_listed_at_once():
         "seed=abc",
         "data.augment=yes",
         "optimizer.name=adam",
-        "method=fastt",
+        "method=remt",
         "stepz=3",
         "learning_rate=0.1",
         "zzz=1",
@@ -239,10 +239,10 @@ def test_resume_accepts_harmless_changes_and_names_all_others():
     saved = to_dict(load(DIGITS))
     notes = check_resume(saved, load(DIGITS, ["log_every=5", "eval_every=50"]), "runs/x")
     assert notes == ["eval_every = 50: was 100", "log_every = 5: was 20"]
-    new = load(DIGITS, ["log_every=5", "method=fast", "pruning.keep=0.2", "optimizer.momentum=0"])
+    new = load(DIGITS, ["log_every=5", "method=remat", "pruning.keep=0.2", "optimizer.momentum=0"])
     with pytest.raises(ConfigError) as caught:
         check_resume(saved, new, "runs/x")
-    assert "method = fast: was prebackrazor" in caught.value.faults
+    assert "method = remat: was prebackrazor" in caught.value.faults
     assert "optimizer.momentum = 0: was 0.9" in caught.value.faults
     assert "pruning.keep.fc2 = 0.2: was none" in caught.value.faults
     assert len(caught.value.faults) == 6
@@ -253,12 +253,13 @@ def test_arguments():
     default = parse_args([])
     assert default.spec == DEFAULT_SPEC
     assert default.workdir == Path("runs/digits-prebackrazor")
-    words = ["--config", DIGITS + ":tiny", "--config.steps", "9", "--config.method=fast/js50"]
+    words = ["--config", DIGITS + ":tiny", "--config.steps", "9", "--config.method=remat/js50"]
     given = parse_args([*words, "--debug", "--config.optimizer.learning_rate", "1e-3"])
     assert given.config.steps == 9
     assert given.config.optimizer.learning_rate == 1e-3
-    assert given.workdir == Path("runs/digits-tiny-fast-js50")
-    assert given.debug and not default.debug
+    assert given.workdir == Path("runs/digits-tiny-remat-js50")
+    assert given.debug
+    assert not default.debug
     assert parse_args(["--workdir=a/b"]).workdir == Path("a/b")
 
 
@@ -292,7 +293,8 @@ def test_errors_are_plain_lines_with_exit_code_2(capsys):
     assert run_cli(lambda arguments: None, ["--config.seed=-1"]) == 2
     output = capsys.readouterr()
     assert output.err.splitlines()[1] == "  seed = -1: must be 0 or more"
-    assert "Traceback" not in output.err and not output.out
+    assert "Traceback" not in output.err
+    assert not output.out
     assert run_cli(lambda arguments: None, ["--config.seed=-1", "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
 
@@ -320,6 +322,8 @@ def test_next_command_is_the_same_run_by_another_method():
     command, shows = next_command(parse_args([]))
     assert command == "python train.py --config.method=full"
     assert "full fine-tuning" in shows
+    command, _ = next_command(parse_args(["--config.pruning.keep=0.2", "--config.seed=3"]))
+    assert command == "python train.py --config.seed=3 --config.method=full"
     words = ["--config", DIGITS + ":tiny", "--config.method=full", "--config.seed=3"]
     command, _ = next_command(parse_args([*words, "--workdir", "a b"]))
     given = parse_args(shlex.split(command)[2:])
