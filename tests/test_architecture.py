@@ -23,7 +23,7 @@ CHAIN = [
     {"training"},
 ]
 # Each of these imports no other part, and any part of the chain's last line may import it.
-INDEPENDENT = {"pruning", "data", "configs", "gpu", "weights"}
+INDEPENDENT = {"pruning", "data", "configs", "gpu", "checkpoints"}
 # From the command line to a `Config`. Only `training` and train.py may see one.
 SETTINGS = {"config", "config_rules", "flags"}
 
