@@ -24,7 +24,7 @@ CHAIN = [
 ]
 # Each of these imports no other part, and any part of the chain's last line may import it.
 INDEPENDENT = {"pruning", "data", "configs", "gpu", "checkpoints"}
-# From the command line to a `Config`. Only `training` and train.py may see one.
+# From the command line to a `Config`, which only `training` and train.py may see.
 SETTINGS = {"config", "config_rules", "flags"}
 
 # Imported inside the function that needs them: slow to import, or not installed everywhere.
@@ -40,7 +40,7 @@ def allowed() -> dict[str, set[str]]:
         for part in line:
             edges[part] = set(below)
     for part in SETTINGS:
-        edges[part] = SETTINGS | {"configs"}
+        edges[part] = SETTINGS | {"configs", "methods", "plans"}
     edges["training"] |= INDEPENDENT | SETTINGS
     return edges
 
