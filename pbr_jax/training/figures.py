@@ -25,7 +25,7 @@ from pbr_jax.training.console import MemoryUse, format_bytes
 _INK = "#010203"  # becomes currentColor
 _BLUE, _ORANGE, _GREEN, _VIOLET = "#3f7fe0", "#e07b39", "#2f9e77", "#9268d6"
 _PURPOSES = dict(zip(MemoryUse._fields, ("#8b93a1", _GREEN, _VIOLET, _BLUE), strict=True))
-_STYLE = {
+_STYLE: Any = {  # matplotlib types its keys one by one
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
@@ -68,18 +68,9 @@ def curves(records: Sequence[Mapping[str, Any]]) -> str:
             train_steps, train = _series(records, "train", name)
             test_steps, test = _series(records, "test", name)
             axes.plot(train_steps, train, color=_BLUE, linewidth=0.8, alpha=0.35)
-            axes.plot(
-                train_steps, smooth(train), color=_BLUE, linewidth=1.6, label="train, smoothed"
-            )
-            axes.plot(
-                test_steps,
-                test,
-                color=_ORANGE,
-                linewidth=1.4,
-                marker="o",
-                markersize=3.5,
-                label="test",
-            )
+            axes.plot(train_steps, smooth(train), color=_BLUE, linewidth=1.6, label="train")
+            marks: Any = {"linewidth": 1.4, "marker": "o", "markersize": 3.5}
+            axes.plot(test_steps, test, color=_ORANGE, label="test", **marks)
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             if name == "accuracy":
                 axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -126,7 +117,7 @@ def memory(uses: Mapping[str, MemoryUse], compiled_peak: int | None, compiled_pe
             axes.barh(rows, sizes, left=left, color=colour, height=0.55, label=purpose)
             left += sizes
         furthest = max(float(left.max()), compiled_peak or 0)
-        for row, total in zip(rows, left, strict=True):
+        for row, total in enumerate(left):
             axes.text(total + furthest * 0.008, row, format_bytes(total), va="center")
         if compiled_peak is not None:
             at = rows.index(compiled_peak_row)
@@ -178,7 +169,11 @@ def columns(
 
 
 def _draw_counts(figure: Figure, axes: Axes, site: str, share: Float[np.ndarray, "L A"]) -> None:
-    image = axes.imshow(share, aspect="auto", cmap=_SHARE, vmin=0, interpolation="nearest")
+    # A few columns that are always trained must not pale all others.
+    top = max(float(np.percentile(share, 99.5)), 1e-3)
+    image = axes.imshow(
+        share, aspect="auto", cmap=_SHARE, vmin=0, vmax=top, interpolation="nearest"
+    )
     axes.set_title(f"{site}: share of steps each column was trained")
     axes.set_ylabel("block")
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))

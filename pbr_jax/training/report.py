@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pbr_jax.training import figures
 from pbr_jax.training.console import MemoryUse, format_bytes, format_ratio, format_seconds
 from pbr_jax.training.metrics import read_metrics, write_atomically
 
@@ -94,6 +93,9 @@ def _page(
     records: Sequence[Mapping[str, Any]],
     columns: Columns | None,
 ) -> str:
+    # matplotlib takes a while to import, and only the page needs it.
+    from pbr_jax.training import figures
+
     title = f"{config.get('name', 'run')}: {config.get('method', '')}"
     evaluations = [
         record
@@ -109,8 +111,8 @@ def _page(
             _section(
                 "Which columns were trained",
                 figures.columns(*columns),
-                "Left: every block is a row, every column (or group of columns) of the activation a "
-                "cell; the stronger its colour, the more often its row of the weights was trained. "
+                "Left: every block is a row, every column (or group) of the activation a cell; the "
+                "stronger its colour, the more often its row of the weights was trained. "
                 "Right: the probability of being chosen against an even choice, for the columns of "
                 "all blocks; orange became likelier, blue less likely.",
                 _table(*_site_table(columns)),
@@ -165,6 +167,8 @@ def _cards(summary: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]])
 def _memory(summary: Mapping[str, Any]) -> list[str]:
     if not summary.get("memory"):
         return []
+    from pbr_jax.training import figures
+
     method = summary["method"]
     uses = {method: MemoryUse(**summary["memory"])}
     if summary.get("full_memory") and method != "full":
@@ -202,13 +206,7 @@ def _site_table(columns: Columns) -> tuple[tuple[str, ...], list[list[str]]]:
                 f"{last.min():.3f} to {last.max():.3f}",
             ]
         )
-    head = (
-        "site",
-        "chosen per step",
-        "trained at least once",
-        "draws of the busiest tenth",
-        "probability",
-    )
+    head = ("site", "chosen per step", "ever trained", "draws of the busiest tenth", "probability")
     return head, rows
 
 

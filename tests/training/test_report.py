@@ -3,6 +3,8 @@
 import html.parser
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -206,3 +208,8 @@ def test_report_is_replaced_in_one_piece(workdir):
     write_report(workdir)
     assert not list(workdir.glob("*.tmp"))
     assert json.loads((workdir / "summary.json").read_text())["steps"] == 40
+
+
+def test_matplotlib_is_imported_only_for_a_page():
+    code = "import sys, pbr_jax.training.report; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
