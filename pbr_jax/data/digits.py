@@ -1,0 +1,59 @@
+"""The 1,797 handwritten digits that scikit-learn ships: 8x8 grey images, no download.
+
+Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
+Repository, 1998 (its test set), https://doi.org/10.24432/C50P49, CC BY 4.0.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pbr_jax.data.arrays import Dataset, Source
+
+NUM_TEST = 450
+_SPLIT_SEED = 0
+
+
+def load(classes: Sequence[int] | None = None) -> Dataset:
+    """1,347 training and 450 test images, uint8 [N, 8, 8, 1] in 0..255.
+
+    The split is fixed and stratified: each digit has the same share of the test images as of all.
+
+    Args:
+      classes: keep these digits only, in this order: label i stands for `classes[i]`. Each image
+        stays in the split that it has among all ten digits.
+    """
+    # Slow to import, and only needed here.
+    from sklearn.datasets import load_digits
+
+    values, labels = load_digits(return_X_y=True)
+    images = np.round(values * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    kept = tuple(range(10)) if classes is None else tuple(classes)
+    if not kept or len(set(kept)) != len(kept) or not set(kept) <= set(range(10)):
+        raise ValueError(f"classes = {list(kept)}: must be different digits in 0..9, at least one")
+    in_test = stratified_split(labels, NUM_TEST, _SPLIT_SEED)
+    new_labels = np.full(10, -1, np.int32)
+    new_labels[list(kept)] = np.arange(len(kept), dtype=np.int32)
+
+    def split(rows: np.ndarray) -> Source:
+        rows = rows & np.isin(labels, kept)
+        return Source(images[rows], new_labels[labels[rows]])
+
+    return Dataset(split(~in_test), split(in_test), len(kept), tuple(map(str, kept)))
+
+
+def stratified_split(labels: np.ndarray, num_test: int, seed: int) -> np.ndarray:
+    """A mask with `num_test` true entries, spread over the classes in proportion to their sizes.
+
+    Shares are rounded down, and what is left goes to the classes with the largest remainders.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    shares = num_test * counts
+    quota = shares // len(labels)
+    largest_remainders = np.argsort(-(shares % len(labels)), kind="stable")
+    quota[largest_remainders[: num_test - quota.sum()]] += 1
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
+    in_test = np.zeros(len(labels), bool)
+    for label, number in zip(classes, quota, strict=True):
+        in_test[generator.permutation(np.flatnonzero(labels == label))[:number]] = True
+    return in_test

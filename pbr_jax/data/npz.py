@@ -1,0 +1,41 @@
+"""A user's own arrays, in one `.npz` file."""
+
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from pbr_jax.data.arrays import Dataset, Source, check_source
+
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+def load(path: str | Path) -> Dataset:
+    """Reads `train_images`, `train_labels`, `test_images`, `test_labels`.
+
+    Images are [N, H, W, C], uint8 or floats in [0, 1]; labels are integers from 0. An array of
+    strings `class_names` is optional; without it there are as many classes as the largest training
+    label says. Nothing is unpickled.
+
+    Raises:
+      ValueError: no such file, not an `.npz` file, or arrays are missing; names them.
+    """
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            found = {name: archive[name] for name in archive.files}
+    except FileNotFoundError as error:
+        raise ValueError(f"path = {path}: no such file; np.savez writes one") from error
+    except (BadZipFile, OSError, EOFError, ValueError, TypeError) as error:
+        raise ValueError(f"path = {path}: not a readable .npz file ({error})") from error
+    if missing := [name for name in ARRAYS if name not in found]:
+        raise ValueError(
+            f"path = {path}: no array {', '.join(missing)}; it has {', '.join(sorted(found))}"
+        )
+    train = Source(found["train_images"], found["train_labels"])
+    test = Source(found["test_images"], found["test_labels"])
+    if "class_names" in found:
+        names = tuple(map(str, found["class_names"]))
+    else:
+        check_source("training", train)
+        names = tuple(str(label) for label in range(train.labels.max() + 1))
+    return Dataset(train, test, len(names), names)

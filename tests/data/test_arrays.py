@@ -1,0 +1,169 @@
+"""Batches depend on seed and index alone; evaluation sees every example once."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pbr_jax.data import ArrayLoader, Dataset, Source, affine, check_labels, evaluation_batches
+from pbr_jax.data.arrays import check_source
+
+
+def make_source(num=23, dtype=np.uint8):
+    """Images that show their own number, so that batches can be traced to examples."""
+    numbers = np.arange(num, dtype=np.uint8)
+    images = np.broadcast_to(numbers[:, None, None, None], (num, 4, 4, 1)).copy()
+    images = images if dtype == np.uint8 else (images / 255).astype(dtype)
+    return Source(images, np.arange(num) % 5)
+
+
+def make_loader(seed=0, augment=None, num=23, batch_size=4):
+    return ArrayLoader(*make_source(num), batch_size, seed, augment)
+
+
+def take(loader, count):
+    return list(itertools.islice(loader, count))
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(
+        a[k].dtype == b[k].dtype and a[k].tobytes() == b[k].tobytes() for k in a
+    )
+
+
+def numbers_in(batch):
+    return np.round((batch["image"][:, 0, 0, 0] + 1) * 127.5).astype(int).tolist()
+
+
+def test_batches_have_the_promised_types_and_range():
+    batch = next(make_loader())
+    assert batch["image"].dtype == np.float32 and batch["image"].shape == (4, 4, 4, 1)
+    assert batch["label"].dtype == np.int32 and batch["label"].shape == (4,)
+    ends = np.array([0, 255], np.uint8).reshape(2, 1, 1, 1)
+    loader = ArrayLoader(ends, np.arange(2), 2, 0)
+    assert sorted(next(loader)["image"].ravel()) == [-1, 1]
+
+
+def test_floats_and_bytes_give_the_same_batches():
+    bytes_ = take(ArrayLoader(*make_source(), 4, 0), 6)
+    floats = take(ArrayLoader(*make_source(dtype=np.float32), 4, 0), 6)
+    for a, b in zip(bytes_, floats, strict=True):
+        np.testing.assert_allclose(a["image"], b["image"], atol=1e-6)
+
+
+def test_labels_stay_with_their_images():
+    for batch in take(make_loader(), 12):
+        assert [n % 5 for n in numbers_in(batch)] == batch["label"].tolist()
+
+
+def test_epochs_are_permutations_that_drop_the_ragged_rest():
+    loader = make_loader()
+    assert loader.batches_per_epoch == 5
+    epochs = [sum((numbers_in(b) for b in take(loader, 5)), []) for _ in range(8)]
+    for epoch in epochs:
+        assert len(set(epoch)) == len(epoch) == 20
+    assert len({tuple(epoch) for epoch in epochs}) == 8
+    assert set(itertools.chain(*epochs)) == set(range(23))  # those dropped differ
+
+
+@given(index=st.integers(0, 40), seed=st.integers(0, 2**40))
+def test_next_batch_is_bit_equal_after_restore(index, seed):
+    walked, resumed = make_loader(seed, affine()), make_loader(seed, affine())
+    take(walked, index)
+    resumed.restore(json.loads(json.dumps(walked.state())))
+    for a, b in zip(take(walked, 3), take(resumed, 3), strict=True):
+        assert same(a, b)
+
+
+def test_restore_can_go_back():
+    loader = make_loader(augment=affine())
+    start = loader.state()
+    first = take(loader, 12)
+    loader.restore(start)
+    assert all(same(a, b) for a, b in zip(first, take(loader, 12), strict=True))
+
+
+def test_another_seed_or_index_gives_other_bits():
+    a, b = take(make_loader(0, affine()), 6), take(make_loader(1, affine()), 6)
+    assert not any(same(x, y) for x, y in zip(a, b, strict=True))
+    moved = make_loader(0, affine())
+    moved.restore(moved.state() | {"batch_index": 1})
+    assert not same(a[0], next(moved)) and same(a[1], take(make_loader(0, affine()), 2)[1])
+
+
+def test_augmentation_does_not_change_the_order():
+    plain, augmented = take(make_loader(), 10), take(make_loader(augment=affine()), 10)
+    for a, b in zip(plain, augmented, strict=True):
+        assert a["label"].tobytes() == b["label"].tobytes()
+        assert a["image"].tobytes() != b["image"].tobytes()
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"num": 24}, {"batch_size": 5}])
+def test_restore_refuses_another_loaders_state(change):
+    with pytest.raises(ValueError, match="the checkpoint was saved with"):
+        make_loader(**change).restore(make_loader().state())
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 23, 50])
+def test_evaluation_covers_every_example_once(batch_size):
+    source = make_source()
+    batches = list(evaluation_batches(source, batch_size))
+    assert {b["image"].shape for b in batches} == {(batch_size, 4, 4, 1)}
+    mask = np.concatenate([b["mask"] for b in batches])
+    assert mask.dtype == np.float32 and mask.sum() == 23
+    assert sum((numbers_in(b) for b in batches), [])[:23] == list(range(23))
+    labels = np.concatenate([b["label"] for b in batches])
+    np.testing.assert_array_equal(labels[mask == 1], source.labels)
+    assert labels.dtype == np.int32 and not labels[mask == 0].any()
+
+
+IMAGES, LABELS = make_source(6)
+FLOATS = IMAGES / 255
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (IMAGES[..., 0], LABELS, r"shape \(6, 4, 4\): must be \[N, height, width, channels\]"),
+        (IMAGES[:0], LABELS[:0], "images are empty"),
+        (IMAGES, LABELS[:5], "6 images and 5 labels"),
+        (IMAGES, LABELS.astype(float), "must be integers"),
+        (IMAGES, LABELS[:, None], r"of shape \(6, 1\)"),
+        (IMAGES.astype(np.int64), LABELS, "int64: must be uint8"),
+        (IMAGES.astype(np.float32), LABELS, r"\[0, 5\]: floats must lie in"),
+        (FLOATS.astype(np.float32) - 1, LABELS, "floats must lie in"),
+        (np.where(IMAGES == 3, np.nan, FLOATS), LABELS, "NaN.* 1 of 6 .*first in example 3"),
+        (np.where(IMAGES > 3, np.inf, FLOATS), LABELS, "infinity in 2 of 6"),
+        (IMAGES, LABELS - 1, "label -1 of example 0"),
+    ],
+)
+def test_wrong_arrays_are_named(images, labels, message):
+    with pytest.raises(ValueError, match=message):
+        ArrayLoader(images, labels, 2, 0)
+
+
+def test_labels_beyond_the_classes_are_named():
+    with pytest.raises(ValueError, match=r"test label 4 of example 4: must be in 0\.\.3"):
+        check_source("test", Source(IMAGES, LABELS), 4)
+
+
+@pytest.mark.parametrize("batch_size", [0, 24])
+def test_wrong_batch_size_is_named(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size = {batch_size}: must be between 1 and"):
+        make_loader(batch_size=batch_size)
+
+
+def test_negative_seed_is_named():
+    with pytest.raises(ValueError, match="seed = -1"):
+        make_loader(seed=-1)
+
+
+def test_labels_that_training_never_shows_are_named():
+    train, test = Source(IMAGES[:3], np.array([0, 1, 1])), Source(IMAGES, LABELS)
+    names = ("ant", "bee", "cat", "dog", "eel")
+    with pytest.raises(ValueError, match=r"cat \(1 examples\), dog \(1 examples\), eel"):
+        check_labels(Dataset(train, test, 5, names))
+    check_labels(Dataset(test, train, 5, names))
