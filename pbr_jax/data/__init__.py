@@ -12,7 +12,7 @@ from pbr_jax.data.arrays import (
     Source,
     check_labels,
     check_source,
-    evaluation_batches,
+    test_batches,
 )
 from pbr_jax.data.augment import affine
 
@@ -28,9 +28,15 @@ __all__ = [
     "affine",
     "check_labels",
     "check_source",
-    "evaluation_batches",
     "load",
+    "test_batches",
+    "train_batches",
 ]
+
+
+def train_batches(source: Source, batch_size: int, seed: int, augment: bool) -> ArrayLoader:
+    """Endless shuffled batches, augmented by `affine()` or not at all."""
+    return ArrayLoader(*source, batch_size, seed, affine() if augment else None)
 
 
 def load(name: str, path: str | None = None, classes: Sequence[int] | None = None) -> Dataset:

@@ -124,19 +124,19 @@ class ArrayLoader:
         return np.random.Generator(np.random.Philox(sequence))
 
 
-def evaluation_batches(source: Source, batch_size: int) -> Iterator[Batch]:
+def test_batches(source: Source, batch_size: int) -> Iterator[Batch]:
     """Yields every example exactly once, in order, in batches of one shape.
 
-    The last batch is filled up with zeros. `mask: Float32[B]` is 1 for examples and 0 for filling,
-    so that `sum(mask * correct) / sum(mask)` is exact.
+    The last batch is filled up with zeros. `mask: Bool[B]` is true for examples and false for
+    filling.
     """
-    check_source("evaluation", source)
+    check_source("test", source)
     if batch_size < 1:
         raise ValueError(f"batch_size = {batch_size}: must be at least 1")
     for start in range(0, len(source.labels), batch_size):
         images = normalize(to_unit(source.images[start : start + batch_size]))
         labels = source.labels[start : start + batch_size].astype(np.int32)
-        mask = np.ones(len(labels), np.float32)
+        mask = np.ones(len(labels), bool)
         missing = batch_size - len(labels)
         yield {
             "image": np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pbr_jax.data import ArrayLoader, Dataset, Source, affine, check_labels, evaluation_batches
+from pbr_jax.data import ArrayLoader, Dataset, Source, affine, check_labels, test_batches
 from pbr_jax.data.arrays import check_source
 
 
@@ -110,14 +110,14 @@ def test_restore_refuses_another_loaders_state(change):
 @pytest.mark.parametrize("batch_size", [1, 4, 23, 50])
 def test_evaluation_covers_every_example_once(batch_size):
     source = make_source()
-    batches = list(evaluation_batches(source, batch_size))
+    batches = list(test_batches(source, batch_size))
     assert {b["image"].shape for b in batches} == {(batch_size, 4, 4, 1)}
     mask = np.concatenate([b["mask"] for b in batches])
-    assert mask.dtype == np.float32 and mask.sum() == 23
+    assert mask.dtype == bool and mask.sum() == 23
     assert sum((numbers_in(b) for b in batches), [])[:23] == list(range(23))
     labels = np.concatenate([b["label"] for b in batches])
-    np.testing.assert_array_equal(labels[mask == 1], source.labels)
-    assert labels.dtype == np.int32 and not labels[mask == 0].any()
+    np.testing.assert_array_equal(labels[mask], source.labels)
+    assert labels.dtype == np.int32 and not labels[~mask].any()
 
 
 IMAGES, LABELS = make_source(6)

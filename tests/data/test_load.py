@@ -120,3 +120,13 @@ def test_arguments_of_another_data_set_are_refused():
         data.load("digits", "somewhere")
     with pytest.raises(ValueError, match="npz needs a path"):
         data.load("npz")
+
+
+def test_train_batches_are_augmented_on_request():
+    source = data.load("digits").train
+    plain = next(data.train_batches(source, 8, 0, augment=False))
+    augmented = next(data.train_batches(source, 8, 0, augment=True))
+    assert plain["image"].shape == (8, 8, 8, 1)
+    np.testing.assert_array_equal(plain["label"], augmented["label"])
+    assert plain["image"].tobytes() != augmented["image"].tobytes()
+    assert plain["image"].tobytes() == next(data.ArrayLoader(*source, 8, 0))["image"].tobytes()
