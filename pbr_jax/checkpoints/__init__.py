@@ -1,0 +1,1 @@
+"""Public weight formats to and from our parameter trees."""

@@ -1,0 +1,87 @@
+"""Methods by name: what a block keeps, and who chooses the columns.
+
+`resolve("prebackrazor++/js50")` is PreBackRazor++ with JointSPAR over half of the parameter tensors. Every
+field of a method can be overridden.
+"""
+
+import dataclasses
+import re
+
+from pbr_jax.plans import Keep, ResidualPlan
+
+_PAPER_KEEP = 0.1  # the paper's "90 %"
+
+
+def uniform_keep(keep: float) -> Keep:
+    """The same fraction at every site."""
+    return Keep(keep, keep, keep, keep)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to fine-tune.
+
+    Attributes:
+      name: as given to `resolve`.
+      plan: what a transformer block keeps for its backward pass.
+      policy: who chooses columns before the forward pass: "uniform", "bandit" or "importance"; None where the
+        plan needs none.
+      joint_spar: fraction of parameter tensors that are trained at a time; None means all.
+    """
+
+    name: str
+    plan: ResidualPlan
+    policy: str | None = None
+    joint_spar: float | None = None
+
+
+_PRUNED = {"keep": uniform_keep(_PAPER_KEEP)}
+_BACKRAZOR = ResidualPlan(linear="elements", layer_norm="elements", attention="elements", **_PRUNED)
+
+PRESETS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("full", ResidualPlan()),
+        Method("remat", ResidualPlan(recompute=True)),
+        Method("backrazor", _BACKRAZOR),
+        Method("prebackrazor-", dataclasses.replace(_BACKRAZOR, linear="magnitude")),
+        Method("prebackrazor", ResidualPlan(linear="columns", **_PRUNED), "bandit"),
+        Method(
+            "prebackrazor++", ResidualPlan(linear="columns", attention="channels", **_PRUNED), "bandit"
+        ),
+    )
+}
+METHODS: tuple[str, ...] = tuple(PRESETS)
+
+
+def resolve(
+    name: str, *, keep: float | Keep | None = None, policy: str | None = None, joint_spar: float | None = None,
+    **plan_fields: object,
+) -> Method:
+    """The method called `name`, with any field overridden.
+
+    Args:
+      name: one of `METHODS`, optionally with a suffix `/jsNN`: JointSPAR with NN % of the parameter tensors.
+      keep: fraction of columns or elements kept, for all sites or per site. Ignored by methods that keep all.
+      policy: who chooses the columns.
+      joint_spar: fraction of tensors, in place of the suffix.
+      **plan_fields: fields of `ResidualPlan`; None leaves the method's own.
+
+    Raises:
+      ValueError: the name is unknown, or an override does not apply to this method.
+    """
+    match = re.fullmatch(r"(?P<base>.+?)(/js(?P<percent>[1-9][0-9]?))?", name)
+    if match is None or match["base"] not in PRESETS:
+        raise ValueError(f"method = {name!r}: must be one of {', '.join(METHODS)}, optionally followed by /js50 or the like")
+    preset = PRESETS[match["base"]]
+    given = {field: value for field, value in plan_fields.items() if value is not None}
+    if keep is not None:
+        if preset.plan.keep == Keep():
+            raise ValueError(f"pruning.keep = {keep}: method {name!r} prunes nothing; choose another method or drop keep")
+        given["keep"] = keep if isinstance(keep, Keep) else uniform_keep(keep)
+    if policy is not None and preset.policy is None:
+        raise ValueError(f"pruning.policy = {policy!r}: method {name!r} lets no policy choose columns")
+    if match["percent"]:
+        joint_spar = joint_spar or int(match["percent"]) / 100
+    plan = dataclasses.replace(preset.plan, **given)
+    return Method(name, plan, policy or preset.policy, joint_spar)

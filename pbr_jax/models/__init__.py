@@ -1,0 +1,1 @@
+"""Models whose blocks keep what a residual plan says."""

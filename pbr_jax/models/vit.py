@@ -1,0 +1,156 @@
+"""Vision Transformer (Dosovitskiy et al., 2021), pre-norm, with scanned blocks.
+
+Parameters of the blocks are stacked `[L, ...]` and run under one `nn.scan`: compile time does not grow with
+depth, and what a block keeps for the backward pass is exactly what its plan says.
+
+    embedding {kernel [patch * patch * C, D], bias}   cls [1, 1, D]   pos_embedding [1, N, D]
+    blocks    norm1, norm2 {scale, bias [L, D]}
+              qkv {kernel [L, D, 3 D], bias}  proj {kernel [L, D, D], bias}
+              fc1 {kernel [L, D, F], bias}    fc2 {kernel [L, F, D], bias}
+    norm {scale, bias [D]}   head {kernel [D, classes], bias}
+
+A training call also takes the collection `selection`, `{"blocks": {site: {columns, rows, active}}}` with a
+leading axis L on every leaf (see `pbr_jax.ops.linear`).
+"""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from pbr_jax.ops import half_blocks, layer_norm, linear, pair
+from pbr_jax.plans import ResidualPlan
+
+_EPSILON = 1e-6
+
+
+class LinearParams(nn.Module):
+    """Declares `kernel [D, F]` and `bias [F]`, and returns them with what `selection` holds for them."""
+
+    in_features: int
+    out_features: int
+    zeros: bool = False
+
+    @nn.compact
+    def __call__(self) -> dict:
+        init = nn.initializers.zeros if self.zeros else nn.initializers.xavier_uniform()
+        params = {
+            "kernel": self.param("kernel", init, (self.in_features, self.out_features)),
+            "bias": self.param("bias", nn.initializers.zeros, (self.out_features,)),
+        }
+        names = (n for n in ("columns", "rows", "active") if self.has_variable("selection", n))
+        return params | {n: self.get_variable("selection", n) for n in names}
+
+
+class NormParams(nn.Module):
+    """Declares `scale` and `bias`, `[D]`."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self) -> dict:
+        return {
+            "scale": self.param("scale", nn.initializers.ones, (self.features,)),
+            "bias": self.param("bias", nn.initializers.zeros, (self.features,)),
+        }
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block, `[B, N, D] -> [B, N, D]`."""
+
+    mlp_dim: int
+    plan: ResidualPlan
+    shape: half_blocks.BlockShape
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, None]:
+        width = x.shape[-1]
+        params = {
+            "norm1": NormParams(width, name="norm1")(),
+            "qkv": LinearParams(width, 3 * width, name="qkv")(),
+            "proj": LinearParams(width, width, name="proj")(),
+            "norm2": NormParams(width, name="norm2")(),
+            "fc1": LinearParams(width, self.mlp_dim, name="fc1")(),
+            "fc2": LinearParams(self.mlp_dim, width, name="fc2")(),
+        }
+        aux = {}
+        if train and self.shape.dropout > 0:
+            fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+            aux["keys"] = fold(self.make_rng("dropout"), jnp.arange(x.shape[0], dtype=jnp.uint32))
+        block = half_blocks.transformer_block(self.plan, self.shape)
+        apply = pair.bind(block, functools.partial(half_blocks.check_selection, self.plan))
+        return apply(params, x, aux), None
+
+
+class ViT(nn.Module):
+    """ViT classifier: `[B, H, W, C] -> logits float32 [B, num_classes]`.
+
+    Attributes:
+      width, depth, heads, mlp_dim: D, L, H and the hidden width of the MLP.
+      patch, image_size, channels: of the input, in pixels.
+      num_classes: outputs of the head.
+      pool: "cls" reads the class token, "mean" the mean of all patch tokens (there is no class token then).
+      dropout: rate on both residual branches and after GELU.
+      dtype: of the activations; parameters stay float32.
+      approximate_gelu: tanh form instead of erf.
+      plan: what the blocks keep for the backward pass.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    patch: int
+    image_size: int
+    num_classes: int
+    channels: int = 3
+    pool: Literal["cls", "mean"] = "cls"
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+    approximate_gelu: bool = False
+    plan: ResidualPlan = ResidualPlan()
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        x = self._embed(images.astype(self.dtype))
+        scanned = nn.scan(
+            Block,
+            variable_axes={"params": 0, "selection": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=self.depth,
+        )
+        shape = half_blocks.BlockShape(self.heads, _EPSILON, self.dropout, self.approximate_gelu)
+        plan = self.plan if train else ResidualPlan()  # evaluation keeps nothing, whatever the plan
+        x, _ = scanned(self.mlp_dim, plan, shape, name="blocks")(x, train)
+        # LayerNorm acts on each token alone, so the class token can be taken first: nothing is kept of the rest.
+        if self.pool == "cls":
+            x = x[:, 0]
+        norm = NormParams(self.width, name="norm")()
+        x = layer_norm.layer_norm(x, norm["scale"], norm["bias"], epsilon=_EPSILON)
+        if self.pool == "mean":
+            x = jnp.mean(x, axis=1, dtype=jnp.float32).astype(self.dtype)
+        head = LinearParams(self.width, self.num_classes, zeros=True, name="head")()
+        return linear.linear(x, head["kernel"], head["bias"]).astype(jnp.float32)
+
+    def _embed(self, images: jax.Array) -> jax.Array:
+        """Patches as tokens: `[B, H, W, C] -> [B, N, D]`, with class token and position embedding."""
+        expected = (self.image_size, self.image_size, self.channels)
+        if images.shape[1:] != expected:
+            raise ValueError(
+                f"images have shape {images.shape}: must be [B, {', '.join(map(str, expected))}], the image_size and"
+                " channels of this model"
+            )
+        batch, side = images.shape[0], self.image_size // self.patch
+        patches = images.reshape(batch, side, self.patch, side, self.patch, self.channels)
+        patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * side, -1)
+        p = LinearParams(patches.shape[-1], self.width, name="embedding")()
+        x = linear.linear(patches, p["kernel"], p["bias"])
+        if self.pool == "cls":
+            cls = self.param("cls", nn.initializers.zeros, (1, 1, self.width))
+            x = jnp.concatenate([jnp.broadcast_to(cls.astype(x.dtype), (batch, 1, self.width)), x], axis=1)
+        positions = nn.initializers.normal(0.02)
+        pos = self.param("pos_embedding", positions, (1, x.shape[1], self.width))
+        return x + pos.astype(x.dtype)

@@ -1,0 +1,133 @@
+"""An op is a pair of pure functions; `bind` makes it differentiable.
+
+`custom_vjp` alone cannot compose: what one op saves is hidden from the next. A pair shows its residual, so a
+transformer block can share one residual among several consumers, drop it and recompute it, or run in chunks
+of the batch, and still be one function to JAX.
+
+The three arguments of a pair are
+
+* `params`: a pytree shared by all samples: weights, and the selection that applies to them (`columns`, zeros
+  `rows` whose cotangent is the packed weight gradient, `active` flags of JointSPAR);
+* `x`: the activation, `[B, ...]`, differentiated;
+* `aux`: a pytree with leading axis B that is not differentiated (dropout keys, attention masks), or None.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+PyTree = Any
+
+
+class Pair(NamedTuple):
+    """A differentiable function as two pure functions.
+
+    Attributes:
+      forward: `(params, x, aux) -> (y, residual)`.
+      backward: `(params, residual, aux, dy) -> (dparams, dx)`. `dparams` has the structure of `params`, with
+        None for what is not differentiated.
+    """
+
+    forward: Callable[[PyTree, jax.Array, PyTree], tuple[jax.Array, PyTree]]
+    backward: Callable[[PyTree, PyTree, PyTree, jax.Array], tuple[PyTree, jax.Array]]
+
+
+def bind(
+    pair: Pair, check: Callable[[PyTree], None] = lambda params: None
+) -> Callable[[PyTree, jax.Array, PyTree], jax.Array]:
+    """The pair as a function `(params, x, aux) -> y` that JAX can differentiate (reverse mode).
+
+    `check(params)` runs when the function is about to be differentiated, and only then: what a backward pass
+    needs may be absent in evaluation.
+    """
+
+    @jax.custom_vjp
+    def apply(params, x, aux):
+        return pair.forward(params, x, aux)[0]
+
+    def forward(params, x, aux):
+        check(params)
+        y, residual = pair.forward(params, x, aux)
+        return y, (params, residual, aux)
+
+    def backward(saved, dy):
+        params, residual, aux = saved
+        dparams, dx = pair.backward(params, residual, aux, dy)
+        return dparams, dx, None
+
+    apply.defvjp(forward, backward)
+    return apply
+
+
+def sequence(first: Pair, second: Pair) -> Pair:
+    """`second(first(x))`; both read their own entries of the same `params` dict."""
+
+    def forward(params, x, aux):
+        y, first_residual = first.forward(params, x, aux)
+        z, second_residual = second.forward(params, y, aux)
+        return z, (first_residual, second_residual)
+
+    def backward(params, residual, aux, dz):
+        second_grads, dy = second.backward(params, residual[1], aux, dz)
+        first_grads, dx = first.backward(params, residual[0], aux, dy)
+        return {**first_grads, **second_grads}, dx
+
+    return Pair(forward, backward)
+
+
+def recompute(pair: Pair) -> Pair:
+    """Saves only the input and runs the forward pass again in the backward pass (rematerialisation)."""
+
+    def forward(params, x, aux):
+        return pair.forward(params, x, aux)[0], x
+
+    def backward(params, x, aux, dy):
+        # Without the barrier XLA may merge the second forward pass with the first and keep its residual.
+        x, dy = lax.optimization_barrier((x, dy))
+        _, residual = pair.forward(params, x, aux)
+        return pair.backward(params, residual, aux, dy)
+
+    return Pair(forward, backward)
+
+
+def in_chunks(pair: Pair, num_chunks: int) -> Pair:
+    """Runs both passes in `num_chunks` equal parts of the batch, one after the other.
+
+    Residuals are as large as before, transients `num_chunks` times smaller; weight gradients accumulate.
+
+    Raises:
+      ValueError: the batch is not a multiple of `num_chunks`.
+    """
+    if num_chunks == 1:
+        return pair
+
+    def split(array):
+        if array.shape[0] % num_chunks:
+            raise ValueError(
+                f"batch_chunks = {num_chunks}: must divide the batch of {array.shape[0]}; choose a divisor"
+            )
+        return array.reshape(num_chunks, array.shape[0] // num_chunks, *array.shape[1:])
+
+    def forward(params, x, aux):
+        def chunk(parts):
+            return pair.forward(params, *parts)
+
+        y, residual = lax.map(chunk, (split(x), jax.tree.map(split, aux)))
+        return y.reshape(x.shape), residual
+
+    def backward(params, residual, aux, dy):
+        def chunk(total, parts):
+            grads, dx = pair.backward(params, *parts)
+            return jax.tree.map(jnp.add, total, grads), dx
+
+        parts = (residual, jax.tree.map(split, aux), split(dy))
+        first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), parts)
+        shapes, _ = jax.eval_shape(lambda *p: pair.backward(params, *p), *first)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        grads, dx = lax.scan(chunk, zeros, parts)
+        return grads, dx.reshape(dy.shape)
+
+    return Pair(forward, backward)

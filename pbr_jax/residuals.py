@@ -1,0 +1,189 @@
+"""What an op saves for its backward pass, and how many bytes that takes.
+
+Shape alphabet of the package: `B` batch, `N` tokens, `D` input columns, `F` output features, `K` kept
+columns, `H` heads, `L` blocks.
+
+Three kinds live here (the fourth, `dense`, is the array itself):
+
+* packed *columns*, the residual of PreBackRazor (Algorithm 1, lines 8-15): `x[..., columns]`;
+* *elements*, the residual of BackRazor: the largest magnitudes of each sample as a bit mask and the kept
+  values (Jiang et al., NeurIPS 2022);
+* *channels*, columns per attention head, for the sparse attention of PreBackRazor++.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+_BITS_PER_BYTE = 8
+
+
+def _check_keep(keep: float, what: str) -> None:
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep = {keep}: must be in (0, 1]; 0.1 keeps 10 % of the {what}")
+
+
+def round_up_columns(keep: float, num_columns: int) -> int:
+    """Number of columns that `keep` stands for: `min(D, 8 * ceil(keep * D / 8))`.
+
+    A multiple of 8 keeps the packed matrix products aligned for tensor cores.
+    """
+    _check_keep(keep, "columns")
+    # The small slack keeps 0.1 * 80 = 8.000000000000002 from asking for a ninth column.
+    return min(num_columns, 8 * int(-(-(keep * num_columns - 1e-9) // 8)))
+
+
+def check_columns(columns: jax.Array, num_columns: int, name: str = "columns") -> None:
+    """Checks a selection where it can be checked: shape and dtype always, values outside jit.
+
+    Raises:
+      ValueError: `columns` is not int32 `[K]`, K exceeds D, or an index lies outside `0..D`. Index D is
+        allowed: it marks an unused slot (see `pbr_jax.pruning`).
+    """
+    if columns.dtype != jnp.int32:
+        raise ValueError(f"{name} has dtype {columns.dtype}: must be int32; use {name}.astype(jnp.int32)")
+    if columns.ndim != 1:
+        raise ValueError(f"{name} has shape {columns.shape}: must be [K], one index per kept column")
+    if columns.shape[0] > num_columns:
+        raise ValueError(
+            f"{name} has K = {columns.shape[0]} entries: must be at most D = {num_columns}, the number of"
+            " columns of the input"
+        )
+    if not isinstance(columns, jax.core.Tracer) and columns.size:
+        # NumPy, because a selection that a jitted function closes over must be read while it is traced.
+        values = np.asarray(columns)
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > num_columns:
+            bad = low if low < 0 else high
+            raise ValueError(
+                f"{name} contains {bad}: must be in 0..{num_columns - 1} (D - 1), or D = {num_columns} for an"
+                " unused slot"
+            )
+
+
+def take_columns(x: jax.Array, columns: jax.Array) -> jax.Array:
+    """Packs `x[..., columns]`: `[..., D], int32 [K] -> [..., K]`; unused slots (index D) read as zero."""
+    return jnp.take(x, columns, axis=-1, mode="fill", fill_value=0)
+
+
+def put_rows(rows: jax.Array, columns: jax.Array, num_rows: int) -> jax.Array:
+    """Scatters packed rows into zeros: `[K, F], int32 [K] -> [D, F]`; unused slots are dropped."""
+    return jnp.zeros((num_rows, *rows.shape[1:]), rows.dtype).at[columns].set(rows, mode="drop")
+
+
+def largest_columns(x: jax.Array, num_kept: int) -> jax.Array:
+    """The K columns of largest norm over the whole batch, sorted: `[..., D] -> int32 [K]` (PreBackRazor-)."""
+    energy = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=tuple(range(x.ndim - 1)))
+    return jnp.sort(lax.top_k(energy, num_kept)[1])
+
+
+class Elements(NamedTuple):
+    """The largest elements of each sample, in order of position.
+
+    Attributes:
+      bits: uint8 `[B, ceil(M / 8)]`, one bit per element of a sample (M elements), most significant first.
+      values: `[B, k]`, the kept elements.
+    """
+
+    bits: jax.Array
+    values: jax.Array
+
+
+def half_precision(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+    """The dtype BackRazor stores values in: float16 for float32 inputs, 16-bit inputs as they are."""
+    return jnp.dtype(jnp.float16) if dtype == jnp.float32 else jnp.dtype(dtype)
+
+
+def _magnitude_order(x: jax.Array) -> jax.Array:
+    """Unsigned integers that order like |x|: the bits of a float without its sign."""
+    unsigned = {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    return lax.bitcast_convert_type(jnp.abs(x), unsigned)
+
+
+def _kth_largest(order: jax.Array, k: int) -> jax.Array:
+    """Exact k-th largest of each row, `[B, M] -> [B, 1]`, one bit per pass instead of a sort."""
+    num_bits = 8 * order.dtype.itemsize - 1  # the sign bit is zero
+
+    def set_bit(i, threshold):
+        bit = jnp.left_shift(jnp.ones((), order.dtype), (num_bits - 1 - i).astype(order.dtype))
+        candidate = threshold | bit
+        enough = jnp.sum(order >= candidate, axis=1, keepdims=True, dtype=jnp.int32) >= k
+        return jnp.where(enough, candidate, threshold)
+
+    return lax.fori_loop(0, num_bits, set_bit, jnp.zeros((order.shape[0], 1), order.dtype))
+
+
+def _ranks(bits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """For each element of a bit mask: is it kept, and how many kept ones precede it. `[B, M']`, M' = 8 bytes."""
+    kept = jnp.unpackbits(bits, axis=1)
+    per_byte = lax.population_count(bits).astype(jnp.int32)
+    before_byte = jnp.cumsum(per_byte, axis=1) - per_byte
+    within = kept.reshape(*bits.shape, _BITS_PER_BYTE).astype(jnp.int32)
+    before_bit = jnp.cumsum(within, axis=2) - within
+    ranks = before_byte[:, :, None] + before_bit
+    return kept.astype(bool), ranks.reshape(kept.shape)
+
+
+def pack_elements(x: jax.Array, keep: float, dtype: jax.typing.DTypeLike | None = None) -> Elements:
+    """Keeps the `round(keep * M)` elements of largest magnitude of each sample.
+
+    Args:
+      x: `[B, ...]`, M elements per sample.
+      keep: fraction of elements to keep, in (0, 1].
+      dtype: of the stored values; None keeps that of `x`. Values are clipped to its finite range.
+
+    Of elements that tie with the k-th largest magnitude those of lowest index are kept, so the number kept is
+    exactly k (BackRazor's code keeps all ties; without ties the two are the same).
+    """
+    _check_keep(keep, "elements")
+    flat = x.reshape(x.shape[0], -1)
+    size = flat.shape[1]
+    k = max(1, round(keep * size))
+    order = _magnitude_order(flat)
+    threshold = _kth_largest(order, k)
+    above, equal = order > threshold, order == threshold
+    room = k - jnp.sum(above, axis=1, keepdims=True, dtype=jnp.int32)
+    kept = above | (equal & (jnp.cumsum(equal, axis=1, dtype=jnp.int32) <= room))
+    bits = jnp.packbits(kept, axis=1)
+    _, ranks = _ranks(bits)
+    slots = jnp.where(kept, ranks[:, :size], k)  # k lies outside: dropped
+    dtype = dtype or x.dtype
+    largest = min(float(jnp.finfo(dtype).max), float(jnp.finfo(x.dtype).max))
+    stored = jnp.clip(flat, -largest, largest).astype(dtype)
+    empty = jnp.zeros((k,), dtype)
+    values = jax.vmap(lambda s, v: empty.at[s].set(v, mode="drop"))(slots, stored)
+    return Elements(bits, values)
+
+
+def unpack_elements(elements: Elements, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+    """The pruned dense array `[B, ...]` of `shape`; elements that were not kept are zero."""
+    kept, ranks = _ranks(elements.bits)
+    values = jnp.take_along_axis(elements.values, ranks, axis=1, mode="clip").astype(dtype)
+    dense = jnp.where(kept, values, jnp.zeros((), dtype))
+    return dense[:, : _size(shape)].reshape(shape)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for axis in shape[1:]:
+        size *= axis
+    return size
+
+
+def largest_channels(energy: jax.Array, num_kept: int) -> jax.Array:
+    """Channels of largest energy in each head, sorted: `[H, head] -> int32 [H, K_h]`."""
+    return jnp.sort(lax.top_k(energy, num_kept)[1], axis=-1)
+
+
+def take_channels(x: jax.Array, channels: jax.Array) -> jax.Array:
+    """Packs channels per head: `[B, H, N, head], int32 [H, K_h] -> [B, H, N, K_h]`."""
+    return jnp.take_along_axis(x, channels[None, :, None, :], axis=-1, mode="clip")
+
+
+def put_channels(packed: jax.Array, channels: jax.Array, num_channels: int) -> jax.Array:
+    """Scatters packed channels into zeros: `[B, H, N, K_h], int32 [H, K_h] -> [B, H, N, head]`."""
+    one_hot = jax.nn.one_hot(channels, num_channels, dtype=packed.dtype)  # exact: one term per output
+    return jnp.einsum("bhnk,hkc->bhnc", packed, one_hot)

@@ -1,0 +1,52 @@
+"""How the policies moved during a run: `pruning.npz`, from which the report draws its picture."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+
+from pbr_jax.training.selection import SelectorState
+
+FILE = "pruning.npz"
+
+
+class PruningHistory:
+    """Snapshots of every site's probabilities, on disk after each one.
+
+    The file holds `steps` int [S], `probs/<site>` float16 [S, L, A] and `counts/<site>` int32 [L, A], the
+    latter up to the last snapshot. Nothing is written for a method without policies.
+
+    Args:
+      workdir: of the run.
+      resume_step: snapshots of later steps are dropped; None drops all.
+    """
+
+    def __init__(self, workdir: Path, resume_step: int | None):
+        self._path = workdir / FILE
+        self._steps: list[int] = []
+        self._probs: dict[str, list[np.ndarray]] = {}
+        if resume_step is None:
+            self._path.unlink(missing_ok=True)
+        elif self._path.is_file():
+            with np.load(self._path) as file:
+                kept = int(np.sum(file["steps"] <= resume_step))
+                self._steps = file["steps"][:kept].tolist()
+                names = [n for n in file.files if n.startswith("probs/")]
+                self._probs = {n.removeprefix("probs/"): list(file[n][:kept]) for n in names}
+
+    def record(self, step: int, state: SelectorState) -> None:
+        """Adds a snapshot, unless there is one of this step."""
+        if not state.columns or step in self._steps:
+            return
+        self._steps.append(step)
+        arrays = {"steps": np.asarray(self._steps, np.int64)}
+        for site, policy in state.columns.items():
+            self._probs.setdefault(site, []).append(np.asarray(policy.probs, np.float16))
+            arrays[f"probs/{site}"] = np.stack(self._probs[site])
+            arrays[f"counts/{site}"] = np.asarray(policy.counts)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_bytes(buffer.getvalue())
+        os.replace(temporary, self._path)

@@ -1,0 +1,161 @@
+"""Who trains in a step: columns of every site, and parameter tensors (JointSPAR), as pure functions.
+
+`make_selector` joins the policies of all sites into one stateful method whose state is a pytree of the train
+state; nothing else in training knows how columns are chosen.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pbr_jax import pruning
+from pbr_jax.training.optimizer import ALL, Rows
+
+PyTree = Any
+TENSORS = ("kernel", "bias")
+
+
+class SelectorState(NamedTuple):
+    """State of all policies.
+
+    Attributes:
+      columns: `{site: PolicyState}`, leaves `[L, ...]`; empty where no policy chooses columns.
+      tensors: `{site: {"kernel" | "bias": JointSparState}}`; empty without JointSPAR.
+    """
+
+    columns: dict[str, pruning.PolicyState]
+    tensors: dict[str, dict[str, pruning.JointSparState]]
+
+
+class Selection(NamedTuple):
+    """What one step trains of the stacked kernels and biases of a model.
+
+    Attributes:
+      columns: `{site: int32 [L, K]}`; all unused (index D) in blocks whose kernel JointSPAR froze.
+      active: `{site: {"kernel" | "bias": int32 [M]}}`, blocks whose tensor is trained, sorted.
+    """
+
+    columns: dict[str, jax.Array]
+    active: dict[str, dict[str, jax.Array]]
+
+
+class Selector(NamedTuple):
+    """Pure functions; hyper-parameters closed over.
+
+    Attributes:
+      init: `() -> state`.
+      select: `(key, state, step) -> (state, selection)`. The key is consumed.
+      update: `(state, selection, grads, step) -> state`; `grads` is `{site: {"kernel", "bias"}}`, the
+        kernel's packed `[L, K, F]` where the site has columns, before any division by p.
+      unbias: `(state, selection, grads) -> grads`: kept rows divided by the probability they were drawn with.
+    """
+
+    init: Callable[[], SelectorState]
+    select: Callable[[jax.Array, SelectorState, jax.Array], tuple[SelectorState, Selection]]
+    update: Callable[[SelectorState, Selection, PyTree, jax.Array], SelectorState]
+    unbias: Callable[[SelectorState, Selection, PyTree], PyTree]
+
+
+def make_selector(
+    policies: Mapping[str, pruning.PruningPolicy],
+    tensors: Mapping[str, pruning.JointSpar],
+    num_columns: Mapping[str, int],
+    num_blocks: int,
+) -> Selector:
+    """Joins stacked column policies and tensor policies.
+
+    Args:
+      policies: `{site: policy}` over `[L]` blocks (see `pruning.stacked`); sites trained densely are absent.
+      tensors: `{site: joint_spar}`, used for the site's kernel and, with a state of its own, for its bias.
+      num_columns: `{site: D}`.
+      num_blocks: L.
+    """
+
+    def init() -> SelectorState:
+        return SelectorState(
+            {site: policy.init() for site, policy in policies.items()},
+            {site: {name: spar.init() for name in TENSORS} for site, spar in tensors.items()},
+        )
+
+    def select(key, state, step):
+        spar_key, column_key = jax.random.split(key)
+        drawn: dict[str, dict[str, pruning.JointSparState]] = {}
+        for i, (site, spar) in enumerate(tensors.items()):
+            keys = jax.random.split(jax.random.fold_in(spar_key, i), len(TENSORS))
+            drawn[site] = {
+                name: spar.sample(k, state.tensors[site][name], step)
+                for name, k in zip(TENSORS, keys, strict=True)
+            }
+        active = {site: {n: s.active for n, s in named.items()} for site, named in drawn.items()}
+        columns = {}
+        for i, (site, policy) in enumerate(policies.items()):
+            chosen = policy.sample(jax.random.fold_in(column_key, i), state.columns[site])
+            if site in active:
+                trained = block_flags(active[site]["kernel"], num_blocks)[:, None]
+                chosen = jnp.where(trained, chosen, num_columns[site])
+            columns[site] = chosen
+        return state._replace(tensors=drawn), Selection(columns, active)
+
+    def update(state, selection, grads, step):
+        columns = {}
+        for site, policy in policies.items():
+            norms = jnp.sum(jnp.square(grads[site]["kernel"].astype(jnp.float32)), axis=-1)
+            columns[site] = policy.update(state.columns[site], selection.columns[site], norms)
+        updated = {}
+        for site, spar in tensors.items():
+            updated[site] = {
+                name: spar.update(state.tensors[site][name], _tensor_norms(grads[site][name], active), step)
+                for name, active in selection.active[site].items()
+            }
+        return SelectorState(columns, updated)
+
+    def unbias(state, selection, grads):
+        out = dict(grads)
+        for site, policy in policies.items():
+            p = policy.inclusion(state.columns[site], selection.columns[site])
+            kernel = grads[site]["kernel"]
+            out[site] = grads[site] | {"kernel": kernel / p[..., None].astype(kernel.dtype)}
+        return out
+
+    return Selector(init, select, update, unbias)
+
+
+def block_flags(active: jax.Array, num_blocks: int) -> jax.Array:
+    """Indices of active blocks as flags: `int32 [M] -> bool [L]`."""
+    return jnp.zeros((num_blocks,), bool).at[active].set(True)
+
+
+def _tensor_norms(grad: jax.Array, active: jax.Array) -> jax.Array:
+    squares = jnp.square(grad.astype(jnp.float32))
+    return jnp.sum(squares, axis=tuple(range(1, grad.ndim)))[active]
+
+
+def model_variables(selection: Selection, rows: dict[str, jax.Array], num_blocks: int) -> PyTree:
+    """The Flax collection `selection` for the stacked blocks: columns, zero rows and flags of each site."""
+    sites: dict[str, dict[str, Any]] = {}
+    for site, columns in selection.columns.items():
+        sites[site] = {"columns": columns, "rows": rows[site]}
+    for site, named in selection.active.items():
+        flags = {name: block_flags(active, num_blocks) for name, active in named.items()}
+        sites.setdefault(site, {})["active"] = flags
+    return {"blocks": sites}
+
+
+def trained_rows(selection: Selection, site: str, name: str, num_columns: int, num_blocks: int) -> Any:
+    """Where the optimizer finds the trained slices of one stacked tensor, and how to pack its gradient.
+
+    Returns:
+      `(rows, pack)`: `Rows` or `ALL` for `update_rows`, and a function from the gradient of the whole stack to
+      the `[R, ...]` slices that `rows` names.
+    """
+    active = selection.active.get(site, {}).get(name)
+    if name == "kernel" and site in selection.columns:
+        blocks = jnp.arange(num_blocks, dtype=jnp.int32) if active is None else active
+        columns = selection.columns[site][blocks]
+        flat = jnp.where(columns < num_columns, blocks[:, None] * num_columns + columns, num_blocks * num_columns)
+        return Rows(flat.reshape(-1), axes=2), lambda g: g[blocks].reshape(-1, *g.shape[2:])
+    if active is not None:
+        return Rows(active, axes=1), lambda g: g[active]
+    return ALL, lambda g: g

@@ -1,0 +1,162 @@
+"""The train step and the evaluation step as pure functions of the state and a batch.
+
+Data flow of a step, each name assigned once:
+
+    key -> select -> selection -> model -> loss -> grads (packed) -> pruning', optimizer -> params'
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from pbr_jax.plans import SITES
+from pbr_jax.training import selection as selecting
+from pbr_jax.training.optimizer import ALL, update_rows
+from pbr_jax.training.state import TrainState
+
+PyTree = Any
+Batch = dict[str, jax.Array]
+
+
+class StepMetrics(NamedTuple):
+    """Scalars of one step, float32: mean loss and accuracy of the batch, gradient norm before clipping."""
+
+    loss: jax.Array
+    accuracy: jax.Array
+    grad_norm: jax.Array
+    finite: jax.Array  # bool: False means that the update was not applied
+
+
+def make_loss(model: nn.Module, num_blocks: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """`loss(trained, frozen, selection, batch, key) -> (loss, accuracy)`, differentiated in `trained`.
+
+    `trained` is the parameter tree with packed zeros `[L, K, F]` in place of the kernels that are pruned;
+    `frozen` holds these kernels, `{site: [L, D, F]}`.
+    """
+
+    def loss(trained, frozen, selection, batch, key):
+        rows = {site: trained["blocks"][site]["kernel"] for site in frozen}
+        params = _with_kernels(trained, frozen)
+        variables = {"params": params, "selection": selecting.model_variables(selection, rows, num_blocks)}
+        logits = model.apply(variables, batch["image"], train=True, rngs={"dropout": key})
+        return _cross_entropy(logits, batch["label"]), _accuracy(logits, batch["label"])
+
+    return loss
+
+
+def make_train_step(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    selector: selecting.Selector,
+    *,
+    num_blocks: int,
+    accumulation_steps: int = 1,
+    importance_weighting: bool = False,
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    """The train step `(state, batch) -> (state, metrics)`; jit it with the state donated.
+
+    Args:
+      model: its blocks are stacked under `params["blocks"]`, its sites those of `pbr_jax.plans.SITES`.
+      tx: initialised on all parameters.
+      selector: chooses columns and tensors.
+      num_blocks: L.
+      accumulation_steps: micro-batches per step; one selection serves them all.
+      importance_weighting: divide kept rows by their probability (Theorem 1) or not (the authors' code).
+
+    A step whose loss or gradient is not finite changes neither parameters nor optimizer nor policies.
+    """
+    loss = make_loss(model, num_blocks)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        select_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        drawn, selection = selector.select(select_key, state.pruning, state.step)
+        trained, frozen = split_params(state.params, selection)
+        (value, accuracy), grads = _accumulate(
+            loss, trained, frozen, selection, batch, dropout_key, accumulation_steps
+        )
+        blocks = grads["blocks"]
+        learned = selector.update(drawn, selection, blocks, state.step)
+        if importance_weighting:
+            grads = grads | {"blocks": selector.unbias(drawn, selection, blocks)}
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+        rows, packed = _pack(selection, grads, state.params, num_blocks)
+        params, opt_state = update_rows(tx, packed, state.opt_state, state.params, rows, finite)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), learned, state.pruning)
+        return (
+            TrainState(state.step + 1, state.key, params, opt_state, kept),
+            StepMetrics(value, accuracy, grad_norm, finite),
+        )
+
+    return train_step
+
+
+def make_eval_step(model: nn.Module) -> Callable[[PyTree, Batch], tuple[jax.Array, jax.Array]]:
+    """`(params, batch) -> (summed loss, correct)` over the examples whose `mask` is True."""
+
+    def eval_step(params: PyTree, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        logits = model.apply({"params": params}, batch["image"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        correct = jnp.argmax(logits, axis=-1) == batch["label"]
+        mask = batch["mask"]
+        return jnp.sum(jnp.where(mask, losses, 0.0)), jnp.sum(correct & mask)
+
+    return eval_step
+
+
+def split_params(params: PyTree, selection: selecting.Selection) -> tuple[PyTree, dict[str, jax.Array]]:
+    """`(trained, frozen)` for `make_loss`: pruned kernels become zeros of the packed shape."""
+    frozen = {site: params["blocks"][site]["kernel"] for site in selection.columns}
+    rows = {
+        site: jnp.zeros((*selection.columns[site].shape, kernel.shape[-1]), kernel.dtype)
+        for site, kernel in frozen.items()
+    }
+    return _with_kernels(params, rows), frozen
+
+
+def _with_kernels(params: PyTree, kernels: dict[str, jax.Array]) -> PyTree:
+    blocks = {s: params["blocks"][s] | {"kernel": kernel} for s, kernel in kernels.items()}
+    return params | {"blocks": params["blocks"] | blocks}
+
+
+def _accumulate(loss, trained, frozen, selection, batch, key, steps: int):
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    if steps == 1:
+        return gradient(trained, frozen, selection, batch, key)
+
+    def micro(total, inputs):
+        index, part = inputs
+        out = gradient(trained, frozen, selection, part, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, out), None
+
+    parts = jax.tree.map(lambda a: a.reshape(steps, a.shape[0] // steps, *a.shape[1:]), batch)
+    first = jax.tree.map(lambda a: a[0], parts)
+    shapes = jax.eval_shape(gradient, trained, frozen, selection, first, key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    total, _ = jax.lax.scan(micro, zeros, (jnp.arange(steps), parts))
+    return jax.tree.map(lambda t: t / steps, total)
+
+
+def _pack(selection, grads, params, num_blocks: int) -> tuple[PyTree, PyTree]:
+    """Rows and packed gradients for `update_rows`."""
+    rows = jax.tree.map(lambda _: ALL, params)
+    packed = grads | {"blocks": dict(grads["blocks"])}
+    for site in SITES:
+        num_columns = params["blocks"][site]["kernel"].shape[1]
+        for name in selecting.TENSORS:
+            trained, pack = selecting.trained_rows(selection, site, name, num_columns, num_blocks)
+            rows["blocks"][site][name] = trained
+            packed["blocks"][site] = packed["blocks"][site] | {name: pack(grads["blocks"][site][name])}
+    return rows, packed
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def _accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.mean(jnp.argmax(logits, axis=-1) == labels)

@@ -1,0 +1,138 @@
+"""Fine-tunes a model as a configuration says.
+
+    python train.py                                                  the digits run, on any machine
+    python train.py --config configs/digits.py --config.method=full --workdir runs/full
+
+The same command again resumes where the run was. `--help` lists every setting.
+"""
+
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from pbr_jax import config as configuration
+from pbr_jax import data
+from pbr_jax.configs.common import Config, Plan, Pruning
+from pbr_jax.flags import Arguments, next_command, run_cli
+from pbr_jax.gpu import memory as compiled_memory
+from pbr_jax.training import from_config, metrics
+from pbr_jax.training.checkpointing import Checkpointer, CheckpointError
+from pbr_jax.training.console import Console
+from pbr_jax.training.history import PruningHistory
+from pbr_jax.training.loop import Diverged, Intervals, make_evaluate, train
+from pbr_jax.training.memory import memory_use, state_shapes
+from pbr_jax.training.report import write_report
+from pbr_jax.training.signals import StopSignals
+
+
+def main(args: Arguments) -> int:
+    """Trains or resumes; returns 0, or the exit code of the signal that stopped the run."""
+    config, workdir, began = args.config, args.workdir, time.monotonic()
+    notes = open_workdir(workdir, config)
+
+    dataset = data.load(config.data.name, config.data.path)
+    batches = data.train_batches(dataset.train, config.batch_size, config.seed, config.data.augment)
+    parts = from_config.build(config)
+    shapes = state_shapes(config, parts)
+    use, full = memory_use(config), memory_use(fully_fine_tuned(config))
+
+    with StopSignals() as stop, Checkpointer(workdir / "checkpoints", config.keep_checkpoints, print) as checkpoints:
+        restored = checkpoints.restore(shapes)
+        checkpoints.check_space(checkpoints.bytes_needed(shapes))
+        if restored is None:
+            params, remarks = from_config.init_params(config, parts.model)
+            state, start, best = from_config.new_state(config, parts, params), 0, -1.0
+            notes += remarks
+        else:
+            state, start, best = restored.state, restored.step, restored.data_state["best"]
+            batches.restore(restored.data_state["batches"])
+            notes.append(f"resumed from checkpoint {start}")
+        train_step = jax.jit(parts.train_step, donate_argnums=0)
+        train_step = train_step.lower(shapes, from_config.batch_specs(config)).compile()
+
+        history = PruningHistory(workdir, None if restored is None else start)
+        writer = metrics.MetricsWriter(workdir, None if restored is None else start)
+        console = Console(config.steps, start=start)
+        console.header(headline(config, shapes.params), config.method, use, None if use == full else full)
+        for note in notes:
+            console.message(note)
+        with console, writer:
+            outcome = train(
+                state,
+                start,
+                config.steps,
+                train_step=train_step,
+                evaluate=make_evaluate(
+                    jax.jit(parts.eval_step), lambda: data.test_batches(dataset.test, config.batch_size)
+                ),
+                batches=batches,
+                schedule=parts.schedule,
+                batch_size=config.batch_size,
+                best=best,
+                every=Intervals(config.log_every, config.eval_every, config.checkpoint_every),
+                checkpoints=checkpoints,
+                history=history,
+                writer=writer,
+                console=console,
+                stop=stop,
+            )
+    if outcome.stopped:
+        console.message(f"{stop.received.name}: saved checkpoint {outcome.step}; the same command resumes")
+        return stop.exit_code
+
+    summary = summarize(config, workdir, use, full, compiled_memory(train_step).peak_bytes)
+    metrics.write_summary(workdir, summary | {"seconds": time.monotonic() - began})
+    write_report(workdir)
+    console.finish(summary, workdir, next_command(args), None if use == full else full)
+    return 0
+
+
+def open_workdir(workdir: Path, config: Config) -> list[str]:
+    """Makes the work directory, or checks that the run in it is this one; returns what is worth saying."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    saved = workdir / "config.json"
+    notes = configuration.check_resume(json.loads(saved.read_text()), config, workdir) if saved.is_file() else []
+    metrics.write_json(saved, configuration.to_dict(config))
+    return notes
+
+
+def fully_fine_tuned(config: Config) -> Config:
+    """The same run by full fine-tuning, to compare with."""
+    return dataclasses.replace(config, method="full", pruning=Pruning(), plan=Plan())
+
+
+def headline(config: Config, params: Any) -> str:
+    """What is about to run, in one line."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    device = jax.devices()[0].device_kind
+    return f"{config.name} · {config.steps} steps of {config.batch_size} images · {count / 1e6:.2f} M parameters · {device}"
+
+
+def summarize(config: Config, workdir: Path, use, full, compiled_peak_bytes: int) -> dict[str, Any]:
+    """The content of `summary.json`; accuracy and speed are those of the whole run, resumed or not."""
+    lines = metrics.read_metrics(workdir)
+    seconds = statistics.median(r["seconds_per_step"] for r in lines if r["split"] == "train")
+    return {
+        "method": config.method,
+        "accuracy": [r["accuracy"] for r in lines if r["split"] == "test"][-1],
+        "best_accuracy": max(r["accuracy"] for r in lines if r["split"] == "test"),
+        "steps": config.steps,
+        "seconds_per_step": seconds,
+        "images_per_second": config.batch_size / seconds,
+        "activation_bytes": use.activations,
+        "compiled_peak_bytes": compiled_peak_bytes,
+        "memory": use._asdict(),
+        "full_memory": full._asdict(),
+        "device": jax.devices()[0].device_kind,
+        "versions": {"jax": jax.__version__},
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main, errors=(ValueError, OSError, CheckpointError, Diverged)))
