@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pbr_jax.data import ArrayLoader, Dataset, Source, affine, check_labels, test_batches
+from pbr_jax import data
+from pbr_jax.data import ArrayLoader, Dataset, Source, affine, check_labels
 from pbr_jax.data.arrays import check_source
 
 
@@ -110,7 +111,7 @@ def test_restore_refuses_another_loaders_state(change):
 @pytest.mark.parametrize("batch_size", [1, 4, 23, 50])
 def test_evaluation_covers_every_example_once(batch_size):
     source = make_source()
-    batches = list(test_batches(source, batch_size))
+    batches = list(data.test_batches(source, batch_size))
     assert {b["image"].shape for b in batches} == {(batch_size, 4, 4, 1)}
     mask = np.concatenate([b["mask"] for b in batches])
     assert mask.dtype == bool and mask.sum() == 23
