@@ -38,24 +38,37 @@ class Method:
 _PRUNED = {"keep": uniform_keep(_PAPER_KEEP)}
 _BACKRAZOR = ResidualPlan(linear="elements", layer_norm="elements", attention="elements", **_PRUNED)
 
+_FAST = ResidualPlan(linear="columns", layer_norm="int8", attention="qkv", gelu="code2", **_PRUNED)
+_LEAN = dataclasses.replace(_FAST, attention="recompute", batch_chunks=4)
+_TINY = ResidualPlan(linear="columns", recompute=True, batch_chunks=4, **_PRUNED)
+
 PRESETS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("full", ResidualPlan()),
-        Method("remat", ResidualPlan(recompute=True)),
+        Method("remat", ResidualPlan(recompute=True, batch_chunks=4)),
         Method("backrazor", _BACKRAZOR),
         Method("prebackrazor-", dataclasses.replace(_BACKRAZOR, linear="magnitude")),
         Method("prebackrazor", ResidualPlan(linear="columns", **_PRUNED), "bandit"),
         Method(
-            "prebackrazor++", ResidualPlan(linear="columns", attention="channels", **_PRUNED), "bandit"
+            "prebackrazor++",
+            ResidualPlan(linear="columns", attention="channels", **_PRUNED),
+            "bandit",
         ),
+        Method("fast", _FAST, "bandit"),
+        Method("lean", _LEAN, "bandit"),
+        Method("tiny", _TINY, "bandit"),
     )
 }
 METHODS: tuple[str, ...] = tuple(PRESETS)
 
 
 def resolve(
-    name: str, *, keep: float | Keep | None = None, policy: str | None = None, joint_spar: float | None = None,
+    name: str,
+    *,
+    keep: float | Keep | None = None,
+    policy: str | None = None,
+    joint_spar: float | None = None,
     **plan_fields: object,
 ) -> Method:
     """The method called `name`, with any field overridden.
@@ -72,15 +85,21 @@ def resolve(
     """
     match = re.fullmatch(r"(?P<base>.+?)(/js(?P<percent>[1-9][0-9]?))?", name)
     if match is None or match["base"] not in PRESETS:
-        raise ValueError(f"method = {name!r}: must be one of {', '.join(METHODS)}, optionally followed by /js50 or the like")
+        raise ValueError(
+            f"method = {name!r}: must be one of {', '.join(METHODS)}, optionally followed by /js50 or the like"
+        )
     preset = PRESETS[match["base"]]
     given = {field: value for field, value in plan_fields.items() if value is not None}
     if keep is not None:
         if preset.plan.keep == Keep():
-            raise ValueError(f"pruning.keep = {keep}: method {name!r} prunes nothing; choose another method or drop keep")
+            raise ValueError(
+                f"pruning.keep = {keep}: method {name!r} prunes nothing; choose another method or drop keep"
+            )
         given["keep"] = keep if isinstance(keep, Keep) else uniform_keep(keep)
     if policy is not None and preset.policy is None:
-        raise ValueError(f"pruning.policy = {policy!r}: method {name!r} lets no policy choose columns")
+        raise ValueError(
+            f"pruning.policy = {policy!r}: method {name!r} lets no policy choose columns"
+        )
     if match["percent"]:
         joint_spar = joint_spar or int(match["percent"]) / 100
     plan = dataclasses.replace(preset.plan, **given)

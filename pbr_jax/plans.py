@@ -1,12 +1,19 @@
 """Residual plans: what each site of a transformer block keeps for its backward pass."""
 
 import dataclasses
-from typing import Literal
+import math
+from typing import Literal, get_args
 
 LinearKind = Literal["dense", "columns", "magnitude", "elements"]
-LayerNormKind = Literal["dense", "elements"]
-AttentionKind = Literal["flash", "qkv", "channels", "elements"]
-GeluKind = Literal["dense"]
+LayerNormKind = Literal["dense", "int8", "elements"]
+AttentionKind = Literal["flash", "qkv", "recompute", "channels", "elements"]
+GeluKind = Literal["dense", "code2", "code3", "code4"]
+_KINDS = {
+    "linear": LinearKind,
+    "layer_norm": LayerNormKind,
+    "attention": AttentionKind,
+    "gelu": GeluKind,
+}
 
 SITES = ("qkv", "proj", "fc1", "fc2")
 """The activations of a block that feed linear layers: `qkv` and `fc1` read a LayerNorm's output."""
@@ -32,9 +39,11 @@ class ResidualPlan:
 
     Attributes:
       linear: input of the four linear layers.
-      layer_norm: residual of both LayerNorms.
-      attention: residual of attention.
+      layer_norm: residual of both LayerNorms. "int8" also serves the linear layer behind it.
+      attention: residual of attention; "recompute" keeps nothing and projects q, k, v again from the
+        LayerNorm's residual.
       gelu: residual of GELU.
+      stochastic_codes: round GELU codes at random and without bias, rather than to the nearest level.
       recompute: keep only the block's input and run its forward pass again (rematerialisation).
       batch_chunks: parts of the batch that a block processes one after the other, forward and backward.
       keep: fraction kept at each site by the linear residuals "magnitude" and "elements"; the largest of them
@@ -47,7 +56,37 @@ class ResidualPlan:
     layer_norm: LayerNormKind = "dense"
     attention: AttentionKind = "flash"
     gelu: GeluKind = "dense"
+    stochastic_codes: bool = False
     recompute: bool = False
     batch_chunks: int = 1
     keep: Keep = Keep()
     attention_keep: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name, kinds in _KINDS.items():
+            value = getattr(self, name)
+            if value not in get_args(kinds):
+                raise ValueError(f"{name} = {value!r}: must be one of {', '.join(get_args(kinds))}")
+        if self.batch_chunks < 1:
+            raise ValueError(f"batch_chunks = {self.batch_chunks}: must be at least 1")
+
+
+def budget_for(keep: float, num_columns: int, group_size: int = 1) -> int:
+    """Columns to keep, K: `keep * D` rounded up to whole groups and a multiple of 8, at most D.
+
+    A multiple of 8 keeps the packed matrix products aligned for tensor cores.
+
+    Raises:
+      ValueError: `keep` is outside (0, 1], or `group_size` does not divide `num_columns`.
+    """
+    if not 0.0 < keep <= 1.0:
+        raise ValueError(
+            f"keep = {keep}: must be in (0, 1]; 0.1 keeps 10 % of the columns, the paper's '90 %'"
+        )
+    if group_size < 1 or num_columns % group_size:
+        raise ValueError(
+            f"group_size = {group_size}: must divide the number of columns, {num_columns}; 1 always does"
+        )
+    multiple = math.lcm(8, group_size)
+    # The slack keeps 0.07 * 800 = 56.00000000000001 from being rounded up to 64.
+    return min(num_columns, multiple * math.ceil(keep * num_columns / multiple - 1e-9))

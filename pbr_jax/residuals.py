@@ -26,16 +26,6 @@ def _check_keep(keep: float, what: str) -> None:
         raise ValueError(f"keep = {keep}: must be in (0, 1]; 0.1 keeps 10 % of the {what}")
 
 
-def round_up_columns(keep: float, num_columns: int) -> int:
-    """Number of columns that `keep` stands for: `min(D, 8 * ceil(keep * D / 8))`.
-
-    A multiple of 8 keeps the packed matrix products aligned for tensor cores.
-    """
-    _check_keep(keep, "columns")
-    # The small slack keeps 0.1 * 80 = 8.000000000000002 from asking for a ninth column.
-    return min(num_columns, 8 * int(-(-(keep * num_columns - 1e-9) // 8)))
-
-
 def check_columns(columns: jax.Array, num_columns: int, name: str = "columns") -> None:
     """Checks a selection where it can be checked: shape and dtype always, values outside jit.
 
@@ -44,9 +34,13 @@ def check_columns(columns: jax.Array, num_columns: int, name: str = "columns") -
         allowed: it marks an unused slot (see `pbr_jax.pruning`).
     """
     if columns.dtype != jnp.int32:
-        raise ValueError(f"{name} has dtype {columns.dtype}: must be int32; use {name}.astype(jnp.int32)")
+        raise ValueError(
+            f"{name} has dtype {columns.dtype}: must be int32; use {name}.astype(jnp.int32)"
+        )
     if columns.ndim != 1:
-        raise ValueError(f"{name} has shape {columns.shape}: must be [K], one index per kept column")
+        raise ValueError(
+            f"{name} has shape {columns.shape}: must be [K], one index per kept column"
+        )
     if columns.shape[0] > num_columns:
         raise ValueError(
             f"{name} has K = {columns.shape[0]} entries: must be at most D = {num_columns}, the number of"
@@ -158,7 +152,9 @@ def pack_elements(x: jax.Array, keep: float, dtype: jax.typing.DTypeLike | None 
     return Elements(bits, values)
 
 
-def unpack_elements(elements: Elements, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+def unpack_elements(
+    elements: Elements, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+) -> jax.Array:
     """The pruned dense array `[B, ...]` of `shape`; elements that were not kept are zero."""
     kept, ranks = _ranks(elements.bits)
     values = jnp.take_along_axis(elements.values, ranks, axis=1, mode="clip").astype(dtype)
@@ -185,5 +181,7 @@ def take_channels(x: jax.Array, channels: jax.Array) -> jax.Array:
 
 def put_channels(packed: jax.Array, channels: jax.Array, num_channels: int) -> jax.Array:
     """Scatters packed channels into zeros: `[B, H, N, K_h], int32 [H, K_h] -> [B, H, N, head]`."""
-    one_hot = jax.nn.one_hot(channels, num_channels, dtype=packed.dtype)  # exact: one term per output
+    one_hot = jax.nn.one_hot(
+        channels, num_channels, dtype=packed.dtype
+    )  # exact: one term per output
     return jnp.einsum("bhnk,hkc->bhnc", packed, one_hot)

@@ -5,5 +5,15 @@ import jax.numpy as jnp
 
 
 def as_row(vector: jax.Array, ndim: int, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """`[D] -> [1, ..., 1, D]` with `ndim` axes, cast to `dtype`: broadcasts over leading axes explicitly."""
+    """`[D] -> [1, ..., 1, D]` with `ndim` axes, cast to `dtype`, to broadcast over leading axes."""
     return vector.astype(dtype).reshape((1,) * (ndim - 1) + vector.shape)
+
+
+def sample_keys(key: jax.Array, batch: int) -> jax.Array:
+    """One PRNG key per sample, `[B]`: what is drawn does not depend on how a batch is split."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(batch, dtype=jnp.uint32))
+
+
+def uniform_like(keys: jax.Array, x: jax.Array) -> jax.Array:
+    """Uniform in [0, 1), float32, shape of `x` `[B, ...]`, from one key per sample."""
+    return jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:], jnp.float32))(keys)

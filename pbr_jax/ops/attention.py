@@ -11,7 +11,7 @@ of a block is exact and can be recomputed from q and k alone. The residual may b
 """
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,10 @@ from jax import lax
 
 from pbr_jax import residuals
 from pbr_jax.ops import pair
+from pbr_jax.plans import AttentionKind, budget_for
 
-Kind = Literal["flash", "qkv", "channels", "elements"]
-KINDS: tuple[str, ...] = ("flash", "qkv", "channels", "elements")
+Kind = AttentionKind
+KINDS = tuple(kind for kind in get_args(Kind) if kind != "recompute")  # that needs a half-block
 
 # Float32 scores held at a time. Large enough to fill a GPU, small beside the activations of a block.
 _SCORE_BYTES = 32 * 2**20
@@ -80,7 +81,9 @@ class _Block(NamedTuple):
             return jax.nn.softmax(scores, axis=-1)
         return jnp.exp(scores - lse[..., None])
 
-    def gradients(self, p: jax.Array, dp: jax.Array, delta: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def gradients(
+        self, p: jax.Array, dp: jax.Array, delta: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """`dq, dk` from the probabilities, their cotangent and `delta = sum(p * dp)`."""
         ds = p * (dp - delta[..., None]) * self.scale
         if self.mask is not None:
@@ -133,7 +136,9 @@ def _split_mask(mask: jax.Array | None, blocks: int) -> jax.Array | None:
     return jnp.broadcast_to(mask[None], (blocks, *mask.shape))
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
     """Output `[B, H, N, head]` and log-sum-exp `[B, H, N]` (float32) of softmax attention."""
     scale = 1 / math.sqrt(q.shape[-1])
 
@@ -147,7 +152,9 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> 
             top = jnp.max(scores, axis=-1, keepdims=True)
             weights = jnp.exp(scores - top)
             total = jnp.sum(weights, axis=-1, keepdims=True)
-            out = jnp.einsum("bhnm,bhmc->bhnc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+            out = jnp.einsum(
+                "bhnm,bhmc->bhnc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+            )
             return (out / total).astype(v.dtype), (top + jnp.log(total))[..., 0]
 
         if blocks == 1:
@@ -215,7 +222,10 @@ def attend_gradients(
             _split_mask(mask, blocks),
             *(_split_queries(a, blocks) for a in (do, do_v, lse, delta)),
         )
-        zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros((*v.shape[:3], do.shape[-1]), jnp.float32))
+        zeros = (
+            jnp.zeros(k.shape, jnp.float32),
+            jnp.zeros((*v.shape[:3], do.shape[-1]), jnp.float32),
+        )
         (dk, dv), dq = lax.scan(accumulate, zeros, parts)
         return _join_queries(dq, q.shape[2]), dk.astype(k.dtype), dv.astype(v.dtype)
 
@@ -244,7 +254,9 @@ def _pruned_gradients(saved: PrunedAttention, mask, do, num_keys: int):
         q = residuals.unpack_elements(saved.q, do.shape, do.dtype)
         k = residuals.unpack_elements(saved.k, (batch, heads, num_keys, head), do.dtype)
         v = residuals.unpack_elements(saved.v, (batch, heads, num_keys, head), do.dtype)
-        p = residuals.unpack_elements(saved.probabilities, (batch, heads, n, num_keys), jnp.dtype(jnp.float32))
+        p = residuals.unpack_elements(
+            saved.probabilities, (batch, heads, n, num_keys), jnp.dtype(jnp.float32)
+        )
         dp = jnp.einsum("bhnc,bhmc->bhnm", do, v, preferred_element_type=jnp.float32)
         dq, dk = _Block(q, k, mask, scale).gradients(p, dp, jnp.sum(p * dp, axis=-1))
         return dq, dk, jnp.einsum("bhnm,bhnc->bhmc", p.astype(do.dtype), do)
@@ -258,14 +270,16 @@ def choose_channels(q: jax.Array, k: jax.Array, v: jax.Array, keep: float) -> Ch
     For q and k, which share their channels, the energy of channel c is `mean_b |q_c|^2 |k_c|^2`, the squared
     Frobenius norm of its rank-one share of the scores; for v it is `mean_b |v_c|^2`.
     """
-    num_kept = residuals.round_up_columns(keep, q.shape[-1])
+    num_kept = budget_for(keep, q.shape[-1])
 
     def energy(x):
         return jnp.sum(jnp.square(x.astype(jnp.float32)), axis=2)
 
     qk = residuals.largest_channels(jnp.mean(energy(q) * energy(k), axis=0), num_kept)
     vs = residuals.largest_channels(jnp.mean(energy(v), axis=0), num_kept)
-    return Channels(*(residuals.take_channels(a, c) for a, c in ((q, qk), (k, qk), (v, vs))), qk, vs)
+    return Channels(
+        *(residuals.take_channels(a, c) for a, c in ((q, qk), (k, qk), (v, vs))), qk, vs
+    )
 
 
 def forward(qkv, mask, kind: Kind, keep: float) -> tuple[jax.Array, Any]:
@@ -285,7 +299,9 @@ def forward(qkv, mask, kind: Kind, keep: float) -> tuple[jax.Array, Any]:
     raise ValueError(f"attention residual = {kind!r}: must be one of {', '.join(KINDS)}")
 
 
-def backward(saved: Any, mask, do: jax.Array, num_keys: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def backward(
+    saved: Any, mask, do: jax.Array, num_keys: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`dq, dk, dv` from what `forward` kept."""
     if isinstance(saved, Flash):
         return attend_gradients(saved.q, saved.k, saved.v, mask, do, out_lse=(saved.out, saved.lse))

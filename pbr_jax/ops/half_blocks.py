@@ -7,7 +7,7 @@ residual also gives the input of the linear layer behind it, and attention's out
 
 `params` holds one dict per layer: `norm1`, `norm2` with `scale, bias`; `qkv`, `proj`, `fc1`, `fc2` with
 `kernel, bias` and, where pruned, `columns`, `rows`, `active` (see `pbr_jax.ops.linear`). `aux` may hold
-`keys`, one PRNG key per sample, for dropout, and `mask` for attention.
+`keys`, one PRNG key per sample, for dropout and stochastic codes, and `mask` for attention.
 """
 
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from pbr_jax import residuals
 from pbr_jax.ops import attention, gelu, layer_norm, linear
+from pbr_jax.ops.arrays import uniform_like
 from pbr_jax.ops.pair import Pair, in_chunks, recompute, sequence
 from pbr_jax.plans import SITES, ResidualPlan
 
@@ -59,18 +60,23 @@ def transformer_block(plan: ResidualPlan, shape: BlockShape) -> Pair:
 def attention_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
     """`x + dropout(proj(attention(qkv(norm1(x)))))` as a pair."""
     norm = _layer_norm(plan, shape)
-    keep = _attention_keep(plan)
+    again = plan.attention == "recompute"
+    kind = "qkv" if again else plan.attention
+    keep = plan.attention_keep if plan.attention == "channels" else plan.keep.largest
+
+    def q_k_v(h, params):
+        return _heads(linear.project(h, params["kernel"], params["bias"]), 3, shape)
 
     def forward(params, x, aux):
         h, norm_saved = norm.forward(params["norm1"], x, None)
-        q_k_v = _split_heads(linear.project(h, params["qkv"]["kernel"], params["qkv"]["bias"]), shape)
-        out, attention_saved = attention.forward(q_k_v, aux.get("mask"), plan.attention, keep)
+        heads = q_k_v(h, params["qkv"])
+        out, attention_saved = attention.forward(heads, aux.get("mask"), kind, keep)
         merged = _merge_heads(out)
         y = linear.project(merged, params["proj"]["kernel"], params["proj"]["bias"])
         saved = AttentionResidual(
             norm=norm_saved,
             qkv_input=_save_behind_norm(h, params["qkv"], norm_saved, plan, plan.keep.qkv),
-            attention=attention_saved,
+            attention=None if again else attention_saved,
             proj_input=None
             if isinstance(attention_saved, attention.Flash) and plan.linear in ("dense", "columns")
             else linear.save_input(merged, params["proj"], plan.linear, plan.keep.proj),
@@ -81,12 +87,21 @@ def attention_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
         d_branch = _dropout(dy, aux, 0, shape.dropout)
         proj_input = saved.proj_input
         if proj_input is None:
-            proj_input = linear.save_input(_merge_heads(saved.attention.out), params["proj"], plan.linear)
+            proj_input = linear.save_input(
+                _merge_heads(saved.attention.out), params["proj"], plan.linear
+            )
         d_proj = linear.parameter_gradients(params["proj"], proj_input, d_branch)
         d_merged = linear.input_gradient(d_branch, params["proj"]["kernel"])
         d_out = _heads(d_merged, 1, shape)[0]
-        d_qkv = _merge_heads(*attention.backward(saved.attention, aux.get("mask"), d_out, dy.shape[1]))
-        qkv_input = _input_behind_norm(saved.norm, saved.qkv_input, params["norm1"], params["qkv"], dy)
+        attention_saved = saved.attention
+        if again:
+            h = _rebuild(saved.norm, params["norm1"], dy)
+            attention_saved = q_k_v(h, params["qkv"])
+        d_heads = attention.backward(attention_saved, aux.get("mask"), d_out, dy.shape[1])
+        d_qkv = _merge_heads(*d_heads)
+        qkv_input = _input_behind_norm(
+            saved.norm, saved.qkv_input, params["norm1"], params["qkv"], dy
+        )
         d_qkv_params = linear.parameter_gradients(params["qkv"], qkv_input, d_qkv)
         dh = linear.input_gradient(d_qkv, params["qkv"]["kernel"])
         d_norm, dx = norm.backward(params["norm1"], saved.norm, None, dh)
@@ -99,18 +114,20 @@ def mlp_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
     """`x + dropout(fc2(dropout(gelu(fc1(norm2(x))))))` as a pair."""
     norm = _layer_norm(plan, shape)
 
-    def activate(u, aux):
-        return _dropout(gelu.value(u, approximate=shape.approximate_gelu), aux, 1, shape.dropout)
+    approximate = shape.approximate_gelu
+
+    def code_keys(aux):
+        return _keys(aux, 3) if plan.stochastic_codes else None
 
     def forward(params, x, aux):
         h, norm_saved = norm.forward(params["norm2"], x, None)
         u = linear.project(h, params["fc1"]["kernel"], params["fc1"]["bias"])
-        a = activate(u, aux)
+        a = _dropout(gelu.value(u, approximate=approximate), aux, 1, shape.dropout)
         y = linear.project(a, params["fc2"]["kernel"], params["fc2"]["bias"])
         saved = MlpResidual(
             norm=norm_saved,
             fc1_input=_save_behind_norm(h, params["fc1"], norm_saved, plan, plan.keep.fc1),
-            gelu=u,
+            gelu=gelu.save(u, plan.gelu, approximate=approximate, keys=code_keys(aux)),
             fc2_input=linear.save_input(a, params["fc2"], plan.linear, plan.keep.fc2),
         )
         return x + _dropout(y, aux, 2, shape.dropout), saved
@@ -118,9 +135,15 @@ def mlp_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
     def backward(params, saved, aux, dy):
         d_branch = _dropout(dy, aux, 2, shape.dropout)
         d_fc2 = linear.parameter_gradients(params["fc2"], saved.fc2_input, d_branch)
-        da = _dropout(linear.input_gradient(d_branch, params["fc2"]["kernel"]), aux, 1, shape.dropout)
-        du = da * gelu.derivative(saved.gelu, approximate=shape.approximate_gelu)
-        fc1_input = _input_behind_norm(saved.norm, saved.fc1_input, params["norm2"], params["fc1"], dy)
+        da = _dropout(
+            linear.input_gradient(d_branch, params["fc2"]["kernel"]), aux, 1, shape.dropout
+        )
+        du = da * gelu.saved_derivative(
+            saved.gelu, da, approximate=approximate, stochastic=plan.stochastic_codes
+        )
+        fc1_input = _input_behind_norm(
+            saved.norm, saved.fc1_input, params["norm2"], params["fc1"], dy
+        )
         d_fc1 = linear.parameter_gradients(params["fc1"], fc1_input, du)
         dh = linear.input_gradient(du, params["fc1"]["kernel"])
         d_norm, dx = norm.backward(params["norm2"], saved.norm, None, dh)
@@ -133,10 +156,6 @@ def _layer_norm(plan: ResidualPlan, shape: BlockShape) -> Pair:
     return layer_norm.layer_norm_pair(plan.layer_norm, plan.keep.largest, shape.epsilon)
 
 
-def _attention_keep(plan: ResidualPlan) -> float:
-    return plan.attention_keep if plan.attention == "channels" else plan.keep.largest
-
-
 def _save_behind_norm(h, params, norm_saved, plan, keep) -> Any:
     """None where the LayerNorm's residual is enough to rebuild its output."""
     if plan.linear in ("dense", "columns") and not isinstance(norm_saved, layer_norm.PrunedInput):
@@ -145,12 +164,16 @@ def _save_behind_norm(h, params, norm_saved, plan, keep) -> Any:
 
 
 def _input_behind_norm(norm_saved, saved, norm_params, params, dy) -> Any:
-    """What was saved of a LayerNorm's output, or its (selected) columns rebuilt from the LayerNorm's residual."""
+    """What was saved of a LayerNorm's output, or the LayerNorm's residual as (columns of) it."""
     if saved is not None:
         return saved
+    return _rebuild(norm_saved, norm_params, dy, params.get("columns"))
+
+
+def _rebuild(norm_saved, norm_params, dy, columns=None) -> jax.Array:
+    """A LayerNorm's output, or the selected columns of it, from its residual."""
     x_hat, _ = layer_norm.restore(norm_saved, dy.shape, dy.dtype)
-    if "columns" in params:
-        columns = params["columns"]
+    if columns is not None:
         x_hat = residuals.take_columns(x_hat, columns)
         norm_params = {name: residuals.take_columns(v, columns) for name, v in norm_params.items()}
     return layer_norm.affine(x_hat, norm_params, dy.dtype)
@@ -163,37 +186,32 @@ def _heads(x: jax.Array, parts: int, shape: BlockShape) -> jax.Array:
     return jnp.transpose(split, (2, 0, 3, 1, 4))
 
 
-def _split_heads(qkv: jax.Array, shape: BlockShape) -> tuple[jax.Array, jax.Array, jax.Array]:
-    q, k, v = _heads(qkv, 3, shape)
-    return q, k, v
-
-
 def _merge_heads(*parts: jax.Array) -> jax.Array:
     """Arrays `[B, H, N, head]` side by side as `[B, N, parts * H * head]`."""
     merged = [jnp.swapaxes(p, 1, 2).reshape(p.shape[0], p.shape[2], -1) for p in parts]
     return merged[0] if len(merged) == 1 else jnp.concatenate(merged, axis=-1)
 
 
-def _dropout(x: jax.Array, aux: dict, index: int, rate: float) -> jax.Array:
-    """Dropout, or its transpose: the same mask is drawn again from the keys, none is stored.
+def _keys(aux: dict, index: int) -> jax.Array:
+    """Keys of one use of randomness in a block, one per sample."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(aux["keys"], index)
 
-    One key per sample makes the mask independent of how the batch is split into chunks.
-    """
+
+def _dropout(x: jax.Array, aux: dict, index: int, rate: float) -> jax.Array:
+    """Dropout, or its transpose: the same mask is drawn again from the keys, none is stored."""
     if "keys" not in aux or rate == 0:
         return x
-
-    def one(key, sample):
-        kept = jax.random.bernoulli(jax.random.fold_in(key, index), 1 - rate, sample.shape)
-        return jnp.where(kept, sample / (1 - rate), jnp.zeros_like(sample))
-
-    return jax.vmap(one)(aux["keys"], x)
+    kept = uniform_like(_keys(aux, index), x) >= rate
+    return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
 
 
 def check_selection(plan: ResidualPlan, params: dict) -> None:
     """Raises ValueError if `plan` prunes a site by columns and `params` brings no columns for it."""
     if plan.linear != "columns":
         return
-    missing = [site for site in SITES if getattr(plan.keep, site) < 1 and "columns" not in params[site]]
+    missing = [
+        site for site in SITES if getattr(plan.keep, site) < 1 and "columns" not in params[site]
+    ]
     if missing:
         raise ValueError(
             f"selection is missing for {', '.join(missing)}: the plan keeps columns of these sites, so the backward"

@@ -5,7 +5,7 @@
 `y`, `dx` and `db` stay exact, and so do the kept rows of `dW`; the other rows are zero.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,9 @@ from jax import lax
 from pbr_jax import residuals
 from pbr_jax.ops import pair
 from pbr_jax.ops.arrays import as_row
+from pbr_jax.plans import LinearKind, budget_for
 
-Kind = Literal["dense", "columns", "magnitude", "elements"]
+Kind = LinearKind
 KINDS: tuple[str, ...] = ("dense", "columns", "magnitude", "elements")
 
 
@@ -37,10 +38,14 @@ def input_gradient(dy: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.einsum("...f,df->...d", dy, kernel.astype(dy.dtype))
 
 
-def weight_gradient(x: jax.Array, dy: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
+def weight_gradient(
+    x: jax.Array, dy: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32
+) -> jax.Array:
     """`dW = x^T dy`, accumulated in `dtype`: `[..., K], [..., F] -> [K, F]`."""
     k, f = x.shape[-1], dy.shape[-1]
-    return jnp.einsum("tk,tf->kf", x.reshape(-1, k), dy.reshape(-1, f), preferred_element_type=dtype)
+    return jnp.einsum(
+        "tk,tf->kf", x.reshape(-1, k), dy.reshape(-1, f), preferred_element_type=dtype
+    )
 
 
 def save_input(x: jax.Array, params: dict, kind: Kind, keep: float = 1.0) -> Any:
@@ -52,7 +57,7 @@ def save_input(x: jax.Array, params: dict, kind: Kind, keep: float = 1.0) -> Any
             return x  # keep = 1: nothing is selected, all of it is saved
         return residuals.take_columns(x, params["columns"])
     if kind == "magnitude":
-        columns = residuals.largest_columns(x, residuals.round_up_columns(keep, x.shape[-1]))
+        columns = residuals.largest_columns(x, budget_for(keep, x.shape[-1]))
         return MagnitudeColumns(residuals.take_columns(x, columns), columns)
     if kind == "elements":
         return residuals.pack_elements(x, keep, residuals.half_precision(x.dtype))
@@ -84,7 +89,9 @@ def parameter_gradients(params: dict, saved: Any, dy: jax.Array) -> dict:
     def bias_gradient():
         return jnp.sum(dy.reshape(-1, dy.shape[-1]), axis=0, dtype=params["bias"].dtype)
 
-    grads["rows" if "rows" in params else "kernel"] = _if_active(active.get("kernel"), kernel_gradient)
+    grads["rows" if "rows" in params else "kernel"] = _if_active(
+        active.get("kernel"), kernel_gradient
+    )
     if params.get("bias") is not None:
         grads["bias"] = _if_active(active.get("bias"), bias_gradient)
     return grads
@@ -151,7 +158,9 @@ def _check(x, kernel, bias, columns, rows, residual) -> None:
             f"kernel has shape {kernel.shape}: must be [D, F] with D = {x.shape[-1:]}, the last axis of x {x.shape}"
         )
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x has dtype {x.dtype}: must be a floating dtype; cast it with x.astype(jnp.float32)")
+        raise ValueError(
+            f"x has dtype {x.dtype}: must be a floating dtype; cast it with x.astype(jnp.float32)"
+        )
     if bias is not None and bias.shape != kernel.shape[1:]:
         raise ValueError(f"bias has shape {bias.shape}: must be [F] = {kernel.shape[1:]}")
     if residual not in KINDS:
@@ -165,7 +174,9 @@ def _check(x, kernel, bias, columns, rows, residual) -> None:
         residuals.check_columns(columns, kernel.shape[0])
     if rows is not None:
         if columns is None:
-            raise ValueError("rows given without columns: packed gradients need the columns they belong to")
+            raise ValueError(
+                "rows given without columns: packed gradients need the columns they belong to"
+            )
         if rows.shape != (columns.shape[0], kernel.shape[1]):
             raise ValueError(
                 f"rows has shape {rows.shape}: must be [K, F] = {(columns.shape[0], kernel.shape[1])}"

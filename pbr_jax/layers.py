@@ -1,0 +1,254 @@
+"""Linen layers that keep a few columns of their input for the backward pass.
+
+Drop-in for `nn.Dense`, `nn.DenseGeneral`, `nn.LayerNorm` and `nn.MultiHeadDotProductAttention`, with the stock
+parameter tree: a checkpoint of one loads into the other. Forward pass and dx are exact; of a kernel's gradient
+the selected rows are exact and the others zero.
+
+Which columns: those in the collection `selection`, where `columns`, int32 `[K]`, sits beside the `kernel` it
+belongs to; or else a uniform draw from the PRNG stream `selection`. Made mutable, the collection returns the
+columns used and, for `pbr_jax.freeze_unselected`, the mask `selected` over the kernel's input axes:
+
+    logits, drawn = model.apply({"params": params}, x, rngs={"selection": key}, mutable=["selection"])
+
+Under differentiation with neither, a layer raises: it never falls back to saving everything. Optimizers move
+parameters whose gradient is zero (momentum, weight decay); `pbr_jax.freeze_unselected` stops that.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from pbr_jax.ops import attention, gelu, layer_norm, linear, pair
+from pbr_jax.plans import budget_for
+
+Initializer = Callable[..., jax.Array]
+
+
+class DenseGeneral(nn.Module):
+    """Linear layer over trailing axes: `[..., *in] -> [..., *features]`; drop-in for `nn.DenseGeneral`.
+
+    Attributes:
+      features: output axes, an int or several.
+      axis: input axes to contract; they must be the last ones.
+      use_bias, dtype, param_dtype, kernel_init, bias_init: as in Flax.
+      keep: fraction of input columns kept for the weight gradient, in (0, 1]; 1 is the stock layer.
+    """
+
+    features: int | Sequence[int]
+    axis: int | Sequence[int] = -1
+    use_bias: bool = True
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    bias_init: Initializer = nn.initializers.zeros_init()
+    keep: float = 0.1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, columns: jax.Array | None = None) -> jax.Array:
+        """Applies the layer; `columns` overrides what `selection` holds, so that layers can share them."""
+        contracted = _trailing(self.axis, x.ndim)
+        inputs = x.shape[x.ndim - contracted :]
+        outputs = (self.features,) if isinstance(self.features, int) else tuple(self.features)
+        num_inputs, num_outputs = math.prod(inputs), math.prod(outputs)
+
+        def init_flat(key, shape, dtype):  # fan-in and fan-out are those of the matrix, as in Flax
+            return self.kernel_init(key, (num_inputs, num_outputs), dtype).reshape(shape)
+
+        kernel = self.param("kernel", init_flat, (*inputs, *outputs), self.param_dtype)
+        params = {"kernel": kernel.reshape(num_inputs, num_outputs)}
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, outputs, self.param_dtype)
+            params["bias"] = bias.reshape(num_outputs)
+        x = _cast(x, self.dtype, self.param_dtype).reshape(
+            *x.shape[: x.ndim - contracted], num_inputs
+        )
+        columns = selected_columns(self, num_inputs, self.keep) if columns is None else columns
+        if columns is not None:
+            _record(self, columns, inputs)
+            params["columns"] = columns
+        apply = pair.bind(
+            linear.linear_pair("columns"), functools.partial(_require_columns, self.path, self.keep)
+        )
+        return apply(params, x, None).reshape(*x.shape[:-1], *outputs)
+
+
+class Dense(DenseGeneral):
+    """Linear layer over the last axis, `[..., D] -> [..., F]`; drop-in for `nn.Dense`."""
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation that saves one array; drop-in for `nn.LayerNorm` over the last axis."""
+
+    epsilon: float = 1e-6
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = nn.initializers.zeros
+    scale_init: Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = x.shape[-1:]
+        scale, bias = jnp.ones(shape, self.param_dtype), jnp.zeros(shape, self.param_dtype)
+        if self.use_scale:
+            scale = self.param("scale", self.scale_init, shape, self.param_dtype)
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, shape, self.param_dtype)
+        x = _cast(x, self.dtype, self.param_dtype)
+        return layer_norm.layer_norm(x, scale, bias, epsilon=self.epsilon)
+
+
+class MultiHeadDotProductAttention(nn.Module):
+    """Multi-head attention that stores no N x N array; drop-in for Flax's of the same name.
+
+    In self-attention query, key and value share their input, and so their columns. Dropout of the attention
+    weights and autoregressive decoding are not offered.
+
+    Attributes:
+      num_heads: H; divides `qkv_features`.
+      qkv_features, out_features: widths; None takes that of the input.
+      residual: what attention keeps, see `pbr_jax.ops.attention`.
+      keep: fraction of columns kept by the four linear layers.
+      attention_keep: fraction kept by the residuals "channels" and "elements".
+    """
+
+    num_heads: int
+    qkv_features: int | None = None
+    out_features: int | None = None
+    use_bias: bool = True
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    bias_init: Initializer = nn.initializers.zeros_init()
+    residual: attention.Kind = "flash"
+    keep: float = 0.1
+    attention_keep: float = 0.2
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs_q: jax.Array,
+        inputs_k: jax.Array | None = None,
+        inputs_v: jax.Array | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """`[B, N, D] (, [B, M, D], [B, M, D]) -> [B, N, out]`; `mask` is bool, broadcastable to `[B, H, N, M]`."""
+        inputs_k = inputs_q if inputs_k is None else inputs_k
+        inputs_v = inputs_k if inputs_v is None else inputs_v
+        width = self.qkv_features or inputs_q.shape[-1]
+        if width % self.num_heads:
+            raise ValueError(f"num_heads = {self.num_heads}: must divide qkv_features = {width}")
+        layer = functools.partial(
+            DenseGeneral,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            keep=self.keep,
+        )
+        heads = (self.num_heads, width // self.num_heads)
+        query = layer(heads, name="query")
+        q = query(inputs_q)
+        shared = query.variables.get("selection", {}).get("columns")
+        q, k, v = (
+            jnp.swapaxes(a, -3, -2)
+            for a in (
+                q,
+                layer(heads, name="key")(inputs_k, shared if inputs_k is inputs_q else None),
+                layer(heads, name="value")(inputs_v, shared if inputs_v is inputs_q else None),
+            )
+        )
+        out = attention.attention(
+            q, k, v, mask=mask, residual=self.residual, keep=self.attention_keep
+        )
+        features = self.out_features or inputs_q.shape[-1]
+        return layer(features, axis=(-2, -1), name="out")(jnp.swapaxes(out, -3, -2))
+
+
+class MlpBlock(nn.Module):
+    """`Dense -> GELU -> Dense`, the MLP of a transformer; parameters `Dense_0`, `Dense_1`.
+
+    Attributes:
+      mlp_dim: hidden width.
+      out_dim: None takes the width of the input.
+      keep: fraction of columns kept by both layers.
+      approximate: tanh form of GELU.
+    """
+
+    mlp_dim: int
+    out_dim: int | None = None
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    kernel_init: Initializer = nn.initializers.xavier_uniform()
+    bias_init: Initializer = nn.initializers.normal(1e-6)
+    keep: float = 0.1
+    approximate: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        layer = functools.partial(
+            Dense,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            keep=self.keep,
+        )
+        u = layer(self.mlp_dim, name="Dense_0")(x)
+        return layer(self.out_dim or x.shape[-1], name="Dense_1")(
+            gelu.gelu(u, approximate=self.approximate)
+        )
+
+
+def selected_columns(module: nn.Module, num_columns: int, keep: float) -> jax.Array | None:
+    """The columns handed to `module`, or a uniform draw of `budget_for(keep, D)`, or None."""
+    if module.has_variable("selection", "columns"):
+        return module.get_variable("selection", "columns")
+    budget = budget_for(keep, num_columns)
+    if budget == num_columns or not module.has_rng("selection"):
+        return None
+    order = jax.random.permutation(
+        module.make_rng("selection"), jnp.arange(num_columns, dtype=jnp.int32)
+    )
+    return jnp.sort(order[:budget])
+
+
+def _record(module: nn.Module, columns: jax.Array, inputs: tuple[int, ...]) -> None:
+    if module.is_mutable_collection("selection") and not module.is_initializing():
+        selected = jnp.zeros((math.prod(inputs),), bool).at[columns].set(True, mode="drop")
+        module.put_variable("selection", "columns", columns)
+        module.put_variable("selection", "selected", selected.reshape(inputs))
+
+
+def _require_columns(path: tuple[str, ...], keep: float, params: dict) -> None:
+    if (
+        "columns" not in params
+        and budget_for(keep, params["kernel"].shape[0]) < params["kernel"].shape[0]
+    ):
+        raise ValueError(
+            f"{'/'.join(path) or 'layer'}: keep = {keep} but no columns were given for the backward pass; pass"
+            ' rngs={"selection": key} or the collection "selection" to apply, or set keep=1'
+        )
+
+
+def _trailing(axis: int | Sequence[int], ndim: int) -> int:
+    """How many trailing axes `axis` names."""
+    axes = sorted(a % ndim for a in ((axis,) if isinstance(axis, int) else axis))
+    if axes != list(range(ndim - len(axes), ndim)):
+        raise ValueError(
+            f"axis = {axis}: must be the last axes of an input with {ndim}; transpose the input first"
+        )
+    return len(axes)
+
+
+def _cast(x: jax.Array, dtype: Any, param_dtype: Any) -> jax.Array:
+    """The input in the dtype of the computation: `dtype`, or what Flax would promote input and weights to."""
+    return x.astype(dtype or jnp.promote_types(x.dtype, param_dtype))

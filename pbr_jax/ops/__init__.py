@@ -1,0 +1,1 @@
+"""Differentiable operations as pairs of pure functions; what each keeps is an argument."""

@@ -1,0 +1,1 @@
+"""Small weights that the package ships, and the scripts that made them."""

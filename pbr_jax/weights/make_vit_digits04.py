@@ -1,0 +1,51 @@
+"""Pretrains the small ViT of `configs/digits.py` on the digits 0-4 and writes `vit_digits04.npz`.
+
+    python -m pbr_jax.weights.make_vit_digits04
+
+Full fine-tuning from random weights, 1 500 steps of 64 images, about a minute on two cores. The file has
+Google's layout in float16, under 1 MB, and is read by the loader that reads `ViT-B_16.npz`.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from pbr_jax import data
+from pbr_jax.checkpoints import vit_npz
+from pbr_jax.configs import digits
+from pbr_jax.training import from_config
+from pbr_jax.training.loop import make_evaluate
+
+CLASSES = range(5)
+STEPS = 1500
+
+
+def main() -> None:
+    """Trains, prints the accuracy on test digits 0-4, and writes the file beside this script."""
+    config = digits.get_config("scratch")
+    config = dataclasses.replace(
+        config,
+        method="full",
+        steps=STEPS,
+        model=dataclasses.replace(config.model, num_classes=len(CLASSES)),
+    )
+    dataset = data.load("digits", classes=CLASSES)
+    parts = from_config.build(config)
+    state = from_config.new_state(config, parts, from_config.random_params(config, parts.model))
+    step = jax.jit(parts.train_step, donate_argnums=0)
+    batches = data.train_batches(dataset.train, config.batch_size, config.seed, augment=True)
+    for _ in range(config.steps):
+        state, _ = step(state, next(batches))
+    evaluate = make_evaluate(
+        jax.jit(parts.eval_step), lambda: data.test_batches(dataset.test, config.batch_size)
+    )
+    path = Path(__file__).with_name("vit_digits04.npz")
+    vit_npz.save(path, state.params, parts.model.heads, np.float16)
+    accuracy = evaluate(state.params)["accuracy"]
+    print(f"{accuracy:.1%} on test digits 0-4; wrote {path}, {path.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()
