@@ -1,0 +1,87 @@
+"""Helpers of the numerical tests: random arrays, errors against an oracle, bytes saved."""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Literal, jaxprs_in_params
+
+# An op's own checks, without the annotations that conftest.py checks before them.
+unchecked = inspect.unwrap
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    """Standard normal numbers that float32 represents exactly, as float64."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32).astype(np.float64)
+
+
+def as_jax(tree, dtype=jnp.float32):
+    """Float64 leaves as JAX arrays of `dtype`, others in their own."""
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype if a.dtype == np.float64 else a.dtype), tree)
+
+
+def as_float64(tree):
+    return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
+
+
+def relative_error(actual, expected) -> float:
+    """`|actual - expected| / |expected|`, Euclidean norms, in float64."""
+    difference = np.asarray(actual, np.float64) - np.asarray(expected, np.float64)
+    return float(np.linalg.norm(difference) / np.linalg.norm(np.asarray(expected, np.float64)))
+
+
+def assert_close(actual, expected, tolerance: float, name: str = "") -> None:
+    """Equal shapes, and a relative error within `tolerance`; all of a tree, leaf by leaf."""
+    if isinstance(expected, dict):
+        assert set(actual) == set(expected)
+        for key, value in expected.items():
+            assert_close(actual[key], value, tolerance, f"{name}.{key}")
+        return
+    assert np.shape(actual) == np.shape(expected), name
+    if not np.any(np.asarray(expected)):
+        np.testing.assert_array_equal(np.asarray(actual, np.float64), 0.0, err_msg=name)
+        return
+    error = relative_error(actual, expected)
+    assert error <= tolerance, f"{name}: relative error {error:.2e} exceeds {tolerance:.1e}"
+
+
+def value_and_pullback(function, dy, *args):
+    """`function(*args)` and the cotangents of `args`.
+
+    Compiled with little optimisation, because compiling is most of what these tests do.
+    """
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def run(dy, *args):
+        y, pullback = jax.vjp(function, *args)
+        return y, pullback(dy)
+
+    return run(dy, *args)
+
+
+def saved_bytes(function, *activations) -> int:
+    """Bytes that differentiating `function` keeps for the backward pass, its constants excluded.
+
+    The function sees the activations negated, as results of another op: inside a network the caller
+    lets go of them, so keeping one costs its bytes. Parameters that `function` closes over, and the
+    activations themselves, are not counted.
+    """
+
+    def leaves(*activations):
+        _, pullback = jax.vjp(lambda *a: function(*map(jnp.negative, a)), *activations)
+        return jax.tree.leaves(pullback)
+
+    jaxpr = jax.make_jaxpr(leaves)(*activations).jaxpr
+    given = {*jaxpr.invars, *jaxpr.constvars}
+    kept = {v for v in jaxpr.outvars if not isinstance(v, Literal)} - given
+    return sum(v.aval.size * v.aval.dtype.itemsize for v in kept)
+
+
+def equations(jaxpr):
+    """All equations of a jaxpr and of those inside it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
