@@ -1,11 +1,12 @@
 """Methods by name: what a block keeps, and who chooses the columns.
 
-`resolve("prebackrazor++/js50")` is PreBackRazor++ with JointSPAR over half of the parameter tensors. Every
-field of a method can be overridden.
+`resolve("prebackrazor++/js50")` is PreBackRazor++ with JointSPAR over half of the parameter
+tensors. Every field of a method can be overridden.
 """
 
 import dataclasses
 import re
+from typing import Any
 
 from pbr_jax.plans import Keep, ResidualPlan
 
@@ -24,8 +25,8 @@ class Method:
     Attributes:
       name: as given to `resolve`.
       plan: what a transformer block keeps for its backward pass.
-      policy: who chooses columns before the forward pass: "uniform", "bandit" or "importance"; None where the
-        plan needs none.
+      policy: who chooses columns before the forward pass: "uniform", "bandit" or "importance"; None
+        where the plan needs none.
       joint_spar: fraction of parameter tensors that are trained at a time; None means all.
     """
 
@@ -35,12 +36,16 @@ class Method:
     joint_spar: float | None = None
 
 
-_PRUNED = {"keep": uniform_keep(_PAPER_KEEP)}
-_BACKRAZOR = ResidualPlan(linear="elements", layer_norm="elements", attention="elements", **_PRUNED)
+_PRUNED = uniform_keep(_PAPER_KEEP)
+_BACKRAZOR = ResidualPlan(
+    linear="elements", layer_norm="elements", attention="elements", keep=_PRUNED
+)
 
-_FAST = ResidualPlan(linear="columns", layer_norm="int8", attention="qkv", gelu="code2", **_PRUNED)
+_FAST = ResidualPlan(
+    linear="columns", layer_norm="int8", attention="qkv", gelu="code2", keep=_PRUNED
+)
 _LEAN = dataclasses.replace(_FAST, attention="recompute", batch_chunks=4)
-_TINY = ResidualPlan(linear="columns", recompute=True, batch_chunks=4, **_PRUNED)
+_TINY = ResidualPlan(linear="columns", recompute=True, batch_chunks=4, keep=_PRUNED)
 
 PRESETS: dict[str, Method] = {
     method.name: method
@@ -49,10 +54,10 @@ PRESETS: dict[str, Method] = {
         Method("remat", ResidualPlan(recompute=True, batch_chunks=4)),
         Method("backrazor", _BACKRAZOR),
         Method("prebackrazor-", dataclasses.replace(_BACKRAZOR, linear="magnitude")),
-        Method("prebackrazor", ResidualPlan(linear="columns", **_PRUNED), "bandit"),
+        Method("prebackrazor", ResidualPlan(linear="columns", keep=_PRUNED), "bandit"),
         Method(
             "prebackrazor++",
-            ResidualPlan(linear="columns", attention="channels", **_PRUNED),
+            ResidualPlan(linear="columns", attention="channels", keep=_PRUNED),
             "bandit",
         ),
         Method("fast", _FAST, "bandit"),
@@ -69,13 +74,14 @@ def resolve(
     keep: float | Keep | None = None,
     policy: str | None = None,
     joint_spar: float | None = None,
-    **plan_fields: object,
+    **plan_fields: Any,
 ) -> Method:
     """The method called `name`, with any field overridden.
 
     Args:
-      name: one of `METHODS`, optionally with a suffix `/jsNN`: JointSPAR with NN % of the parameter tensors.
-      keep: fraction of columns or elements kept, for all sites or per site. Ignored by methods that keep all.
+      name: one of `METHODS`, optionally with a suffix `/jsNN`: JointSPAR with NN % of the parameter
+        tensors.
+      keep: fraction of columns or elements kept, for all sites or per site.
       policy: who chooses the columns.
       joint_spar: fraction of tensors, in place of the suffix.
       **plan_fields: fields of `ResidualPlan`; None leaves the method's own.
@@ -86,14 +92,16 @@ def resolve(
     match = re.fullmatch(r"(?P<base>.+?)(/js(?P<percent>[1-9][0-9]?))?", name)
     if match is None or match["base"] not in PRESETS:
         raise ValueError(
-            f"method = {name!r}: must be one of {', '.join(METHODS)}, optionally followed by /js50 or the like"
+            f"method = {name!r}: must be one of {', '.join(METHODS)}, optionally followed by /js50"
+            " or the like"
         )
     preset = PRESETS[match["base"]]
     given = {field: value for field, value in plan_fields.items() if value is not None}
     if keep is not None:
         if preset.plan.keep == Keep():
             raise ValueError(
-                f"pruning.keep = {keep}: method {name!r} prunes nothing; choose another method or drop keep"
+                f"pruning.keep = {keep}: method {name!r} prunes nothing; choose another method or"
+                " drop keep"
             )
         given["keep"] = keep if isinstance(keep, Keep) else uniform_keep(keep)
     if policy is not None and preset.policy is None:

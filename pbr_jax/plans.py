@@ -21,7 +21,7 @@ SITES = ("qkv", "proj", "fc1", "fc2")
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """Fraction of columns kept at each site, each in (0, 1]; the paper's pruning ratio is 1 - keep."""
+    """Fraction of columns kept at each site, in (0, 1]; the paper's pruning ratio is 1 - keep."""
 
     qkv: float = 1.0
     proj: float = 1.0
@@ -40,16 +40,19 @@ class ResidualPlan:
     Attributes:
       linear: input of the four linear layers.
       layer_norm: residual of both LayerNorms. "int8" also serves the linear layer behind it.
-      attention: residual of attention; "recompute" keeps nothing and projects q, k, v again from the
-        LayerNorm's residual.
+      attention: residual of attention; "recompute" keeps nothing and projects q, k, v again from
+        the LayerNorm's residual.
       gelu: residual of GELU.
-      stochastic_codes: round GELU codes at random and without bias, rather than to the nearest level.
+      stochastic_codes: round GELU codes at random and without bias, rather than to the nearest
+        level.
       recompute: keep only the block's input and run its forward pass again (rematerialisation).
-      batch_chunks: parts of the batch that a block processes one after the other, forward and backward.
-      keep: fraction kept at each site by the linear residuals "magnitude" and "elements"; the largest of them
-        is also that of BackRazor's LayerNorm and attention. Selected columns arrive from outside and bring
-        their own number.
-      attention_keep: fraction of channels kept by "channels", the sparse attention of PreBackRazor++.
+      batch_chunks: parts of the batch that a block processes one after the other, forward and
+        backward.
+      keep: fraction kept at each site by the linear residuals "magnitude" and "elements"; the
+        largest of them is also that of BackRazor's LayerNorm and attention. Selected columns arrive
+        from outside and bring their own number.
+      attention_keep: fraction of channels kept by "channels", the sparse attention of
+        PreBackRazor++.
     """
 
     linear: LinearKind = "dense"
@@ -85,7 +88,8 @@ def budget_for(keep: float, num_columns: int, group_size: int = 1) -> int:
         )
     if group_size < 1 or num_columns % group_size:
         raise ValueError(
-            f"group_size = {group_size}: must divide the number of columns, {num_columns}; 1 always does"
+            f"group_size = {group_size}: must divide the number of columns, {num_columns}; 1 always"
+            " does"
         )
     multiple = math.lcm(8, group_size)
     # The slack keeps 0.07 * 800 = 56.00000000000001 from being rounded up to 64.
