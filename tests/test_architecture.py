@@ -21,10 +21,11 @@ CHAIN = [
     {"layers"},
     {"models"},
     {"training"},
+    {"weights"},
 ]
-# Each of these imports no other part, and any part of the chain's last line may import it.
-INDEPENDENT = {"pruning", "data", "configs", "gpu", "checkpoints"}
-# From the command line to a `Config`, which only `training` and train.py may see.
+# Each of these imports no other part, and the last two lines of the chain may import it.
+INDEPENDENT = {"pruning", "data", "configs", "gpu", "checkpoints", "freeze"}
+# From the command line to a `Config`, which only `training` and what is above it may see.
 SETTINGS = {"config", "config_rules", "flags"}
 
 # Imported where they are used: slow to import, or not installed everywhere.
@@ -43,7 +44,8 @@ def allowed() -> dict[str, set[str]]:
             edges[part] = set(below)
     for part in SETTINGS:
         edges[part] = SETTINGS | {"configs", "methods", "plans"}
-    edges["training"] |= INDEPENDENT | SETTINGS
+    for part in ("training", "weights"):
+        edges[part] |= INDEPENDENT | SETTINGS
     return edges
 
 
