@@ -1,28 +1,31 @@
-"""ViT weights in the `.npz` files that Google publishes (`ViT-B_16.npz`, the AugReg files), both ways.
+"""ViT weights in the `.npz` files that Google publishes (`ViT-B_16.npz`, AugReg), both ways.
 
 Their names and shapes, with `i` the block:
 
     embedding/{kernel [p, p, C, D], bias}      cls [1, 1, D]
     Transformer/posembed_input/pos_embedding [1, N, D]
     Transformer/encoderblock_i/LayerNorm_0, LayerNorm_2 /{scale, bias}
-    Transformer/encoderblock_i/MultiHeadDotProductAttention_1/{query, key, value}/{kernel [D, H, head], bias}
-    Transformer/encoderblock_i/MultiHeadDotProductAttention_1/out/{kernel [H, head, D], bias}
     Transformer/encoderblock_i/MlpBlock_3/{Dense_0, Dense_1}/{kernel, bias}
+    Transformer/encoderblock_i/MultiHeadDotProductAttention_1/
+        {query, key, value}/{kernel [D, H, head], bias [H, head]}, out/{kernel [H, head, D], bias}
     Transformer/encoder_norm/{scale, bias}     head/{kernel, bias}
 """
 
 import functools
 import pathlib
 import zipfile
+import zlib
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import numpy.typing as npt
 
 Arrays = dict[str, np.ndarray]
 _BLOCK = "Transformer/encoderblock_{}/"
 _ATTENTION = "MultiHeadDotProductAttention_1/"
-_IGNORED = ("pre_logits/",)  # the representation layer of ImageNet-21k pretraining; fine-tuning drops it
+# The representation layer of ImageNet-21k pretraining, which fine-tuning drops.
+_IGNORED = ("pre_logits/",)
 
 
 class Loaded(NamedTuple):
@@ -37,13 +40,14 @@ def load(path: str | pathlib.Path, like: dict[str, Any], num_heads: int) -> Load
 
     Args:
       path: an `.npz` file.
-      like: our parameter tree (arrays or shapes); its head is kept where the file's has another number of
-        classes or is absent, all else comes from the file.
+      like: our parameter tree, arrays or shapes. A head that the file lacks, or has for another
+        number of classes, starts at zero; all else comes from the file.
       num_heads: H of the model.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file is no `.npz`, or a key is missing, superfluous or misshapen; all are listed.
+      ValueError: the file is no `.npz`, or keys are missing, superfluous or misshapen: all of them
+        are listed.
     """
     arrays = _read(pathlib.Path(path))
     theirs = jax.eval_shape(functools.partial(to_npz, num_heads=num_heads), like)
@@ -53,12 +57,19 @@ def load(path: str | pathlib.Path, like: dict[str, Any], num_heads: int) -> Load
     if head is None or head.shape[0] != classes:
         found = "no head" if head is None else f"a head of {head.shape[0]} classes"
         notes.append(f"{path}: {found}; the head of {classes} classes starts at zero")
-        arrays |= {f"head/{n}": np.zeros(theirs[f"head/{n}"].shape, np.float32) for n in ("kernel", "bias")}
+        arrays |= {
+            f"head/{n}": np.zeros(theirs[f"head/{n}"].shape, np.float32) for n in ("kernel", "bias")
+        }
     _check(path, arrays, theirs)
     return Loaded(_from_npz(arrays, like), notes)
 
 
-def save(path: str | pathlib.Path, params: dict[str, Any], num_heads: int, dtype: np.dtype = np.float32) -> None:
+def save(
+    path: str | pathlib.Path,
+    params: dict[str, Any],
+    num_heads: int,
+    dtype: npt.DTypeLike = np.float32,
+) -> None:
     """Writes our parameter tree as an `.npz` of the published layout; the inverse of `load`."""
     arrays = to_npz(jax.tree.map(np.asarray, params), num_heads)
     np.savez_compressed(path, **{name: array.astype(dtype) for name, array in arrays.items()})
@@ -93,7 +104,9 @@ def to_npz(params: dict[str, Any], num_heads: int) -> dict[str, Any]:
         for j, part in enumerate(("query", "key", "value")):
             out[f"{name}{_ATTENTION}{part}/kernel"] = kernel[:, j]
             out[f"{name}{_ATTENTION}{part}/bias"] = bias[j]
-        out[f"{name}{_ATTENTION}out/kernel"] = blocks["proj"]["kernel"][i].reshape(num_heads, head, width)
+        out[f"{name}{_ATTENTION}out/kernel"] = blocks["proj"]["kernel"][i].reshape(
+            num_heads, head, width
+        )
         out[f"{name}{_ATTENTION}out/bias"] = blocks["proj"]["bias"][i]
     return out
 
@@ -104,7 +117,10 @@ def _patch_and_channels(size: int) -> tuple[int, int]:
         patch = round((size / channels) ** 0.5)
         if patch * patch * channels == size:
             return patch, channels
-    raise ValueError(f"embedding kernel has {size} inputs: must be patch * patch * 3, or patch * patch for grey images")
+    raise ValueError(
+        f"embedding kernel has {size} inputs: must be patch * patch * 3, or patch * patch for grey"
+        " images"
+    )
 
 
 def _from_npz(arrays: Arrays, like: dict[str, Any]) -> dict[str, Any]:
@@ -154,15 +170,18 @@ def _from_npz(arrays: Arrays, like: dict[str, Any]) -> dict[str, Any]:
 def _read(path: pathlib.Path) -> Arrays:
     if not path.is_file():
         raise FileNotFoundError(
-            f"weights {path}: no such file. Nothing is downloaded for you: ViT weights are published at"
-            " https://storage.googleapis.com/vit_models/imagenet21k/ViT-B_16.npz; or train from random weights with"
-            " --config.model.weights=none"
+            f"weights {path}: no such file. Nothing is downloaded for you: ViT weights are at"
+            " https://storage.googleapis.com/vit_models/imagenet21k/ViT-B_16.npz; or train from"
+            " random weights with --config.model.weights=none"
         )
     try:
+        zipfile.ZipFile(path).close()  # np.load also takes .npy files and pickles
         with np.load(path) as file:
             return {name: file[name].astype(np.float32) for name in file.files}
-    except (zipfile.BadZipFile, ValueError, OSError) as error:
-        raise ValueError(f"weights {path}: not a readable .npz file ({error}); is the download complete?") from error
+    except (zipfile.BadZipFile, zlib.error, ValueError, OSError) as error:
+        raise ValueError(
+            f"weights {path}: not a readable .npz file ({error}); is the download complete?"
+        ) from error
 
 
 def _check(path: Any, arrays: Arrays, expected: dict[str, Any]) -> None:
