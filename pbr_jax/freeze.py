@@ -12,8 +12,8 @@ PyTree = Any
 def freeze_unselected(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Wraps `tx` so that a kernel's unselected rows, and their moments, do not move.
 
-    "Halts the updating of corresponding weights" (section 4.1): their gradient is zero, but momentum, Adam and
-    weight decay would move them all the same.
+    "Halts the updating of corresponding weights" (section 4.1): their gradient is zero, but
+    momentum, Adam and weight decay would move them all the same.
 
         tx = pbr_jax.freeze_unselected(optax.adamw(1e-3))
         updates, opt_state = tx.update(grads, opt_state, params, selection=drawn["selection"])
@@ -23,9 +23,9 @@ def freeze_unselected(tx: optax.GradientTransformation) -> optax.GradientTransfo
 
     Returns:
       A transformation whose `update` takes `selection`, the collection of that name that a model of
-      `pbr_jax.layers` returns when it is mutable: where a `kernel` of `params` has a mask `selected` beside it,
-      bool over the kernel's leading axes, only these slices move. It raises ValueError for a mask that fits no
-      kernel.
+      `pbr_jax.layers` returns when it is mutable: where a `kernel` of `params` has a mask
+      `selected` beside it, bool over the kernel's leading axes, only these slices move. It raises
+      ValueError for a mask that fits no kernel.
     """
     tx = optax.with_extra_args_support(tx)
 
@@ -54,20 +54,20 @@ def _where(mask: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
 def _masks(params: PyTree, selection: PyTree) -> PyTree:
     """Like `params`: the mask of each pruned kernel, and True for all else."""
     named = {
-        tuple(k.key for k in path[:-1]): leaf
+        tuple(str(k.key) for k in path[:-1]): leaf
         for path, leaf in jax.tree_util.tree_flatten_with_path(selection)[0]
         if path[-1].key == "selected"
     }
 
     def mask(path, leaf):
-        keys = tuple(getattr(k, "key", None) for k in path)
+        keys = tuple(str(getattr(k, "key", k)) for k in path)
         found = named.pop(keys[:-1], None) if keys[-1:] == ("kernel",) else None
         if found is None:
             return jnp.ones((), bool)
         if found.shape != leaf.shape[: found.ndim]:
             raise ValueError(
-                f"selection of {'/'.join(keys)} has a mask of shape {found.shape}: must be the leading axes of the"
-                f" kernel {leaf.shape}"
+                f"selection of {'/'.join(keys)} has a mask of shape {found.shape}: must be the"
+                f" leading axes of the kernel {leaf.shape}"
             )
         return found
 

@@ -1,17 +1,21 @@
 """Linen layers that keep a few columns of their input for the backward pass.
 
-Drop-in for `nn.Dense`, `nn.DenseGeneral`, `nn.LayerNorm` and `nn.MultiHeadDotProductAttention`, with the stock
-parameter tree: a checkpoint of one loads into the other. Forward pass and dx are exact; of a kernel's gradient
-the selected rows are exact and the others zero.
+Drop-in for `nn.Dense`, `nn.DenseGeneral`, `nn.LayerNorm` and `nn.MultiHeadDotProductAttention`,
+with the stock parameter tree: a checkpoint of one loads into the other. Forward pass and dx are
+exact; of a kernel's gradient the selected rows are exact and the others zero.
 
-Which columns: those in the collection `selection`, where `columns`, int32 `[K]`, sits beside the `kernel` it
-belongs to; or else a uniform draw from the PRNG stream `selection`. Made mutable, the collection returns the
-columns used and, for `pbr_jax.freeze_unselected`, the mask `selected` over the kernel's input axes:
+Which columns: those in the collection `selection`, where `columns`, int32 `[K]`, sits beside the
+`kernel` it belongs to; or else a uniform draw from the PRNG stream `selection`. Made mutable, the
+collection returns the columns used and, for `pbr_jax.freeze_unselected`, the mask `selected` over
+the kernel's input axes:
 
-    logits, drawn = model.apply({"params": params}, x, rngs={"selection": key}, mutable=["selection"])
+    logits, drawn = model.apply(
+        {"params": params}, x, rngs={"selection": key}, mutable=["selection"]
+    )
 
-Under differentiation with neither, a layer raises: it never falls back to saving everything. Optimizers move
-parameters whose gradient is zero (momentum, weight decay); `pbr_jax.freeze_unselected` stops that.
+Under differentiation with neither, a layer raises: it never falls back to saving everything.
+Optimizers move parameters whose gradient is zero (momentum, weight decay);
+`pbr_jax.freeze_unselected` stops that.
 """
 
 import functools
@@ -30,7 +34,7 @@ Initializer = Callable[..., jax.Array]
 
 
 class DenseGeneral(nn.Module):
-    """Linear layer over trailing axes: `[..., *in] -> [..., *features]`; drop-in for `nn.DenseGeneral`.
+    """Linear layer over trailing axes, `[..., *in] -> [..., *features]`: `nn.DenseGeneral`.
 
     Attributes:
       features: output axes, an int or several.
@@ -50,7 +54,7 @@ class DenseGeneral(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, columns: jax.Array | None = None) -> jax.Array:
-        """Applies the layer; `columns` overrides what `selection` holds, so that layers can share them."""
+        """Applies the layer; `columns` goes before what `selection` holds, to share them."""
         contracted = _trailing(self.axis, x.ndim)
         inputs = x.shape[x.ndim - contracted :]
         outputs = (self.features,) if isinstance(self.features, int) else tuple(self.features)
@@ -107,8 +111,8 @@ class LayerNorm(nn.Module):
 class MultiHeadDotProductAttention(nn.Module):
     """Multi-head attention that stores no N x N array; drop-in for Flax's of the same name.
 
-    In self-attention query, key and value share their input, and so their columns. Dropout of the attention
-    weights and autoregressive decoding are not offered.
+    In self-attention query, key and value share their input, and so their columns. Dropout of the
+    attention weights and autoregressive decoding are not offered.
 
     Attributes:
       num_heads: H; divides `qkv_features`.
@@ -139,7 +143,7 @@ class MultiHeadDotProductAttention(nn.Module):
         *,
         mask: jax.Array | None = None,
     ) -> jax.Array:
-        """`[B, N, D] (, [B, M, D], [B, M, D]) -> [B, N, out]`; `mask` is bool, broadcastable to `[B, H, N, M]`."""
+        """`[B, N, D] (, [B, M, D], [B, M, D]) -> [B, N, out]`; `mask` bool, like `[B, H, N, M]`."""
         inputs_k = inputs_q if inputs_k is None else inputs_k
         inputs_v = inputs_k if inputs_v is None else inputs_v
         width = self.qkv_features or inputs_q.shape[-1]
@@ -155,17 +159,14 @@ class MultiHeadDotProductAttention(nn.Module):
             keep=self.keep,
         )
         heads = (self.num_heads, width // self.num_heads)
-        query = layer(heads, name="query")
-        q = query(inputs_q)
-        shared = query.variables.get("selection", {}).get("columns")
-        q, k, v = (
-            jnp.swapaxes(a, -3, -2)
-            for a in (
-                q,
-                layer(heads, name="key")(inputs_k, shared if inputs_k is inputs_q else None),
-                layer(heads, name="value")(inputs_v, shared if inputs_v is inputs_q else None),
-            )
-        )
+        columns: dict[int, jax.Array | None] = {}  # of each input: one selection per activation
+        projected = []
+        for name, x in (("query", inputs_q), ("key", inputs_k), ("value", inputs_v)):
+            projection = layer(heads, name=name)
+            if id(x) not in columns:
+                columns[id(x)] = selected_columns(projection, x.shape[-1], self.keep)
+            projected.append(jnp.swapaxes(projection(x, columns[id(x)]), -3, -2))
+        q, k, v = projected
         out = attention.attention(
             q, k, v, mask=mask, residual=self.residual, keep=self.attention_keep
         )
@@ -234,8 +235,9 @@ def _require_columns(path: tuple[str, ...], keep: float, params: dict) -> None:
         and budget_for(keep, params["kernel"].shape[0]) < params["kernel"].shape[0]
     ):
         raise ValueError(
-            f"{'/'.join(path) or 'layer'}: keep = {keep} but no columns were given for the backward pass; pass"
-            ' rngs={"selection": key} or the collection "selection" to apply, or set keep=1'
+            f"{'/'.join(path) or 'layer'}: keep = {keep} but no columns were given for the backward"
+            ' pass; pass rngs={"selection": key} or the collection "selection" to apply,'
+            " or set keep=1"
         )
 
 
@@ -244,11 +246,11 @@ def _trailing(axis: int | Sequence[int], ndim: int) -> int:
     axes = sorted(a % ndim for a in ((axis,) if isinstance(axis, int) else axis))
     if axes != list(range(ndim - len(axes), ndim)):
         raise ValueError(
-            f"axis = {axis}: must be the last axes of an input with {ndim}; transpose the input first"
+            f"axis = {axis}: must be the last axes of an input with {ndim}; transpose the input"
         )
     return len(axes)
 
 
 def _cast(x: jax.Array, dtype: Any, param_dtype: Any) -> jax.Array:
-    """The input in the dtype of the computation: `dtype`, or what Flax would promote input and weights to."""
+    """The input in the dtype to compute in: `dtype`, or Flax's promotion of input and weights."""
     return x.astype(dtype or jnp.promote_types(x.dtype, param_dtype))

@@ -1,7 +1,7 @@
 """Vision Transformer (Dosovitskiy et al., 2021), pre-norm, with scanned blocks.
 
-Parameters of the blocks are stacked `[L, ...]` and run under one `nn.scan`: compile time does not grow with
-depth, and what a block keeps for the backward pass is exactly what its plan says.
+Parameters of the blocks are stacked `[L, ...]` and run under one `nn.scan`: compile time does not
+grow with depth, and what a block keeps for the backward pass is exactly what its plan says.
 
     embedding {kernel [patch * patch * C, D], bias}   cls [1, 1, D]   pos_embedding [1, N, D]
     blocks    norm1, norm2 {scale, bias [L, D]}
@@ -9,8 +9,8 @@ depth, and what a block keeps for the backward pass is exactly what its plan say
               fc1 {kernel [L, D, F], bias}    fc2 {kernel [L, F, D], bias}
     norm {scale, bias [D]}   head {kernel [D, classes], bias}
 
-A training call also takes the collection `selection`, `{"blocks": {site: {columns, rows, active}}}` with a
-leading axis L on every leaf (see `pbr_jax.ops.linear`).
+A training call also takes the collection `selection`, `{"blocks": {site: {columns, rows, active}}}`
+with a leading axis L on every leaf (see `pbr_jax.ops.linear`).
 """
 
 import functools
@@ -21,13 +21,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pbr_jax.ops import half_blocks, layer_norm, linear, pair
+from pbr_jax.ops.arrays import sample_keys
 from pbr_jax.plans import ResidualPlan
 
 _EPSILON = 1e-6
 
 
 class LinearParams(nn.Module):
-    """Declares `kernel [D, F]` and `bias [F]`, and returns them with what `selection` holds for them."""
+    """Declares `kernel [D, F]` and `bias [F]`; returns them with what `selection` has for them."""
 
     in_features: int
     out_features: int
@@ -76,9 +77,8 @@ class Block(nn.Module):
             "fc2": LinearParams(self.mlp_dim, width, name="fc2")(),
         }
         aux = {}
-        if train and self.shape.dropout > 0:
-            fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-            aux["keys"] = fold(self.make_rng("dropout"), jnp.arange(x.shape[0], dtype=jnp.uint32))
+        if train and (self.shape.dropout > 0 or self.plan.stochastic_codes):
+            aux["keys"] = sample_keys(self.make_rng("dropout"), x.shape[0])
         block = half_blocks.transformer_block(self.plan, self.shape)
         apply = pair.bind(block, functools.partial(half_blocks.check_selection, self.plan))
         return apply(params, x, aux), None
@@ -91,7 +91,8 @@ class ViT(nn.Module):
       width, depth, heads, mlp_dim: D, L, H and the hidden width of the MLP.
       patch, image_size, channels: of the input, in pixels.
       num_classes: outputs of the head.
-      pool: "cls" reads the class token, "mean" the mean of all patch tokens (there is no class token then).
+      pool: "cls" reads the class token, "mean" the mean of all patch tokens, and then there is no
+        class token.
       dropout: rate on both residual branches and after GELU.
       dtype: of the activations; parameters stay float32.
       approximate_gelu: tanh form instead of erf.
@@ -125,7 +126,7 @@ class ViT(nn.Module):
         shape = half_blocks.BlockShape(self.heads, _EPSILON, self.dropout, self.approximate_gelu)
         plan = self.plan if train else ResidualPlan()  # evaluation keeps nothing, whatever the plan
         x, _ = scanned(self.mlp_dim, plan, shape, name="blocks")(x, train)
-        # LayerNorm acts on each token alone, so the class token can be taken first: nothing is kept of the rest.
+        # LayerNorm acts on each token alone: the class token is taken first, to keep nothing else.
         if self.pool == "cls":
             x = x[:, 0]
         norm = NormParams(self.width, name="norm")()
@@ -136,12 +137,12 @@ class ViT(nn.Module):
         return linear.linear(x, head["kernel"], head["bias"]).astype(jnp.float32)
 
     def _embed(self, images: jax.Array) -> jax.Array:
-        """Patches as tokens: `[B, H, W, C] -> [B, N, D]`, with class token and position embedding."""
+        """Patches as tokens, `[B, H, W, C] -> [B, N, D]`, class token first, positions added."""
         expected = (self.image_size, self.image_size, self.channels)
         if images.shape[1:] != expected:
             raise ValueError(
-                f"images have shape {images.shape}: must be [B, {', '.join(map(str, expected))}], the image_size and"
-                " channels of this model"
+                f"images have shape {images.shape}: must be [B, {', '.join(map(str, expected))}],"
+                " the image_size and channels of this model"
             )
         batch, side = images.shape[0], self.image_size // self.patch
         patches = images.reshape(batch, side, self.patch, side, self.patch, self.channels)
@@ -150,7 +151,8 @@ class ViT(nn.Module):
         x = linear.linear(patches, p["kernel"], p["bias"])
         if self.pool == "cls":
             cls = self.param("cls", nn.initializers.zeros, (1, 1, self.width))
-            x = jnp.concatenate([jnp.broadcast_to(cls.astype(x.dtype), (batch, 1, self.width)), x], axis=1)
+            first = jnp.broadcast_to(cls.astype(x.dtype), (batch, 1, self.width))
+            x = jnp.concatenate([first, x], axis=1)
         positions = nn.initializers.normal(0.02)
         pos = self.param("pos_embedding", positions, (1, x.shape[1], self.width))
         return x + pos.astype(x.dtype)
