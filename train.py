@@ -26,7 +26,7 @@ from pbr_jax.training.checkpointing import Checkpointer, CheckpointError
 from pbr_jax.training.console import Console
 from pbr_jax.training.history import PruningHistory
 from pbr_jax.training.loop import Diverged, Intervals, make_evaluate, train
-from pbr_jax.training.memory import memory_use, state_shapes
+from pbr_jax.training.memory import MemoryUse
 from pbr_jax.training.report import write_report
 from pbr_jax.training.signals import StopSignals
 
@@ -34,17 +34,21 @@ from pbr_jax.training.signals import StopSignals
 def main(args: Arguments) -> int:
     """Trains or resumes; returns 0, or the exit code of the signal that stopped the run."""
     config, workdir, began = args.config, args.workdir, time.monotonic()
-    notes = open_workdir(workdir, config)
+    checkpoints = Checkpointer(workdir / "checkpoints", config.keep_checkpoints, print)
+    notes = check_same_run(workdir, config) if checkpoints.steps() else []
 
     dataset = data.load(config.data.name, config.data.path)
     batches = data.train_batches(dataset.train, config.batch_size, config.seed, config.data.augment)
     parts = from_config.build(config)
-    shapes = state_shapes(config, parts)
-    use, full = memory_use(config), memory_use(fully_fine_tuned(config))
+    shapes = from_config.state_shapes(config, parts)
+    use = from_config.memory_use(config)
+    full_use = from_config.memory_use(fully_fine_tuned(config))
+    full = None if use == full_use else full_use
 
-    with StopSignals() as stop, Checkpointer(workdir / "checkpoints", config.keep_checkpoints, print) as checkpoints:
+    with StopSignals() as stop, checkpoints:
         restored = checkpoints.restore(shapes)
-        checkpoints.check_space(checkpoints.bytes_needed(shapes))
+        console = Console(config.steps, start=0 if restored is None else restored.step)
+        console.header(headline(config, shapes.params), config.method, use, full)
         if restored is None:
             params, remarks = from_config.init_params(config, parts.model)
             state, start, best = from_config.new_state(config, parts, params), 0, -1.0
@@ -53,23 +57,30 @@ def main(args: Arguments) -> int:
             state, start, best = restored.state, restored.step, restored.data_state["best"]
             batches.restore(restored.data_state["batches"])
             notes.append(f"resumed from checkpoint {start}")
-        train_step = jax.jit(parts.train_step, donate_argnums=0)
-        train_step = train_step.lower(shapes, from_config.batch_specs(config)).compile()
-
-        history = PruningHistory(workdir, None if restored is None else start)
-        writer = metrics.MetricsWriter(workdir, None if restored is None else start)
-        console = Console(config.steps, start=start)
-        console.header(headline(config, shapes.params), config.method, use, None if use == full else full)
+        checkpoints.check_space(checkpoints.bytes_needed(shapes))
+        if start == config.steps and (workdir / "summary.json").is_file():
+            console.message(f"this run is complete; delete {workdir} to start it afresh")
+            summary = json.loads((workdir / "summary.json").read_text())
+            console.finish(summary, workdir, next_command(args), full)
+            return 0
+        workdir.mkdir(parents=True, exist_ok=True)
+        metrics.write_json(workdir / "config.json", configuration.to_dict(config))
         for note in notes:
             console.message(note)
+
+        train_step = jax.jit(parts.train_step, donate_argnums=0)
+        compiled = train_step.lower(shapes, from_config.batch_specs(config)).compile()
+        history = PruningHistory(workdir, None if restored is None else start)
+        writer = metrics.MetricsWriter(workdir, None if restored is None else start)
         with console, writer:
             outcome = train(
                 state,
                 start,
                 config.steps,
-                train_step=train_step,
+                train_step=compiled,
                 evaluate=make_evaluate(
-                    jax.jit(parts.eval_step), lambda: data.test_batches(dataset.test, config.batch_size)
+                    jax.jit(parts.eval_step),
+                    lambda: data.test_batches(dataset.test, config.batch_size),
                 ),
                 batches=batches,
                 schedule=parts.schedule,
@@ -83,23 +94,29 @@ def main(args: Arguments) -> int:
                 stop=stop,
             )
     if outcome.stopped:
-        console.message(f"{stop.received.name}: saved checkpoint {outcome.step}; the same command resumes")
+        assert stop.received is not None
+        console.message(
+            f"{stop.received.name}: saved checkpoint {outcome.step}; the same command resumes"
+        )
         return stop.exit_code
 
-    summary = summarize(config, workdir, use, full, compiled_memory(train_step).peak_bytes)
-    metrics.write_summary(workdir, summary | {"seconds": time.monotonic() - began})
+    summary = summarize(config, workdir, use, full_use, compiled_memory(compiled).peak_bytes)
+    summary["seconds"] = time.monotonic() - began
+    metrics.write_summary(workdir, summary)
     write_report(workdir)
-    console.finish(summary, workdir, next_command(args), None if use == full else full)
+    console.finish(summary, workdir, next_command(args), full)
     return 0
 
 
-def open_workdir(workdir: Path, config: Config) -> list[str]:
-    """Makes the work directory, or checks that the run in it is this one; returns what is worth saying."""
-    workdir.mkdir(parents=True, exist_ok=True)
+def check_same_run(workdir: Path, config: Config) -> list[str]:
+    """Lines about harmless changes since the run in `workdir` was started; raises for others."""
     saved = workdir / "config.json"
-    notes = configuration.check_resume(json.loads(saved.read_text()), config, workdir) if saved.is_file() else []
-    metrics.write_json(saved, configuration.to_dict(config))
-    return notes
+    if not saved.is_file():
+        raise ValueError(
+            f"{workdir} has checkpoints but no config.json, so they may be of another run;"
+            " take another --workdir"
+        )
+    return configuration.check_resume(json.loads(saved.read_text()), config, workdir)
 
 
 def fully_fine_tuned(config: Config) -> Config:
@@ -111,11 +128,20 @@ def headline(config: Config, params: Any) -> str:
     """What is about to run, in one line."""
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     device = jax.devices()[0].device_kind
-    return f"{config.name} · {config.steps} steps of {config.batch_size} images · {count / 1e6:.2f} M parameters · {device}"
+    return " · ".join(
+        (
+            config.name,
+            f"{config.steps} steps of {config.batch_size} images",
+            f"{count / 1e6:.2f} M parameters",
+            device,
+        )
+    )
 
 
-def summarize(config: Config, workdir: Path, use, full, compiled_peak_bytes: int) -> dict[str, Any]:
-    """The content of `summary.json`; accuracy and speed are those of the whole run, resumed or not."""
+def summarize(
+    config: Config, workdir: Path, use: MemoryUse, full: MemoryUse, compiled_peak_bytes: int
+) -> dict[str, Any]:
+    """The content of `summary.json`; accuracy and speed are of the whole run, resumed or not."""
     lines = metrics.read_metrics(workdir)
     seconds = statistics.median(r["seconds_per_step"] for r in lines if r["split"] == "train")
     return {

@@ -9,28 +9,16 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TextIO
+from typing import Any, Self, TextIO
 
 import rich.console
 import rich.progress
 import rich.table
 from rich.text import Text
 
+from pbr_jax.training.memory import MemoryUse
+
 Metrics = Mapping[str, float]
-
-
-class MemoryUse(NamedTuple):
-    """Bytes that a training step needs, by purpose."""
-
-    parameters: int
-    gradients: int
-    optimizer: int
-    activations: int  # saved between forward and backward pass
-
-    @property
-    def total(self) -> int:
-        """Bytes of all together."""
-        return sum(self)
 
 
 def format_bytes(count: float) -> str:

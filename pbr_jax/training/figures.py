@@ -20,7 +20,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from pbr_jax.training.console import MemoryUse, format_bytes
+from pbr_jax.training.console import format_bytes
+from pbr_jax.training.memory import MemoryUse
 
 _INK = "#010203"  # becomes currentColor
 _BLUE, _ORANGE, _GREEN, _VIOLET = "#3f7fe0", "#e07b39", "#2f9e77", "#9268d6"

@@ -1,7 +1,7 @@
 """A configuration as working parts: the one place where settings meet the library."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,25 +9,42 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pbr_jax import data, methods, pruning
+from pbr_jax import methods, pruning
 from pbr_jax.checkpoints import vit_npz
 from pbr_jax.configs.common import Config
 from pbr_jax.configs.common import Keep as ConfigKeep
 from pbr_jax.models.vit import ViT
 from pbr_jax.plans import SITES, Keep
 from pbr_jax.training import selection
+from pbr_jax.training.memory import MemoryUse, saved_bytes, tree_bytes
 from pbr_jax.training.optimizer import learning_rate, make_optimizer
 from pbr_jax.training.state import TrainState, init_state
-from pbr_jax.training.step import Batch, StepMetrics, make_eval_step, make_train_step
+from pbr_jax.training.step import (
+    EvalStep,
+    TrainStep,
+    make_eval_step,
+    make_loss,
+    make_train_step,
+    split_params,
+)
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+
+
+class Sizes(NamedTuple):
+    """Sizes of a transformer: D, L, H and the hidden width of the MLP."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_dim: int
 
 
 class Parts(NamedTuple):
     """What a run is made of.
 
     Attributes:
-      method: the resolved method.
+      method: as resolved.
       model: the Flax module, with the method's residual plan.
       tx: optimizer with clipping and schedule.
       selector: chooses columns and tensors.
@@ -41,8 +58,8 @@ class Parts(NamedTuple):
     tx: optax.GradientTransformation
     selector: selection.Selector
     schedule: optax.Schedule
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
-    eval_step: Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
+    train_step: TrainStep
+    eval_step: EvalStep
 
 
 def build(config: Config) -> Parts:
@@ -51,23 +68,24 @@ def build(config: Config) -> Parts:
     Raises:
       ValueError: settings that each are valid do not go together.
     """
-    method = resolve_method(config)
-    sizes = config.model.resolved()
+    method, sizes = resolve_method(config), model_sizes(config)
+    budgets = column_budgets(config, method, sizes)
+    plan = method.plan
+    if plan.linear == "columns":  # a site without a budget is trained dense
+        keep = {site: getattr(plan.keep, site) if site in budgets else 1.0 for site in SITES}
+        plan = dataclasses.replace(plan, keep=Keep(**keep))
+    m, o = config.model, config.optimizer
     model = ViT(
-        width=sizes.width,
-        depth=sizes.depth,
-        heads=sizes.heads,
-        mlp_dim=sizes.mlp_dim,
-        patch=sizes.patch,
-        image_size=sizes.image_size,
-        num_classes=sizes.num_classes,
-        channels=sizes.channels,
-        pool=sizes.pool,
-        dropout=sizes.dropout,
-        dtype=jnp.dtype(sizes.dtype),
-        plan=method.plan,
+        **sizes._asdict(),
+        patch=m.patch,
+        image_size=m.image_size,
+        num_classes=m.num_classes,
+        channels=m.channels,
+        pool=m.pool,
+        dropout=m.dropout,
+        dtype=jnp.dtype(m.dtype),
+        plan=plan,
     )
-    o = config.optimizer
     schedule = learning_rate(o.learning_rate, config.steps, o.warmup_steps, o.schedule)
     tx = make_optimizer(
         o.name,
@@ -79,12 +97,12 @@ def build(config: Config) -> Parts:
         weight_decay=o.weight_decay,
         clip_norm=o.clip_norm,
     )
-    selector = make_selector(config, method)
+    selector = make_selector(config, method, sizes, budgets)
     train_step = make_train_step(
         model,
         tx,
         selector,
-        num_blocks=model.depth,
+        num_blocks=sizes.depth,
         accumulation_steps=o.accumulation_steps,
         importance_weighting=config.pruning.importance_weighting,
     )
@@ -100,12 +118,15 @@ def resolve_method(config: Config) -> methods.Method:
         policy=p.policy,
         joint_spar=p.joint_spar,
         attention_keep=p.attention_keep,
-        **{field.name: getattr(config.plan, field.name) for field in dataclasses.fields(config.plan)},
+        **{
+            field.name: getattr(config.plan, field.name)
+            for field in dataclasses.fields(config.plan)
+        },
     )
 
 
 def _keep(config: Config) -> float | Keep | None:
-    """Keep as the library has it; sites that a per-site setting leaves open take the method's own."""
+    """Keep as the library has it; sites that a setting per site leaves open take the method's."""
     keep = config.pruning.keep
     if not isinstance(keep, ConfigKeep):
         return keep
@@ -113,40 +134,66 @@ def _keep(config: Config) -> float | Keep | None:
     return Keep(**{s: getattr(own, s) if (v := getattr(keep, s)) is None else v for s in SITES})
 
 
-def make_selector(config: Config, method: methods.Method) -> selection.Selector:
-    """Policies of all sites and tensors."""
-    p, sizes = config.pruning, config.model.resolved()
-    depth, columns = sizes.depth, num_columns(sizes.width, sizes.mlp_dim)
+def model_sizes(config: Config) -> Sizes:
+    """The sizes in `config`, given there one by one or by name."""
+    m = config.model.resolved()
+    if m.width is None or m.depth is None or m.heads is None or m.mlp_dim is None:
+        raise ValueError(f"model = {m}: needs width, depth, heads and mlp_dim, or else size")
+    return Sizes(m.width, m.depth, m.heads, m.mlp_dim)
+
+
+def column_budgets(config: Config, method: methods.Method, sizes: Sizes) -> dict[str, int]:
+    """K of each site where a policy chooses columns; not of those that keep all of them."""
+    if method.plan.linear != "columns":
+        return {}
+    if method.policy is None:
+        raise ValueError(
+            f"plan.linear = 'columns': method {config.method!r} has no policy to choose columns;"
+            " take a method that has one, such as prebackrazor"
+        )
+    budgets = {}
+    for site, columns in num_columns(sizes).items():
+        keep = getattr(method.plan.keep, site)
+        budget = pruning.budget_for(keep, columns, config.pruning.group_size)
+        if budget < columns:
+            budgets[site] = budget
+    return budgets
+
+
+def make_selector(
+    config: Config, method: methods.Method, sizes: Sizes, budgets: Mapping[str, int]
+) -> selection.Selector:
+    """Policies of all sites that have a budget, and of all tensors."""
+    p, columns = config.pruning, num_columns(sizes)
     policies = {}
-    if method.plan.linear == "columns":
-        for site in SITES:
-            keep = getattr(method.plan.keep, site)
-            budget = pruning.budget_for(keep, columns[site], p.group_size)
-            if budget == columns[site]:
-                continue  # nothing to choose: the site is trained dense
-            policy = pruning.make_policy(
-                method.policy,
-                columns[site],
-                budget,
-                group_size=p.group_size,
-                sampler=p.sampler,
-                step_size=p.step_size,
-                min_prob=p.min_prob,
-                offset=p.offset,
-            )
-            policies[site] = pruning.stacked(policy, depth)
+    for site, budget in budgets.items():
+        assert method.policy is not None
+        policy = pruning.make_policy(
+            method.policy,
+            columns[site],
+            budget,
+            group_size=p.group_size,
+            sampler=p.sampler,
+            step_size=p.step_size,
+            min_prob=p.min_prob,
+            offset=p.offset,
+        )
+        policies[site] = pruning.stacked(policy, sizes.depth)
     tensors = {}
     if method.joint_spar is not None:
         spar = pruning.joint_spar(
-            depth, method.joint_spar, interval=p.joint_spar_interval, step_size=p.joint_spar_step_size
+            sizes.depth,
+            method.joint_spar,
+            interval=p.joint_spar_interval,
+            step_size=p.joint_spar_step_size,
         )
         tensors = dict.fromkeys(SITES, spar)
-    return selection.make_selector(policies, tensors, columns, depth)
+    return selection.make_selector(policies, tensors, columns, sizes.depth)
 
 
-def num_columns(width: int, mlp_dim: int) -> dict[str, int]:
+def num_columns(sizes: Sizes) -> dict[str, int]:
     """D of each site."""
-    return {"qkv": width, "proj": width, "fc1": width, "fc2": mlp_dim}
+    return {"qkv": sizes.width, "proj": sizes.width, "fc1": sizes.width, "fc2": sizes.mlp_dim}
 
 
 def random_params(config: Config, model: ViT) -> Any:
@@ -176,7 +223,12 @@ def new_state(config: Config, parts: Parts, params: Any) -> TrainState:
     return init_state(run_key, params, parts.tx, parts.selector)
 
 
-def batch_specs(config: Config) -> Batch:
+def state_shapes(config: Config, parts: Parts) -> TrainState:
+    """The train state as shapes and dtypes."""
+    return jax.eval_shape(lambda: new_state(config, parts, random_params(config, parts.model)))
+
+
+def batch_specs(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of a training batch."""
     m, b = config.model.resolved(), config.batch_size
     return {
@@ -185,6 +237,23 @@ def batch_specs(config: Config) -> Batch:
     }
 
 
-def load_data(config: Config) -> data.Dataset:
-    """The data set named in `config`."""
-    return data.load(config.data.name, path=config.data.path)
+def memory_use(config: Config) -> MemoryUse:
+    """Bytes that a step of the configured run needs: read off its program, nothing is computed."""
+    parts = build(config)
+    state = state_shapes(config, parts)
+    _, drawn = jax.eval_shape(parts.selector.select, state.key, state.pruning, state.step)
+    trained, frozen = jax.eval_shape(split_params, state.params, drawn)
+    micro = config.batch_size // config.optimizer.accumulation_steps
+    batch = {
+        name: jax.ShapeDtypeStruct((micro, *spec.shape[1:]), spec.dtype)
+        for name, spec in batch_specs(config).items()
+    }
+    loss = make_loss(parts.model, parts.model.depth)
+    return MemoryUse(
+        parameters=tree_bytes(state.params),
+        gradients=tree_bytes(trained),
+        optimizer=tree_bytes(state.opt_state),
+        activations=saved_bytes(
+            lambda *args: loss(*args)[0], trained, frozen, drawn, batch, state.key
+        ),
+    )

@@ -14,8 +14,8 @@ FILE = "pruning.npz"
 class PruningHistory:
     """Snapshots of every site's probabilities, on disk after each one.
 
-    The file holds `steps` int [S], `probs/<site>` float16 [S, L, A] and `counts/<site>` int32 [L, A], the
-    latter up to the last snapshot. Nothing is written for a method without policies.
+    The file holds `steps` int64 [S], `probs/<site>` float16 [S, L, A] and `counts/<site>` int32
+    [L, A], the latter up to the last snapshot. Nothing is written for a method without policies.
 
     Args:
       workdir: of the run.
@@ -40,13 +40,13 @@ class PruningHistory:
         if not state.columns or step in self._steps:
             return
         self._steps.append(step)
-        arrays = {"steps": np.asarray(self._steps, np.int64)}
+        arrays: dict[str, np.ndarray] = {"steps": np.asarray(self._steps, np.int64)}
         for site, policy in state.columns.items():
             self._probs.setdefault(site, []).append(np.asarray(policy.probs, np.float16))
             arrays[f"probs/{site}"] = np.stack(self._probs[site])
             arrays[f"counts/{site}"] = np.asarray(policy.counts)
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
         temporary = self._path.with_suffix(".tmp")
         temporary.write_bytes(buffer.getvalue())
         os.replace(temporary, self._path)

@@ -1,11 +1,9 @@
 """The training loop: steps, evaluations, checkpoints, and an orderly stop."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
-import jax
-import numpy as np
 import optax
 
 from pbr_jax.training.checkpointing import Checkpointer
@@ -14,7 +12,7 @@ from pbr_jax.training.history import PruningHistory
 from pbr_jax.training.metrics import MetricsWriter
 from pbr_jax.training.signals import StopSignals
 from pbr_jax.training.state import TrainState
-from pbr_jax.training.step import Batch, StepMetrics
+from pbr_jax.training.step import Batch, EvalStep, StepMetrics, TrainStep
 
 
 class Diverged(ArithmeticError):
@@ -30,7 +28,7 @@ class Batches(Protocol):
 
 
 class Intervals(NamedTuple):
-    """Steps between two log lines, evaluations and checkpoints; all three also happen at the last step."""
+    """Steps between two log lines, evaluations and checkpoints; the last step has all three."""
 
     log: int
     evaluate: int
@@ -51,7 +49,7 @@ def train(
     start: int,
     steps: int,
     *,
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]],
+    train_step: TrainStep,
     evaluate: Callable[[Any], dict[str, float]],
     batches: Batches,
     schedule: optax.Schedule,
@@ -74,8 +72,8 @@ def train(
       stop: asked after every step; when it asks to stop, the state is saved first.
 
     Raises:
-      Diverged: a step was not finite; its update was not applied. It is noticed one step later, so that the
-        device never waits for the host.
+      Diverged: a step was not finite; its update was not applied. It is noticed one step later, so
+        that the device never waits for the host.
     """
     history.record(start, state.pruning)
     accuracy, previous = None, None
@@ -87,9 +85,10 @@ def train(
         previous = metrics
         console.step(step)
         last = step == steps
-        logging = last or stop.requested or step % every.log == 0
+        stopping = stop.requested  # asked once: a signal that comes later waits for the next step
+        logging = last or stopping or step % every.log == 0
         evaluating = last or step % every.evaluate == 0
-        saving = last or stop.requested or step % every.save == 0
+        saving = last or stopping or step % every.save == 0
         if not (logging or evaluating or saving):
             continue
 
@@ -107,9 +106,11 @@ def train(
             }
             writer.write(line)
             console.train(line)
+        evaluated = None
         if evaluating:
             test = evaluate(state.params)
             accuracy = test["accuracy"]
+            evaluated = {"accuracy": accuracy}
             improved = accuracy > best
             best = max(best, accuracy)
             saving |= improved
@@ -118,8 +119,8 @@ def train(
             history.record(step, state.pruning)
         if saving:
             position = {"batches": batches.state(), "best": best}
-            checkpoints.save(step, state, position, {"accuracy": accuracy} if evaluating else None)
-        if stop.requested:
+            checkpoints.save(step, state, position, evaluated)
+        if stopping:
             checkpoints.wait()
             history.record(step, state.pruning)
             return Outcome(state, step, accuracy, stopped=not last)
@@ -131,15 +132,17 @@ def train(
 def _check_finite(step: int, metrics: StepMetrics) -> None:
     if not bool(metrics.finite):
         raise Diverged(
-            f"step {step}: loss = {float(metrics.loss)}, gradient norm = {float(metrics.grad_norm)}\n"
-            "its update was not applied, and the last checkpoint is finite\n"
-            "Try a lower optimizer.learning_rate, a smaller optimizer.clip_norm or a longer optimizer.warmup_steps."
+            f"step {step}: loss = {float(metrics.loss)}, gradient norm ="
+            f" {float(metrics.grad_norm)}\n"
+            "its update was not applied, and every checkpoint is finite\n"
+            "Try a lower optimizer.learning_rate, a smaller optimizer.clip_norm or a longer"
+            " optimizer.warmup_steps."
         )
 
 
 def make_evaluate(
-    eval_step: Callable[[Any, Batch], tuple[jax.Array, jax.Array]],
-    batches: Callable[[], Iterator[dict[str, np.ndarray]]],
+    eval_step: EvalStep,
+    batches: Callable[[], Iterable[Batch]],
 ) -> Callable[[Any], dict[str, float]]:
     """`params -> {"loss", "accuracy"}` over all examples whose `mask` is True."""
 
@@ -147,7 +150,9 @@ def make_evaluate(
         total = correct = count = 0.0
         for batch in batches():
             loss, hits = eval_step(params, batch)
-            total, correct, count = total + float(loss), correct + float(hits), count + float(batch["mask"].sum())
+            total += float(loss)
+            correct += float(hits)
+            count += float(batch["mask"].sum())
         return {"loss": total / count, "accuracy": correct / count}
 
     return evaluate

@@ -1,9 +1,9 @@
 """Optax optimizers, and their update of selected rows only.
 
-Rows that were not selected are frozen: their parameters, momentum, second moments and weight decay stay
-untouched ("halts the updating of corresponding weights", section 4.1). `update_rows` gathers the selected rows
-of parameters and of every optimizer moment, lets Optax update these small arrays, and scatters the result back
-into donated buffers, so the other rows are not even read.
+Rows that were not selected are frozen: neither momentum nor weight decay moves them, and their
+moments stay ("halts the updating of corresponding weights", section 4.1). `update_rows` gathers the
+selected rows of parameters and of every optimizer moment, lets Optax update these small arrays, and
+scatters the result back into donated buffers, so the other rows are not even read.
 """
 
 import math
@@ -20,18 +20,19 @@ class Rows(NamedTuple):
     """Which slices of a parameter are trained in a step.
 
     Attributes:
-      index: int32 `[R]` into the leading axes, flattened; an index past the end marks an unused slot.
-      axes: how many leading axes are flattened (a stacked kernel `[L, D, F]` has 2 for columns, 1 for blocks).
+      slots: int32 `[R]` into the leading axes, flattened; an index past the end is an unused slot.
+      axes: how many leading axes are flattened: of a stacked kernel `[L, D, F]` 2 for columns, 1
+        for blocks.
     """
 
-    index: jax.Array
+    slots: jax.Array
     axes: int
 
     def gather(self, leaf: jax.Array) -> jax.Array:
-        return self._flat(leaf).at[self.index].get(mode="fill", fill_value=0)
+        return self._flat(leaf).at[self.slots].get(mode="fill", fill_value=0)
 
     def scatter(self, leaf: jax.Array, rows: jax.Array) -> jax.Array:
-        return self._flat(leaf).at[self.index].set(rows, mode="drop").reshape(leaf.shape)
+        return self._flat(leaf).at[self.slots].set(rows, mode="drop").reshape(leaf.shape)
 
     def _flat(self, leaf: jax.Array) -> jax.Array:
         return leaf.reshape(math.prod(leaf.shape[: self.axes]), *leaf.shape[self.axes :])
@@ -59,7 +60,7 @@ def learning_rate(
     else:
         warmup = optax.linear_schedule(0.0, peak, warmup_steps)
         rate = optax.join_schedules([warmup, optax.constant_schedule(peak)], [warmup_steps])
-    # Optax mixes its integer count with floats, which strict promotion refuses; exact up to 2^24 steps.
+    # Optax mixes its integer count with floats, which strict promotion refuses. Exact up to 2^24.
     return lambda count: rate(jnp.asarray(count, jnp.float32))
 
 
@@ -76,15 +77,17 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """SGD with momentum or AdamW (decoupled decay), behind global-norm clipping.
 
-    Weight decay applies to kernels only: arrays of at least two axes apart from the stacking one, so biases,
-    LayerNorm and embeddings of position are left alone.
+    Weight decay applies to leaves named `kernel` only: biases, LayerNorm, the class token and the
+    embeddings of position are left alone. That of SGD is part of its gradient, behind the clipping.
     """
     if name == "sgd":
         rule = optax.sgd(schedule, momentum=momentum or None)
         if weight_decay:
             rule = optax.chain(optax.add_decayed_weights(weight_decay, _is_kernel), rule)
     elif name == "adamw":
-        rule = optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_is_kernel)
+        rule = optax.adamw(
+            schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_is_kernel
+        )
     else:
         raise ValueError(f"optimizer.name = {name!r}: must be sgd or adamw")
     return rule if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), rule)
@@ -104,9 +107,9 @@ def update_rows(
 ) -> tuple[PyTree, optax.OptState]:
     """One optimizer step on the selected rows.
 
-    Equal to the dense optimizer whose parameters and moments are put back wherever a row was not selected, for
-    every Optax transformation that acts elementwise (SGD, momentum, Adam, decoupled decay) or through the global
-    gradient norm.
+    Equal to the dense optimizer whose parameters and moments are put back wherever a row was not
+    selected, for every Optax transformation that acts elementwise (SGD, momentum, Adam, decoupled
+    decay) or through the global gradient norm.
 
     Args:
       tx: initialised on `params`.
@@ -128,7 +131,9 @@ def update_rows(
     updates, new_state = tx.update(grads, packed_state, packed_params)
     new_params = optax.apply_updates(packed_params, updates)
     new_params, new_state = jax.tree.map(
-        lambda new, old: jnp.where(apply, new, old), (new_params, new_state), (packed_params, packed_state)
+        lambda new, old: jnp.where(apply, new, old),
+        (new_params, new_state),
+        (packed_params, packed_state),
     )
     return _scatter(rows, params, new_params), _scatter(state_rows, opt_state, new_state)
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pbr_jax.training.console import MemoryUse, format_bytes, format_ratio, format_seconds
+from pbr_jax.training.console import format_bytes, format_ratio, format_seconds
+from pbr_jax.training.memory import MemoryUse
 from pbr_jax.training.metrics import read_metrics, write_atomically
 
 

@@ -1,7 +1,7 @@
-"""Who trains in a step: columns of every site, and parameter tensors (JointSPAR), as pure functions.
+"""What trains in a step: columns of every site, and parameter tensors (JointSPAR).
 
-`make_selector` joins the policies of all sites into one stateful method whose state is a pytree of the train
-state; nothing else in training knows how columns are chosen.
+`make_selector` joins the policies of all sites into one stateful method, pure functions whose state
+is part of the train state; nothing else in training knows how columns are chosen.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,9 +47,10 @@ class Selector(NamedTuple):
     Attributes:
       init: `() -> state`.
       select: `(key, state, step) -> (state, selection)`. The key is consumed.
-      update: `(state, selection, grads, step) -> state`; `grads` is `{site: {"kernel", "bias"}}`, the
-        kernel's packed `[L, K, F]` where the site has columns, before any division by p.
-      unbias: `(state, selection, grads) -> grads`: kept rows divided by the probability they were drawn with.
+      update: `(state, selection, grads, step) -> state`; `grads` is `{site: {"kernel", "bias"}}`,
+        the kernel's packed `[L, K, F]` where the site has columns, before any division by p.
+      unbias: `(state, selection, grads) -> grads`: kept rows divided by the probability that they
+        were drawn with.
     """
 
     init: Callable[[], SelectorState]
@@ -67,8 +68,9 @@ def make_selector(
     """Joins stacked column policies and tensor policies.
 
     Args:
-      policies: `{site: policy}` over `[L]` blocks (see `pruning.stacked`); sites trained densely are absent.
-      tensors: `{site: joint_spar}`, used for the site's kernel and, with a state of its own, for its bias.
+      policies: `{site: policy}` over `[L]` blocks (see `pruning.stacked`); sites that are trained
+        dense are absent.
+      tensors: `{site: joint_spar}`, for the site's kernel and, with a state of its own, its bias.
       num_columns: `{site: D}`.
       num_blocks: L.
     """
@@ -106,7 +108,9 @@ def make_selector(
         updated = {}
         for site, spar in tensors.items():
             updated[site] = {
-                name: spar.update(state.tensors[site][name], _tensor_norms(grads[site][name], active), step)
+                name: spar.update(
+                    state.tensors[site][name], _tensor_norms(grads[site][name], active), step
+                )
                 for name, active in selection.active[site].items()
             }
         return SelectorState(columns, updated)
@@ -133,7 +137,7 @@ def _tensor_norms(grad: jax.Array, active: jax.Array) -> jax.Array:
 
 
 def model_variables(selection: Selection, rows: dict[str, jax.Array], num_blocks: int) -> PyTree:
-    """The Flax collection `selection` for the stacked blocks: columns, zero rows and flags of each site."""
+    """The Flax collection `selection` of the stacked blocks: columns, zero rows, flags by site."""
     sites: dict[str, dict[str, Any]] = {}
     for site, columns in selection.columns.items():
         sites[site] = {"columns": columns, "rows": rows[site]}
@@ -143,18 +147,22 @@ def model_variables(selection: Selection, rows: dict[str, jax.Array], num_blocks
     return {"blocks": sites}
 
 
-def trained_rows(selection: Selection, site: str, name: str, num_columns: int, num_blocks: int) -> Any:
-    """Where the optimizer finds the trained slices of one stacked tensor, and how to pack its gradient.
+def trained_rows(
+    selection: Selection, site: str, name: str, num_columns: int, num_blocks: int
+) -> Any:
+    """Where the optimizer finds the trained slices of a stacked tensor; how to pack its gradient.
 
     Returns:
-      `(rows, pack)`: `Rows` or `ALL` for `update_rows`, and a function from the gradient of the whole stack to
-      the `[R, ...]` slices that `rows` names.
+      `(rows, pack)`: `Rows` or `ALL` for `update_rows`, and a function from the gradient of the
+      whole stack to the `[R, ...]` slices that `rows` names.
     """
     active = selection.active.get(site, {}).get(name)
     if name == "kernel" and site in selection.columns:
         blocks = jnp.arange(num_blocks, dtype=jnp.int32) if active is None else active
         columns = selection.columns[site][blocks]
-        flat = jnp.where(columns < num_columns, blocks[:, None] * num_columns + columns, num_blocks * num_columns)
+        flat = jnp.where(
+            columns < num_columns, blocks[:, None] * num_columns + columns, num_blocks * num_columns
+        )
         return Rows(flat.reshape(-1), axes=2), lambda g: g[blocks].reshape(-1, *g.shape[2:])
     if active is not None:
         return Rows(active, axes=1), lambda g: g[active]

@@ -27,6 +27,8 @@ class TrainState(NamedTuple):
     pruning: SelectorState
 
 
-def init_state(key: jax.Array, params: Any, tx: optax.GradientTransformation, selector: Selector) -> TrainState:
+def init_state(
+    key: jax.Array, params: Any, tx: optax.GradientTransformation, selector: Selector
+) -> TrainState:
     """State before the first step. `key` seeds selections and dropout of the whole run."""
     return TrainState(jnp.zeros((), jnp.int32), key, params, tx.init(params), selector.init())

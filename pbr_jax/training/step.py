@@ -5,11 +5,12 @@ Data flow of a step, each name assigned once:
     key -> select -> selection -> model -> loss -> grads (packed) -> pruning', optimizer -> params'
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 
@@ -19,30 +20,43 @@ from pbr_jax.training.optimizer import ALL, update_rows
 from pbr_jax.training.state import TrainState
 
 PyTree = Any
-Batch = dict[str, jax.Array]
+Batch = Mapping[str, jax.Array | np.ndarray]
 
 
 class StepMetrics(NamedTuple):
-    """Scalars of one step, float32: mean loss and accuracy of the batch, gradient norm before clipping."""
+    """Scalars of one step, float32 but for `finite`.
+
+    Attributes:
+      loss, accuracy: means over the batch.
+      grad_norm: global norm of all gradients, before clipping.
+      finite: bool; False means that the update was not applied.
+    """
 
     loss: jax.Array
     accuracy: jax.Array
     grad_norm: jax.Array
-    finite: jax.Array  # bool: False means that the update was not applied
+    finite: jax.Array
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+EvalStep = Callable[[PyTree, Batch], tuple[jax.Array, jax.Array]]
 
 
 def make_loss(model: nn.Module, num_blocks: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """`loss(trained, frozen, selection, batch, key) -> (loss, accuracy)`, differentiated in `trained`.
+    """`loss(trained, frozen, selection, batch, key) -> (loss, accuracy)`.
 
-    `trained` is the parameter tree with packed zeros `[L, K, F]` in place of the kernels that are pruned;
-    `frozen` holds these kernels, `{site: [L, D, F]}`.
+    It is differentiated in its first argument: `trained` is the parameter tree with packed zeros
+    `[L, K, F]` in place of the kernels that are pruned; `frozen` holds these, `{site: [L, D, F]}`.
     """
 
-    def loss(trained, frozen, selection, batch, key):
+    def loss(trained: PyTree, frozen: PyTree, selection, batch: Batch, key: jax.Array):
         rows = {site: trained["blocks"][site]["kernel"] for site in frozen}
         params = _with_kernels(trained, frozen)
-        variables = {"params": params, "selection": selecting.model_variables(selection, rows, num_blocks)}
-        logits = model.apply(variables, batch["image"], train=True, rngs={"dropout": key})
+        variables = {
+            "params": params,
+            "selection": selecting.model_variables(selection, rows, num_blocks),
+        }
+        logits = _logits(model, variables, batch, train=True, rngs={"dropout": key})
         return _cross_entropy(logits, batch["label"]), _accuracy(logits, batch["label"])
 
     return loss
@@ -56,18 +70,20 @@ def make_train_step(
     num_blocks: int,
     accumulation_steps: int = 1,
     importance_weighting: bool = False,
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+) -> TrainStep:
     """The train step `(state, batch) -> (state, metrics)`; jit it with the state donated.
 
     Args:
-      model: its blocks are stacked under `params["blocks"]`, its sites those of `pbr_jax.plans.SITES`.
+      model: its blocks are stacked under `params["blocks"]`, its sites are `pbr_jax.plans.SITES`.
       tx: initialised on all parameters.
       selector: chooses columns and tensors.
       num_blocks: L.
       accumulation_steps: micro-batches per step; one selection serves them all.
-      importance_weighting: divide kept rows by their probability (Theorem 1) or not (the authors' code).
+      importance_weighting: divide kept rows by their probability (Theorem 1) or not (the authors'
+        code).
 
-    A step whose loss or gradient is not finite changes neither parameters nor optimizer nor policies.
+    A step whose loss or gradient is not finite changes neither parameters nor optimizer nor
+    policies.
     """
     loss = make_loss(model, num_blocks)
 
@@ -95,11 +111,11 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(model: nn.Module) -> Callable[[PyTree, Batch], tuple[jax.Array, jax.Array]]:
+def make_eval_step(model: nn.Module) -> EvalStep:
     """`(params, batch) -> (summed loss, correct)` over the examples whose `mask` is True."""
 
     def eval_step(params: PyTree, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        logits = model.apply({"params": params}, batch["image"])
+        logits = _logits(model, {"params": params}, batch)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         correct = jnp.argmax(logits, axis=-1) == batch["label"]
         mask = batch["mask"]
@@ -108,7 +124,9 @@ def make_eval_step(model: nn.Module) -> Callable[[PyTree, Batch], tuple[jax.Arra
     return eval_step
 
 
-def split_params(params: PyTree, selection: selecting.Selection) -> tuple[PyTree, dict[str, jax.Array]]:
+def split_params(
+    params: PyTree, selection: selecting.Selection
+) -> tuple[PyTree, dict[str, jax.Array]]:
     """`(trained, frozen)` for `make_loss`: pruned kernels become zeros of the packed shape."""
     frozen = {site: params["blocks"][site]["kernel"] for site in selection.columns}
     rows = {
@@ -150,13 +168,21 @@ def _pack(selection, grads, params, num_blocks: int) -> tuple[PyTree, PyTree]:
         for name in selecting.TENSORS:
             trained, pack = selecting.trained_rows(selection, site, name, num_columns, num_blocks)
             rows["blocks"][site][name] = trained
-            packed["blocks"][site] = packed["blocks"][site] | {name: pack(grads["blocks"][site][name])}
+            packed["blocks"][site] = packed["blocks"][site] | {
+                name: pack(grads["blocks"][site][name])
+            }
     return rows, packed
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def _logits(model: nn.Module, variables: PyTree, batch: Batch, **kwargs: Any) -> jax.Array:
+    logits = model.apply(variables, batch["image"], **kwargs)
+    assert isinstance(logits, jax.Array)  # no collection is mutable
+    return logits
+
+
+def _cross_entropy(logits: jax.Array, labels: Any) -> jax.Array:
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
-def _accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def _accuracy(logits: jax.Array, labels: Any) -> jax.Array:
     return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
