@@ -48,7 +48,7 @@ def _digits(weights: str | None) -> Config:
         data=Data(name="digits", augment=True),
         optimizer=Optimizer(
             name="sgd",
-            learning_rate=0.1,
+            learning_rate=0.2,
             momentum=0.9,
             clip_norm=1.0,
             warmup_steps=100,

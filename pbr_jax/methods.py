@@ -42,10 +42,15 @@ _BACKRAZOR = ResidualPlan(
 )
 
 _FAST = ResidualPlan(
-    linear="columns", layer_norm="int8", attention="qkv", gelu="code2", keep=_PRUNED
+    linear="columns",
+    layer_norm="int8",
+    attention="qkv",
+    gelu="code2",
+    batch_chunks=4,
+    keep=_PRUNED,
 )
-_LEAN = dataclasses.replace(_FAST, attention="recompute", batch_chunks=4)
-_TINY = ResidualPlan(linear="columns", recompute=True, batch_chunks=4, keep=_PRUNED)
+_LEAN = dataclasses.replace(_FAST, attention="recompute")
+_TINY = ResidualPlan(linear="columns", recompute=True, batch_chunks=8, keep=_PRUNED)
 
 PRESETS: dict[str, Method] = {
     method.name: method

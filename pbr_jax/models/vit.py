@@ -19,6 +19,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
+from jax.typing import DTypeLike
 
 from pbr_jax.ops import half_blocks, layer_norm, linear, pair
 from pbr_jax.ops.arrays import sample_keys
@@ -115,7 +117,7 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        x = self._embed(images.astype(self.dtype))
+        x = self._embed(images)
         scanned = nn.scan(
             Block,
             variable_axes={"params": 0, "selection": 0},
@@ -144,11 +146,9 @@ class ViT(nn.Module):
                 f"images have shape {images.shape}: must be [B, {', '.join(map(str, expected))}],"
                 " the image_size and channels of this model"
             )
-        batch, side = images.shape[0], self.image_size // self.patch
-        patches = images.reshape(batch, side, self.patch, side, self.patch, self.channels)
-        patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * side, -1)
-        p = LinearParams(patches.shape[-1], self.width, name="embedding")()
-        x = linear.linear(patches, p["kernel"], p["bias"])
+        batch = images.shape[0]
+        p = LinearParams(self.patch**2 * self.channels, self.width, name="embedding")()
+        x = pair.bind(patch_embedding(self.patch, self.dtype))(p, images, None)
         if self.pool == "cls":
             cls = self.param("cls", nn.initializers.zeros, (1, 1, self.width))
             first = jnp.broadcast_to(cls.astype(x.dtype), (batch, 1, self.width))
@@ -156,3 +156,30 @@ class ViT(nn.Module):
         positions = nn.initializers.normal(0.02)
         pos = self.param("pos_embedding", positions, (1, x.shape[1], self.width))
         return x + pos.astype(x.dtype)
+
+
+def patch_embedding(patch: int, dtype: DTypeLike) -> pair.Pair:
+    """Linear projection of patches, `[B, H, W, C] -> [B, N, D]`, that keeps the images themselves.
+
+    They are an input of the step and are there anyway; their patches would be one more copy.
+    """
+
+    def patches(images: jax.Array) -> jax.Array:
+        batch, height, width, channels = images.shape
+        grid = images.reshape(batch, height // patch, patch, width // patch, patch, channels)
+        flat = (batch, height // patch * (width // patch), patch * patch * channels)
+        return grid.transpose(0, 1, 3, 2, 4, 5).reshape(flat).astype(dtype)
+
+    def forward(params, images, aux):
+        return linear.project(patches(images), params["kernel"], params["bias"]), images
+
+    def backward(params, images, aux, dy):
+        # Without the barrier XLA would keep the patches of the forward pass after all.
+        images, dy = lax.optimization_barrier((images, dy))
+        grads = linear.parameter_gradients(params, patches(images), dy)
+        (d_images,) = jax.linear_transpose(patches, images)(
+            linear.input_gradient(dy, params["kernel"])
+        )
+        return grads, d_images
+
+    return pair.Pair(forward, backward)

@@ -25,7 +25,7 @@ Kind = AttentionKind
 KINDS = tuple(kind for kind in get_args(Kind) if kind != "recompute")  # that needs a half-block
 
 # Float32 scores held at a time. Large enough to fill a GPU, small beside the activations of a block.
-_SCORE_BYTES = 32 * 2**20
+_SCORE_BYTES = 8 * 2**20
 _MASKED = -1e30
 
 
