@@ -1,13 +1,13 @@
 """What an op saves for its backward pass, and how many bytes that takes.
 
-Shape alphabet of the package: `B` batch, `N` tokens, `D` input columns, `F` output features, `K` kept
-columns, `H` heads, `L` blocks.
+Shape alphabet of the package: `B` batch, `N` tokens, `D` input columns, `F` output features, `K`
+kept columns, `H` heads, `L` blocks.
 
 Three kinds live here (the fourth, `dense`, is the array itself):
 
 * packed *columns*, the residual of PreBackRazor (Algorithm 1, lines 8-15): `x[..., columns]`;
-* *elements*, the residual of BackRazor: the largest magnitudes of each sample as a bit mask and the kept
-  values (Jiang et al., NeurIPS 2022);
+* *elements*, the residual of BackRazor: the largest magnitudes of each sample as a bit mask and the
+  kept values (Jiang et al., NeurIPS 2022);
 * *channels*, columns per attention head, for the sparse attention of PreBackRazor++.
 """
 
@@ -30,8 +30,8 @@ def check_columns(columns: jax.Array, num_columns: int, name: str = "columns") -
     """Checks a selection where it can be checked: shape and dtype always, values outside jit.
 
     Raises:
-      ValueError: `columns` is not int32 `[K]`, K exceeds D, or an index lies outside `0..D`. Index D is
-        allowed: it marks an unused slot (see `pbr_jax.pruning`).
+      ValueError: `columns` is not int32 `[K]`, K exceeds D, or an index lies outside `0..D`. Index
+        D is allowed: it marks an unused slot (see `pbr_jax.pruning`).
     """
     if columns.dtype != jnp.int32:
         raise ValueError(
@@ -43,23 +43,23 @@ def check_columns(columns: jax.Array, num_columns: int, name: str = "columns") -
         )
     if columns.shape[0] > num_columns:
         raise ValueError(
-            f"{name} has K = {columns.shape[0]} entries: must be at most D = {num_columns}, the number of"
-            " columns of the input"
+            f"{name} has K = {columns.shape[0]} entries: must be at most"
+            f" D = {num_columns}, the number of columns of the input"
         )
     if not isinstance(columns, jax.core.Tracer) and columns.size:
-        # NumPy, because a selection that a jitted function closes over must be read while it is traced.
+        # NumPy, so that a selection that a jitted function closes over can be read while tracing.
         values = np.asarray(columns)
         low, high = int(values.min()), int(values.max())
         if low < 0 or high > num_columns:
             bad = low if low < 0 else high
             raise ValueError(
-                f"{name} contains {bad}: must be in 0..{num_columns - 1} (D - 1), or D = {num_columns} for an"
-                " unused slot"
+                f"{name} contains {bad}: must be in 0..{num_columns - 1} (D - 1), or D ="
+                f" {num_columns} for an unused slot"
             )
 
 
 def take_columns(x: jax.Array, columns: jax.Array) -> jax.Array:
-    """Packs `x[..., columns]`: `[..., D], int32 [K] -> [..., K]`; unused slots (index D) read as zero."""
+    """Packs `x[..., columns]`, `[..., D], int32 [K] -> [..., K]`; unused slots read as zero."""
     return jnp.take(x, columns, axis=-1, mode="fill", fill_value=0)
 
 
@@ -69,7 +69,7 @@ def put_rows(rows: jax.Array, columns: jax.Array, num_rows: int) -> jax.Array:
 
 
 def largest_columns(x: jax.Array, num_kept: int) -> jax.Array:
-    """The K columns of largest norm over the whole batch, sorted: `[..., D] -> int32 [K]` (PreBackRazor-)."""
+    """The K columns of largest norm over the whole batch, sorted: `[..., D] -> int32 [K]`."""
     energy = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=tuple(range(x.ndim - 1)))
     return jnp.sort(lax.top_k(energy, num_kept)[1])
 
@@ -78,7 +78,8 @@ class Elements(NamedTuple):
     """The largest elements of each sample, in order of position.
 
     Attributes:
-      bits: uint8 `[B, ceil(M / 8)]`, one bit per element of a sample (M elements), most significant first.
+      bits: uint8 `[B, ceil(M / 8)]`, one bit per element of a sample (M elements), most significant
+        first.
       values: `[B, k]`, the kept elements.
     """
 
@@ -87,7 +88,7 @@ class Elements(NamedTuple):
 
 
 def half_precision(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """The dtype BackRazor stores values in: float16 for float32 inputs, 16-bit inputs as they are."""
+    """The dtype of BackRazor's values: float16 for float32 inputs, 16-bit inputs as they are."""
     return jnp.dtype(jnp.float16) if dtype == jnp.float32 else jnp.dtype(dtype)
 
 
@@ -111,7 +112,7 @@ def _kth_largest(order: jax.Array, k: int) -> jax.Array:
 
 
 def _ranks(bits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """For each element of a bit mask: is it kept, and how many kept ones precede it. `[B, M']`, M' = 8 bytes."""
+    """For each bit of a mask, `[B, 8 * bytes]`: is it set, and how many set ones precede it."""
     kept = jnp.unpackbits(bits, axis=1)
     per_byte = lax.population_count(bits).astype(jnp.int32)
     before_byte = jnp.cumsum(per_byte, axis=1) - per_byte
@@ -129,8 +130,8 @@ def pack_elements(x: jax.Array, keep: float, dtype: jax.typing.DTypeLike | None 
       keep: fraction of elements to keep, in (0, 1].
       dtype: of the stored values; None keeps that of `x`. Values are clipped to its finite range.
 
-    Of elements that tie with the k-th largest magnitude those of lowest index are kept, so the number kept is
-    exactly k (BackRazor's code keeps all ties; without ties the two are the same).
+    Of elements that tie with the k-th largest magnitude those of lowest index are kept, so the
+    number kept is exactly k (BackRazor's code keeps all ties; without ties the two are the same).
     """
     _check_keep(keep, "elements")
     flat = x.reshape(x.shape[0], -1)

@@ -1,12 +1,12 @@
 """Scaled dot-product attention that never stores an N x N array, with a choice of residuals.
 
-Rows of the score matrix are computed in blocks of samples and queries, whole rows at a time, so the softmax
-of a block is exact and can be recomputed from q and k alone. The residual may be
+Rows of the score matrix are computed in blocks of samples and queries, whole rows at a time, so the
+softmax of a block is exact and can be recomputed from q and k alone. The residual may be
 
 * "flash": q, k, v, the output and the log-sum-exp of each row (FlashAttention);
 * "qkv": q, k, v; the softmax is recomputed;
-* "channels": the sparse attention of PreBackRazor++: a few channels of q, k and v per head; the softmax of the
-  backward pass is that of the pruned q and k. A coarse approximation;
+* "channels": the sparse attention of PreBackRazor++: a few channels of q, k and v per head; the
+  softmax of the backward pass is that of the pruned q and k. A coarse approximation;
 * "elements": BackRazor's: the largest elements of q, k, v and of the probabilities.
 """
 
@@ -24,7 +24,7 @@ from pbr_jax.plans import AttentionKind, budget_for
 Kind = AttentionKind
 KINDS = tuple(kind for kind in get_args(Kind) if kind != "recompute")  # that needs a half-block
 
-# Float32 scores held at a time. Large enough to fill a GPU, small beside the activations of a block.
+# Float32 scores held at a time: enough to fill a GPU, little beside the activations of a block.
 _SCORE_BYTES = 8 * 2**20
 _MASKED = -1e30
 
@@ -40,7 +40,7 @@ class Flash(NamedTuple):
 
 
 class Channels(NamedTuple):
-    """Packed channels of q, k (shared) and v, `[B, H, N, K_h]`, and which they are, int32 `[H, K_h]`."""
+    """Packed channels of q, k and v, `[B, H, N, K_h]`, and which they are, int32 `[H, K_h]`."""
 
     q: jax.Array
     k: jax.Array
@@ -59,7 +59,7 @@ class PrunedAttention(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """What one block of queries of a few samples needs; leading axes `[b, H, n]` and `[b, H, M]`."""
+    """A block of queries of a few samples, `[b, H, n, ...]`, and their keys, `[b, H, M, ...]`."""
 
     q: jax.Array
     k: jax.Array
@@ -71,7 +71,7 @@ class _Block(NamedTuple):
         scores = scores * self.scale
         if self.mask is None:
             return scores
-        # A row with nothing visible gets zeros: at _MASKED, log(M) would vanish from its log-sum-exp.
+        # A row with nothing visible gets zeros: at _MASKED its log-sum-exp would lose log(M).
         visible = jnp.any(self.mask, axis=-1, keepdims=True)
         return jnp.where(self.mask, scores, jnp.where(visible, _MASKED, 0.0))
 
@@ -265,10 +265,10 @@ def _pruned_gradients(saved: PrunedAttention, mask, do, num_keys: int):
 
 
 def choose_channels(q: jax.Array, k: jax.Array, v: jax.Array, keep: float) -> Channels:
-    """Packs the K_h channels per head that carry most energy, on average over the samples of the batch.
+    """Packs the K_h channels of each head with most energy, on average over the samples.
 
-    For q and k, which share their channels, the energy of channel c is `mean_b |q_c|^2 |k_c|^2`, the squared
-    Frobenius norm of its rank-one share of the scores; for v it is `mean_b |v_c|^2`.
+    For q and k, which share their channels, the energy of channel c is `mean_b |q_c|^2 |k_c|^2`,
+    the squared Frobenius norm of its rank-one share of the scores; for v it is `mean_b |v_c|^2`.
     """
     num_kept = budget_for(keep, q.shape[-1])
 
@@ -344,8 +344,8 @@ def attention(
 
     Args:
       q, k, v: one floating dtype; scores and softmax are computed in float32.
-      mask: bool, broadcastable to `[B, H, N, M]`; False hides a key. A query with no visible key attends to all
-        keys equally.
+      mask: bool `[B or 1, H or 1, N or 1, M]`; False hides a key. A query with no visible key
+        attends to all keys equally.
       residual: "flash", "qkv", "channels" or "elements", see the module docstring.
       keep: fraction of channels or elements kept by the last two, in (0, 1].
 
@@ -357,7 +357,8 @@ def attention(
     expected = (*q.shape[:2], k.shape[2], q.shape[3]) if q.ndim == k.ndim == 4 else None
     if k.shape != expected or v.shape != expected:
         raise ValueError(
-            f"q, k, v have shapes {q.shape}, {k.shape}, {v.shape}: must be [B, H, N, head], [B, H, M, head] twice"
+            f"q, k, v have shapes {q.shape}, {k.shape}, {v.shape}: must be [B, H, N, head] and"
+            " twice [B, H, M, head]"
         )
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"q, k, v have dtypes {q.dtype}, {k.dtype}, {v.dtype}: must be the same")
@@ -370,6 +371,7 @@ def _check_mask(mask: jax.Array, full: tuple[int, ...]) -> jax.Array:
     fits = mask.ndim == 4 and all(a in (1, b) for a, b in zip(mask.shape, full, strict=True))
     if mask.dtype != jnp.bool_ or not fits or mask.shape[3] != full[3]:
         raise ValueError(
-            f"mask is {mask.dtype} {mask.shape}: must be bool [B or 1, H or 1, N or 1, M] of {full}, False hides a key"
+            f"mask is {mask.dtype} {mask.shape}: must be bool [B or 1, H or 1, N or 1, M] of"
+            f" {full}; False hides a key"
         )
     return jnp.broadcast_to(mask, (full[0], *mask.shape[1:]))

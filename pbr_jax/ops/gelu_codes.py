@@ -1,16 +1,20 @@
 """Codebooks of a few bits for the derivative of GELU.
 
-The backward pass of GELU needs only its derivative g, a number in [-0.129, 1.129] (erf form). Stored as a
-code of 2, 3 or 4 bits it takes 1/8 ... 1/4 of a bf16 activation. Two codebooks:
+The backward pass of GELU needs only its derivative g, a number in [-0.129, 1.129] (erf form).
+Stored as a code of 2, 3 or 4 bits it takes 1/8 ... 1/4 of a bf16 activation. Two codebooks:
 
-* *deterministic*: g is rounded to the nearest level. The levels minimise E (g - level)^2 for u ~ N(0, 1)
-  (the Lloyd-Max condition, solved exactly by dynamic programming): relative error 13, 6.5, 3.2 %.
-* *stochastic*: g is rounded up or down at random so that its expectation is g: unbiased, which needs the
-  outermost levels to be the extremes of g. The others minimise the variance: 22.8, 10.0, 4.7 %.
+* *deterministic*: g is rounded to the nearest level. The levels minimise E (g - level)^2 for u ~
+  N(0, 1) (the Lloyd-Max condition, solved exactly by dynamic programming): relative error 13, 6.5,
+  3.2 %.
+* *stochastic*: g is rounded up or down at random so that its expectation is g: unbiased, which
+  needs the outermost levels to be the extremes of g. The others minimise the variance: 22.8, 10.0,
+  4.7 %.
 """
 
 import functools
+import itertools
 import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +49,7 @@ def _interval_moments(g: np.ndarray, w: np.ndarray, edges: np.ndarray) -> np.nda
 
 
 def _cheapest_path(cost: np.ndarray, num_intervals: int) -> list[int]:
-    """Edges `0 = e_0 < ... < e_n = last` that minimise the summed cost of the intervals between them."""
+    """Edges `0 = e_0 < ... < e_n = last` with the least summed cost of the intervals between."""
     cost = np.where(np.tri(len(cost), dtype=bool), np.inf, cost)
     best, steps = cost[0], []
     for _ in range(num_intervals - 1):
@@ -75,7 +79,7 @@ def codebook(bits: int, stochastic: bool, approximate: bool) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         cost = np.where(m0 > 0, m2 - m1**2 / m0, 0.0)
     path = _cheapest_path(cost, 2**bits)
-    inside = list(zip(path[:-1], path[1:], strict=True))
+    inside = list(itertools.pairwise(path))
     return np.array([m1[a, b] / m0[a, b] for a, b in inside], np.float32)
 
 
@@ -98,15 +102,17 @@ def encode(g: jax.Array, levels: np.ndarray, noise: jax.Array | None) -> jax.Arr
     return jnp.stack([jnp.packbits(plane.astype(bool), axis=-1) for plane in planes])
 
 
-def decode(planes: jax.Array, levels: np.ndarray, size: int, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """The derivative that the codes stand for: `uint8 [bits, ..., ceil(F / 8)] -> [..., F]`, F = size."""
+def decode(
+    planes: jax.Array, levels: np.ndarray, size: int, dtype: jax.typing.DTypeLike
+) -> jax.Array:
+    """What the codes stand for: `uint8 [bits, ..., ceil(F / 8)] -> [..., F]`, F = size."""
     bits = jnp.unpackbits(planes, axis=-1, count=size)
     codes = sum(bits[b].astype(jnp.int32) << b for b in range(bits.shape[0]))
     return _look_up(codes, levels).astype(dtype)
 
 
 def _count_above(g: jax.Array, thresholds: np.ndarray) -> jax.Array:
-    """How many thresholds lie at or below g: elementwise comparisons, which fuse, instead of a search."""
+    """How many thresholds lie at or below g, by comparisons, which fuse, instead of a search."""
     return sum((g >= float(t)).astype(jnp.int32) for t in thresholds)
 
 

@@ -2,12 +2,14 @@
 
     x + proj(attention(qkv(norm1(x))))          x + fc2(gelu(fc1(norm2(x))))
 
-Written as pairs (see `pbr_jax.ops.pair`), so that one residual serves several consumers: the LayerNorm
-residual also gives the input of the linear layer behind it, and attention's output that of `proj`.
+Written as pairs (see `pbr_jax.ops.pair`), so that one residual serves several consumers: the
+LayerNorm residual also gives the input of the linear layer behind it, and attention's output that
+of `proj`.
 
-`params` holds one dict per layer: `norm1`, `norm2` with `scale, bias`; `qkv`, `proj`, `fc1`, `fc2` with
-`kernel, bias` and, where pruned, `columns`, `rows`, `active` (see `pbr_jax.ops.linear`). `aux` may hold
-`keys`, one PRNG key per sample, for dropout and stochastic codes, and `mask` for attention.
+`params` holds one dict per layer: `norm1`, `norm2` with `scale, bias`; `qkv`, `proj`, `fc1`, `fc2`
+with `kernel, bias` and, where pruned, `columns`, `rows`, `active` (see `pbr_jax.ops.linear`). `aux`
+may hold `keys`, one PRNG key per sample, for dropout and stochastic codes, and `mask` for
+attention.
 """
 
 from typing import Any, NamedTuple
@@ -206,7 +208,7 @@ def _dropout(x: jax.Array, aux: dict, index: int, rate: float) -> jax.Array:
 
 
 def check_selection(plan: ResidualPlan, params: dict) -> None:
-    """Raises ValueError if `plan` prunes a site by columns and `params` brings no columns for it."""
+    """Raises ValueError if `plan` prunes a site by columns and `params` brings none for it."""
     if plan.linear != "columns":
         return
     missing = [
@@ -214,6 +216,7 @@ def check_selection(plan: ResidualPlan, params: dict) -> None:
     ]
     if missing:
         raise ValueError(
-            f"selection is missing for {', '.join(missing)}: the plan keeps columns of these sites, so the backward"
-            " pass needs them; pass variables['selection'], or use keep = 1 to train them dense"
+            f"selection is missing for {', '.join(missing)}: the plan keeps columns of these sites,"
+            " so the backward pass needs them; pass variables['selection'], or use keep = 1 to"
+            " train them dense"
         )

@@ -25,7 +25,8 @@ class Normalized(NamedTuple):
 class Int8(NamedTuple):
     """The normalised input in 8 bits, with one scale for every 64 channels of a token.
 
-    One scale per token would let a single outlier channel, as pretrained models have, ruin the rest.
+    One scale per token would let a single outlier channel, as pretrained models have, ruin the
+    rest.
     """
 
     codes: jax.Array  # int8 [..., D]
@@ -87,7 +88,8 @@ def restore(
 ) -> tuple[jax.Array, jax.Array]:
     """`(x_hat, rstd)` as the backward pass sees them."""
     if isinstance(residual, PrunedInput):
-        # A dropped entry becomes -mean * rstd, as in BackRazor: its true mean is kept, its value is not.
+        # A dropped entry becomes -mean * rstd, as in BackRazor: its true mean is kept, its value is
+        # not.
         x = residuals.unpack_elements(residual.x, shape, dtype).astype(jnp.float32)
         return (x - residual.mean) * residual.rstd, residual.rstd
     if isinstance(residual, Int8):
@@ -139,9 +141,9 @@ def layer_norm(
       scale: `[D]`.
       bias: `[D]`.
       epsilon: added to the variance.
-      residual: "dense" saves the normalised input in the dtype of `x` (dx exact to rounding); "int8" saves
-        it in 8 bits with a scale per 64 channels; "elements" saves BackRazor's pruned input, which makes dx and
-        dscale approximate.
+      residual: "dense" saves the normalised input in the dtype of `x` (dx exact to rounding);
+        "int8" saves it in 8 bits with a scale per 64 channels; "elements" saves BackRazor's pruned
+        input, which makes dx and dscale approximate.
       keep: fraction kept by "elements", in (0, 1].
 
     Raises:

@@ -1,8 +1,9 @@
 """Linear layer whose backward pass uses a few columns of its input.
 
-`y = x W + b` needs `x` only for `dW = x^T dy`; `dx = dy W^T` never touches it. Keeping K of the D columns of
-`x` stores K / D of the bytes and computes K / D of the weight gradient (Algorithm 1, lines 8-15 and 21-23).
-`y`, `dx` and `db` stay exact, and so do the kept rows of `dW`; the other rows are zero.
+`y = x W + b` needs `x` only for `dW = x^T dy`; `dx = dy W^T` never touches it. Keeping K of the D
+columns of `x` stores K / D of the bytes and computes K / D of the weight gradient (Algorithm 1,
+lines 8-15 and 21-23). `y`, `dx` and `db` stay exact, and so do the kept rows of `dW`; the other
+rows are zero.
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ KINDS: tuple[str, ...] = ("dense", "columns", "magnitude", "elements")
 
 
 class MagnitudeColumns(NamedTuple):
-    """Residual of PreBackRazor-: packed columns chosen from the input itself, and which they are."""
+    """Residual of PreBackRazor-: packed columns chosen from the input, and which they are."""
 
     packed: jax.Array  # [..., K]
     columns: jax.Array  # int32 [K]
@@ -67,9 +68,10 @@ def save_input(x: jax.Array, params: dict, kind: Kind, keep: float = 1.0) -> Any
 def parameter_gradients(params: dict, saved: Any, dy: jax.Array) -> dict:
     """Cotangents of `kernel`, `rows` and `bias` from what `save_input` kept.
 
-    With `rows` in `params` the weight gradient is packed, `[K, F]`, and the kernel gets none; with `columns`
-    alone it is scattered into the shape of the kernel. `active` (JointSPAR) holds a flag for the kernel and
-    one for the bias; the gradient of an inactive tensor is zero and its product is skipped.
+    With `rows` in `params` the weight gradient is packed, `[K, F]`, and the kernel gets none; with
+    `columns` alone it is scattered into the shape of the kernel. `active` (JointSPAR) holds a flag
+    for the kernel and one for the bias; the gradient of an inactive tensor is zero and its product
+    is skipped.
     """
     kernel, active = params["kernel"], params.get("active", {})
     grads: dict[str, Any] = dict.fromkeys(params)
@@ -130,20 +132,24 @@ def linear(
 
     Args:
       x: `[B, ..., D]`.
-      kernel: `[D, F]`. It may have a wider dtype than `x` (master weights); the product runs in that of `x`.
+      kernel: `[D, F]`. It may have a wider dtype than `x` (master weights); the product runs in
+        that of `x`.
       bias: `[F]` or None.
-      columns: int32 `[K]`, distinct, each in 0..D-1, or D for an unused slot: the columns of `x` to keep.
-      rows: zeros `[K, F]`. If given, differentiate with respect to them: their cotangent is the packed weight
-        gradient, and the kernel receives none.
-      residual: what to save. None means "columns" if `columns` is given and "dense" otherwise; "magnitude"
-        keeps the columns of largest norm of this batch (PreBackRazor-), "elements" BackRazor's.
+      columns: int32 `[K]`, distinct, each in 0..D-1, or D for an unused slot: the columns of `x` to
+        keep.
+      rows: zeros `[K, F]`. If given, differentiate with respect to them: their cotangent is the
+        packed weight gradient, and the kernel receives none.
+      residual: what to save. None means "columns" if `columns` is given and "dense" otherwise;
+        "magnitude" keeps the columns of largest norm of this batch (PreBackRazor-), "elements"
+        BackRazor's.
       keep: fraction kept by "magnitude" and "elements", in (0, 1].
 
     Returns:
       `[B, ..., F]` in the dtype of `x`.
 
     Raises:
-      ValueError: shapes, dtypes or the selection do not fit; the message names the argument and the rule.
+      ValueError: shapes, dtypes or the selection do not fit; the message names the argument and the
+        rule.
     """
     residual = residual or ("dense" if columns is None else "columns")
     _check(x, kernel, bias, columns, rows, residual)
@@ -155,7 +161,8 @@ def linear(
 def _check(x, kernel, bias, columns, rows, residual) -> None:
     if kernel.ndim != 2 or x.ndim < 1 or x.shape[-1] != kernel.shape[0]:
         raise ValueError(
-            f"kernel has shape {kernel.shape}: must be [D, F] with D = {x.shape[-1:]}, the last axis of x {x.shape}"
+            f"kernel has shape {kernel.shape}: must be [D, F] with D = {x.shape[-1:]}, the"
+            f" last axis of x {x.shape}"
         )
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
@@ -167,8 +174,8 @@ def _check(x, kernel, bias, columns, rows, residual) -> None:
         raise ValueError(f"residual = {residual!r}: must be one of {', '.join(KINDS)}")
     if (columns is not None) != (residual == "columns"):
         raise ValueError(
-            f"residual = {residual!r} with columns {'given' if columns is not None else 'None'}: columns go with"
-            ' residual="columns", and only with it'
+            f"residual = {residual!r} with columns {'None' if columns is None else 'given'}:"
+            ' columns go with residual="columns", and only with it'
         )
     if columns is not None:
         residuals.check_columns(columns, kernel.shape[0])
@@ -179,7 +186,8 @@ def _check(x, kernel, bias, columns, rows, residual) -> None:
             )
         if rows.shape != (columns.shape[0], kernel.shape[1]):
             raise ValueError(
-                f"rows has shape {rows.shape}: must be [K, F] = {(columns.shape[0], kernel.shape[1])}"
+                f"rows has shape {rows.shape}: must be [K, F] ="
+                f" {(columns.shape[0], kernel.shape[1])}"
             )
         if rows.dtype != kernel.dtype:
             raise ValueError(f"rows has dtype {rows.dtype}: must be {kernel.dtype}, that of kernel")

@@ -1,15 +1,17 @@
 """An op is a pair of pure functions; `bind` makes it differentiable.
 
-`custom_vjp` alone cannot compose: what one op saves is hidden from the next. A pair shows its residual, so a
-transformer block can share one residual among several consumers, drop it and recompute it, or run in chunks
-of the batch, and still be one function to JAX.
+`custom_vjp` alone cannot compose: what one op saves is hidden from the next. A pair shows its
+residual, so a transformer block can share one residual among several consumers, drop it and
+recompute it, or run in chunks of the batch, and still be one function to JAX.
 
 The three arguments of a pair are
 
-* `params`: a pytree shared by all samples: weights, and the selection that applies to them (`columns`, zeros
-  `rows` whose cotangent is the packed weight gradient, `active` flags of JointSPAR);
+* `params`: a pytree shared by all samples: weights, and the selection that applies to them
+  (`columns`, zeros `rows` whose cotangent is the packed weight gradient, `active` flags of
+  JointSPAR);
 * `x`: the activation, `[B, ...]`, differentiated;
-* `aux`: a pytree with leading axis B that is not differentiated (dropout keys, attention masks), or None.
+* `aux`: a pytree with leading axis B that is not differentiated (dropout keys, attention masks), or
+  None.
 """
 
 from collections.abc import Callable
@@ -27,8 +29,8 @@ class Pair(NamedTuple):
 
     Attributes:
       forward: `(params, x, aux) -> (y, residual)`.
-      backward: `(params, residual, aux, dy) -> (dparams, dx)`. `dparams` has the structure of `params`, with
-        None for what is not differentiated.
+      backward: `(params, residual, aux, dy) -> (dparams, dx)`. `dparams` has the structure of
+        `params`, with None for what is not differentiated.
     """
 
     forward: Callable[[PyTree, jax.Array, PyTree], tuple[jax.Array, PyTree]]
@@ -40,8 +42,8 @@ def bind(
 ) -> Callable[[PyTree, jax.Array, PyTree], jax.Array]:
     """The pair as a function `(params, x, aux) -> y` that JAX can differentiate (reverse mode).
 
-    `check(params)` runs when the function is about to be differentiated, and only then: what a backward pass
-    needs may be absent in evaluation.
+    `check(params)` runs when the function is about to be differentiated, and only then: what a
+    backward pass needs may be absent in evaluation.
     """
 
     @jax.custom_vjp
@@ -79,13 +81,13 @@ def sequence(first: Pair, second: Pair) -> Pair:
 
 
 def recompute(pair: Pair) -> Pair:
-    """Saves only the input and runs the forward pass again in the backward pass (rematerialisation)."""
+    """Saves only the input and runs the forward pass again in the backward pass."""
 
     def forward(params, x, aux):
         return pair.forward(params, x, aux)[0], x
 
     def backward(params, x, aux, dy):
-        # Without the barrier XLA may merge the second forward pass with the first and keep its residual.
+        # Without the barrier XLA may merge both forward passes and keep the residual after all.
         x, dy = lax.optimization_barrier((x, dy))
         _, residual = pair.forward(params, x, aux)
         return pair.backward(params, residual, aux, dy)
@@ -96,7 +98,8 @@ def recompute(pair: Pair) -> Pair:
 def in_chunks(pair: Pair, num_chunks: int) -> Pair:
     """Runs both passes in `num_chunks` equal parts of the batch, one after the other.
 
-    Residuals are as large as before, transients `num_chunks` times smaller; weight gradients accumulate.
+    Residuals are as large as before, transients `num_chunks` times smaller; weight gradients
+    accumulate.
 
     Raises:
       ValueError: the batch is not a multiple of `num_chunks`.
@@ -107,7 +110,8 @@ def in_chunks(pair: Pair, num_chunks: int) -> Pair:
     def split(array):
         if array.shape[0] % num_chunks:
             raise ValueError(
-                f"batch_chunks = {num_chunks}: must divide the batch of {array.shape[0]}; choose a divisor"
+                f"batch_chunks = {num_chunks}: must divide the batch of {array.shape[0]};"
+                " choose a divisor"
             )
         return array.reshape(num_chunks, array.shape[0] // num_chunks, *array.shape[1:])
 

@@ -98,7 +98,7 @@ def make_train_step(
         learned = selector.update(drawn, selection, blocks, state.step)
         if importance_weighting:
             grads = grads | {"blocks": selector.unbias(drawn, selection, blocks)}
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
         rows, packed = _pack(selection, grads, state.params, num_blocks)
         params, opt_state = update_rows(tx, packed, state.opt_state, state.params, rows, finite)

@@ -2,8 +2,9 @@
 
     python -m pbr_jax.weights.make_vit_digits04
 
-Full fine-tuning from random weights, 1 500 steps of 64 images, about a minute on two cores. The file has
-Google's layout in float16, under 1 MB, and is read by the loader that reads `ViT-B_16.npz`.
+Full fine-tuning from random weights, 1 500 steps of 64 images, about a minute on two cores. The
+file has Google's layout in float16, under 1 MB, and is read by the loader that reads
+`ViT-B_16.npz`.
 """
 
 import dataclasses

@@ -1,0 +1,87 @@
+"""Compiled memory of the whole ViT-B/16 train step on an H200, per plan, without an H200.
+
+Batch 128, 224 px, bfloat16 activations, float32 master weights, SGD with momentum, clipping. Temp
+bytes are the compiler's plan for one step, arguments not included: deterministic for a version of
+JAX.
+"""
+
+import dataclasses
+
+import pytest
+
+from pbr_jax.configs.common import Config, Model, Optimizer
+from pbr_jax.gpu import CARDS, compile_for, memory
+from pbr_jax.training import from_config
+from pbr_jax.training.from_config import memory_use, state_shapes
+
+pytestmark = [pytest.mark.gpu_compile, pytest.mark.slow]
+
+VIT_B16 = Config(
+    batch_size=128,
+    model=Model(size="B", patch=16, image_size=224, num_classes=100, dtype="bfloat16"),
+    optimizer=Optimizer(name="sgd", momentum=0.9, clip_norm=1.0, warmup_steps=100),
+)
+
+CEILINGS = {  # GB of temp
+    "full": 7.8,
+    "remat": 1.35,
+    "backrazor": 4.8,
+    "prebackrazor": 5.6,
+    "prebackrazor++": 4.1,
+    "fast": 3.15,
+    "lean": 1.60,
+    "tiny": 0.95,
+    "lean/js50": 1.60,
+}
+
+
+@pytest.fixture(scope="module")
+def report():
+    """Method -> memory of its compiled step, each compiled once."""
+    found = {}
+
+    def compile_step(method):
+        if method not in found:
+            config = dataclasses.replace(VIT_B16, method=method)
+            parts = from_config.build(config)
+            args = (state_shapes(config, parts), from_config.batch_specs(config))
+            step = compile_for(parts.train_step, args, CARDS["h200"], donate_argnums=0)
+            found[method] = memory(step)
+        return found[method]
+
+    return compile_step
+
+
+@pytest.mark.parametrize("method", CEILINGS)
+def test_temp_memory_of_the_step_stays_under_its_ceiling(report, method):
+    assert report(method).temp_bytes <= CEILINGS[method] * 1e9
+
+
+def test_the_state_is_updated_in_place(report):
+    """Donated state: the outputs that are not written over arguments are the step's few scalars."""
+    use = report("lean")
+    assert use.output_bytes - use.alias_bytes < 1e4
+
+
+def test_lean_and_tiny_are_as_small_as_rematerialisation(report):
+    assert report("lean").temp_bytes <= 1.1 * report("remat").temp_bytes
+    assert report("tiny").temp_bytes < 0.75 * report("remat").temp_bytes
+
+
+def test_saved_activations_explain_the_temp_memory(report):
+    """What is saved between the passes is most of the temp memory, and never more than it."""
+    for method in ("full", "prebackrazor"):
+        saved = memory_use(dataclasses.replace(VIT_B16, method=method)).activations
+        assert 0.75 * report(method).temp_bytes <= saved <= report(method).temp_bytes
+
+
+def test_chunks_of_the_batch_shrink_transients_only(report):
+    with_chunks = dataclasses.replace(VIT_B16, method="tiny")
+    plain = dataclasses.replace(
+        with_chunks, plan=dataclasses.replace(with_chunks.plan, batch_chunks=1)
+    )
+    parts = from_config.build(plain)
+    args = (state_shapes(plain, parts), from_config.batch_specs(plain))
+    one_piece = memory(compile_for(parts.train_step, args, CARDS["h200"], donate_argnums=0))
+    assert report("tiny").temp_bytes < 0.8 * one_piece.temp_bytes
+    assert memory_use(plain).activations == memory_use(with_chunks).activations
