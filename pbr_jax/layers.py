@@ -63,11 +63,10 @@ class DenseGeneral(nn.Module):
         def init_flat(key, shape, dtype):  # fan-in and fan-out are those of the matrix, as in Flax
             return self.kernel_init(key, (num_inputs, num_outputs), dtype).reshape(shape)
 
-        kernel = self.param("kernel", init_flat, (*inputs, *outputs), self.param_dtype)
-        params = {"kernel": kernel.reshape(num_inputs, num_outputs)}
+        shape = (*inputs, *outputs)
+        params = {"kernel": self.param("kernel", init_flat, shape, self.param_dtype)}
         if self.use_bias:
-            bias = self.param("bias", self.bias_init, outputs, self.param_dtype)
-            params["bias"] = bias.reshape(num_outputs)
+            params["bias"] = self.param("bias", self.bias_init, outputs, self.param_dtype)
         x = _cast(x, self.dtype, self.param_dtype).reshape(
             *x.shape[: x.ndim - contracted], num_inputs
         )
@@ -75,9 +74,8 @@ class DenseGeneral(nn.Module):
         if columns is not None:
             _record(self, columns, inputs)
             params["columns"] = columns
-        apply = pair.bind(
-            linear.linear_pair("columns"), functools.partial(_require_columns, self.path, self.keep)
-        )
+        check = functools.partial(_require_columns, self.path, self.keep, num_inputs)
+        apply = pair.bind(_flat_linear(num_inputs, num_outputs), check)
         return apply(params, x, None).reshape(*x.shape[:-1], *outputs)
 
 
@@ -229,11 +227,31 @@ def _record(module: nn.Module, columns: jax.Array, inputs: tuple[int, ...]) -> N
         module.put_variable("selection", "selected", selected.reshape(inputs))
 
 
-def _require_columns(path: tuple[str, ...], keep: float, params: dict) -> None:
-    if (
-        "columns" not in params
-        and budget_for(keep, params["kernel"].shape[0]) < params["kernel"].shape[0]
-    ):
+def _flat_linear(num_inputs: int, num_outputs: int) -> pair.Pair:
+    """The linear layer for a kernel `[*in, *out]`, seen as a matrix `[D, F]`.
+
+    The parameters are reshaped inside, so that the backward pass holds them and no copies: in a
+    scan over layers each copy would be stored.
+    """
+    shapes = {"kernel": (num_inputs, num_outputs), "bias": (num_outputs,)}
+    matrix = linear.linear_pair("columns")
+
+    def flat(params):
+        return {name: p.reshape(shapes.get(name, p.shape)) for name, p in params.items()}
+
+    def forward(params, x, aux):
+        return matrix.forward(flat(params), x, aux)
+
+    def backward(params, saved, aux, dy):
+        grads, dx = matrix.backward(flat(params), saved, aux, dy)
+        grads = {n: g if g is None else g.reshape(params[n].shape) for n, g in grads.items()}
+        return grads, dx
+
+    return pair.Pair(forward, backward)
+
+
+def _require_columns(path: tuple[str, ...], keep: float, num_inputs: int, params: dict) -> None:
+    if "columns" not in params and budget_for(keep, num_inputs) < num_inputs:
         raise ValueError(
             f"{'/'.join(path) or 'layer'}: keep = {keep} but no columns were given for the backward"
             ' pass; pass rngs={"selection": key} or the collection "selection" to apply,'
