@@ -1,0 +1,81 @@
+"""A model, a configuration and a batch that are small enough to compile in a test."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pbr_jax.configs.common import Config, Model, Optimizer
+from pbr_jax.models.vit import ViT
+from pbr_jax.plans import SITES
+
+# Compiled with little optimisation: tests mostly compile.
+quick_jit = functools.partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
+)
+
+CLASSES = 4
+SMALL = Model(
+    width=16, depth=2, heads=2, mlp_dim=32, patch=2, image_size=4, channels=1, num_classes=CLASSES
+)
+
+
+def config(method: str = "prebackrazor", **changes) -> Config:
+    """A run of a two-block ViT of width 16: of 16 columns every method keeps 8, of 32 too."""
+    settings = {
+        "name": "tiny",
+        "method": method,
+        "steps": 50,
+        "batch_size": 8,
+        "model": SMALL,
+        "optimizer": Optimizer(learning_rate=0.05, schedule="constant"),
+    }
+    return Config(**settings | changes)
+
+
+def batch(size: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
+    """Noise around one image per class."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(size, dtype=np.int32) % CLASSES
+    centres = np.random.default_rng(99).standard_normal((CLASSES, 4, 4, 1))
+    images = centres[labels] + 0.1 * generator.standard_normal((size, 4, 4, 1))
+    return {"image": images.astype(np.float32), "label": labels}
+
+
+def vit(**changes) -> ViT:
+    """An RGB ViT of width 16 and 2 blocks."""
+    sizes = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 32, "patch": 2, "image_size": 4}
+    return ViT(**sizes | {"num_classes": 5} | changes)
+
+
+def param_shapes(model: ViT):
+    """Shapes of the parameter tree; nothing is computed."""
+    images = jnp.zeros((1, model.image_size, model.image_size, model.channels), model.dtype)
+    return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+
+
+def random_params(model: ViT, seed: int = 0):
+    """Parameters none of which is zero or one, as biases, scales and the head are at first."""
+    generator = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        values = generator.standard_normal(leaf.shape).astype(np.float32) * 0.3
+        return jnp.asarray(values + (path[-1].key == "scale"))
+
+    return jax.tree_util.tree_map_with_path(draw, param_shapes(model))
+
+
+def columns(depth: int, width: int, mlp_dim: int, kept: int = 8) -> dict[str, jax.Array]:
+    """Distinct columns for every site of every block, `{site: int32 [L, K]}`."""
+    generator = np.random.default_rng(5)
+
+    def draw(size):
+        rows = [np.sort(generator.permutation(size)[:kept]) for _ in range(depth)]
+        return jnp.asarray(np.stack(rows), jnp.int32)
+
+    return {site: draw(mlp_dim if site == "fc2" else width) for site in SITES}

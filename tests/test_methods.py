@@ -1,0 +1,163 @@
+"""Methods by name, their overrides, and that the configuration offers what the library has."""
+
+import dataclasses
+import typing
+
+import pytest
+
+from pbr_jax import methods, plans, pruning
+from pbr_jax.configs import common
+from pbr_jax.plans import Keep
+
+# What a block keeps: linear inputs, LayerNorm, attention, GELU, and whether it is run again; who
+# chooses columns.
+PRESETS = {
+    "full": ("dense", "dense", "flash", "dense", False, None),
+    "remat": ("dense", "dense", "flash", "dense", True, None),
+    "backrazor": ("elements", "elements", "elements", "dense", False, None),
+    "prebackrazor-": ("magnitude", "elements", "elements", "dense", False, None),
+    "prebackrazor": ("columns", "dense", "flash", "dense", False, "bandit"),
+    "prebackrazor++": ("columns", "dense", "channels", "dense", False, "bandit"),
+    "fast": ("columns", "int8", "qkv", "code2", False, "bandit"),
+    "lean": ("columns", "int8", "recompute", "code2", False, "bandit"),
+    "tiny": ("columns", "dense", "flash", "dense", True, "bandit"),
+}
+
+
+def test_every_preset_is_listed():
+    assert set(methods.METHODS) == set(PRESETS)
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_a_preset_is_what_its_name_says(name):
+    method = methods.resolve(name)
+    plan = method.plan
+    found = (plan.linear, plan.layer_norm, plan.attention, plan.gelu, plan.recompute, method.policy)
+    assert found == PRESETS[name]
+    assert (method.name, method.joint_spar) == (name, None)
+    keep = 1.0 if name in ("full", "remat") else 0.1
+    assert plan.keep == Keep(keep, keep, keep, keep)
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize(("suffix", "share"), [("/js50", 0.5), ("/js5", 0.05), ("/js99", 0.99)])
+def test_a_suffix_adds_joint_spar_to_any_method(name, suffix, share):
+    method = methods.resolve(name + suffix)
+    assert method.joint_spar == share
+    assert method.plan == methods.resolve(name).plan
+    assert method.name == name + suffix
+
+
+def test_a_given_share_goes_before_the_suffix():
+    assert methods.resolve("full/js50", joint_spar=0.25).joint_spar == 0.25
+    assert methods.resolve("full", joint_spar=0.25).joint_spar == 0.25
+
+
+@pytest.mark.parametrize(
+    "name", ["", "ful", "full/js", "full/js0", "full/js100", "full/js50/js50", "/js50", "full "]
+)
+def test_an_unknown_name_lists_the_known_ones(name):
+    with pytest.raises(ValueError, match=r"method = .*must be one of full, remat.*/js50"):
+        methods.resolve(name)
+
+
+def test_fields_can_be_overridden_one_by_one():
+    method = methods.resolve(
+        "prebackrazor",
+        keep=0.25,
+        policy="uniform",
+        layer_norm="int8",
+        attention=None,
+        gelu="code3",
+        recompute=None,
+        batch_chunks=2,
+        attention_keep=0.5,
+    )
+    own = methods.resolve("prebackrazor").plan
+    assert method.plan == dataclasses.replace(
+        own,
+        keep=Keep(0.25, 0.25, 0.25, 0.25),
+        layer_norm="int8",
+        gelu="code3",
+        batch_chunks=2,
+        attention_keep=0.5,
+    )
+    assert method.policy == "uniform"
+
+
+def test_false_is_an_override_and_none_is_not():
+    assert not methods.resolve("remat", recompute=False).plan.recompute
+    assert methods.resolve("remat", recompute=None).plan.recompute
+
+
+def test_keep_per_site_is_taken_as_it_is():
+    keep = Keep(qkv=0.5, proj=0.25, fc1=0.5, fc2=0.1)
+    assert methods.resolve("prebackrazor", keep=keep).plan.keep == keep
+
+
+@pytest.mark.parametrize("name", ["full", "remat"])
+def test_keep_is_refused_where_nothing_is_pruned(name):
+    with pytest.raises(ValueError, match=rf"pruning.keep = 0.1: method '{name}' prunes nothing"):
+        methods.resolve(name, keep=0.1)
+
+
+@pytest.mark.parametrize("name", ["full", "remat", "backrazor", "prebackrazor-"])
+def test_a_policy_is_refused_where_none_chooses(name):
+    with pytest.raises(ValueError, match=rf"pruning.policy = 'uniform': method '{name}'"):
+        methods.resolve(name, policy="uniform")
+
+
+def test_an_unknown_kind_names_the_field_and_its_choices():
+    with pytest.raises(ValueError, match="gelu = 'code9': must be one of dense, code2"):
+        methods.resolve("fast", gelu="code9")
+
+
+# --- the configuration offers what the library has ---
+
+
+def offered(section: type, field: str) -> set[str]:
+    """The choices of a setting that is a Literal or None."""
+    hint = typing.get_type_hints(section)[field]
+    members = (hint, *typing.get_args(hint))
+    return {
+        choice
+        for member in members
+        if typing.get_origin(member) is typing.Literal
+        for choice in typing.get_args(member)
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "kinds"),
+    [
+        ("linear", plans.LinearKind),
+        ("layer_norm", plans.LayerNormKind),
+        ("attention", plans.AttentionKind),
+        ("gelu", plans.GeluKind),
+    ],
+)
+def test_settings_of_the_plan_are_those_of_the_library(field, kinds):
+    # "magnitude" is what makes PreBackRazor-, and no setting of other methods.
+    assert offered(common.Plan, field) == set(typing.get_args(kinds)) - {"magnitude"}
+    for choice in offered(common.Plan, field):
+        plans.ResidualPlan(**{field: choice})
+
+
+def test_settings_of_pruning_are_those_of_the_library():
+    assert offered(common.Pruning, "policy") <= set(pruning.policy.NAMES)
+    assert offered(common.Pruning, "sampler") == set(pruning.policy.SAMPLERS)
+    for policy in offered(common.Pruning, "policy"):
+        for sampler in offered(common.Pruning, "sampler"):
+            for offset in offered(common.Pruning, "offset"):
+                pruning.make_policy(policy, 16, 8, sampler=sampler, offset=offset)
+
+
+def test_every_setting_of_the_plan_is_a_field_of_a_plan():
+    names = {field.name for field in dataclasses.fields(plans.ResidualPlan)}
+    assert {field.name for field in dataclasses.fields(common.Plan)} <= names
+
+
+def test_sites_are_the_same_everywhere():
+    assert common.SITES == plans.SITES
+    for keep in (common.Keep, plans.Keep):
+        assert tuple(field.name for field in dataclasses.fields(keep)) == plans.SITES

@@ -1,0 +1,176 @@
+"""Row-sparse updates: equal to the dense optimizer with what was not selected put back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from fakes import quick_jit
+
+from pbr_jax.training.optimizer import ALL, Rows, learning_rate, make_optimizer, update_rows
+
+BLOCKS, COLUMNS, FEATURES, KEPT = 3, 6, 2, 4
+SHAPES = {
+    "fc": {"kernel": (BLOCKS, COLUMNS, FEATURES), "bias": (BLOCKS, FEATURES)},
+    "norm": {"scale": (BLOCKS, 4)},
+    "head": {"kernel": (4, 5)},
+}
+OPTIMIZERS = {
+    "sgd": {"name": "sgd", "momentum": 0.9, "clip_norm": None},
+    "sgd without momentum": {"name": "sgd", "momentum": 0.0, "clip_norm": None},
+    "sgd, decay, clipped": {"name": "sgd", "weight_decay": 0.3, "clip_norm": 0.5},
+    "adamw": {"name": "adamw", "weight_decay": 0.3, "clip_norm": None},
+    "adamw, clipped": {"name": "adamw", "weight_decay": 0.3, "clip_norm": 0.5},
+}
+
+
+@pytest.fixture(autouse=True)
+def promotion():
+    """Optax's Adam mixes its integer count with floats, which strict promotion refuses."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def optimizer(name="adamw", **options):
+    return make_optimizer(name, lambda count: jnp.asarray(0.1), **options)
+
+
+def random_tree(generator):
+    def draw(shape):
+        return jnp.asarray(generator.standard_normal(shape), jnp.float32)
+
+    return jax.tree.map(draw, SHAPES, is_leaf=lambda node: isinstance(node, tuple))
+
+
+def draw_step(generator):
+    """Columns per block with unused slots, active blocks of the bias, dense gradients."""
+    columns = np.stack([generator.permutation(COLUMNS)[:KEPT] for _ in range(BLOCKS)])
+    columns[generator.random(columns.shape) < 0.3] = COLUMNS
+    active = np.sort(generator.permutation(BLOCKS)[:2])
+    kept = np.zeros((BLOCKS, COLUMNS), bool)
+    for block, chosen in enumerate(columns):
+        kept[block, chosen[chosen < COLUMNS]] = True
+    masks = {
+        (BLOCKS, COLUMNS, FEATURES): kept[..., None],
+        (BLOCKS, FEATURES): np.isin(np.arange(BLOCKS), active)[:, None],
+    }
+    grads = random_tree(generator)
+    grads = jax.tree.map(lambda g: g * masks.get(g.shape, np.float32(1)), grads)
+    return jnp.asarray(columns), jnp.asarray(active), masks, grads
+
+
+def pack(columns, active, grads):
+    """Rows and packed gradients, as the train step makes them."""
+    flat = jnp.arange(BLOCKS)[:, None] * COLUMNS + columns
+    flat = jnp.where(columns < COLUMNS, flat, BLOCKS * COLUMNS).reshape(-1)
+    rows = jax.tree.map(lambda _: ALL, grads)
+    rows["fc"] = {"kernel": Rows(flat, axes=2), "bias": Rows(active, axes=1)}
+    kernel = grads["fc"]["kernel"].reshape(-1, FEATURES)
+    kernel = kernel.at[flat].get(mode="fill", fill_value=0)
+    return rows, grads | {"fc": {"kernel": kernel, "bias": grads["fc"]["bias"][active]}}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_equals_the_dense_optimizer_with_rows_put_back(name):
+    tx = optimizer(**OPTIMIZERS[name])
+    generator = np.random.default_rng(0)
+    params = random_tree(generator)
+    actual = expected = (params, tx.init(params))
+
+    @quick_jit
+    def sparse(params, state, columns, active, grads):
+        rows, packed = pack(columns, active, grads)
+        return update_rows(tx, packed, state, params, rows, jnp.asarray(True))
+
+    @quick_jit
+    def dense(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(4):
+        columns, active, masks, grads = draw_step(generator)
+        actual = sparse(*actual, columns, active, grads)
+        moved = dense(*expected, grads)
+        expected = jax.tree.map(
+            lambda new, old, masks=masks: jnp.where(masks.get(new.shape, True), new, old),
+            moved,
+            expected,
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), actual, expected
+        )
+        untouched = ~np.broadcast_to(
+            masks[BLOCKS, COLUMNS, FEATURES], actual[0]["fc"]["kernel"].shape
+        )
+        assert untouched.any()
+
+
+def test_unselected_rows_keep_their_bits_under_weight_decay():
+    tx = optimizer(weight_decay=0.3)
+    params = random_tree(np.random.default_rng(0))
+    state = tx.init(params)
+    columns, active, masks, grads = draw_step(np.random.default_rng(1))
+    rows, packed = pack(columns, active, grads)
+    new, _ = update_rows(tx, packed, state, params, rows, jnp.asarray(True))
+    moved = np.asarray(new["fc"]["kernel"] != params["fc"]["kernel"])
+    kept = np.broadcast_to(masks[BLOCKS, COLUMNS, FEATURES], moved.shape)
+    np.testing.assert_array_equal(moved, kept)
+
+
+def test_a_step_that_is_not_applied_changes_nothing():
+    tx = optimizer(weight_decay=0.3)
+    params = random_tree(np.random.default_rng(0))
+    state = tx.init(params)
+    columns, active, _, grads = draw_step(np.random.default_rng(1))
+    grads["head"]["kernel"] = grads["head"]["kernel"].at[0, 0].set(jnp.nan)
+    rows, packed = pack(columns, active, grads)
+    new = update_rows(tx, packed, state, params, rows, jnp.asarray(False))
+    jax.tree.map(np.testing.assert_array_equal, new, (params, state))
+
+
+def test_rows_of_another_optimizer_state_leaf_stay_whole():
+    """The step counter of Adam is no parameter: it advances whatever is selected."""
+    tx = optimizer()
+    params = random_tree(np.random.default_rng(0))
+    columns, active, _, grads = draw_step(np.random.default_rng(1))
+    rows, packed = pack(jnp.full_like(columns, COLUMNS), active[:0], grads)
+    _, state = update_rows(tx, packed, tx.init(params), params, rows, jnp.asarray(True))
+    counts = optax.tree.get_all_with_path(state, "count")
+    assert counts and all(int(count) == 1 for _, count in counts)
+
+
+def test_weight_decay_acts_on_kernels_only():
+    tx = optimizer(weight_decay=0.5)
+    params = jax.tree.map(jnp.ones_like, random_tree(np.random.default_rng(0)))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    np.testing.assert_allclose(updates["fc"]["kernel"], -0.05)
+    np.testing.assert_allclose(updates["head"]["kernel"], -0.05)
+    assert not np.any(updates["fc"]["bias"]) and not np.any(updates["norm"]["scale"])
+
+
+def test_clipping_bounds_the_global_norm():
+    tx = make_optimizer("sgd", lambda count: jnp.asarray(1.0), momentum=0.0, clip_norm=0.5)
+    params = random_tree(np.random.default_rng(0))
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert float(optax.tree.norm(updates)) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_an_unknown_optimizer_is_named():
+    with pytest.raises(ValueError, match=r"optimizer.name = 'lion': must be sgd or adamw"):
+        optimizer("lion")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("cosine", 10, {0: 0.0, 5: 0.5, 10: 1.0, 55: 0.5, 100: 0.0}),
+        ("constant", 10, {0: 0.0, 5: 0.5, 10: 1.0, 55: 1.0, 100: 1.0}),
+        ("cosine", 0, {0: 1.0, 50: 0.5, 100: 0.0}),
+        ("constant", 0, {0: 1.0, 50: 1.0}),
+    ],
+)
+def test_learning_rates(schedule, warmup, expected):
+    rate = learning_rate(1.0, 100, warmup, schedule)
+    for step, value in expected.items():
+        assert float(rate(jnp.asarray(step, jnp.int32))) == pytest.approx(value, abs=1e-6)
