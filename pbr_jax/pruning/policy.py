@@ -69,22 +69,6 @@ class PruningPolicy(NamedTuple):
     num_slots: int
 
 
-def budget_for(keep: float, num_columns: int, group_size: int = 1) -> int:
-    """Columns to keep: `keep * D` rounded up to whole groups and a multiple of 8, at most D.
-
-    Raises:
-        ValueError: when `keep` is outside (0, 1] or `group_size` does not divide `num_columns`.
-    """
-    if not 0.0 < keep <= 1.0:
-        raise ValueError(
-            f"keep = {keep}: must be in (0, 1]; 0.1 keeps 10 % of the columns, the paper's '90 %'"
-        )
-    _check_group_size(group_size, num_columns)
-    multiple = math.lcm(8, group_size)
-    # The slack keeps 0.07 * 800 = 56.00000000000001 from being rounded up to 64.
-    return min(num_columns, multiple * math.ceil(keep * num_columns / multiple - 1e-9))
-
-
 def make_policy(
     name: str,
     num_columns: int,
@@ -102,7 +86,7 @@ def make_policy(
     Args:
         name: one of `NAMES`.
         num_columns: D.
-        budget: K columns, see `budget_for`; a multiple of `group_size`.
+        budget: K columns, see `pbr_jax.plans.budget_for`; a multiple of `group_size`.
         group_size: columns per arm; divides `num_columns`.
         sampler: "systematic" (exactly K columns) or "bernoulli" (the paper's independent draws).
         step_size: of the bandit, in units of 1 / (largest squared norm of the round).
@@ -120,7 +104,7 @@ def make_policy(
     if not 1 <= budget <= num_columns or budget % group_size:
         raise ValueError(
             f"budget = {budget}: must be a multiple of group_size = {group_size} from 1 to "
-            f"num_columns = {num_columns}; see budget_for"
+            f"num_columns = {num_columns}; see pbr_jax.plans.budget_for"
         )
     if not (0.0 < step_size < math.inf):
         raise ValueError(f"step_size = {step_size}: must be positive and finite; try 1e-3")

@@ -14,7 +14,7 @@ from pbr_jax.checkpoints import vit_npz
 from pbr_jax.configs.common import Config
 from pbr_jax.configs.common import Keep as ConfigKeep
 from pbr_jax.models.vit import ViT
-from pbr_jax.plans import SITES, Keep
+from pbr_jax.plans import SITES, Keep, budget_for
 from pbr_jax.training import selection
 from pbr_jax.training.memory import MemoryUse, saved_bytes, tree_bytes
 from pbr_jax.training.optimizer import learning_rate, make_optimizer
@@ -154,7 +154,7 @@ def column_budgets(config: Config, method: methods.Method, sizes: Sizes) -> dict
     budgets = {}
     for site, columns in num_columns(sizes).items():
         keep = getattr(method.plan.keep, site)
-        budget = pruning.budget_for(keep, columns, config.pruning.group_size)
+        budget = budget_for(keep, columns, config.pruning.group_size)
         if budget < columns:
             budgets[site] = budget
     return budgets

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pruning import oracles
 
-from pbr_jax.pruning import budget_for, make_policy, stacked
+from pbr_jax.pruning import make_policy, stacked
 from pbr_jax.pruning.policy import NAMES
 
 DRAWN = ("uniform", "bandit", "importance")
@@ -18,29 +18,6 @@ def with_uneven_probs(policy, seed: int = 0):
     log_weights = np.random.default_rng(seed).normal(size=num_arms)
     probs = oracles.project(log_weights, budget, 0.2 * budget / num_arms)
     return state._replace(probs=jnp.asarray(probs, jnp.float32))
-
-
-@pytest.mark.parametrize(
-    ("keep", "num_columns", "group_size", "budget"),
-    [
-        (0.1, 768, 1, 80),
-        (0.1, 3072, 1, 312),
-        (1.0, 768, 1, 768),
-        (1.0, 20, 1, 20),
-        (0.07, 800, 1, 56),  # 0.07 * 800 is 56.00000000000001
-        (1e-9, 768, 1, 8),
-        (0.1, 768, 32, 96),
-        (0.5, 60, 12, 48),
-    ],
-)
-def test_budget_for(keep, num_columns, group_size, budget):
-    assert budget_for(keep, num_columns, group_size) == budget
-
-
-@pytest.mark.parametrize("keep", [0.0, -0.1, 1.5, float("nan")])
-def test_budget_for_refuses_a_keep_out_of_range(keep):
-    with pytest.raises(ValueError, match=r"keep = .*must be in \(0, 1\]"):
-        budget_for(keep, 768)
 
 
 @pytest.mark.parametrize(
