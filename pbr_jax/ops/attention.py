@@ -278,7 +278,11 @@ def choose_channels(q: jax.Array, k: jax.Array, v: jax.Array, keep: float) -> Ch
     qk = residuals.largest_channels(jnp.mean(energy(q) * energy(k), axis=0), num_kept)
     vs = residuals.largest_channels(jnp.mean(energy(v), axis=0), num_kept)
     return Channels(
-        *(residuals.take_channels(a, c) for a, c in ((q, qk), (k, qk), (v, vs))), qk, vs
+        q=residuals.take_channels(q, qk),
+        k=residuals.take_channels(k, qk),
+        v=residuals.take_channels(v, vs),
+        qk_channels=qk,
+        v_channels=vs,
     )
 
 
@@ -294,8 +298,12 @@ def forward(qkv, mask, kind: Kind, keep: float) -> tuple[jax.Array, Any]:
         return out, choose_channels(q, k, v, keep)
     if kind == "elements":
         dtype = residuals.half_precision(q.dtype)
-        pruned = (residuals.pack_elements(a, keep, dtype) for a in (q, k, v))
-        return out, PrunedAttention(*pruned, _pruned_probabilities(q, k, mask, keep, dtype))
+        return out, PrunedAttention(
+            q=residuals.pack_elements(q, keep, dtype),
+            k=residuals.pack_elements(k, keep, dtype),
+            v=residuals.pack_elements(v, keep, dtype),
+            probabilities=_pruned_probabilities(q, k, mask, keep, dtype),
+        )
     raise ValueError(f"attention residual = {kind!r}: must be one of {', '.join(KINDS)}")
 
 
@@ -318,7 +326,8 @@ def backward(
             do_for_v=residuals.take_channels(do, saved.v_channels),
             scale=1 / math.sqrt(head),
         )
-        return (*(residuals.put_channels(g, saved.qk_channels, head) for g in (dq, dk)), dv)
+        dq, dk = (residuals.put_channels(g, saved.qk_channels, head) for g in (dq, dk))
+        return dq, dk, dv
     q, k, v = saved
     return attend_gradients(q, k, v, mask, do)
 

@@ -107,13 +107,15 @@ def decode(
 ) -> jax.Array:
     """What the codes stand for: `uint8 [bits, ..., ceil(F / 8)] -> [..., F]`, F = size."""
     bits = jnp.unpackbits(planes, axis=-1, count=size)
-    codes = sum(bits[b].astype(jnp.int32) << b for b in range(bits.shape[0]))
+    shifts = jnp.arange(bits.shape[0], dtype=jnp.int32).reshape(-1, *[1] * (bits.ndim - 1))
+    codes = jnp.sum(bits.astype(jnp.int32) << shifts, axis=0)
     return _look_up(codes, levels).astype(dtype)
 
 
 def _count_above(g: jax.Array, thresholds: np.ndarray) -> jax.Array:
     """How many thresholds lie at or below g, by comparisons, which fuse, instead of a search."""
-    return sum((g >= float(t)).astype(jnp.int32) for t in thresholds)
+    above = [(g >= float(t)).astype(jnp.int32) for t in thresholds]
+    return functools.reduce(jnp.add, above)
 
 
 def _look_up(codes: jax.Array, levels: np.ndarray) -> jax.Array:

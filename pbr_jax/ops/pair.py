@@ -9,7 +9,7 @@ The three arguments of a pair are
 * `params`: a pytree shared by all samples: weights, and the selection that applies to them
   (`columns`, zeros `rows` whose cotangent is the packed weight gradient, `active` flags of
   JointSPAR);
-* `x`: the activation, `[B, ...]`, differentiated;
+* `x`: the activation, `[B, ...]`, differentiated (a tuple of several for attention);
 * `aux`: a pytree with leading axis B that is not differentiated (dropout keys, attention masks), or
   None.
 """
@@ -33,13 +33,13 @@ class Pair(NamedTuple):
         `params`, with None for what is not differentiated.
     """
 
-    forward: Callable[[PyTree, jax.Array, PyTree], tuple[jax.Array, PyTree]]
-    backward: Callable[[PyTree, PyTree, PyTree, jax.Array], tuple[PyTree, jax.Array]]
+    forward: Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, PyTree]]
+    backward: Callable[[PyTree, PyTree, PyTree, jax.Array], tuple[PyTree, PyTree]]
 
 
 def bind(
     pair: Pair, check: Callable[[PyTree], None] = lambda params: None
-) -> Callable[[PyTree, jax.Array, PyTree], jax.Array]:
+) -> Callable[[PyTree, PyTree, PyTree], jax.Array]:
     """The pair as a function `(params, x, aux) -> y` that JAX can differentiate (reverse mode).
 
     `check(params)` runs when the function is about to be differentiated, and only then: what a
