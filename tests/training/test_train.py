@@ -1,0 +1,142 @@
+"""`train.py` from its command line to its files, in this process."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from pbr_jax.flags import run_cli
+from pbr_jax.training import from_config
+from pbr_jax.training.metrics import SUMMARY_KEYS, read_metrics
+
+PROGRAM = Path(__file__).parents[2] / "train.py"
+TINY = ["--config", f"{PROGRAM.parent / 'configs' / 'digits.py'}:tiny", "--config.steps=4"]
+
+
+@pytest.fixture(scope="module")
+def program():
+    spec = importlib.util.spec_from_file_location("train_program", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def start(program):
+    """Runs `train.py` in a work directory with further flags; returns its exit code."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)  # tests mostly compile
+
+    def start(workdir, *flags):
+        argv = [*TINY, "--workdir", str(workdir), *flags]
+        return run_cli(program.main, argv, errors=(ValueError, OSError, ArithmeticError))
+
+    yield start
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def finished(start, tmp_path_factory):
+    """The work directory of a run that reached its end."""
+    workdir = tmp_path_factory.mktemp("finished")
+    assert start(workdir) == 0
+    return workdir
+
+
+def files(workdir):
+    """Every file but those of checkpoints, with its content."""
+    return {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
+
+
+def test_a_run_leaves_its_files(finished):
+    names = set(files(finished))
+    expected = {"config.json", "metrics.jsonl", "metrics.csv", "summary.json", "report.html"}
+    assert expected | {"pruning.npz"} <= names
+    assert any(name.startswith("events.out.tfevents.") for name in names)
+    assert (finished / "checkpoints" / "4").is_dir()
+    assert (finished / "checkpoints" / "best").resolve().is_dir()
+
+
+def test_the_summary_is_that_of_the_run(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert set(SUMMARY_KEYS) <= set(summary)
+    tests = [record for record in read_metrics(finished) if record["split"] == "test"]
+    assert [record["step"] for record in tests] == [4]
+    assert summary["accuracy"] == tests[-1]["accuracy"] == summary["best_accuracy"]
+    assert (summary["method"], summary["steps"]) == ("prebackrazor", 4)
+    memory = summary["memory"]
+    assert summary["activation_bytes"] == memory["activations"]
+    assert memory["activations"] < summary["full_memory"]["activations"]
+    # What the compiler plans holds at least the state, which is there before and after.
+    assert summary["compiled_peak_bytes"] > memory["parameters"] + memory["optimizer"]
+    assert 0 < summary["seconds_per_step"] < summary["seconds"]
+    trained = [record["step"] for record in read_metrics(finished) if record["split"] == "train"]
+    assert trained == [2, 4]
+
+
+def test_the_same_command_on_a_finished_run_says_so(start, finished, capsys):
+    before = files(finished)
+    assert start(finished) == 0
+    printed = capsys.readouterr().out
+    assert "this run is complete" in printed
+    summary = json.loads((finished / "summary.json").read_text())
+    assert f"accuracy  {summary['accuracy']:.1%} on the test split" in printed
+    assert files(finished) == before
+
+
+def test_a_finished_run_does_not_become_another(start, finished, capsys):
+    before = files(finished)
+    assert start(finished, "--config.optimizer.learning_rate=0.5") == 2
+    assert "optimizer.learning_rate = 0.5: was 0.03" in capsys.readouterr().err
+    assert files(finished) == before
+
+
+def test_harmless_changes_are_named_and_allowed(start, finished, capsys):
+    assert start(finished, "--config.log_every=1") == 0
+    assert "this run is complete" in capsys.readouterr().out
+
+
+def test_checkpoints_of_unknown_origin_are_not_touched(start, tmp_path, capsys):
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    assert start(tmp_path) == 2
+    assert "has checkpoints but no config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.model.weights=nowhere.npz"], "weights nowhere.npz: no such file"),
+        (["--config.method=full", "--config.pruning.keep=0.1"], "method 'full' prunes nothing"),
+        (["--config.method=full", "--config.plan.linear=columns"], "has no policy to choose"),
+        (["--config.method=remat", "--config.batch_size=6"], "batch_chunks = 4: must divide"),
+    ],
+)
+def test_a_mistake_ends_with_2_and_claims_no_work_directory(
+    start, tmp_path, capsys, flags, message
+):
+    """Nothing is left behind, so that the corrected command can have the same directory."""
+    assert start(tmp_path / "run", *flags) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_run_that_diverges_ends_with_2_and_can_be_started_anew(start, tmp_path, capsys):
+    """With nothing saved, another learning rate may take the same work directory."""
+    flags = ["--config.method=full", "--config.optimizer.clip_norm=none"]
+    assert start(tmp_path, *flags, "--config.optimizer.learning_rate=1e30") == 2
+    assert "was not applied" in capsys.readouterr().err
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+    assert start(tmp_path, *flags) == 0
+    assert json.loads((tmp_path / "config.json").read_text())["optimizer"]["learning_rate"] == 0.03
+
+
+def test_full_fine_tuning_is_compared_with_nothing(program):
+    from pbr_jax import config as configuration
+
+    pruned = configuration.load(TINY[1], ["method=prebackrazor/js50", "pruning.keep=0.2"])
+    full = program.fully_fine_tuned(pruned)
+    assert full.method == "full"
+    assert (full.model, full.batch_size) == (pruned.model, pruned.batch_size)
+    assert from_config.memory_use(full) == from_config.memory_use(program.fully_fine_tuned(full))
