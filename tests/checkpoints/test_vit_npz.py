@@ -186,6 +186,13 @@ def test_all_that_does_not_fit_is_listed_at_once(write):
     ]
 
 
+@pytest.mark.parametrize("name", ["Transformer/encoder_norm/more", "embedding/bias"])
+def test_each_fault_alone_is_one(write, name):
+    arrays = published() | {name: np.zeros(3, np.float32)}
+    with pytest.raises(ValueError, match=f"do not fit the model:\n.*{name}[^\n]*$"):
+        load(write(arrays))
+
+
 def test_a_kernel_without_its_bias_is_no_head(write):
     arrays = published()
     del arrays["head/kernel"]

@@ -122,7 +122,8 @@ def test_accumulation_keeps_one_part_of_the_batch_at_a_time():
 
 
 def test_more_columns_take_more():
-    sizes = [use("prebackrazor", pruning=Pruning(keep=keep)) for keep in (0.1, 0.5, 1.0)]
+    # 95 % of 32 columns are 30.4, and so the next multiple of 8 is all of them: trained dense.
+    sizes = [use("prebackrazor", pruning=Pruning(keep=keep)) for keep in (0.1, 0.5, 0.95)]
     assert np.all(np.diff([size.activations for size in sizes]) > 0)
     assert np.all(np.diff([size.gradients for size in sizes]) > 0)
     assert sizes[-1].activations == use("full").activations

@@ -276,6 +276,12 @@ def test_unselected_rows_keep_their_bits_in_every_step(adamw_run):
             assert chosen.sum() == 8  # of one active block
 
 
+def test_every_step_draws_its_own_columns(adamw_run):
+    counts = [np.asarray(state.pruning.columns["fc2"].counts) for state in adamw_run]
+    draws = np.diff(counts, axis=0)
+    assert not np.array_equal(draws[0], draws[1]) and not np.array_equal(draws[1], draws[2])
+
+
 def test_norms_embedding_and_head_always_train(adamw_run):
     first, last = adamw_run[0].params, adamw_run[-1].params
     for name in ("embedding", "cls", "pos_embedding", "norm", "head"):
