@@ -122,6 +122,7 @@ def test_a_mistake_ends_with_2_and_claims_no_work_directory(
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_ends_with_2_and_can_be_started_anew(start, tmp_path, capsys):
     """With nothing saved, another learning rate may take the same work directory."""
     flags = ["--config.method=full", "--config.optimizer.clip_norm=none"]
