@@ -62,7 +62,7 @@ class Pruning:
     keep: float | Keep | None = setting(  # noqa: RUF009 (it returns a dataclass field)
         None, "fraction of columns kept: one number, or one per site; none = the method's own", KEEP
     )
-    policy: Literal["uniform", "bandit", "importance", "magnitude"] | None = setting(
+    policy: Literal["uniform", "bandit", "importance"] | None = setting(
         None, "how columns are chosen; none = the method's own"
     )
     sampler: Literal["systematic", "bernoulli"] = setting(
@@ -104,6 +104,9 @@ class Plan:
     )
     gelu: Literal["dense", "code2", "code3", "code4"] | None = setting(
         None, "derivative of GELU: dense, or a code of 2, 3 or 4 bits"
+    )
+    stochastic_codes: bool | None = setting(
+        None, "round GELU codes at random and without bias, not to the nearest level"
     )
     recompute: bool | None = setting(None, "keep the block input only and recompute the rest")
     batch_chunks: int | None = setting(
@@ -153,9 +156,11 @@ MODEL_SIZES = {  # width, depth, heads, mlp_dim
 class Data:
     """The data set and how images are changed before they reach the model."""
 
-    name: Literal["digits"] = setting("digits", "data set; digits needs no download")
+    name: Literal["digits", "npz"] = setting(
+        "digits", "data set; digits needs no download, npz reads arrays from path"
+    )
     path: str | None = setting(None, "where the data lies; none = the place for this data set")
-    augment: bool = setting(True, "random shifts of the training images")
+    augment: bool = setting(True, "random shifts, rotations and scales of training images")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,7 +173,9 @@ class Optimizer:
     b1: float = setting(0.9, "decay of the first moment of adamw", BELOW_ONE)
     b2: float = setting(0.999, "decay of the second moment of adamw", BELOW_ONE)
     eps: float = setting(1e-8, "added to the denominator of adamw", POSITIVE)
-    weight_decay: float = setting(0.0, "decoupled weight decay", NOT_NEGATIVE)
+    weight_decay: float = setting(
+        0.0, "weight decay of kernels: decoupled for adamw, L2 for sgd", NOT_NEGATIVE
+    )
     clip_norm: float | None = setting(1.0, "largest global gradient norm; none = off", POSITIVE)
     warmup_steps: int = setting(0, "steps of linear warm-up, part of steps", NOT_NEGATIVE)
     schedule: Literal["cosine", "constant"] = setting("cosine", "learning rate after the warm-up")

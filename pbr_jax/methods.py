@@ -109,11 +109,13 @@ def resolve(
                 " drop keep"
             )
         given["keep"] = keep if isinstance(keep, Keep) else uniform_keep(keep)
-    if policy is not None and preset.policy is None:
+    plan = dataclasses.replace(preset.plan, **given)
+    chosen = preset.policy if plan.linear == "columns" else None
+    if policy is not None and chosen is None:
         raise ValueError(
-            f"pruning.policy = {policy!r}: method {name!r} lets no policy choose columns"
+            f"pruning.policy = {policy!r}: method {name!r} with plan.linear = {plan.linear!r} lets"
+            " no policy choose columns"
         )
     if match["percent"]:
         joint_spar = joint_spar or int(match["percent"]) / 100
-    plan = dataclasses.replace(preset.plan, **given)
-    return Method(name, plan, policy or preset.policy, joint_spar)
+    return Method(name, plan, policy or chosen, joint_spar)

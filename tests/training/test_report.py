@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pbr_jax.config import SHIPPED, load, to_dict
+from pbr_jax.configs import digits
 from pbr_jax.training import figures
 from pbr_jax.training.console import MemoryUse
 from pbr_jax.training.metrics import MetricsWriter, write_json, write_summary
@@ -74,7 +75,7 @@ def test_page_of_a_finished_run(workdir):
     assert "full fine-tuning 2.00 MB 2.00 MB 2.00 MB 8.10 MB 14.1 MB" in text
     # 15 of 16 columns were trained; a tenth of 8 columns is 1, with 10 + 10 of 150 draws.
     assert "fc2 2 of 8 94% 13% 0.050 to 0.450" in text
-    assert "optimizer.learning_rate 0.03" in text
+    assert f"optimizer.learning_rate {digits.get_config().optimizer.learning_rate:g}" in text
     assert "40 0.2000 96.78%" in text
     assert page.count("<svg") == 3
 
