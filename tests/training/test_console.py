@@ -4,6 +4,7 @@ import io
 import os
 import pty
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -167,16 +168,28 @@ def test_finish_without_accuracy_or_compiled_peak():
     assert "None" not in text
 
 
+def read_to_the_end(leader: int) -> str:
+    """All that was written to a pseudo-terminal until its other end was closed."""
+    parts = []
+    while True:
+        try:
+            parts.append(os.read(leader, 4096))
+        except OSError:  # Linux's way to say that the other end is closed
+            return b"".join(parts).decode()
+
+
 def test_live_bar_on_a_terminal_keeps_messages_whole(monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "80")
     leader, follower = pty.openpty()
-    with os.fdopen(follower, "w") as terminal:
-        with Console(100, start=40, file=terminal, memory=lambda: "RAM 1 MB") as live:
-            live.train(metrics(60))
-            live.message("SIGTERM: saving at step 60")
-            live.train(metrics(100))
-        output = os.read(leader, 1 << 16).decode()
+    with ThreadPoolExecutor(1) as pool:  # reads along: a terminal holds little that is not read
+        reading = pool.submit(read_to_the_end, leader)
+        with os.fdopen(follower, "w") as terminal:
+            with Console(100, start=40, file=terminal, memory=lambda: "RAM 1 MB") as live:
+                live.train(metrics(60))
+                live.message("SIGTERM: saving at step 60")
+                live.train(metrics(100))
+        output = reading.result()
     os.close(leader)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output)
     assert "\nSIGTERM: saving at step 60" in text.replace("\r", "\n")
