@@ -286,7 +286,9 @@ def test_help_lists_every_key_with_its_value_here(capsys):
     for key, _, _ in config_rules.settings():
         assert f"  {key}=" in text
     assert "  steps=8 " in text
-    assert max(map(len, text.splitlines())) <= 100
+    # Paths are as long as they are: an installed package may lie deep.
+    lines = [line for line in text.splitlines() if DEFAULT_SPEC not in line and DIGITS not in line]
+    assert max(map(len, lines)) <= 100
 
 
 def test_errors_are_plain_lines_with_exit_code_2(capsys):
