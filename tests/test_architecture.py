@@ -22,8 +22,10 @@ CHAIN = [
     {"models"},
     {"training"},
     {"weights"},
+    {"commands"},
+    {"cli"},
 ]
-# Each of these imports no other part, and the last two lines of the chain may import it.
+# Each of these imports no other part, and `training` and what is above it may import it.
 INDEPENDENT = {"pruning", "data", "configs", "gpu", "checkpoints", "freeze"}
 # From the command line to a `Config`, which only `training` and what is above it may see.
 SETTINGS = {"config", "config_rules", "flags"}
@@ -44,7 +46,7 @@ def allowed() -> dict[str, set[str]]:
             edges[part] = set(below)
     for part in SETTINGS:
         edges[part] = SETTINGS | {"configs", "methods", "plans"}
-    for part in ("training", "weights"):
+    for part in ("training", "weights", "commands", "cli"):
         edges[part] |= INDEPENDENT | SETTINGS
     return edges
 

@@ -1,0 +1,66 @@
+"""The program `pbr`: one command per module of `pbr_jax.commands`, imported when it is called.
+
+A command's module has `add_arguments(parser)` and `main(args) -> int`, the exit code.
+"""
+
+import argparse
+import importlib
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+
+from pbr_jax import __version__
+from pbr_jax.flags import error_text
+
+# Name -> what it does. `pbr a b` is the module `pbr_jax.commands.a_b`.
+COMMANDS: dict[str, str] = {}
+
+
+def main(argv: Sequence[str] | None = None, commands: Mapping[str, str] = COMMANDS) -> int:
+    """Runs the command that `argv` names; returns its exit code, 2 after an error of the user's.
+
+    A `ValueError`, `OSError` or `RuntimeError` is printed to stderr without its traceback, unless
+    `--debug` is given. Other exceptions pass.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = next((n for n in (" ".join(words[:2]), *words[:1]) if n in commands), None)
+    if name is None:
+        return _usage(commands, words)
+    module = importlib.import_module(f"pbr_jax.commands.{name.replace(' ', '_')}")
+    parser = argparse.ArgumentParser(
+        f"pbr {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    module.add_arguments(parser)
+    args = parser.parse_args(words[name.count(" ") + 1 :])
+    try:
+        return module.main(args)
+    except (ValueError, OSError, RuntimeError) as error:
+        if args.debug:
+            traceback.print_exc()
+        else:
+            print(error_text(error), file=sys.stderr)
+        return 2
+
+
+def _usage(commands: Mapping[str, str], words: Sequence[str]) -> int:
+    if words[:1] == ["--version"]:
+        print(f"pbr_jax {__version__}")
+        return 0
+    listed = "\n".join(f"  {name:<16}{text}" for name, text in commands.items())
+    usage = (
+        f"usage: pbr COMMAND ...\n\n{listed}\n\n`pbr COMMAND --help` says more of one;"
+        " `python train.py --help` of training."
+    )
+    if not words or words[0] in ("-h", "--help"):
+        print(usage)
+        return 0
+    print(f"pbr {words[0]}: no such command\n{usage}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What `pbr NAME` does, one module per command (see `pbr_jax.cli`)."""

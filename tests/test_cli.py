@@ -1,0 +1,64 @@
+import sys
+import types
+
+import pytest
+
+from pbr_jax import cli
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """A command `greet`, which says what it was given, or fails as it is told to."""
+
+    def main(args):
+        if args.fail:
+            raise {"ValueError": ValueError, "KeyError": KeyError}[args.fail]("the reason")
+        print(f"hello {args.name}")
+        return 0
+
+    def add_arguments(parser):
+        parser.add_argument("name")
+        parser.add_argument("--fail")
+
+    module = types.ModuleType("pbr_jax.commands.greet_one", "Greets.")
+    module.main, module.add_arguments = main, add_arguments
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return {"greet one": "greets one"}
+
+
+def test_a_command_of_two_words_gets_its_arguments(commands, capsys):
+    assert cli.main(["greet", "one", "you"], commands) == 0
+    assert capsys.readouterr().out == "hello you\n"
+
+
+def test_a_users_error_is_a_line_and_exit_code_2(commands, capsys):
+    assert cli.main(["greet", "one", "you", "--fail", "ValueError"], commands) == 2
+    error = capsys.readouterr().err
+    assert "the reason" in error and "Traceback" not in error
+    assert cli.main(["greet", "one", "you", "--fail", "ValueError", "--debug"], commands) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_error_of_ours_passes(commands):
+    with pytest.raises(KeyError):
+        cli.main(["greet", "one", "you", "--fail", "KeyError"], commands)
+
+
+@pytest.mark.parametrize("words", [[], ["--help"]])
+def test_help_lists_the_commands(commands, words, capsys):
+    assert cli.main(words, commands) == 0
+    assert "greets one" in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_refused_with_the_list(commands, capsys):
+    assert cli.main(["gret"], commands) == 2
+    error = capsys.readouterr().err
+    assert "gret: no such command" in error and "greets one" in error
+
+
+def test_every_command_explains_itself(capsys):
+    for name in cli.COMMANDS:
+        with pytest.raises(SystemExit) as done:
+            cli.main([*name.split(), "--help"])
+        assert done.value.code == 0
+        assert len(capsys.readouterr().out.splitlines()) > 5
