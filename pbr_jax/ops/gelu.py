@@ -49,10 +49,14 @@ def save(
     """
     if kind == "dense":
         return u
-    levels = gelu_codes.codebook(int(kind.removeprefix("code")), keys is not None, approximate)
-    noise = None if keys is None else uniform_like(keys, u)
-    slope = derivative(u.astype(jnp.float32), approximate=approximate)
-    return Code(jnp.moveaxis(gelu_codes.encode(slope, levels, noise), 0, 1))
+    bits, wide = int(kind.removeprefix("code")), u.astype(jnp.float32)
+    if keys is None:
+        codes = gelu_codes.nearest(wide, bits, approximate)
+    else:
+        levels = gelu_codes.codebook(bits, True, approximate)
+        slope = derivative(wide, approximate=approximate)
+        codes = gelu_codes.at_random(slope, levels, uniform_like(keys, u))
+    return Code(jnp.moveaxis(gelu_codes.pack(codes, bits), 0, 1))
 
 
 def saved_derivative(
@@ -62,7 +66,8 @@ def saved_derivative(
     if not isinstance(saved, Code):
         return derivative(saved, approximate=approximate)
     levels = gelu_codes.codebook(saved.planes.shape[1], stochastic, approximate)
-    return gelu_codes.decode(jnp.moveaxis(saved.planes, 1, 0), levels, like.shape[-1], like.dtype)
+    codes = gelu_codes.unpack(jnp.moveaxis(saved.planes, 1, 0), like.shape[-1])
+    return gelu_codes.look_up(codes, levels).astype(like.dtype)
 
 
 def gelu_pair(kind: GeluKind = "dense", approximate: bool = False) -> pair.Pair:

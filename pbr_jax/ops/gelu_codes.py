@@ -14,6 +14,7 @@ Stored as a code of 2, 3 or 4 bits it takes 1/8 ... 1/4 of a bf16 activation. Tw
 import functools
 import itertools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,19 +24,23 @@ BITS = (2, 3, 4)
 _GRID = 768  # candidate positions of a level
 
 
-def _derivative_grid(approximate: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted values of the derivative over a fine grid of u, and their weights under N(0, 1).
+def gelu_derivative(u: np.ndarray, approximate: bool) -> np.ndarray:
+    """The derivative in float64.
 
     NumPy, since it may be needed while JAX traces for a device that is not there.
     """
-    u = np.linspace(-8, 8, 32769)
     if approximate:
         t = np.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3))
         slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * u**2)
-        g = 0.5 * (1 + t) + 0.5 * u * (1 - t**2) * slope
-    else:
-        erf = np.vectorize(math.erf)(u / math.sqrt(2))
-        g = 0.5 * (1 + erf) + u * np.exp(-0.5 * u**2) / math.sqrt(2 * math.pi)
+        return 0.5 * (1 + t) + 0.5 * u * (1 - t**2) * slope
+    erf = np.vectorize(math.erf)(u / math.sqrt(2))
+    return 0.5 * (1 + erf) + u * np.exp(-0.5 * u**2) / math.sqrt(2 * math.pi)
+
+
+def _derivative_grid(approximate: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted values of the derivative over a fine grid of u, and their weights under N(0, 1)."""
+    u = np.linspace(-8, 8, 32769)
+    g = gelu_derivative(u, approximate)
     weights = np.exp(-0.5 * u**2)
     order = np.argsort(g)
     return g[order], (weights / weights.sum())[order]
@@ -83,43 +88,72 @@ def codebook(bits: int, stochastic: bool, approximate: bool) -> np.ndarray:
     return np.array([m1[a, b] / m0[a, b] for a, b in inside], np.float32)
 
 
-def encode(g: jax.Array, levels: np.ndarray, noise: jax.Array | None) -> jax.Array:
-    """Codes of a derivative as bit planes: `[..., F] -> uint8 [bits, ..., ceil(F / 8)]`.
+class Steps(NamedTuple):
+    """The nearest code as a function of u: it starts at `first` and changes by `by` at each cut."""
+
+    first: int
+    cuts: np.ndarray  # float32
+    by: np.ndarray  # +1 or -1
+
+
+@functools.cache
+def nearest_steps(bits: int, approximate: bool) -> Steps:
+    """Where the code of the nearest level changes.
+
+    The derivative rises and falls, but it crosses the midpoint of two levels at a few places only,
+    so its code takes a few comparisons of u and no erf or exp.
+    """
+    levels = codebook(bits, False, approximate).astype(np.float64)
+    u = np.linspace(-8, 8, 32769)
+    g = gelu_derivative(u, approximate)
+    found = []
+    for threshold in 0.5 * (levels[:-1] + levels[1:]):
+        above = g >= threshold
+        (before,) = np.nonzero(above[1:] != above[:-1])
+        slope = (g[before + 1] - g[before]) / (u[1] - u[0])
+        cuts = u[before] + (threshold - g[before]) / slope
+        found += zip(cuts, np.where(above[before], -1, 1), strict=True)
+    cuts, by = zip(*sorted(found), strict=True)
+    first = int(np.argmin(np.abs(levels)))  # far to the left the derivative is 0
+    return Steps(first, np.array(cuts, np.float32), np.array(by))
+
+
+def nearest(u: jax.Array, bits: int, approximate: bool) -> jax.Array:
+    """The code of the level nearest to the derivative at u, int32, shape of `u` (float32)."""
+    first, cuts, by = nearest_steps(bits, approximate)
+    steps = [(u >= float(c)).astype(jnp.int32) * int(s) for c, s in zip(cuts, by, strict=True)]
+    return functools.reduce(jnp.add, steps, jnp.int32(first))
+
+
+def at_random(g: jax.Array, levels: np.ndarray, noise: jax.Array) -> jax.Array:
+    """The code of one of the two levels around the derivative g, so that its expectation is g.
 
     Args:
       g: derivative, float32.
-      levels: of the codebook.
-      noise: uniform in [0, 1), like `g`, for stochastic rounding; None rounds to the nearest level.
+      levels: of a stochastic codebook.
+      noise: uniform in [0, 1), like `g`.
     """
-    if noise is None:
-        codes = _count_above(g, 0.5 * (levels[:-1] + levels[1:]))
-    else:
-        lower = jnp.minimum(_count_above(g, levels[1:]), len(levels) - 2)
-        low, high = _look_up(lower, levels[:-1]), _look_up(lower, levels[1:])
-        codes = lower + (noise * (high - low) < g - low).astype(jnp.int32)
-    bits = len(levels).bit_length() - 1
+    above = [(g >= float(level)).astype(jnp.int32) for level in levels[1:-1]]
+    lower = functools.reduce(jnp.add, above)
+    low, high = look_up(lower, levels[:-1]), look_up(lower, levels[1:])
+    return lower + (noise * (high - low) < g - low).astype(jnp.int32)
+
+
+def pack(codes: jax.Array, bits: int) -> jax.Array:
+    """Codes as bit planes: `int32 [..., F] -> uint8 [bits, ..., ceil(F / 8)]`."""
     planes = [(codes >> b) & 1 for b in range(bits)]
     return jnp.stack([jnp.packbits(plane.astype(bool), axis=-1) for plane in planes])
 
 
-def decode(
-    planes: jax.Array, levels: np.ndarray, size: int, dtype: jax.typing.DTypeLike
-) -> jax.Array:
-    """What the codes stand for: `uint8 [bits, ..., ceil(F / 8)] -> [..., F]`, F = size."""
+def unpack(planes: jax.Array, size: int) -> jax.Array:
+    """The inverse of `pack`: `uint8 [bits, ..., ceil(F / 8)] -> int32 [..., F]`, F = size."""
     bits = jnp.unpackbits(planes, axis=-1, count=size)
     shifts = jnp.arange(bits.shape[0], dtype=jnp.int32).reshape(-1, *[1] * (bits.ndim - 1))
-    codes = jnp.sum(bits.astype(jnp.int32) << shifts, axis=0)
-    return _look_up(codes, levels).astype(dtype)
+    return jnp.sum(bits.astype(jnp.int32) << shifts, axis=0)
 
 
-def _count_above(g: jax.Array, thresholds: np.ndarray) -> jax.Array:
-    """How many thresholds lie at or below g, by comparisons, which fuse, instead of a search."""
-    above = [(g >= float(t)).astype(jnp.int32) for t in thresholds]
-    return functools.reduce(jnp.add, above)
-
-
-def _look_up(codes: jax.Array, levels: np.ndarray) -> jax.Array:
-    """`levels[codes]` as nested selections, which fuse, instead of a gather."""
+def look_up(codes: jax.Array, levels: np.ndarray) -> jax.Array:
+    """`levels[codes]`, float32, as nested selections, which fuse, instead of a gather."""
     out = jnp.full(codes.shape, levels[0], jnp.float32)
     for i in range(1, len(levels)):
         out = jnp.where(codes >= i, float(levels[i]), out)

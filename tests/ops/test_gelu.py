@@ -17,6 +17,7 @@ from measures import (
     value_and_pullback,
 )
 
+from pbr_jax.ops import gelu_codes
 from pbr_jax.ops.gelu import derivative, gelu
 
 U = np.concatenate(
@@ -90,6 +91,17 @@ class TestCodes:
         assert len(np.unique(slope)) == 2**bits
         exact = oracles.gelu_derivative(self.U, approximate)
         assert relative_error(slope, exact) == pytest.approx(error, rel=0.05)
+
+    @BOTH_FORMS
+    @pytest.mark.parametrize("bits", [2, 3, 4])
+    def test_the_code_is_that_of_the_nearest_level(self, bits, approximate):
+        u = np.linspace(-9, 9, 20011).astype(np.float32).astype(np.float64)
+        levels = gelu_codes.codebook(bits, False, approximate).astype(np.float64)
+        distance = np.abs(oracles.gelu_derivative(u, approximate)[:, None] - levels)
+        chosen = np.asarray(gelu_codes.nearest(as_jax(u), bits, approximate))
+        taken = np.take_along_axis(distance, chosen[:, None], axis=1)[:, 0]
+        assert np.all(taken <= distance.min(axis=1) + 1e-6)
+        assert set(chosen) == set(range(2**bits))
 
     @pytest.mark.parametrize(("bits", "error"), [(2, 0.228), (3, 0.10), (4, 0.047)])
     def test_error_of_random_rounding(self, bits, error):
