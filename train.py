@@ -21,6 +21,7 @@ from pbr_jax import data
 from pbr_jax.configs.common import Config, Plan, Pruning
 from pbr_jax.flags import Arguments, next_command, run_cli
 from pbr_jax.gpu import memory as compiled_memory
+from pbr_jax.gpu import use_cpu_without_gpu
 from pbr_jax.training import from_config, metrics
 from pbr_jax.training.checkpointing import Checkpointer, CheckpointError
 from pbr_jax.training.console import Console
@@ -33,6 +34,7 @@ from pbr_jax.training.signals import StopSignals
 
 def main(args: Arguments) -> int:
     """Trains or resumes; returns 0, or the exit code of the signal that stopped the run."""
+    use_cpu_without_gpu()
     config, workdir, began = args.config, args.workdir, time.monotonic()
     checkpoints = Checkpointer(workdir / "checkpoints", config.keep_checkpoints, print)
     notes = check_same_run(workdir, config) if checkpoints.steps() else []

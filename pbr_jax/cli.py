@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from pbr_jax import __version__
 from pbr_jax.flags import error_text
+from pbr_jax.gpu import use_cpu_without_gpu
 
 # Name -> what it does. `pbr a b` is the module `pbr_jax.commands.a_b`.
 COMMANDS: dict[str, str] = {}
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None, commands: Mapping[str, str] = COMMAN
     name = next((n for n in (" ".join(words[:2]), *words[:1]) if n in commands), None)
     if name is None:
         return _usage(commands, words)
+    use_cpu_without_gpu()
     module = importlib.import_module(f"pbr_jax.commands.{name.replace(' ', '_')}")
     parser = argparse.ArgumentParser(
         f"pbr {name}",

@@ -8,6 +8,7 @@ from pbr_jax.gpu.compile import (
     memory,
     require_compiler,
 )
+from pbr_jax.gpu.presence import use_cpu_without_gpu
 
 __all__ = [
     "CARDS",
@@ -19,4 +20,5 @@ __all__ = [
     "memory",
     "require_compiler",
     "target_config",
+    "use_cpu_without_gpu",
 ]

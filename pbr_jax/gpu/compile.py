@@ -17,6 +17,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pbr_jax.gpu.cards import Card, target_config
+from pbr_jax.gpu.presence import use_cpu_without_gpu
 
 _INSTALL = "install the extra with: pip install 'pbr_jax[gpu-compiler]' (Linux only)"
 
@@ -110,6 +111,7 @@ def compile_for(
       ValueError: `donate_argnums` with a function that is already jitted.
     """
     tools = require_compiler()
+    use_cpu_without_gpu()
     staged: jax.stages.Wrapped
     if not isinstance(function, jax.stages.Wrapped):
         staged = jax.jit(function, donate_argnums=donate_argnums)
@@ -164,6 +166,7 @@ def _device(card: Card) -> jax.Device:
     except NotImplementedError as error:
         raise GpuCompilerMissing(
             "JAX left out its CUDA plugin at start, as it does on a machine without a GPU: "
-            "set JAX_PLATFORMS=cpu before the program starts"
+            "set JAX_PLATFORMS=cpu before the program starts, or call "
+            "pbr_jax.gpu.use_cpu_without_gpu() before its first computation"
         ) from error
     return description.devices[0]

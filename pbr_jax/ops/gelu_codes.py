@@ -106,7 +106,7 @@ def nearest_steps(bits: int, approximate: bool) -> Steps:
     levels = codebook(bits, False, approximate).astype(np.float64)
     u = np.linspace(-8, 8, 32769)
     g = gelu_derivative(u, approximate)
-    found = []
+    found: list[tuple[float, int]] = []
     for threshold in 0.5 * (levels[:-1] + levels[1:]):
         above = g >= threshold
         (before,) = np.nonzero(above[1:] != above[:-1])

@@ -106,19 +106,51 @@ def test_without_ptxas_the_error_names_the_folders(monkeypatch):
         require_compiler()
 
 
-@pytest.mark.gpu_compile
-@pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="JAX keeps its plugin where a GPU is")
-def test_a_start_without_the_platform_says_what_to_set():
-    program = """
+def run_without_platforms(program):
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    return subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+
+
+WITHOUT_GPU = pytest.mark.skipif(
+    os.path.exists("/dev/nvidiactl"), reason="JAX keeps its plugin where a GPU is"
+)
+COMPILE = """
 import jax
 from pbr_jax.gpu import CARDS, GpuCompilerMissing, compile_for
+{before}
 try:
     compile_for(jax.numpy.sin, [jax.ShapeDtypeStruct((8,), "float32")], CARDS["h200"])
+    print("compiled")
 except GpuCompilerMissing as missing:
     print(missing)
 """
-    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
-    )
+
+
+@pytest.mark.gpu_compile
+@WITHOUT_GPU
+def test_a_machine_without_a_gpu_needs_no_setting():
+    done = run_without_platforms(COMPILE.format(before=""))
+    assert (done.stdout, done.stderr) == ("compiled\n", "")
+
+
+@pytest.mark.gpu_compile
+@WITHOUT_GPU
+def test_a_program_that_let_jax_look_for_a_gpu_is_told_what_to_set():
+    done = run_without_platforms(COMPILE.format(before="jax.devices()"))
     assert "set JAX_PLATFORMS=cpu" in done.stdout
+
+
+def test_a_platform_that_the_user_set_stays():
+    program = (
+        "import jax, pbr_jax.gpu as g; g.use_cpu_without_gpu(); print(jax.config.jax_platforms)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"JAX_PLATFORMS": "cpu,cuda"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "cpu,cuda\n"
