@@ -15,7 +15,8 @@ def use_cpu_without_gpu() -> None:
     The extra `gpu-compiler` makes such a machine, and JAX would print the plugin's traceback there
     and go on. Call it before the first computation. Where JAX_PLATFORMS is set, that decides.
     """
-    if jax.config.read("jax_platforms") or any(pathlib.Path(name).exists() for name in _DEVICES):
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+    if platforms or any(pathlib.Path(name).exists() for name in _DEVICES):
         return
     try:
         importlib.metadata.version("jax-cuda13-plugin")
