@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pbr_jax.configs.common import Config, Model, Optimizer
+from pbr_jax.models.bert import Bert
 from pbr_jax.models.vit import ViT
 from pbr_jax.plans import SITES
 
@@ -53,13 +54,19 @@ def vit(**changes) -> ViT:
     return ViT(**sizes | {"num_classes": 5} | changes)
 
 
-def param_shapes(model: ViT):
+def bert(**changes) -> Bert:
+    """A BERT of width 16 and 2 blocks, 20 words and 8 positions."""
+    sizes = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 32, "vocab_size": 20, "max_length": 8}
+    return Bert(**sizes | {"num_classes": 5} | changes)
+
+
+def param_shapes(model: ViT | Bert):
     """Shapes of the parameter tree; nothing is computed."""
-    images = jnp.zeros((1, model.image_size, model.image_size, model.channels), model.dtype)
-    return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    inputs = model.inputs(model.input_specs(1))
+    return jax.eval_shape(model.init, jax.random.key(0), inputs)["params"]
 
 
-def random_params(model: ViT, seed: int = 0):
+def random_params(model: ViT | Bert, seed: int = 0):
     """Parameters none of which is zero or one, as biases, scales and the head are at first."""
     generator = np.random.default_rng(seed)
 

@@ -1,20 +1,14 @@
 """Vision Transformer (Dosovitskiy et al., 2021), pre-norm, with scanned blocks.
 
-Parameters of the blocks are stacked `[L, ...]` and run under one `nn.scan`: compile time does not
-grow with depth, and what a block keeps for the backward pass is exactly what its plan says.
+Parameters, kernels `[in, out]`:
 
     embedding {kernel [patch * patch * C, D], bias}   cls [1, 1, D]   pos_embedding [1, N, D]
-    blocks    norm1, norm2 {scale, bias [L, D]}
-              qkv {kernel [L, D, 3 D], bias}  proj {kernel [L, D, D], bias}
-              fc1 {kernel [L, D, F], bias}    fc2 {kernel [L, F, D], bias}
+    blocks    (see `pbr_jax.models.blocks`)
     norm {scale, bias [D]}   head {kernel [D, classes], bias}
-
-A training call also takes the collection `selection`, `{"blocks": {site: {columns, rows, active}}}`
-with a leading axis L on every leaf (see `pbr_jax.ops.linear`).
 """
 
-import functools
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,68 +16,11 @@ from flax import linen as nn
 from jax import lax
 from jax.typing import DTypeLike
 
+from pbr_jax.models.blocks import LinearParams, NormParams, run_blocks
 from pbr_jax.ops import half_blocks, layer_norm, linear, pair
-from pbr_jax.ops.arrays import sample_keys
 from pbr_jax.plans import ResidualPlan
 
 _EPSILON = 1e-6
-
-
-class LinearParams(nn.Module):
-    """Declares `kernel [D, F]` and `bias [F]`; returns them with what `selection` has for them."""
-
-    in_features: int
-    out_features: int
-    zeros: bool = False
-
-    @nn.compact
-    def __call__(self) -> dict:
-        init = nn.initializers.zeros if self.zeros else nn.initializers.xavier_uniform()
-        params = {
-            "kernel": self.param("kernel", init, (self.in_features, self.out_features)),
-            "bias": self.param("bias", nn.initializers.zeros, (self.out_features,)),
-        }
-        names = (n for n in ("columns", "rows", "active") if self.has_variable("selection", n))
-        return params | {n: self.get_variable("selection", n) for n in names}
-
-
-class NormParams(nn.Module):
-    """Declares `scale` and `bias`, `[D]`."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self) -> dict:
-        return {
-            "scale": self.param("scale", nn.initializers.ones, (self.features,)),
-            "bias": self.param("bias", nn.initializers.zeros, (self.features,)),
-        }
-
-
-class Block(nn.Module):
-    """One pre-norm transformer block, `[B, N, D] -> [B, N, D]`."""
-
-    mlp_dim: int
-    plan: ResidualPlan
-    shape: half_blocks.BlockShape
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, None]:
-        width = x.shape[-1]
-        params = {
-            "norm1": NormParams(width, name="norm1")(),
-            "qkv": LinearParams(width, 3 * width, name="qkv")(),
-            "proj": LinearParams(width, width, name="proj")(),
-            "norm2": NormParams(width, name="norm2")(),
-            "fc1": LinearParams(width, self.mlp_dim, name="fc1")(),
-            "fc2": LinearParams(self.mlp_dim, width, name="fc2")(),
-        }
-        aux = {}
-        if train and (self.shape.dropout > 0 or self.plan.stochastic_codes):
-            aux["keys"] = sample_keys(self.make_rng("dropout"), x.shape[0])
-        block = half_blocks.transformer_block(self.plan, self.shape)
-        apply = pair.bind(block, functools.partial(half_blocks.check_selection, self.plan))
-        return apply(params, x, aux), None
 
 
 class ViT(nn.Module):
@@ -118,16 +55,10 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         x = self._embed(images)
-        scanned = nn.scan(
-            Block,
-            variable_axes={"params": 0, "selection": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
-            length=self.depth,
-        )
         shape = half_blocks.BlockShape(self.heads, _EPSILON, self.dropout, self.approximate_gelu)
-        plan = self.plan if train else ResidualPlan()  # evaluation keeps nothing, whatever the plan
-        x, _ = scanned(self.mlp_dim, plan, shape, name="blocks")(x, train)
+        x = run_blocks(
+            x, {}, depth=self.depth, mlp_dim=self.mlp_dim, plan=self.plan, shape=shape, train=train
+        )
         # LayerNorm acts on each token alone: the class token is taken first, to keep nothing else.
         if self.pool == "cls":
             x = x[:, 0]
@@ -135,8 +66,18 @@ class ViT(nn.Module):
         x = layer_norm.layer_norm(x, norm["scale"], norm["bias"], epsilon=_EPSILON)
         if self.pool == "mean":
             x = jnp.mean(x, axis=1, dtype=jnp.float32).astype(self.dtype)
-        head = LinearParams(self.width, self.num_classes, zeros=True, name="head")()
+        head = LinearParams(self.width, self.num_classes, nn.initializers.zeros, name="head")()
         return linear.linear(x, head["kernel"], head["bias"]).astype(jnp.float32)
+
+    @staticmethod
+    def inputs(batch: Mapping[str, Any]) -> Any:
+        """What the model reads of a batch."""
+        return batch["image"]
+
+    def input_specs(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of the inputs in a batch."""
+        shape = (batch_size, self.image_size, self.image_size, self.channels)
+        return {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
 
     def _embed(self, images: jax.Array) -> jax.Array:
         """Patches as tokens, `[B, H, W, C] -> [B, N, D]`, class token first, positions added."""

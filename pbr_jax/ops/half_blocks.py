@@ -1,21 +1,29 @@
-"""The two halves of a pre-norm transformer block as single differentiable functions.
+"""The two halves of a transformer block as single differentiable functions.
 
-    x + proj(attention(qkv(norm1(x))))          x + fc2(gelu(fc1(norm2(x))))
+    pre-norm    x + proj(attention(qkv(h))), h = norm1(x)     x + fc2(gelu(fc1(h))), h = norm2(x)
+    post-norm   h + proj(attention(qkv(h))), h = norm1(x)     h + fc2(gelu(fc1(h))), h = norm2(x)
 
 Written as pairs (see `pbr_jax.ops.pair`), so that one residual serves several consumers: the
 LayerNorm residual also gives the input of the linear layer behind it, and attention's output that
 of `proj`.
 
+Post-norm (BERT) is commonly written `LayerNorm(x + f(x))`. Here a half begins with the LayerNorm
+that ends the half before it, and a block hands on the sum that is not normalised yet. So one
+residual serves the backward pass of that LayerNorm and the linear layer behind it, as in pre-norm,
+also from one block to the next: nothing else is kept of a block's input. `norm1` of the first block
+is then the LayerNorm of the embeddings, and that of the last `fc2` comes after all blocks.
+
 `params` holds one dict per layer: `norm1`, `norm2` with `scale, bias`; `qkv`, `proj`, `fc1`, `fc2`
 with `kernel, bias` and, where pruned, `columns`, `rows`, `active` (see `pbr_jax.ops.linear`). `aux`
-may hold `keys`, one PRNG key per sample, for dropout and stochastic codes, and `mask` for
-attention.
+may hold `keys`, one PRNG key per sample, for dropout and stochastic codes, `mask` for attention,
+and `embedded`, bool `[B]`, True in the block whose input are the embeddings.
 """
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from pbr_jax import residuals
 from pbr_jax.ops import attention, gelu, layer_norm, linear
@@ -25,12 +33,22 @@ from pbr_jax.plans import SITES, ResidualPlan
 
 
 class BlockShape(NamedTuple):
-    """Static description of a block."""
+    """Static description of a block.
+
+    Attributes:
+      num_heads: H.
+      epsilon: of both LayerNorms.
+      dropout: rate on both branches; pre-norm also behind GELU (ViT), post-norm also on the
+        normalised embeddings (BERT).
+      approximate_gelu: tanh form instead of erf.
+      post_norm: the skip connection starts behind the LayerNorm.
+    """
 
     num_heads: int
     epsilon: float = 1e-6
     dropout: float = 0.0
     approximate_gelu: bool = False
+    post_norm: bool = False
 
 
 class AttentionResidual(NamedTuple):
@@ -52,7 +70,7 @@ class MlpResidual(NamedTuple):
 
 
 def transformer_block(plan: ResidualPlan, shape: BlockShape) -> Pair:
-    """A whole pre-norm block, `[B, N, D] -> [B, N, D]`, that keeps what `plan` says."""
+    """A whole block, `[B, N, D] -> [B, N, D]`, that keeps what `plan` says."""
     block = sequence(attention_half(plan, shape), mlp_half(plan, shape))
     if plan.recompute:
         block = recompute(block)
@@ -60,7 +78,7 @@ def transformer_block(plan: ResidualPlan, shape: BlockShape) -> Pair:
 
 
 def attention_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
-    """`x + dropout(proj(attention(qkv(norm1(x)))))` as a pair."""
+    """`x or h + dropout(proj(attention(qkv(h))))`, `h = norm1(x)`, as a pair."""
     norm = _layer_norm(plan, shape)
     again = plan.attention == "recompute"
     kind = "qkv" if again else plan.attention
@@ -69,8 +87,13 @@ def attention_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
     def q_k_v(h, params):
         return _heads(linear.project(h, params["kernel"], params["bias"]), 3, shape)
 
+    def rebuild(params, saved, aux, dy, columns=None):
+        h = _rebuild(saved.norm, params["norm1"], dy, columns)
+        return _embedding_dropout(h, aux, shape, dy, columns)
+
     def forward(params, x, aux):
         h, norm_saved = norm.forward(params["norm1"], x, None)
+        h = _embedding_dropout(h, aux, shape, x)
         heads = q_k_v(h, params["qkv"])
         out, attention_saved = attention.forward(heads, aux.get("mask"), kind, keep)
         merged = _merge_heads(out)
@@ -83,7 +106,7 @@ def attention_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
             if isinstance(attention_saved, attention.Flash) and plan.linear in ("dense", "columns")
             else linear.save_input(merged, params["proj"], plan.linear, plan.keep.proj),
         )
-        return x + _dropout(y, aux, 0, shape.dropout), saved
+        return (h if shape.post_norm else x) + _dropout(y, aux, 0, shape.dropout), saved
 
     def backward(params, saved, aux, dy):
         d_branch = _dropout(dy, aux, 0, shape.dropout)
@@ -97,26 +120,29 @@ def attention_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
         d_out = _heads(d_merged, 1, shape)[0]
         attention_saved = saved.attention
         if again:
-            h = _rebuild(saved.norm, params["norm1"], dy)
+            h = rebuild(params, saved, aux, dy)
             attention_saved = q_k_v(h, params["qkv"])
         d_heads = attention.backward(attention_saved, aux.get("mask"), d_out, dy.shape[1])
         d_qkv = _merge_heads(*d_heads)
-        qkv_input = _input_behind_norm(
-            saved.norm, saved.qkv_input, params["norm1"], params["qkv"], dy
-        )
+        qkv_input = saved.qkv_input
+        if qkv_input is None:
+            qkv_input = rebuild(params, saved, aux, dy, params["qkv"].get("columns"))
         d_qkv_params = linear.parameter_gradients(params["qkv"], qkv_input, d_qkv)
         dh = linear.input_gradient(d_qkv, params["qkv"]["kernel"])
+        if shape.post_norm:
+            dh = _embedding_dropout(dh + dy, aux, shape, dy)
         d_norm, dx = norm.backward(params["norm1"], saved.norm, None, dh)
-        return {"norm1": d_norm, "qkv": d_qkv_params, "proj": d_proj}, dx + dy
+        d_params = {"norm1": d_norm, "qkv": d_qkv_params, "proj": d_proj}
+        return d_params, dx if shape.post_norm else dx + dy
 
     return Pair(forward, backward)
 
 
 def mlp_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
-    """`x + dropout(fc2(dropout(gelu(fc1(norm2(x))))))` as a pair."""
+    """`x or h + dropout(fc2(dropout(gelu(fc1(h)))))`, `h = norm2(x)`, as a pair."""
     norm = _layer_norm(plan, shape)
-
     approximate = shape.approximate_gelu
+    hidden_dropout = 0.0 if shape.post_norm else shape.dropout
 
     def code_keys(aux):
         return _keys(aux, 3) if plan.stochastic_codes else None
@@ -124,7 +150,7 @@ def mlp_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
     def forward(params, x, aux):
         h, norm_saved = norm.forward(params["norm2"], x, None)
         u = linear.project(h, params["fc1"]["kernel"], params["fc1"]["bias"])
-        a = _dropout(gelu.value(u, approximate=approximate), aux, 1, shape.dropout)
+        a = _dropout(gelu.value(u, approximate=approximate), aux, 1, hidden_dropout)
         y = linear.project(a, params["fc2"]["kernel"], params["fc2"]["bias"])
         saved = MlpResidual(
             norm=norm_saved,
@@ -132,24 +158,27 @@ def mlp_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
             gelu=gelu.save(u, plan.gelu, approximate=approximate, keys=code_keys(aux)),
             fc2_input=linear.save_input(a, params["fc2"], plan.linear, plan.keep.fc2),
         )
-        return x + _dropout(y, aux, 2, shape.dropout), saved
+        return (h if shape.post_norm else x) + _dropout(y, aux, 2, shape.dropout), saved
 
     def backward(params, saved, aux, dy):
         d_branch = _dropout(dy, aux, 2, shape.dropout)
         d_fc2 = linear.parameter_gradients(params["fc2"], saved.fc2_input, d_branch)
         da = _dropout(
-            linear.input_gradient(d_branch, params["fc2"]["kernel"]), aux, 1, shape.dropout
+            linear.input_gradient(d_branch, params["fc2"]["kernel"]), aux, 1, hidden_dropout
         )
         du = da * gelu.saved_derivative(
             saved.gelu, da, approximate=approximate, stochastic=plan.stochastic_codes
         )
-        fc1_input = _input_behind_norm(
-            saved.norm, saved.fc1_input, params["norm2"], params["fc1"], dy
-        )
+        fc1_input = saved.fc1_input
+        if fc1_input is None:
+            fc1_input = _rebuild(saved.norm, params["norm2"], dy, params["fc1"].get("columns"))
         d_fc1 = linear.parameter_gradients(params["fc1"], fc1_input, du)
         dh = linear.input_gradient(du, params["fc1"]["kernel"])
+        if shape.post_norm:
+            dh = dh + dy
         d_norm, dx = norm.backward(params["norm2"], saved.norm, None, dh)
-        return {"norm2": d_norm, "fc1": d_fc1, "fc2": d_fc2}, dx + dy
+        d_params = {"norm2": d_norm, "fc1": d_fc1, "fc2": d_fc2}
+        return d_params, dx if shape.post_norm else dx + dy
 
     return Pair(forward, backward)
 
@@ -163,13 +192,6 @@ def _save_behind_norm(h, params, norm_saved, plan, keep) -> Any:
     if plan.linear in ("dense", "columns") and not isinstance(norm_saved, layer_norm.PrunedInput):
         return None
     return linear.save_input(h, params, plan.linear, keep)
-
-
-def _input_behind_norm(norm_saved, saved, norm_params, params, dy) -> Any:
-    """What was saved of a LayerNorm's output, or the LayerNorm's residual as (columns of) it."""
-    if saved is not None:
-        return saved
-    return _rebuild(norm_saved, norm_params, dy, params.get("columns"))
 
 
 def _rebuild(norm_saved, norm_params, dy, columns=None) -> jax.Array:
@@ -203,8 +225,30 @@ def _dropout(x: jax.Array, aux: dict, index: int, rate: float) -> jax.Array:
     """Dropout, or its transpose: the same mask is drawn again from the keys, none is stored."""
     if "keys" not in aux or rate == 0:
         return x
-    kept = uniform_like(_keys(aux, index), x) >= rate
+    return _masked(x, uniform_like(_keys(aux, index), x) >= rate, rate)
+
+
+def _masked(x: jax.Array, kept: jax.Array, rate: float) -> jax.Array:
     return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
+
+
+def _embedding_dropout(
+    h: jax.Array, aux: dict, shape: BlockShape, like: jax.Array, columns: jax.Array | None = None
+) -> jax.Array:
+    """Dropout of normalised embeddings, shape of `like`, or of `columns` of them; post-norm only.
+
+    Later blocks share the program of the first, and skip it there.
+    """
+    if not shape.post_norm or "keys" not in aux or shape.dropout == 0:
+        return h
+
+    def dropped():
+        kept = uniform_like(_keys(aux, 4), like) >= shape.dropout
+        if columns is not None:
+            kept = residuals.take_columns(kept, columns)
+        return _masked(h, kept, shape.dropout)
+
+    return lax.cond(aux["embedded"][0], dropped, lambda: h)
 
 
 def check_selection(plan: ResidualPlan, params: dict) -> None:

@@ -1,0 +1,145 @@
+"""BERT (Devlin et al., 2019) for the classification of one or two sentences; scanned blocks.
+
+Parameters, kernels `[in, out]`:
+
+    embedding {word [V, D], position [max_length, D], type [2, D]}
+    blocks    (see `pbr_jax.models.blocks`)
+    norm {scale, bias [D]}   pooler {kernel [D, D], bias}   head {kernel [D, classes], bias}
+
+BERT is post-norm, `LayerNorm(x + f(x))`. A block here begins with a LayerNorm and hands on a sum
+that is not normalised yet (`pbr_jax.ops.half_blocks` says why), so in the names of the original:
+
+    blocks.norm1[0]      embeddings.LayerNorm
+    blocks.norm1[l]      encoder.layer[l - 1].output.LayerNorm
+    blocks.norm2[l]      encoder.layer[l].attention.output.LayerNorm
+    norm                 encoder.layer[L - 1].output.LayerNorm
+    blocks.qkv           attention.self.{query, key, value} side by side
+    blocks.proj, fc1, fc2    attention.output.dense, intermediate.dense, output.dense
+    pooler, head         pooler.dense, classifier
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from pbr_jax.models.blocks import LinearParams, NormParams, run_blocks
+from pbr_jax.ops import half_blocks, layer_norm, linear
+from pbr_jax.plans import ResidualPlan
+
+_EPSILON = 1e-12
+_INIT = nn.initializers.truncated_normal(0.02)
+
+
+class Embeddings(nn.Module):
+    """Sum of word, position and token-type embeddings, int32 `[B, N]` twice -> `[B, N, D]`."""
+
+    width: int
+    vocab_size: int
+    max_length: int
+    num_types: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, token_types: jax.Array) -> jax.Array:
+        word = self.param("word", _INIT, (self.vocab_size, self.width))
+        position = self.param("position", _INIT, (self.max_length, self.width))
+        kind = self.param("type", _INIT, (self.num_types, self.width))
+        x = word[tokens] + kind[token_types] + position[None, : tokens.shape[1]]
+        return x.astype(self.dtype)
+
+
+class Bert(nn.Module):
+    """BERT classifier: `{"tokens", "token_types", "lengths"}` -> logits float32 `[B, num_classes]`.
+
+    `tokens` and `token_types` are int32 `[B, N]`, N at most `max_length`; `lengths`, int32 `[B]`,
+    says how many tokens of each row are real, the others are padding on the right.
+
+    Attributes:
+      width, depth, heads, mlp_dim: D, L, H and the hidden width of the MLP.
+      vocab_size: words, V.
+      max_length: positions.
+      num_classes: outputs of the head.
+      type_vocab: token types.
+      dropout: rate on the embeddings, the attention probabilities, both residual branches and the
+        pooled output.
+      dtype: of the activations; parameters stay float32.
+      approximate_gelu: tanh form instead of erf.
+      plan: what the blocks keep for the backward pass.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    vocab_size: int
+    max_length: int
+    num_classes: int
+    type_vocab: int = 2
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+    approximate_gelu: bool = False
+    plan: ResidualPlan = ResidualPlan()
+
+    @nn.compact
+    def __call__(self, inputs: Mapping[str, jax.Array], *, train: bool = False) -> jax.Array:
+        tokens, token_types, lengths = self._checked(inputs)
+        embeddings = Embeddings(
+            self.width,
+            self.vocab_size,
+            self.max_length,
+            self.type_vocab,
+            self.dtype,
+            name="embedding",
+        )
+        shape = half_blocks.BlockShape(
+            self.heads, _EPSILON, self.dropout, self.approximate_gelu, post_norm=True
+        )
+        visible = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
+        x = run_blocks(
+            embeddings(tokens, token_types),
+            {"mask": visible[:, None, None]},
+            depth=self.depth,
+            mlp_dim=self.mlp_dim,
+            plan=self.plan,
+            shape=shape,
+            initializer=_INIT,
+            train=train,
+        )
+        # LayerNorm acts on each token alone: the first token is taken first, to keep nothing else.
+        norm = NormParams(self.width, name="norm")()
+        x = layer_norm.layer_norm(x[:, 0], norm["scale"], norm["bias"], epsilon=_EPSILON)
+        pooler = LinearParams(self.width, self.width, _INIT, name="pooler")()
+        x = jnp.tanh(linear.linear(x, pooler["kernel"], pooler["bias"]))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        head = LinearParams(self.width, self.num_classes, _INIT, name="head")()
+        return linear.linear(x, head["kernel"], head["bias"]).astype(jnp.float32)
+
+    @staticmethod
+    def inputs(batch: Mapping[str, Any]) -> Any:
+        """What the model reads of a batch."""
+        return {name: batch[name] for name in ("tokens", "token_types", "lengths")}
+
+    def input_specs(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of the inputs in a batch of the longest sequences."""
+        row = jax.ShapeDtypeStruct((batch_size, self.max_length), jnp.int32)
+        lengths = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+        return {"tokens": row, "token_types": row, "lengths": lengths}
+
+    def _checked(self, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        tokens, token_types, lengths = (
+            inputs[name] for name in ("tokens", "token_types", "lengths")
+        )
+        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.max_length:
+            raise ValueError(
+                f"tokens have shape {tokens.shape}: must be [B, N] with N up to max_length ="
+                f" {self.max_length}; cut longer sequences"
+            )
+        if token_types.shape != tokens.shape or lengths.shape != tokens.shape[:1]:
+            raise ValueError(
+                f"token_types and lengths have shapes {token_types.shape}, {lengths.shape}: must be"
+                f" {tokens.shape} and {tokens.shape[:1]}, those of tokens"
+            )
+        return tokens, token_types, lengths

@@ -1,0 +1,114 @@
+"""Declarations that the model families share: parameters of a layer, and the scanned blocks.
+
+Parameters of the blocks are stacked `[L, ...]` and run under one `nn.scan`: compile time does not
+grow with depth, and what a block keeps for the backward pass is exactly what its plan says.
+
+    blocks    norm1, norm2 {scale, bias [L, D]}
+              qkv {kernel [L, D, 3 D], bias}  proj {kernel [L, D, D], bias}
+              fc1 {kernel [L, D, F], bias}    fc2 {kernel [L, F, D], bias}
+
+A training call also takes the collection `selection`, `{"blocks": {site: {columns, rows, active}}}`
+with a leading axis L on every leaf (see `pbr_jax.ops.linear`).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from pbr_jax.ops import half_blocks, pair
+from pbr_jax.ops.arrays import sample_keys
+from pbr_jax.plans import ResidualPlan
+
+XAVIER = nn.initializers.xavier_uniform()
+
+
+class LinearParams(nn.Module):
+    """Declares `kernel [D, F]` and `bias [F]`; returns them with what `selection` has for them."""
+
+    in_features: int
+    out_features: int
+    initializer: nn.initializers.Initializer = XAVIER
+
+    @nn.compact
+    def __call__(self) -> dict:
+        params = {
+            "kernel": self.param("kernel", self.initializer, (self.in_features, self.out_features)),
+            "bias": self.param("bias", nn.initializers.zeros, (self.out_features,)),
+        }
+        names = (n for n in ("columns", "rows", "active") if self.has_variable("selection", n))
+        return params | {n: self.get_variable("selection", n) for n in names}
+
+
+class NormParams(nn.Module):
+    """Declares `scale` and `bias`, `[D]`."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self) -> dict:
+        return {
+            "scale": self.param("scale", nn.initializers.ones, (self.features,)),
+            "bias": self.param("bias", nn.initializers.zeros, (self.features,)),
+        }
+
+
+class Block(nn.Module):
+    """One transformer block, `[B, N, D] -> [B, N, D]`."""
+
+    mlp_dim: int
+    plan: ResidualPlan
+    shape: half_blocks.BlockShape
+    initializer: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, index: jax.Array, aux: dict, train: bool
+    ) -> tuple[jax.Array, None]:
+        width = x.shape[-1]
+        params = {
+            "norm1": NormParams(width, name="norm1")(),
+            "qkv": LinearParams(width, 3 * width, self.initializer, name="qkv")(),
+            "proj": LinearParams(width, width, self.initializer, name="proj")(),
+            "norm2": NormParams(width, name="norm2")(),
+            "fc1": LinearParams(width, self.mlp_dim, self.initializer, name="fc1")(),
+            "fc2": LinearParams(self.mlp_dim, width, self.initializer, name="fc2")(),
+        }
+        if train and (self.shape.dropout > 0 or self.plan.stochastic_codes):
+            aux = aux | {
+                "keys": sample_keys(self.make_rng("dropout"), x.shape[0]),
+                "embedded": jnp.broadcast_to(index == 0, x.shape[:1]),
+            }
+        block = half_blocks.transformer_block(self.plan, self.shape)
+        apply = pair.bind(block, functools.partial(half_blocks.check_selection, self.plan))
+        return apply(params, x, aux), None
+
+
+def run_blocks(
+    x: jax.Array,
+    aux: dict,
+    *,
+    depth: int,
+    mlp_dim: int,
+    plan: ResidualPlan,
+    shape: half_blocks.BlockShape,
+    train: bool,
+    initializer: nn.initializers.Initializer = XAVIER,
+) -> jax.Array:
+    """`depth` blocks one after the other, named `blocks`; call it inside `nn.compact`.
+
+    Args:
+      x: `[B, N, D]`.
+      aux: leading axis B, for every block (see `half_blocks`).
+      plan: of training; evaluation keeps nothing, whatever the plan.
+    """
+    scanned = nn.scan(
+        Block,
+        variable_axes={"params": 0, "selection": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast, nn.broadcast),
+        length=depth,
+    )
+    blocks = scanned(mlp_dim, plan if train else ResidualPlan(), shape, initializer, name="blocks")
+    return blocks(x, jnp.arange(depth), aux, train)[0]
