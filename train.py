@@ -26,6 +26,7 @@ from pbr_jax.training import from_config, metrics
 from pbr_jax.training.checkpointing import Checkpointer, CheckpointError
 from pbr_jax.training.console import Console
 from pbr_jax.training.history import PruningHistory
+from pbr_jax.training.inputs import load_data, make_inputs
 from pbr_jax.training.loop import Diverged, Intervals, make_evaluate, train
 from pbr_jax.training.memory import MemoryUse
 from pbr_jax.training.report import write_report
@@ -39,8 +40,9 @@ def main(args: Arguments) -> int:
     checkpoints = Checkpointer(workdir / "checkpoints", config.keep_checkpoints, print)
     notes = check_same_run(workdir, config) if checkpoints.steps() else []
 
-    dataset = data.load(config.data.name, config.data.path)
-    batches = data.train_batches(dataset.train, config.batch_size, config.seed, config.data.augment)
+    dataset, inputs, workers = load_data(config), make_inputs(config), config.data.workers
+    batches = data.TrainBatches(dataset.train, inputs, config.batch_size, config.seed, workers)
+    notes += dataset.notes
     parts = from_config.build(config)
     shapes = from_config.state_shapes(config, parts)
     use = from_config.memory_use(config)
@@ -82,7 +84,7 @@ def main(args: Arguments) -> int:
                 train_step=compiled,
                 evaluate=make_evaluate(
                     jax.jit(parts.eval_step),
-                    lambda: data.test_batches(dataset.test, config.batch_size),
+                    lambda: data.eval_batches(dataset.test, inputs, config.batch_size, workers),
                 ),
                 batches=batches,
                 schedule=parts.schedule,

@@ -21,6 +21,7 @@ import jax
 from pbr_jax import data, methods
 from pbr_jax.configs import digits
 from pbr_jax.training import from_config
+from pbr_jax.training.inputs import make_inputs
 from pbr_jax.training.loop import make_evaluate
 from pbr_jax.training.metrics import write_json
 
@@ -46,10 +47,10 @@ def run(method: str, seeds: list[int], steps: int, results: dict, out: Path) -> 
     """Trains `method` once per seed, one compilation for all, and records accuracy and time."""
     config = dataclasses.replace(digits.get_config(), method=method, steps=steps)
     parts = from_config.build(config)
-    dataset = data.load("digits")
+    dataset, inputs = data.load("digits"), make_inputs(config)
     step = jax.jit(parts.train_step, donate_argnums=0)
     evaluate = make_evaluate(
-        jax.jit(parts.eval_step), lambda: data.test_batches(dataset.test, config.batch_size)
+        jax.jit(parts.eval_step), lambda: data.eval_batches(dataset.test, inputs, config.batch_size)
     )
     for seed in seeds:
         if str(seed) in results.setdefault(method, {}):
@@ -57,7 +58,7 @@ def run(method: str, seeds: list[int], steps: int, results: dict, out: Path) -> 
         seeded = dataclasses.replace(config, seed=seed)
         params, _ = from_config.init_params(seeded, parts.model)
         state = from_config.new_state(seeded, parts, params)
-        batches = data.train_batches(dataset.train, config.batch_size, seed, augment=True)
+        batches = data.TrainBatches(dataset.train, inputs, config.batch_size, seed)
         state, _ = step(state, next(batches))
         start = time.perf_counter()
         for _ in range(steps - 1):

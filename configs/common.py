@@ -154,13 +154,20 @@ MODEL_SIZES = {  # width, depth, heads, mlp_dim
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    """The data set and how images are changed before they reach the model."""
+    """The data set and how examples are changed before they reach the model."""
 
     name: Literal["digits", "npz"] = setting(
         "digits", "data set; digits needs no download, npz reads arrays from path"
     )
     path: str | None = setting(None, "where the data lies; none = the place for this data set")
-    augment: bool = setting(True, "random shifts, rotations and scales of training images")
+    augment: Literal["off", "affine", "crop"] | None = setting(
+        None,
+        "random changes of training images: affine = small shifts, rotations and scales; crop = a "
+        "random part, resized; none = affine for digits and npz",
+    )
+    workers: int = setting(
+        0, "threads that prepare batches ahead of time", NOT_NEGATIVE, resume_safe=True
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

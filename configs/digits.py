@@ -45,7 +45,7 @@ def _digits(weights: str | None) -> Config:
             num_classes=10,
             weights=weights,
         ),
-        data=Data(name="digits", augment=True),
+        data=Data(name="digits", augment="affine"),
         optimizer=Optimizer(
             name="sgd",
             learning_rate=0.2,
@@ -76,6 +76,6 @@ def _tiny() -> Config:
             channels=1,
             num_classes=10,
         ),
-        data=Data(name="digits", augment=True),
+        data=Data(name="digits", augment="affine"),
         optimizer=Optimizer(learning_rate=0.03, warmup_steps=2),
     )

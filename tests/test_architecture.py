@@ -31,7 +31,16 @@ INDEPENDENT = {"pruning", "data", "configs", "gpu", "checkpoints", "freeze"}
 SETTINGS = {"config", "config_rules", "flags"}
 
 # Imported where they are used: slow to import, or not installed everywhere.
-HEAVY = {"grain", "matplotlib", "sklearn", "tensorboardX", "tensorflow", "tensorflow_datasets"}
+HEAVY = {
+    "array_record",
+    "grain",
+    "matplotlib",
+    "sklearn",
+    "tensorboardX",
+    "tensorflow",
+    "tensorflow_datasets",
+    "tokenizers",
+}
 # Modules that are themselves imported inside the function that uses them, so they may import one.
 LATE = {"pbr_jax.training.figures"}
 

@@ -1,46 +1,39 @@
-"""Data sets by name, and the batches that training and evaluation see."""
+"""Data sets by name, and the batches that training and evaluation see.
+
+    dataset = data.load("digits")
+    inputs = data.ImageInputs(size=8, channels=1, augment="affine")
+    batches = data.TrainBatches(dataset.train, inputs, batch_size=64, seed=0)
+
+Reading and preparing are apart: `load` gives records, and a `Prepare` such as `ImageInputs` makes
+the arrays of a batch of them.
+"""
 
 import difflib
 from collections.abc import Sequence
 
 from pbr_jax.data import digits, npz
-from pbr_jax.data.arrays import (
-    ArrayLoader,
-    Augment,
-    Batch,
-    Dataset,
-    Source,
-    check_labels,
-    check_source,
-    test_batches,
-)
-from pbr_jax.data.augment import affine
+from pbr_jax.data.images import ImageInputs
+from pbr_jax.data.loader import TrainBatches, eval_batches
+from pbr_jax.data.records import Batch, Dataset, Prepare, Records, check_labels
 
 NAMES = ("digits", "npz")
 
 __all__ = [
     "NAMES",
-    "ArrayLoader",
-    "Augment",
     "Batch",
     "Dataset",
-    "Source",
-    "affine",
+    "ImageInputs",
+    "Prepare",
+    "Records",
+    "TrainBatches",
     "check_labels",
-    "check_source",
+    "eval_batches",
     "load",
-    "test_batches",
-    "train_batches",
 ]
 
 
-def train_batches(source: Source, batch_size: int, seed: int, augment: bool) -> ArrayLoader:
-    """Endless shuffled batches, augmented by `affine()` or not at all."""
-    return ArrayLoader(*source, batch_size, seed, affine() if augment else None)
-
-
 def load(name: str, path: str | None = None, classes: Sequence[int] | None = None) -> Dataset:
-    """Loads a data set and checks its arrays and labels.
+    """Reads a data set and checks its labels.
 
     Args:
       name: "digits", or "npz" for your own arrays.
@@ -62,12 +55,5 @@ def load(name: str, path: str | None = None, classes: Sequence[int] | None = Non
         if path is None or classes is not None:
             raise ValueError(f"path = {path}, classes = {classes}: npz needs a path and no classes")
         dataset = npz.load(path)
-    check_source("training", dataset.train, dataset.num_classes)
-    check_source("test", dataset.test, dataset.num_classes)
-    if dataset.train.images.shape[1:] != dataset.test.images.shape[1:]:
-        raise ValueError(
-            f"training images are {list(dataset.train.images.shape[1:])} and test images "
-            f"{list(dataset.test.images.shape[1:])}: must agree in height, width and channels"
-        )
     check_labels(dataset)
     return dataset

@@ -1,9 +1,40 @@
-"""Random changes of small images; NumPy only."""
+"""Random changes of images; NumPy only."""
+
+import math
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Float32
 
-from pbr_jax.data.arrays import Augment
+Augment = Callable[
+    [Float32[np.ndarray, "B H W C"], np.random.Generator], Float32[np.ndarray, "B H W C"]
+]
+SCALE = (0.05, 1.0)  # of BackRazor and the paper
+RATIO = (3 / 4, 4 / 3)
+_ATTEMPTS = 10
+
+
+def random_box(
+    width: int, height: int, generator: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """A random part of an image: left, top, right, bottom.
+
+    Its share of the area is uniform in `SCALE` and the logarithm of its aspect ratio in that of
+    `RATIO`, as in RandomResizedCrop of torchvision. A part that does not fit into the image is
+    drawn again; after ten, the largest centred part of an allowed aspect ratio is taken.
+    """
+    for _ in range(_ATTEMPTS):
+        area = width * height * generator.uniform(*SCALE)
+        ratio = math.exp(generator.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left = int(generator.integers(width - w + 1))
+            top = int(generator.integers(height - h + 1))
+            return left, top, left + w, top + h
+    w = min(width, max(1, round(height * RATIO[1])))
+    h = min(height, max(1, round(width / RATIO[0])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
 
 
 def affine(shift: float = 0.5, degrees: float = 10.0, scale: float = 0.1) -> Augment:

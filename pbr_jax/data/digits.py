@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pbr_jax.data.arrays import Dataset, Source
+from pbr_jax.data.arrays import ArrayRecords
+from pbr_jax.data.records import Dataset
 
 NUM_TEST = 450
 _SPLIT_SEED = 0
@@ -35,11 +36,12 @@ def load(classes: Sequence[int] | None = None) -> Dataset:
     new_labels = np.full(10, -1, np.int32)
     new_labels[list(kept)] = np.arange(len(kept), dtype=np.int32)
 
-    def split(rows: np.ndarray) -> Source:
+    def split(name: str, rows: np.ndarray) -> ArrayRecords:
         rows = rows & np.isin(labels, kept)
-        return Source(images[rows], new_labels[labels[rows]])
+        return ArrayRecords(name, images[rows], new_labels[labels[rows]])
 
-    return Dataset(split(~in_test), split(in_test), len(kept), tuple(map(str, kept)))
+    names = tuple(map(str, kept))
+    return Dataset(split("training", ~in_test), split("test", in_test), names, "image")
 
 
 def stratified_split(labels: np.ndarray, num_test: int, seed: int) -> np.ndarray:

@@ -5,7 +5,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from pbr_jax.data.arrays import Dataset, Source, check_source
+from pbr_jax.data.arrays import ArrayRecords
+from pbr_jax.data.records import Dataset
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -18,7 +19,7 @@ def load(path: str | Path) -> Dataset:
     label says. Nothing is unpickled.
 
     Raises:
-      ValueError: no such file, not an `.npz` file, or arrays are missing; names them.
+      ValueError: no such file, not an `.npz` file, or arrays are missing or wrong; names them.
     """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -31,11 +32,16 @@ def load(path: str | Path) -> Dataset:
         raise ValueError(
             f"path = {path}: no array {', '.join(missing)}; it has {', '.join(sorted(found))}"
         )
-    train = Source(found["train_images"], found["train_labels"])
-    test = Source(found["test_images"], found["test_labels"])
+    train = ArrayRecords("training", found["train_images"], found["train_labels"])
     if "class_names" in found:
         names = tuple(map(str, found["class_names"]))
     else:
-        check_source("training", train)
         names = tuple(str(label) for label in range(train.labels.max() + 1))
-    return Dataset(train, test, len(names), names)
+    train = ArrayRecords("training", train.images, train.labels, len(names))
+    test = ArrayRecords("test", found["test_images"], found["test_labels"], len(names))
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise ValueError(
+            f"path = {path}: training images are {list(train.images.shape[1:])} and test images "
+            f"{list(test.images.shape[1:])}: must agree in height, width and channels"
+        )
+    return Dataset(train, test, names, "image")

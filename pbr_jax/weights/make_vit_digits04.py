@@ -17,6 +17,7 @@ from pbr_jax import data
 from pbr_jax.checkpoints import vit_npz
 from pbr_jax.configs import digits
 from pbr_jax.training import from_config
+from pbr_jax.training.inputs import make_inputs
 from pbr_jax.training.loop import make_evaluate
 
 CLASSES = range(5)
@@ -34,15 +35,15 @@ def main() -> None:
         model=dataclasses.replace(config.model, num_classes=len(CLASSES)),
         optimizer=dataclasses.replace(config.optimizer, learning_rate=LEARNING_RATE),
     )
-    dataset = data.load("digits", classes=CLASSES)
+    dataset, inputs = data.load("digits", classes=CLASSES), make_inputs(config)
     parts = from_config.build(config)
     state = from_config.new_state(config, parts, from_config.random_params(config, parts.model))
     step = jax.jit(parts.train_step, donate_argnums=0)
-    batches = data.train_batches(dataset.train, config.batch_size, config.seed, augment=True)
+    batches = data.TrainBatches(dataset.train, inputs, config.batch_size, config.seed)
     for _ in range(config.steps):
         state, _ = step(state, next(batches))
     evaluate = make_evaluate(
-        jax.jit(parts.eval_step), lambda: data.test_batches(dataset.test, config.batch_size)
+        jax.jit(parts.eval_step), lambda: data.eval_batches(dataset.test, inputs, config.batch_size)
     )
     path = Path(__file__).with_name("vit_digits04.npz")
     vit_npz.save(path, state.params, parts.model.heads, np.float16)

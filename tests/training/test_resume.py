@@ -31,7 +31,7 @@ SETTINGS = {
     "eval_every": 45,
     "checkpoint_every": 30,
     "keep_checkpoints": 20,
-    "data.augment": True,
+    "data.augment": "affine",
     "model.dropout": 0.1,
 }
 

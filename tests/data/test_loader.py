@@ -9,20 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pbr_jax import data
-from pbr_jax.data import ArrayLoader, Dataset, Source, affine, check_labels
-from pbr_jax.data.arrays import check_source
+from pbr_jax.data import Dataset, ImageInputs, TrainBatches, check_labels
+from pbr_jax.data.arrays import ArrayRecords
+
+PLAIN = ImageInputs(size=4, channels=1)
+AFFINE = ImageInputs(size=4, channels=1, augment="affine")
 
 
-def make_source(num=23, dtype=np.uint8):
+def make_records(num=23, dtype=np.uint8):
     """Images that show their own number, so that batches can be traced to examples."""
     numbers = np.arange(num, dtype=np.uint8)
     images = np.broadcast_to(numbers[:, None, None, None], (num, 4, 4, 1)).copy()
     images = images if dtype == np.uint8 else (images / 255).astype(dtype)
-    return Source(images, np.arange(num) % 5)
+    return ArrayRecords("training", images, np.arange(num) % 5)
 
 
-def make_loader(seed=0, augment=None, num=23, batch_size=4):
-    return ArrayLoader(*make_source(num), batch_size, seed, augment)
+def make_loader(seed=0, inputs=PLAIN, num=23, batch_size=4, workers=0):
+    return TrainBatches(make_records(num), inputs, batch_size, seed, workers)
 
 
 def take(loader, count):
@@ -44,13 +47,13 @@ def test_batches_have_the_promised_types_and_range():
     assert batch["image"].dtype == np.float32 and batch["image"].shape == (4, 4, 4, 1)
     assert batch["label"].dtype == np.int32 and batch["label"].shape == (4,)
     ends = np.array([0, 255], np.uint8).reshape(2, 1, 1, 1)
-    loader = ArrayLoader(ends, np.arange(2), 2, 0)
+    loader = TrainBatches(ArrayRecords("training", ends, np.arange(2)), ImageInputs(1, 1), 2, 0)
     assert sorted(next(loader)["image"].ravel()) == [-1, 1]
 
 
 def test_floats_and_bytes_give_the_same_batches():
-    bytes_ = take(ArrayLoader(*make_source(), 4, 0), 6)
-    floats = take(ArrayLoader(*make_source(dtype=np.float32), 4, 0), 6)
+    bytes_ = take(make_loader(), 6)
+    floats = take(TrainBatches(make_records(dtype=np.float32), PLAIN, 4, 0), 6)
     for a, b in zip(bytes_, floats, strict=True):
         np.testing.assert_allclose(a["image"], b["image"], atol=1e-6)
 
@@ -70,9 +73,31 @@ def test_epochs_are_permutations_that_drop_the_ragged_rest():
     assert set(itertools.chain(*epochs)) == set(range(23))  # those dropped differ
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing(workers):
+    alone, helped = make_loader(3, AFFINE), make_loader(3, AFFINE, workers=workers)
+    assert all(same(a, b) for a, b in zip(take(alone, 17), take(helped, 17), strict=True))
+    helped.restore(alone.state() | {"batch_index": 5})
+    alone.restore(helped.state())
+    assert all(same(a, b) for a, b in zip(take(alone, 9), take(helped, 9), strict=True))
+    assert alone.state() == helped.state()
+    source = make_records()
+    with_workers = data.eval_batches(source, PLAIN, 4, workers)
+    for a, b in zip(data.eval_batches(source, PLAIN, 4), with_workers, strict=True):
+        assert same(a, b)
+
+
+def test_an_error_in_a_worker_reaches_the_loop():
+    def prepare(records, generator):
+        raise ValueError("broken.jpg: not a readable image")
+
+    with pytest.raises(ValueError, match=r"broken\.jpg"):
+        next(make_loader(inputs=prepare, workers=2))
+
+
 @given(index=st.integers(0, 40), seed=st.integers(0, 2**40))
 def test_next_batch_is_bit_equal_after_restore(index, seed):
-    walked, resumed = make_loader(seed, affine()), make_loader(seed, affine())
+    walked, resumed = make_loader(seed, AFFINE), make_loader(seed, AFFINE)
     take(walked, index)
     resumed.restore(json.loads(json.dumps(walked.state())))
     for a, b in zip(take(walked, 3), take(resumed, 3), strict=True):
@@ -80,7 +105,7 @@ def test_next_batch_is_bit_equal_after_restore(index, seed):
 
 
 def test_restore_can_go_back():
-    loader = make_loader(augment=affine())
+    loader = make_loader(inputs=AFFINE)
     start = loader.state()
     first = take(loader, 12)
     loader.restore(start)
@@ -88,15 +113,15 @@ def test_restore_can_go_back():
 
 
 def test_another_seed_or_index_gives_other_bits():
-    a, b = take(make_loader(0, affine()), 6), take(make_loader(1, affine()), 6)
+    a, b = take(make_loader(0, AFFINE), 6), take(make_loader(1, AFFINE), 6)
     assert not any(same(x, y) for x, y in zip(a, b, strict=True))
-    moved = make_loader(0, affine())
+    moved = make_loader(0, AFFINE)
     moved.restore(moved.state() | {"batch_index": 1})
-    assert not same(a[0], next(moved)) and same(a[1], take(make_loader(0, affine()), 2)[1])
+    assert not same(a[0], next(moved)) and same(a[1], take(make_loader(0, AFFINE), 2)[1])
 
 
 def test_augmentation_does_not_change_the_order():
-    plain, augmented = take(make_loader(), 10), take(make_loader(augment=affine()), 10)
+    plain, augmented = take(make_loader(), 10), take(make_loader(inputs=AFFINE), 10)
     for a, b in zip(plain, augmented, strict=True):
         assert a["label"].tobytes() == b["label"].tobytes()
         assert a["image"].tobytes() != b["image"].tobytes()
@@ -110,18 +135,18 @@ def test_restore_refuses_another_loaders_state(change):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 23, 50])
 def test_evaluation_covers_every_example_once(batch_size):
-    source = make_source()
-    batches = list(data.test_batches(source, batch_size))
+    source = make_records()
+    batches = list(data.eval_batches(source, PLAIN, batch_size))
     assert {b["image"].shape for b in batches} == {(batch_size, 4, 4, 1)}
     mask = np.concatenate([b["mask"] for b in batches])
     assert mask.dtype == bool and mask.sum() == 23
     assert list(itertools.chain(*map(numbers_in, batches)))[:23] == list(range(23))
     labels = np.concatenate([b["label"] for b in batches])
     np.testing.assert_array_equal(labels[mask], source.labels)
-    assert labels.dtype == np.int32 and not labels[~mask].any()
+    assert labels.dtype == np.int32 and set(labels[~mask]) <= {source.labels[-1]}
 
 
-IMAGES, LABELS = make_source(6)
+IMAGES, LABELS = make_records(6).images, make_records(6).labels
 FLOATS = IMAGES / 255
 
 
@@ -143,12 +168,12 @@ FLOATS = IMAGES / 255
 )
 def test_wrong_arrays_are_named(images, labels, message):
     with pytest.raises(ValueError, match=message):
-        ArrayLoader(images, labels, 2, 0)
+        ArrayRecords("training", images, labels)
 
 
 def test_labels_beyond_the_classes_are_named():
     with pytest.raises(ValueError, match=r"test label 4 of example 4: must be in 0\.\.3"):
-        check_source("test", Source(IMAGES, LABELS), 4)
+        ArrayRecords("test", IMAGES, LABELS, 4)
 
 
 @pytest.mark.parametrize("batch_size", [0, 24])
@@ -163,8 +188,9 @@ def test_negative_seed_is_named():
 
 
 def test_labels_that_training_never_shows_are_named():
-    train, test = Source(IMAGES[:3], np.array([0, 1, 1])), Source(IMAGES, LABELS)
+    train = ArrayRecords("training", IMAGES[:3], np.array([0, 1, 1]))
+    test = ArrayRecords("test", IMAGES, LABELS)
     names = ("ant", "bee", "cat", "dog", "eel")
     with pytest.raises(ValueError, match=r"cat \(1 examples\), dog \(1 examples\), eel"):
-        check_labels(Dataset(train, test, 5, names))
-    check_labels(Dataset(test, train, 5, names))
+        check_labels(Dataset(train, test, names, "image"))
+    check_labels(Dataset(test, train, names, "image"))

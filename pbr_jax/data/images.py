@@ -1,0 +1,141 @@
+"""From images of any size, as pixels or as files, to the float32 arrays that a model sees.
+
+The preprocessing of the paper and of BackRazor: training crops a random part and resizes it,
+without flips; evaluation resizes the whole image; both bilinearly, whatever the aspect ratio.
+Values lie in [-1, 1] (mean and standard deviation 0.5, as ViT's public weights expect).
+`S` side of the model's image, `C` its channels.
+"""
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32, Num
+from PIL import Image
+
+from pbr_jax.data.augment import affine, random_box
+from pbr_jax.data.records import Batch, ImageRecord
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+Augment = Literal["off", "affine", "crop"]
+MODES = {1: "L", 3: "RGB"}  # channels to Pillow's modes
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageInputs:
+    """Image records to `image` Float32[B, S, S, C] and `label` Int32[B].
+
+    Attributes:
+      size: S. Images of other sizes are resized.
+      channels: C, 1 or 3. Grey pixels are repeated; files are converted.
+      augment: applied when there is a generator. "affine" is for small images held as arrays.
+    """
+
+    size: int
+    channels: int
+    augment: Augment = "off"
+
+    def __call__(
+        self, records: Sequence[ImageRecord], generator: np.random.Generator | None = None
+    ) -> Batch:
+        if isinstance(records[0].image, bytes):
+            images = self._files(records, generator)
+        else:
+            images = self._arrays(records, generator)
+        labels = np.array([record.label for record in records], np.int32)
+        return {"image": images, "label": labels}
+
+    def _files(
+        self, records: Sequence[ImageRecord], generator: np.random.Generator | None
+    ) -> Float32[np.ndarray, "B S S C"]:
+        if self.augment == "affine":
+            raise ValueError("augment = affine: for small images in arrays only; crop is for files")
+        crop = generator if self.augment == "crop" else None
+        pixels = np.empty((len(records), self.size, self.size, self.channels), np.uint8)
+        for row, record in zip(pixels, records, strict=True):
+            assert isinstance(record.image, bytes)
+            image = decode(record.image, record.name, MODES[self.channels], self.size, crop)
+            row[:] = np.asarray(image).reshape(row.shape)
+        return _NORMALIZED[pixels]
+
+    def _arrays(
+        self, records: Sequence[ImageRecord], generator: np.random.Generator | None
+    ) -> Float32[np.ndarray, "B S S C"]:
+        images = to_unit(np.stack([record.image for record in records]))
+        if self.augment == "affine" and generator is not None:
+            images = affine()(images, generator)
+        height, width, channels = images.shape[1:]
+        if channels not in (1, self.channels):
+            raise ValueError(
+                f"model.channels = {self.channels}: {records[0].name} has {channels} channels; "
+                f"set model.channels={channels}"
+            )
+        crop = generator if self.augment == "crop" else None
+        if crop is not None or (height, width) != (self.size, self.size):
+            whole = (0, 0, width, height)
+            boxes = [random_box(width, height, crop) if crop else whole for _ in records]
+            images = np.stack(
+                [resize(image, self.size, box) for image, box in zip(images, boxes, strict=True)]
+            )
+        return normalize(np.repeat(images, self.channels // channels, axis=-1))
+
+
+def decode(
+    content: bytes, name: str, mode: str, size: int, generator: np.random.Generator | None = None
+) -> Image.Image:
+    """The whole image, or with a generator a random part of it, at `size` x `size` pixels.
+
+    A JPEG whose part is more than twice as large is decoded at half the size, a quarter or an
+    eighth, which is much faster.
+
+    Raises:
+      ValueError: the file is no image, is cut short, or has more than 8 bits per channel; names it.
+    """
+    try:
+        file = Image.open(io.BytesIO(content))
+        width, height = file.size
+        box = (0, 0, width, height)
+        if generator is not None:
+            box = random_box(width, height, generator)
+        scale = size / min(box[2] - box[0], box[3] - box[1])
+        if scale < 0.5:
+            file.draft(mode, (int(width * scale), int(height * scale)))
+        if file.mode.startswith(("I", "F")):
+            raise ValueError(f"its pixels have more than 8 bits per channel, mode {file.mode}")
+        # A palette may hold transparent colours, which "RGB" alone has no place for.
+        image = (file.convert("RGBA") if file.mode == "P" else file).convert(mode)
+    except Exception as error:  # a broken file can make Pillow raise almost anything
+        raise ValueError(f"{name}: not a readable image ({error})") from error
+    x, y = image.width / width, image.height / height
+    left, top, right, bottom = box
+    part = (round(left * x), round(top * y), round(right * x), round(bottom * y))
+    return image.crop(part).resize((size, size), Image.Resampling.BILINEAR)
+
+
+def resize(
+    image: Float32[np.ndarray, "H W C"], size: int, box: Box
+) -> Float32[np.ndarray, "S S C"]:
+    """The part of the image in `box` at `size` x `size` pixels, bilinearly."""
+    left, top, right, bottom = box
+    planes = [
+        Image.fromarray(np.ascontiguousarray(plane)).resize((size, size), Image.Resampling.BILINEAR)
+        for plane in np.moveaxis(image[top:bottom, left:right], -1, 0)
+    ]
+    return np.stack([np.asarray(plane) for plane in planes], axis=-1)
+
+
+def to_unit(images: Num[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
+    """Float32 images in [0, 1]."""
+    scale = 255 if images.dtype == np.uint8 else 1
+    return images.astype(np.float32) / np.float32(scale)
+
+
+def normalize(images: Float32[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
+    """Maps [0, 1] to [-1, 1]: mean 0.5, standard deviation 0.5."""
+    return (images - np.float32(0.5)) / np.float32(0.5)
+
+
+# The value that the model sees for each value of a byte.
+_NORMALIZED = normalize(to_unit(np.arange(256, dtype=np.uint8)))

@@ -1,0 +1,82 @@
+"""What a data set is: examples by number, before they become arrays for the model."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Int
+
+# What the model sees. Images: image Float32[B, H, W, C]. Text: tokens and token_types Int32[B, N],
+# lengths Int32[B]. Both: label Int32[B]; evaluation adds mask Bool[B], false for filling.
+Batch = dict[str, np.ndarray]
+
+
+class ImageRecord(NamedTuple):
+    """An image as pixels [H, W, C] (uint8, or floats in [0, 1]) or as the bytes of its file."""
+
+    image: np.ndarray | bytes
+    label: int
+    name: str  # where it is from, for messages
+
+
+class TextRecord(NamedTuple):
+    """A text, or a pair of texts."""
+
+    text_a: str
+    text_b: str | None
+    label: int
+    name: str
+
+
+Record = ImageRecord | TextRecord
+
+
+class Records(Protocol):
+    """The examples of one split, read one by one; safe to read from several threads."""
+
+    @property
+    def labels(self) -> Int[np.ndarray, " N"] | None:
+        """All labels, or None where finding them means reading everything."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Record: ...
+
+
+# Records to the arrays of a batch; changed at random when a generator is given.
+Prepare = Callable[[Sequence[Any], np.random.Generator | None], Batch]
+
+
+class Dataset(NamedTuple):
+    """A data set with its two splits; label i means `class_names[i]`."""
+
+    train: Records
+    test: Records
+    class_names: tuple[str, ...]
+    kind: Literal["image", "text"]
+    notes: tuple[str, ...] = ()  # lines for the user, such as what was skipped
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+
+def check_labels(dataset: Dataset) -> None:
+    """Raises `ValueError` if the test split has classes that training never shows.
+
+    Labels that are not known before everything is read are not checked.
+    """
+    train, test = dataset.train.labels, dataset.test.labels
+    if train is None or test is None:
+        return
+    unseen, counts = np.unique(test[~np.isin(test, train)], return_counts=True)
+    if len(unseen):
+        named = ", ".join(
+            f"{dataset.class_names[label]} ({count} examples)"
+            for label, count in zip(unseen, counts, strict=True)
+        )
+        raise ValueError(
+            f"test labels never seen in training: {named}; move examples of them to the training "
+            "split, or leave them out of the test split"
+        )
