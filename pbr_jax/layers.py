@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pbr_jax.ops import attention, gelu, layer_norm, linear, pair
+from pbr_jax.ops.arrays import sample_keys
 from pbr_jax.plans import budget_for
 
 Initializer = Callable[..., jax.Array]
@@ -110,7 +111,8 @@ class MultiHeadDotProductAttention(nn.Module):
     """Multi-head attention that stores no N x N array; drop-in for Flax's of the same name.
 
     In self-attention query, key and value share their input, and so their columns. Dropout of the
-    attention weights and autoregressive decoding are not offered.
+    attention weights draws for every sample and head (Flax's `broadcast_dropout=False`).
+    Autoregressive decoding is not offered.
 
     Attributes:
       num_heads: H; divides `qkv_features`.
@@ -118,6 +120,8 @@ class MultiHeadDotProductAttention(nn.Module):
       residual: what attention keeps, see `pbr_jax.ops.attention`.
       keep: fraction of columns kept by the four linear layers.
       attention_keep: fraction kept by the residuals "channels" and "elements".
+      dropout_rate: of the attention weights, from the stream `dropout`.
+      deterministic: no dropout; here or in the call, if `dropout_rate > 0`.
     """
 
     num_heads: int
@@ -131,6 +135,8 @@ class MultiHeadDotProductAttention(nn.Module):
     residual: attention.Kind = "flash"
     keep: float = 0.1
     attention_keep: float = 0.2
+    dropout_rate: float = 0.0
+    deterministic: bool | None = None
 
     @nn.compact
     def __call__(
@@ -140,6 +146,7 @@ class MultiHeadDotProductAttention(nn.Module):
         inputs_v: jax.Array | None = None,
         *,
         mask: jax.Array | None = None,
+        deterministic: bool | None = None,
     ) -> jax.Array:
         """`[B, N, D] (, [B, M, D], [B, M, D]) -> [B, N, out]`; `mask` bool, like `[B, H, N, M]`."""
         inputs_k = inputs_q if inputs_k is None else inputs_k
@@ -165,8 +172,21 @@ class MultiHeadDotProductAttention(nn.Module):
                 columns[id(x)] = selected_columns(projection, x.shape[-1], self.keep)
             projected.append(jnp.swapaxes(projection(x, columns[id(x)]), -3, -2))
         q, k, v = projected
+        rate, keys = self.dropout_rate, None
+        if rate > 0:
+            if nn.merge_param("deterministic", self.deterministic, deterministic):
+                rate = 0.0
+            else:
+                keys = sample_keys(self.make_rng("dropout"), q.shape[0])
         out = attention.attention(
-            q, k, v, mask=mask, residual=self.residual, keep=self.attention_keep
+            q,
+            k,
+            v,
+            mask=mask,
+            dropout=rate,
+            dropout_keys=keys,
+            residual=self.residual,
+            keep=self.attention_keep,
         )
         features = self.out_features or inputs_q.shape[-1]
         return layer(features, axis=(-2, -1), name="out")(jnp.swapaxes(out, -3, -2))

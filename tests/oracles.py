@@ -84,9 +84,11 @@ def gelu_derivative(u, approximate=False):
     return (8 * near - far) / (12 * h)
 
 
-def probabilities(q, k, mask=None):
-    """Softmax of `q k^T / sqrt(head)`; a query that sees no key attends to all alike."""
+def probabilities(q, k, mask=None, bias=None):
+    """Softmax of `q k^T / sqrt(head) + bias`; a query that sees no key attends to all alike."""
     scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
+    if bias is not None:
+        scores = scores + bias
     if mask is not None:
         mask = np.broadcast_to(mask, scores.shape)
         scores = np.where(mask, scores, np.where(mask.any(-1, keepdims=True), -np.inf, 0.0))
@@ -94,31 +96,52 @@ def probabilities(q, k, mask=None):
     return weights / weights.sum(-1, keepdims=True)
 
 
-def attention(q, k, v, mask=None):
-    return probabilities(q, k, mask) @ v
+def dropout_factor(seeds, heads, queries, keys, rate):
+    """`[B, H, N, M]`: 0 where a probability is dropped, else `1 / (1 - rate)`.
+
+    A hash of the two 32-bit seeds of a sample and of the three positions, modulo 2^32.
+    """
+
+    def mixed(x):  # lowbias32, nullprogram.com/blog/2018/07/31
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+            x = (x ^ (x >> shift)) * factor % 2**32
+        return x ^ (x >> 16)
+
+    first, second = np.asarray(seeds, np.uint64).T.reshape(2, -1, 1, 1, 1)
+    h, n, m = (np.arange(size, dtype=np.uint64) for size in (heads, queries, keys))
+    row = mixed((first + h[:, None, None] * 0x9E3779B9) % 2**32)
+    row = mixed((row + n[:, None] * 0x85EBCA6B) % 2**32)
+    column = mixed((second + m * 0xC2B2AE35) % 2**32)
+    return (mixed(row ^ column) >= rate * 2**32) / (1 - rate)
 
 
-def attention_gradients(q, k, v, p, mask, do, head):
+def attention(q, k, v, mask=None, bias=None, dropout=1.0):
+    """`dropout` is the factor of `dropout_factor`."""
+    return (probabilities(q, k, mask, bias) * dropout) @ v
+
+
+def attention_gradients(q, k, v, p, mask, do, head, dropout=1.0):
     """dq, dk, dv of attention from what was saved of q, k, v and of the probabilities."""
-    dp = do @ v.swapaxes(-1, -2)
+    dp = do @ v.swapaxes(-1, -2) * dropout
     ds = p * (dp - (p * dp).sum(-1, keepdims=True)) / math.sqrt(head)
     if mask is not None:
         ds = np.where(mask, ds, 0.0)
-    return ds @ k, ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ do
+    return ds @ k, ds.swapaxes(-1, -2) @ q, (p * dropout).swapaxes(-1, -2) @ do
 
 
-def dense_attention_gradients(q, k, v, mask, do):
-    return attention_gradients(q, k, v, probabilities(q, k, mask), mask, do, q.shape[-1])
+def dense_attention_gradients(q, k, v, mask, do, bias=None, dropout=1.0):
+    p = probabilities(q, k, mask, bias)
+    return attention_gradients(q, k, v, p, mask, do, q.shape[-1], dropout)
 
 
-def pruned_attention_gradients(q, k, v, mask, do, keep, stored=np.float16):
-    """BackRazor: q, k, v and the true probabilities, each pruned per sample."""
-    p = probabilities(q, k, mask)
+def pruned_attention_gradients(q, k, v, mask, do, keep, stored=np.float16, bias=None, dropout=1.0):
+    """BackRazor: q, k, v and the true probabilities before dropout, each pruned per sample."""
+    p = probabilities(q, k, mask, bias)
     saved = (largest_elements(a, keep, stored) for a in (q, k, v, p))
-    return attention_gradients(*saved, mask, do, q.shape[-1])
+    return attention_gradients(*saved, mask, do, q.shape[-1], dropout)
 
 
-def sparse_attention_gradients(q, k, v, mask, do, num_kept):
+def sparse_attention_gradients(q, k, v, mask, do, num_kept, bias=None, dropout=1.0):
     """PreBackRazor++: whole channels per head; the probabilities are those of the pruned q and k.
 
     Channels of q and k are shared and go by the sample mean of |q_c|^2 |k_c|^2, those of v by that
@@ -134,7 +157,8 @@ def sparse_attention_gradients(q, k, v, mask, do, num_kept):
     shared = ((q**2).sum(2) * (k**2).sum(2)).mean(0)
     q, k, v = prune(q, shared), prune(k, shared), prune(v, (v**2).sum(2).mean(0))
     # Zeroed channels drop out of q k^T; the scale stays that of the full head.
-    return attention_gradients(q, k, v, probabilities(q, k, mask), mask, do, head)
+    p = probabilities(q, k, mask, bias)
+    return attention_gradients(q, k, v, p, mask, do, head, dropout)
 
 
 # --- a pre-norm transformer block
@@ -154,6 +178,7 @@ def block(
     epsilon=1e-6,
     save_linear=as_given,
     save_norm=lambda x: x,
+    attention_forward=attention,
     attention_backward=dense_attention_gradients,
 ):
     """Output and gradients of a block.
@@ -163,6 +188,7 @@ def block(
     Args:
       save_linear: `(site, input) -> ` what its weight gradient sees.
       save_norm: input of a LayerNorm `->` what its backward pass sees.
+      attention_forward: `(q, k, v, mask) -> out`.
       attention_backward: `(q, k, v, mask, do) -> (dq, dk, dv)`.
     """
     batch, tokens, _ = x.shape
@@ -179,7 +205,7 @@ def block(
 
     h1, mean1, rstd1 = layer_norm(x, p["norm1"]["scale"], p["norm1"]["bias"], epsilon)
     q, k, v = (split(part) for part in np.split(linear("qkv", h1), 3, axis=-1))
-    context = merge(attention(q, k, v, mask))
+    context = merge(attention_forward(q, k, v, mask))
     x1 = x + linear("proj", context)
     h2, mean2, rstd2 = layer_norm(x1, p["norm2"]["scale"], p["norm2"]["bias"], epsilon)
     u = linear("fc1", h2)

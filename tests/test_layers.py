@@ -187,6 +187,24 @@ def test_attention_takes_a_mask():
     assert np.abs(without - expected).max() > 0.01
 
 
+def test_attention_drops_weights_from_the_stream_dropout():
+    module = layers.MultiHeadDotProductAttention(num_heads=2, dropout_rate=0.5)
+    params = init(module.copy(deterministic=True), (X,))
+    apply = quick_jit(
+        lambda seed, off: module.apply(
+            {"params": params}, X, rngs={"dropout": jax.random.key(seed)}, deterministic=off
+        ),
+        static_argnums=1,
+    )
+    first, again, other = apply(0, False), apply(0, False), apply(1, False)
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.01
+    without = layers.MultiHeadDotProductAttention(num_heads=2).apply({"params": params}, X)
+    assert_close(apply(0, True), without, 1e-6)
+    with pytest.raises(ValueError, match="deterministic"):
+        module.apply({"params": params}, X)
+
+
 def test_heads_must_divide_the_width():
     module = layers.MultiHeadDotProductAttention(num_heads=3)
     with pytest.raises(ValueError, match="num_heads = 3: must divide qkv_features = 16"):

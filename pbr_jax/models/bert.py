@@ -27,6 +27,7 @@ from flax import linen as nn
 
 from pbr_jax.models.blocks import LinearParams, NormParams, run_blocks
 from pbr_jax.ops import half_blocks, layer_norm, linear
+from pbr_jax.ops.visibility import Visibility
 from pbr_jax.plans import ResidualPlan
 
 _EPSILON = 1e-12
@@ -95,12 +96,16 @@ class Bert(nn.Module):
             name="embedding",
         )
         shape = half_blocks.BlockShape(
-            self.heads, _EPSILON, self.dropout, self.approximate_gelu, post_norm=True
+            self.heads,
+            _EPSILON,
+            self.dropout,
+            self.approximate_gelu,
+            post_norm=True,
+            attention_dropout=self.dropout,
         )
-        visible = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
         x = run_blocks(
             embeddings(tokens, token_types),
-            {"mask": visible[:, None, None]},
+            {"visibility": Visibility(lengths=lengths)},
             depth=self.depth,
             mlp_dim=self.mlp_dim,
             plan=self.plan,

@@ -75,7 +75,8 @@ class Block(nn.Module):
             "fc1": LinearParams(width, self.mlp_dim, self.initializer, name="fc1")(),
             "fc2": LinearParams(self.mlp_dim, width, self.initializer, name="fc2")(),
         }
-        if train and (self.shape.dropout > 0 or self.plan.stochastic_codes):
+        dropout = max(self.shape.dropout, self.shape.attention_dropout)
+        if train and (dropout > 0 or self.plan.stochastic_codes):
             aux = aux | {
                 "keys": sample_keys(self.make_rng("dropout"), x.shape[0]),
                 "embedded": jnp.broadcast_to(index == 0, x.shape[:1]),

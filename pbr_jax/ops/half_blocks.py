@@ -15,8 +15,9 @@ is then the LayerNorm of the embeddings, and that of the last `fc2` comes after 
 
 `params` holds one dict per layer: `norm1`, `norm2` with `scale, bias`; `qkv`, `proj`, `fc1`, `fc2`
 with `kernel, bias` and, where pruned, `columns`, `rows`, `active` (see `pbr_jax.ops.linear`). `aux`
-may hold `keys`, one PRNG key per sample, for dropout and stochastic codes, `mask` for attention,
-and `embedded`, bool `[B]`, True in the block whose input are the embeddings.
+may hold `keys`, one PRNG key per sample, for dropout and stochastic codes, `visibility` for
+attention, a `pbr_jax.ops.visibility.Visibility` whose seeds are drawn from `keys` here, and
+`embedded`, bool `[B]`, True in the block whose input are the embeddings.
 """
 
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ from pbr_jax import residuals
 from pbr_jax.ops import attention, gelu, layer_norm, linear
 from pbr_jax.ops.arrays import uniform_like
 from pbr_jax.ops.pair import Pair, in_chunks, recompute, sequence
+from pbr_jax.ops.visibility import Visibility, dropout_seeds
 from pbr_jax.plans import SITES, ResidualPlan
 
 
@@ -42,6 +44,8 @@ class BlockShape(NamedTuple):
         normalised embeddings (BERT).
       approximate_gelu: tanh form instead of erf.
       post_norm: the skip connection starts behind the LayerNorm.
+      causal: a token sees no token behind it.
+      attention_dropout: rate at which attention drops probabilities.
     """
 
     num_heads: int
@@ -49,6 +53,8 @@ class BlockShape(NamedTuple):
     dropout: float = 0.0
     approximate_gelu: bool = False
     post_norm: bool = False
+    causal: bool = False
+    attention_dropout: float = 0.0
 
 
 class AttentionResidual(NamedTuple):
@@ -81,8 +87,12 @@ def attention_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
     """`x or h + dropout(proj(attention(qkv(h))))`, `h = norm1(x)`, as a pair."""
     norm = _layer_norm(plan, shape)
     again = plan.attention == "recompute"
-    kind = "qkv" if again else plan.attention
-    keep = plan.attention_keep if plan.attention == "channels" else plan.keep.largest
+    settings = attention.Settings(
+        kind="qkv" if again else plan.attention,
+        keep=plan.attention_keep if plan.attention == "channels" else plan.keep.largest,
+        causal=shape.causal,
+        dropout=shape.attention_dropout,
+    )
 
     def q_k_v(h, params):
         return _heads(linear.project(h, params["kernel"], params["bias"]), 3, shape)
@@ -95,7 +105,7 @@ def attention_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
         h, norm_saved = norm.forward(params["norm1"], x, None)
         h = _embedding_dropout(h, aux, shape, x)
         heads = q_k_v(h, params["qkv"])
-        out, attention_saved = attention.forward(heads, aux.get("mask"), kind, keep)
+        out, attention_saved = attention.forward(heads, _visibility(aux, shape), settings)
         merged = _merge_heads(out)
         y = linear.project(merged, params["proj"]["kernel"], params["proj"]["bias"])
         saved = AttentionResidual(
@@ -122,7 +132,9 @@ def attention_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
         if again:
             h = rebuild(params, saved, aux, dy)
             attention_saved = q_k_v(h, params["qkv"])
-        d_heads = attention.backward(attention_saved, aux.get("mask"), d_out, dy.shape[1])
+        d_heads = attention.backward(
+            attention_saved, _visibility(aux, shape), d_out, dy.shape[1], settings
+        )
         d_qkv = _merge_heads(*d_heads)
         qkv_input = saved.qkv_input
         if qkv_input is None:
@@ -219,6 +231,14 @@ def _merge_heads(*parts: jax.Array) -> jax.Array:
 def _keys(aux: dict, index: int) -> jax.Array:
     """Keys of one use of randomness in a block, one per sample."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(aux["keys"], index)
+
+
+def _visibility(aux: dict, shape: BlockShape) -> Visibility:
+    """What attention is told, with the seeds of its dropout."""
+    given = aux.get("visibility", Visibility())
+    if "keys" not in aux or shape.attention_dropout == 0:
+        return given
+    return given._replace(seeds=dropout_seeds(_keys(aux, 5)))
 
 
 def _dropout(x: jax.Array, aux: dict, index: int, rate: float) -> jax.Array:

@@ -18,7 +18,7 @@ from measures import (
     value_and_pullback,
 )
 
-from pbr_jax.ops import attention as attention_module
+from pbr_jax.ops import attention_sparse, attention_xla
 from pbr_jax.ops.attention import attention
 
 B, H, HEAD = 4, 2, 16
@@ -122,7 +122,7 @@ class TestAttention:
     @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
     @pytest.mark.parametrize("score_bytes", [2**25, 700])
     def test_saved_bytes(self, residual, dtype, score_bytes, monkeypatch):
-        monkeypatch.setattr(attention_module, "_SCORE_BYTES", score_bytes)
+        monkeypatch.setattr(attention_xla, "_SCORE_BYTES", score_bytes)
         n, m = 13, 20
         q, k, v = (as_jax(a, dtype) for a in inputs(n, m)[:3])
         itemsize, queries, keys = q.dtype.itemsize, H * n * HEAD, H * m * HEAD
@@ -161,7 +161,7 @@ def in_one_piece(residual, mask):
 )
 def test_in_blocks_as_in_one_piece(residual, mask, score_bytes, monkeypatch):
     whole = in_one_piece(residual, mask)
-    monkeypatch.setattr(attention_module, "_SCORE_BYTES", score_bytes)
+    monkeypatch.setattr(attention_xla, "_SCORE_BYTES", score_bytes)
     arrays, mask = inputs(13, 20), make_mask(mask, 13, 20)
     jaxpr = jax.make_jaxpr(lambda *a: attention(*a, residual=residual))(
         *map(as_jax, arrays[:3])
@@ -175,7 +175,7 @@ def test_in_blocks_as_in_one_piece(residual, mask, score_bytes, monkeypatch):
 @pytest.mark.parametrize("residual", IN_BLOCKS)
 def test_no_intermediate_of_the_size_of_all_scores(residual, monkeypatch):
     budget = 2**14
-    monkeypatch.setattr(attention_module, "_SCORE_BYTES", budget)
+    monkeypatch.setattr(attention_xla, "_SCORE_BYTES", budget)
     *qkv, do = map(as_jax, inputs(197))
 
     def both_passes(do, q, k, v):
@@ -201,7 +201,7 @@ def test_a_query_that_sees_nothing_attends_to_all_alike():
 
 def test_channels_are_chosen_by_the_energy_of_their_share_of_the_scores():
     *qkv, _ = inputs(13)
-    saved = attention_module.choose_channels(*map(as_jax, qkv), KEEP)
+    saved = attention_sparse.choose_channels(*map(as_jax, qkv), KEEP)
     q, k, v = qkv
     shared = ((q**2).sum(2) * (k**2).sum(2)).mean(0)
     for channels, energy in (

@@ -22,6 +22,7 @@ from measures import (
 )
 
 from pbr_jax.ops import half_blocks, pair
+from pbr_jax.ops.visibility import Visibility, dropout_seeds
 from pbr_jax.plans import SITES, Keep, ResidualPlan
 
 B, N, D, H, F, L = 4, 6, 32, 2, 48, 3
@@ -201,7 +202,7 @@ class TestBlock:
 @pytest.mark.parametrize("name", ["2 chunks", "columns, qkv"])
 def test_attention_mask(name):
     plan = PLANS[name]
-    y, grads, dx = run(plan, aux={"mask": jnp.asarray(MASK)})
+    y, grads, dx = run(plan, aux={"visibility": Visibility(mask=jnp.asarray(MASK))})
     expected_y, expected_grads, expected_dx = oracle(plan, MASK)
     assert_close(y, expected_y, 1e-6, "y")
     assert_close(dx, expected_dx, rounding(plan), "dx")
@@ -270,6 +271,43 @@ class TestDropout:
             for a in ({"keys": self.KEYS}, {})
         )
         assert with_keys == without
+
+
+class TestAttentionDropout:
+    KEYS = jax.random.split(jax.random.key(7), B)
+    SHAPE = SHAPE._replace(attention_dropout=0.3, causal=True)
+
+    @classmethod
+    @functools.cache
+    def in_one_piece(cls, name="full"):
+        visibility = Visibility(lengths=jnp.array([6, 5, 6, 2], jnp.int32))
+        return run(PLANS[name], aux={"keys": cls.KEYS, "visibility": visibility}, shape=cls.SHAPE)
+
+    def test_recomputed_in_chunks_it_draws_the_same(self):
+        for a, e in zip(
+            self.in_one_piece("recompute in 4 chunks"), self.in_one_piece(), strict=True
+        ):
+            assert_close(a, e, 1e-5)
+
+    def test_equals_the_oracle(self):
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(self.KEYS, 5)
+        dropout = oracles.dropout_factor(dropout_seeds(keys), H, N, N, 0.3)
+        mask = MASK & np.tril(np.ones((N, N), bool))
+        y, grads, dx = self.in_one_piece()
+        expected_y, expected_grads, expected_dx = oracles.block(
+            PARAMS,
+            X,
+            DY,
+            heads=H,
+            mask=mask,
+            attention_forward=functools.partial(oracles.attention, dropout=dropout),
+            attention_backward=functools.partial(
+                oracles.dense_attention_gradients, dropout=dropout
+            ),
+        )
+        assert_close(y, expected_y, 1e-6, "y")
+        assert_close(dx, expected_dx, 1e-5, "dx")
+        assert_close(grads, expected_grads, 1e-5)
 
 
 class TestBoundedErrors:

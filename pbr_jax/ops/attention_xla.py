@@ -1,0 +1,233 @@
+"""Softmax attention in plain JAX that never stores an N x N array.
+
+Rows of the score matrix are computed in blocks of samples and queries, whole rows at a time, so the
+softmax of a block is exact and can be recomputed from q and k alone.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pbr_jax.ops.visibility import HIDDEN, Visibility, dropout_factor, visible
+
+# Float32 scores held at a time: enough to fill a GPU, little beside the activations of a block.
+_SCORE_BYTES = 8 * 2**20
+
+
+class Rules(NamedTuple):
+    """What is static about the scores.
+
+    Attributes:
+      scale: of `q k^T`.
+      causal: a query sees no key behind it.
+      dropout: rate at which probabilities are dropped where `Visibility` brings seeds.
+    """
+
+    scale: float
+    causal: bool = False
+    dropout: float = 0.0
+
+
+class Block(NamedTuple):
+    """Queries of a few samples, `[b, H, n, ...]`, numbered `rows`, and all keys, `[b, H, M, ...]`.
+
+    `k` may hold fewer channels than the head, and `q` the same ones.
+    """
+
+    q: jax.Array
+    k: jax.Array
+    rows: jax.Array
+    visibility: Visibility
+    rules: Rules
+
+    def visible(self) -> jax.Array | None:
+        return visible(self.visibility, self.rows, self.k.shape[2], self.rules.causal)
+
+    def log_scores(self) -> jax.Array:
+        scores = jnp.einsum("bhnc,bhmc->bhnm", self.q, self.k, preferred_element_type=jnp.float32)
+        scores = scores * self.rules.scale
+        if self.visibility.key_bias is not None:
+            scores = scores + self.visibility.key_bias[:, None, None]
+        seen = self.visible()
+        if seen is None:
+            return scores
+        # A row with nothing visible gets zeros: at HIDDEN its log-sum-exp would lose log(M).
+        some = jnp.any(seen, axis=-1, keepdims=True)
+        return jnp.where(seen, scores, jnp.where(some, HIDDEN, 0.0))
+
+    def softmax(self, lse: jax.Array | None = None) -> jax.Array:
+        scores = self.log_scores()
+        if lse is None:
+            return jax.nn.softmax(scores, axis=-1)
+        # At most 1; the queries that fill up the last block have no log-sum-exp of their own.
+        return jnp.exp(jnp.minimum(scores - lse[..., None], 0.0))
+
+    def dropped(self, p: jax.Array) -> jax.Array:
+        """Dropout of probabilities, or its transpose, of their cotangent: both multiply."""
+        seeds, rate = self.visibility.seeds, self.rules.dropout
+        if seeds is None or rate == 0:
+            return p
+        return p * dropout_factor(seeds, self.q.shape[1], self.rows, self.k.shape[2], rate)
+
+    def gradients(
+        self, p: jax.Array, dp: jax.Array, delta: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """`dq, dk` from the probabilities, their cotangent and `delta = sum(p * dp)`."""
+        ds = p * (dp - delta[..., None]) * self.rules.scale
+        seen = self.visible()
+        if seen is not None:
+            ds = jnp.where(seen, ds, 0.0)
+        ds = ds.astype(self.q.dtype)
+        return jnp.einsum("bhnm,bhmc->bhnc", ds, self.k), jnp.einsum("bhnm,bhnc->bhmc", ds, self.q)
+
+
+def _num_sample_chunks(batch: int, bytes_per_sample: int) -> int:
+    """Smallest divisor of `batch` that keeps a chunk of samples within the score budget."""
+    wanted = max(1, -(-batch * bytes_per_sample // _SCORE_BYTES))
+    return next(c for c in range(1, batch + 1) if batch % c == 0 and c >= min(wanted, batch))
+
+
+def over_samples(body, arrays, bytes_per_sample: int):
+    """`body` over chunks of the leading axis of every array, results joined again."""
+    batch = jax.tree.leaves(arrays)[0].shape[0]
+    chunks = _num_sample_chunks(batch, bytes_per_sample)
+    if chunks == 1:
+        return body(arrays)
+    split = jax.tree.map(lambda a: a.reshape(chunks, batch // chunks, *a.shape[1:]), arrays)
+    joined = lax.map(body, split)
+    return jax.tree.map(lambda a: a.reshape(batch, *a.shape[2:]), joined)
+
+
+def score_bytes(heads: int, num_queries: int, num_keys: int) -> int:
+    """Bytes of all float32 scores of a sample."""
+    return 4 * heads * num_queries * num_keys
+
+
+def all_rows(num_queries: int) -> jax.Array:
+    """Numbers of all queries, int32 `[N]`."""
+    return jnp.arange(num_queries, dtype=jnp.int32)
+
+
+def _num_query_blocks(q: jax.Array, k: jax.Array) -> int:
+    return max(1, -(-score_bytes(q.shape[1], q.shape[2], k.shape[2]) // _SCORE_BYTES))
+
+
+def _split_queries(arrays, length: int, blocks: int):
+    """Arrays `[b, H, N, ...]` as `[blocks, b, H, n, ...]`, padded with zeros, and their rows."""
+    n = -(-length // blocks)
+
+    def split(array):
+        padding = [(0, 0)] * array.ndim
+        padding[2] = (0, blocks * n - length)
+        padded = jnp.pad(array, padding)
+        return jnp.moveaxis(padded.reshape(*array.shape[:2], blocks, n, *array.shape[3:]), 2, 0)
+
+    return jax.tree.map(split, arrays), all_rows(blocks * n).reshape(blocks, n)
+
+
+def _join_queries(blocks: jax.Array, length: int) -> jax.Array:
+    joined = jnp.moveaxis(blocks, 0, 2)
+    return joined.reshape(*joined.shape[:2], -1, *joined.shape[4:])[:, :, :length]
+
+
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility, rules: Rules
+) -> tuple[jax.Array, jax.Array]:
+    """Output `[B, H, N, head]` and log-sum-exp `[B, H, N]` (float32) of softmax attention."""
+    length = q.shape[2]
+
+    def samples(arrays):
+        q, k, v, visibility = arrays
+
+        def queries(q, rows):
+            block = Block(q, k, rows, visibility, rules)
+            scores = block.log_scores()
+            top = jnp.max(scores, axis=-1, keepdims=True)
+            weights = jnp.exp(scores - top)
+            total = jnp.sum(weights, axis=-1, keepdims=True)
+            out = jnp.einsum(
+                "bhnm,bhmc->bhnc",
+                block.dropped(weights).astype(v.dtype),
+                v,
+                preferred_element_type=jnp.float32,
+            )
+            return (out / total).astype(v.dtype), (top + jnp.log(total))[..., 0]
+
+        blocks = _num_query_blocks(q, k)
+        if blocks == 1:
+            return queries(q, all_rows(length))
+        out, lse = lax.map(lambda parts: queries(*parts), _split_queries(q, length, blocks))
+        return _join_queries(out, length), _join_queries(lse, length)
+
+    bytes_per_sample = score_bytes(q.shape[1], length, k.shape[2])
+    return over_samples(samples, (q, k, v, visibility), bytes_per_sample)
+
+
+def attend_gradients(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    visibility: Visibility,
+    do: jax.Array,
+    rules: Rules,
+    *,
+    do_for_v: jax.Array | None = None,
+    out_lse: tuple[jax.Array, jax.Array] | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`dq, dk, dv` of softmax attention whose probabilities are recomputed from `q` and `k`.
+
+    Args:
+      q, k, v, visibility: as saved; q and k may hold fewer channels than the head.
+      do: cotangent of the output, all channels.
+      rules: those of the forward pass.
+      do_for_v: the channels of `do` that go with a `v` of fewer channels; None means all.
+      out_lse: output and log-sum-exp of the forward pass, if they were kept.
+    """
+    length = q.shape[2]
+    if out_lse is None:
+        delta = lse = None
+    else:
+        lse = out_lse[1]
+        delta = jnp.sum(do.astype(jnp.float32) * out_lse[0].astype(jnp.float32), axis=-1)
+
+    def samples(arrays):
+        k, v, visibility, by_query = arrays
+
+        def queries(by_query, rows):
+            q, do, do_v, lse, delta = by_query
+            block = Block(q, k, rows, visibility, rules)
+            p = block.softmax(lse)
+            dp = jnp.einsum("bhnc,bhmc->bhnm", do_v, v, preferred_element_type=jnp.float32)
+            dp = block.dropped(dp)
+            if delta is None:
+                delta = jnp.sum(p * dp, axis=-1)
+            dq, dk = block.gradients(p, dp, delta)
+            return dq, dk, jnp.einsum("bhnm,bhnc->bhmc", block.dropped(p).astype(do.dtype), do)
+
+        blocks = _num_query_blocks(q, k)
+        if blocks == 1:
+            return queries(by_query, all_rows(length))
+
+        def accumulate(totals, parts):
+            dq, dk, dv = queries(*parts)
+            wide = (totals[0] + dk.astype(jnp.float32), totals[1] + dv.astype(jnp.float32))
+            return wide, dq
+
+        zeros = (
+            jnp.zeros(k.shape, jnp.float32),
+            jnp.zeros((*v.shape[:3], do.shape[-1]), jnp.float32),
+        )
+        (dk, dv), dq = lax.scan(accumulate, zeros, _split_queries(by_query, length, blocks))
+        return _join_queries(dq, length), dk.astype(k.dtype), dv.astype(v.dtype)
+
+    by_query = (q, do, do if do_for_v is None else do_for_v, lse, delta)
+    bytes_per_sample = score_bytes(q.shape[1], length, k.shape[2])
+    return over_samples(samples, (k, v, visibility, by_query), bytes_per_sample)
+
+
+def default_scale(head: int) -> float:
+    """Scale of the scores of heads of `head` channels."""
+    return 1 / math.sqrt(head)

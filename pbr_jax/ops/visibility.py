@@ -1,0 +1,112 @@
+"""Which keys a query sees, and which of its probabilities dropout keeps.
+
+Kept in structured form, O(N) per sample, so that a kernel can make the N x N pattern on chip, tile
+by tile; only `mask` is a pattern of its own.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pbr_jax.kernels import dropout_bits
+
+HIDDEN = -1e30
+"""Score of a hidden key; a `key_bias` of a tenth of it or less hides its key too."""
+
+
+class Visibility(NamedTuple):
+    """What attention is told beside q, k and v: a pytree with leading axis B, not differentiated.
+
+    A query sees the keys that every entry lets it see; None lets it see all. A query that sees no
+    key attends to all alike, and no gradient reaches q and k through it.
+
+    Attributes:
+      mask: bool `[B, H or 1, N or 1, M]`; False hides a key.
+      lengths: int32 `[B]`; keys at or past the length are hidden (padding on the right). Padded
+        queries are computed like others: their output and gradients are finite, and they reach
+        nothing if their cotangent is zero.
+      segment_ids: int32 `[B, N]`; a token sees the tokens of its own segment. Needs M = N.
+      key_bias: float32 `[B, M]`, added to the scaled scores: BERT's mask, 0 or -10000. Held
+        constant: its cotangent is zero. At or below -1e29 it hides the key.
+      seeds: uint32 `[B, 2]` of `dropout_seeds`; without them nothing is dropped.
+    """
+
+    mask: jax.Array | None = None
+    lengths: jax.Array | None = None
+    segment_ids: jax.Array | None = None
+    key_bias: jax.Array | None = None
+    seeds: jax.Array | None = None
+
+
+def dropout_seeds(keys: jax.Array) -> jax.Array:
+    """Seeds uint32 `[B, 2]` from one PRNG key per sample, `[B]`."""
+    return jax.vmap(lambda key: jax.random.bits(key, (2,), jnp.uint32))(keys)
+
+
+def visible(
+    visibility: Visibility, rows: jax.Array, num_keys: int, causal: bool
+) -> jax.Array | None:
+    """Bool, broadcasts to `[B, H, n, M]`: which keys the queries `rows`, int32 `[n]`, see."""
+    keys = jnp.arange(num_keys, dtype=jnp.int32)
+    parts = []
+    if visibility.mask is not None:
+        mask = visibility.mask
+        parts.append(mask if mask.shape[2] == 1 else jnp.take(mask, rows, axis=2, mode="clip"))
+    if visibility.lengths is not None:
+        parts.append(keys[None, None, None] < visibility.lengths[:, None, None, None])
+    if visibility.segment_ids is not None:
+        ids = visibility.segment_ids
+        own = jnp.take(ids, rows, axis=1, mode="clip")
+        parts.append(own[:, None, :, None] == ids[:, None, None, :])
+    if visibility.key_bias is not None:
+        parts.append(visibility.key_bias[:, None, None] > HIDDEN / 10)
+    if causal:
+        parts.append((keys[None] <= rows[:, None])[None, None])
+    return functools.reduce(jnp.logical_and, parts) if parts else None
+
+
+def dropout_factor(
+    seeds: jax.Array, num_heads: int, rows: jax.Array, num_keys: int, rate: float
+) -> jax.Array:
+    """float32 `[B, H, n, M]`: 0 where a probability is dropped, else `1 / (1 - rate)`."""
+    heads = jnp.arange(num_heads, dtype=jnp.uint32)
+    first, second = seeds[:, 0], seeds[:, 1]
+    of_query = dropout_bits.query_bits(
+        first[:, None, None], heads[None, :, None], rows[None, None, :]
+    )
+    of_key = dropout_bits.key_bits(second[:, None], jnp.arange(num_keys, dtype=jnp.uint32)[None])
+    kept = dropout_bits.kept(of_query[..., None], of_key[:, None, None], rate)
+    return jnp.where(kept, jnp.float32(1 / (1 - rate)), jnp.float32(0))
+
+
+def check(visibility: Visibility, full: tuple[int, ...], causal: bool) -> None:
+    """Raises ValueError for what does not fit scores of shape `full`, `[B, H, N, M]`."""
+    batch, _, num_queries, num_keys = full
+    mask = visibility.mask
+    if mask is not None:
+        fits = mask.ndim == 4 and all(a in (1, b) for a, b in zip(mask.shape, full, strict=True))
+        if mask.dtype != jnp.bool_ or not fits or mask.shape[3] != num_keys:
+            raise ValueError(
+                f"mask is {mask.dtype} {mask.shape}: must be bool [B or 1, H or 1, N or 1, M] of"
+                f" {full}; False hides a key"
+            )
+    for name, dtype, shape, axes in (
+        ("lengths", jnp.int32, (batch,), "[B]"),
+        ("segment_ids", jnp.int32, (batch, num_queries), "[B, N]"),
+        ("key_bias", jnp.float32, (batch, num_keys), "[B, M]"),
+        ("seeds", jnp.uint32, (batch, 2), "[B, 2]"),
+    ):
+        array = getattr(visibility, name)
+        if array is not None and (array.dtype != dtype or array.shape != shape):
+            raise ValueError(
+                f"{name} is {array.dtype} {array.shape}: must be {jnp.dtype(dtype)} {axes} ="
+                f" {shape}"
+            )
+    for name, given in (("segment_ids", visibility.segment_ids is not None), ("causal", causal)):
+        if given and num_queries != num_keys:
+            raise ValueError(
+                f"{name} with {num_queries} queries and {num_keys} keys: is for self-attention,"
+                " where they are the same tokens; use mask"
+            )

@@ -1,0 +1,205 @@
+"""Padding, segments, biases and dropout of attention, for every residual and in blocks."""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from measures import as_jax, assert_close, normal, unchecked, value_and_pullback
+
+from pbr_jax.ops import attention_xla
+from pbr_jax.ops.attention import attention
+from pbr_jax.ops.visibility import Visibility, dropout_factor, dropout_seeds
+
+B, H, N, HEAD = 4, 2, 13, 16
+RESIDUALS = ["flash", "qkv", "channels", "elements"]
+ROUNDING = 4e-6
+RATE = 0.25
+KEYS = jax.random.split(jax.random.key(3), B)
+
+LENGTHS = np.array([13, 9, 1, 0], np.int32)
+SEGMENTS = np.array(
+    [[0] * 13, [0] * 5 + [1] * 8, [2] * 4 + [0] * 4 + [2] * 5, [5, 4] * 6 + [5]], np.int32
+)
+BIAS = np.where(np.arange(N) < 8, normal(9, B, N).astype(np.float32), np.float32(-10_000.0))
+BIAS[1, 3], BIAS[2, 4:7] = -np.inf, np.finfo(np.float32).min  # other people's masks
+
+SEEN = {
+    "lengths": (np.arange(N) < LENGTHS[:, None])[:, None, None, :],
+    "segment_ids": (SEGMENTS[:, :, None] == SEGMENTS[:, None, :])[:, None],
+    "causal": np.tril(np.ones((1, 1, N, N), bool)),
+    "key_bias": (BIAS > -1e29)[:, None, None, :],
+}
+GIVEN = {
+    "lengths": LENGTHS,
+    "segment_ids": SEGMENTS,
+    "causal": True,
+    "key_bias": BIAS,
+    "dropout": RATE,
+}
+CASES = {
+    **{name: (name,) for name in GIVEN},
+    "padded segments": ("segment_ids", "lengths"),
+    "causal padding": ("causal", "lengths", "dropout"),
+    "all": tuple(GIVEN),
+}
+
+
+@functools.cache
+def inputs():
+    return [normal(20 + i, B, H, N, HEAD) for i in range(4)]
+
+
+def run(residual, names, rounding=jnp.float32):
+    given = {name: GIVEN[name] for name in names}
+    given = {n: jnp.asarray(a) if isinstance(a, np.ndarray) else a for n, a in given.items()}
+    if "dropout" in given:
+        given["dropout_keys"] = KEYS
+    op = functools.partial(attention, residual=residual, keep=0.5, **given)
+    *qkv, do = (as_jax(a, rounding) for a in inputs())
+    return value_and_pullback(op, do, *qkv)
+
+
+def oracle(residual, names):
+    """Output and gradients, in float64."""
+    *qkv, do = inputs()
+    masks = [SEEN[name] for name in names if name in SEEN]
+    mask = functools.reduce(np.logical_and, masks) if masks else None
+    bias = np.where(SEEN["key_bias"], BIAS[:, None, None], 0.0) if "key_bias" in names else None
+    dropout = 1.0
+    if "dropout" in names:
+        dropout = oracles.dropout_factor(dropout_seeds(KEYS), H, N, N, RATE)
+    told = {"bias": bias, "dropout": dropout}
+    gradients = {
+        "elements": functools.partial(oracles.pruned_attention_gradients, keep=0.5),
+        "channels": functools.partial(oracles.sparse_attention_gradients, num_kept=8),
+    }.get(residual, oracles.dense_attention_gradients)
+    return oracles.attention(*qkv, mask, **told), gradients(*qkv, mask, do, **told)
+
+
+@pytest.mark.parametrize(
+    ("residual", "case"),
+    [*[("qkv", case) for case in CASES], *[(r, "all") for r in RESIDUALS if r != "qkv"]],
+)
+def test_equals_the_oracle(residual, case):
+    y, grads = run(residual, CASES[case])
+    expected_y, expected = oracle(residual, CASES[case])
+    assert_close(y, expected_y, ROUNDING, "out")
+    for name, gradient, exact in zip("qkv", grads, expected, strict=True):
+        assert_close(gradient, exact, 1e-4 if residual == "elements" else ROUNDING, f"d{name}")
+
+
+@pytest.mark.parametrize(
+    ("residual", "score_bytes"), [("flash", 700), ("qkv", 1352), ("channels", 500)]
+)
+def test_blocks_of_samples_and_queries_draw_the_same(residual, score_bytes, monkeypatch):
+    monkeypatch.setattr(attention_xla, "_SCORE_BYTES", score_bytes)
+    y, grads = run(residual, CASES["all"])
+    expected_y, expected = oracle(residual, CASES["all"])
+    assert_close(y, expected_y, ROUNDING, "out")
+    for name, gradient, exact in zip("qkv", grads, expected, strict=True):
+        assert_close(gradient, exact, ROUNDING, f"d{name}")
+
+
+def test_padded_queries_reach_nothing_if_their_cotangent_is_zero():
+    *qkv, do = map(as_jax, inputs())
+    queries = jnp.asarray(SEEN["lengths"]).swapaxes(2, 3)
+    do = jnp.where(queries, do, 0.0)
+    changed = [jnp.where(queries, a, 100 * a) for a in qkv]
+    op = functools.partial(attention, lengths=jnp.asarray(LENGTHS), residual="qkv")
+    (y, grads), (y_changed, grads_changed) = (
+        value_and_pullback(op, do, *a) for a in (qkv, changed)
+    )
+    assert_close(jnp.where(queries, y_changed, 0.0), jnp.where(queries, y, 0.0), 1e-6)
+    assert all(np.isfinite(g).all() for g in (y_changed, *grads_changed))
+    some = LENGTHS > 0  # a sample of no tokens attends to its padding
+    for name, a, b in zip("qkv", grads_changed, grads, strict=True):
+        assert_close(a[some], b[some], 1e-6, f"d{name}")
+
+
+def test_the_bias_is_held_constant():
+    *qkv, _ = map(as_jax, inputs())
+    gradient = jax.grad(lambda bias: attention(*qkv, key_bias=bias).sum())(jnp.zeros((B, N)))
+    np.testing.assert_array_equal(gradient, 0)
+
+
+class TestDropoutBits:
+    SIZES = types.SimpleNamespace(samples=3, heads=4, queries=64, keys=96)
+
+    @classmethod
+    @functools.cache
+    def kept(cls, rate=0.1):
+        s = cls.SIZES
+        seeds = dropout_seeds(jax.random.split(jax.random.key(1), s.samples))
+        rows = jnp.arange(s.queries, dtype=jnp.int32)
+        factor = np.asarray(dropout_factor(seeds, s.heads, rows, s.keys, rate), np.float64)
+        assert set(np.unique(factor)) == {0.0, np.float64(np.float32(1 / (1 - rate)))}
+        return factor > 0
+
+    @pytest.mark.parametrize("rate", [0.01, 0.1, 0.5, 0.9])
+    def test_the_rate_is_kept_everywhere(self, rate):
+        kept = self.kept(rate)
+        for axes in ((0, 1, 2, 3), (1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2)):
+            count = np.prod([kept.shape[a] for a in axes])
+            spread = np.sqrt(rate * (1 - rate) / count)
+            assert np.abs(kept.mean(axis=axes) - (1 - rate)).max() < 5 * spread
+
+    @pytest.mark.parametrize("axis", range(4))
+    def test_neighbours_are_not_correlated(self, axis):
+        drop = ~self.kept() - 0.1
+        for shift in (1, 2, 3, 32):
+            if shift < drop.shape[axis]:
+                near = np.take(drop, range(drop.shape[axis] - shift), axis)
+                far = np.take(drop, range(shift, drop.shape[axis]), axis)
+                correlation = (near * far).mean() / 0.09
+                assert abs(correlation) < 5 / np.sqrt(near.size), shift
+
+    def test_four_corners_of_a_rectangle_are_not_correlated(self):
+        """Bits of a row and of a column meet in an exclusive or, which alone would show here."""
+        drop = ~self.kept(0.5) - 0.5
+        corners = (
+            drop[:, :, :-1, :-1] * drop[:, :, 1:, :-1] * drop[:, :, :-1, 1:] * drop[:, :, 1:, 1:]
+        )
+        assert abs(corners.mean() / 0.5**4) < 5 / np.sqrt(corners.size)
+
+    def test_a_part_of_the_rows_is_that_part_of_the_whole(self):
+        seeds = dropout_seeds(jax.random.split(jax.random.key(1), self.SIZES.samples))
+        rows = jnp.array([5, 40, 63], jnp.int32)
+        part = dropout_factor(seeds[1:], 4, rows, 96, 0.1)
+        np.testing.assert_array_equal(part > 0, self.kept()[1:, :, [5, 40, 63]])
+
+
+Q = jnp.zeros((2, 2, 5, 8))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"lengths": jnp.ones((2,))}, r"lengths is float32 \(2,\): must be int32 \[B\] = \(2,\)"),
+        (
+            {"segment_ids": jnp.ones((2, 4), jnp.int32)},
+            r"segment_ids is int32 \(2, 4\): must be int32 \[B, N\] = \(2, 5\)",
+        ),
+        (
+            {"key_bias": jnp.ones((5,))},
+            r"key_bias is float32 \(5,\): must be float32 \[B, M\] = \(2, 5\)",
+        ),
+        ({"causal": True, "k": Q[:, :, :3], "v": Q[:, :, :3]}, "causal with 5 queries and 3 keys"),
+        ({"dropout": 1.0}, r"dropout = 1\.0: must be in \[0, 1\)"),
+        ({"dropout": 0.1}, r"dropout = 0\.1 without dropout_keys: pass one PRNG key per sample"),
+        (
+            {"dropout": 0.1, "dropout_keys": jax.random.split(jax.random.key(0), 3)},
+            r"seeds is uint32 \(3, 2\): must be uint32 \[B, 2\] = \(2, 2\)",
+        ),
+    ],
+)
+def test_errors_name_argument_value_and_rule(given, message):
+    with pytest.raises(ValueError, match=message):
+        unchecked(attention)(**{"q": Q, "k": Q, "v": Q} | given)
+
+
+def test_nothing_given_is_nothing_to_carry():
+    assert jax.tree.leaves(Visibility()) == []
