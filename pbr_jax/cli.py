@@ -1,6 +1,8 @@
 """The program `pbr`: one command per module of `pbr_jax.commands`, imported when it is called.
 
-A command's module has `add_arguments(parser)` and `main(args) -> int`, the exit code.
+A command's module has `add_arguments(parser)` and `main(args) -> int`, the exit code. One that
+calls `flags.add_config(parser)` takes `--config FILE[:variant]` and `--config.KEY=VALUE` as
+`train.py` does, and finds them, checked, as `args.arguments`.
 """
 
 import argparse
@@ -10,7 +12,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 
 from pbr_jax import __version__
-from pbr_jax.flags import error_text
+from pbr_jax.flags import error_text, parse_args
 from pbr_jax.gpu import use_cpu_without_gpu
 
 # Name -> what it does. `pbr a b` is the module `pbr_jax.commands.a_b`.
@@ -37,8 +39,13 @@ def main(argv: Sequence[str] | None = None, commands: Mapping[str, str] = COMMAN
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     module.add_arguments(parser)
-    args = parser.parse_args(words[name.count(" ") + 1 :])
+    args, others = parser.parse_known_args(words[name.count(" ") + 1 :])
+    takes_config = hasattr(args, "config")
+    if others and not takes_config:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     try:
+        if takes_config:
+            args.arguments = parse_args(["--config", args.config, *others])
         return module.main(args)
     except (ValueError, OSError, RuntimeError) as error:
         if args.debug:

@@ -1,5 +1,6 @@
 """The command line of `train.py`: flags to a checked configuration, and errors as plain lines."""
 
+import argparse
 import shlex
 import shutil
 import sys
@@ -56,6 +57,16 @@ def parse_args(argv: Sequence[str]) -> Arguments:
         raise ConfigError(faults, f"the command line and configuration {parsed.spec}", ADVICE)
     workdir = Path(parsed.workdir) if parsed.workdir else default_workdir(config)
     return Arguments(config, parsed.spec, tuple(parsed.overrides), workdir, parsed.debug)
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Adds `--config` to a command of `pbr`; its `--config.KEY=VALUE` are left to `parse_args`."""
+    parser.add_argument(
+        "--config",
+        default=DEFAULT_SPEC,
+        metavar="FILE[:variant]",
+        help=f"configuration file, default {DEFAULT_SPEC}; --config.KEY=VALUE sets a key of it",
+    )
 
 
 def default_workdir(config: Config) -> Path:

@@ -3,7 +3,7 @@ import types
 
 import pytest
 
-from pbr_jax import cli
+from pbr_jax import cli, flags
 
 
 @pytest.fixture
@@ -42,6 +42,42 @@ def test_a_users_error_is_a_line_and_exit_code_2(commands, capsys):
 def test_an_error_of_ours_passes(commands):
     with pytest.raises(KeyError):
         cli.main(["greet", "one", "you", "--fail", "KeyError"], commands)
+
+
+def test_an_unknown_argument_is_refused(commands, capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main(["greet", "one", "you", "--laud"], commands)
+    assert done.value.code == 2
+    assert "--laud" in capsys.readouterr().err
+
+
+class TestConfig:
+    @pytest.fixture
+    def commands(self, monkeypatch):
+        """A command `show` that prints two settings."""
+
+        def main(args):
+            print(args.arguments.config.steps, args.arguments.config.method, args.rows)
+            return 0
+
+        def add_arguments(parser):
+            flags.add_config(parser)
+            parser.add_argument("--rows", type=int)
+
+        module = types.ModuleType("pbr_jax.commands.show", "Shows.")
+        module.main, module.add_arguments = main, add_arguments
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        return {"show": "shows"}
+
+    def test_a_command_takes_settings_as_training_does(self, commands, capsys):
+        words = ["show", "--config.steps=300", "--rows", "2", "--config.method", "fast"]
+        assert cli.main(words, commands) == 0
+        assert capsys.readouterr().out == "300 fast 2\n"
+
+    def test_all_faults_are_named_at_once(self, commands, capsys):
+        assert cli.main(["show", "--config.stepz=3", "--laud", "--config.seed=-1"], commands) == 2
+        error = capsys.readouterr().err
+        assert all(word in error for word in ("stepz", "--laud", "seed = -1"))
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])
