@@ -7,7 +7,6 @@ settings together are in the table `_TIES`.
 import dataclasses
 import difflib
 import math
-import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from pbr_jax.configs import common
 from pbr_jax.configs.common import Config, Keep
-from pbr_jax.methods import METHODS
+from pbr_jax.methods import METHODS, SUFFIXES
 
 _SHAPE_KEYS = ("width", "depth", "heads", "mlp_dim")
 
@@ -170,8 +169,11 @@ def method_fault(method: str) -> str | None:
         close = nearest(name, METHODS)
         hint = f"the nearest is {close + slash + suffix}; " if close else ""
         return f"no such method; {hint}there are {', '.join(METHODS)}"
-    if slash and not re.fullmatch(r"js[1-9][0-9]?", suffix):
-        return f"the suffix must be /js1 to /js99, such as {name}/js50 for 50 % of the tensors"
+    if slash and not (suffix and SUFFIXES.fullmatch(slash + suffix)):
+        return (
+            f"the suffix must be /js1 to /js99, such as {name}/js50 for 50 % of the tensors, or"
+            f" /chunksN, such as {name}/chunks4, or /chunks4/js50"
+        )
     return None
 
 

@@ -1,7 +1,8 @@
 """Methods by name: what a block keeps, and who chooses the columns.
 
 `resolve("prebackrazor++/js50")` is PreBackRazor++ with JointSPAR over half of the parameter
-tensors. Every field of a method can be overridden.
+tensors, `resolve("remat/chunks1")` rematerialisation without chunks of the batch. Every field of a
+method can be overridden.
 """
 
 import dataclasses
@@ -71,6 +72,7 @@ PRESETS: dict[str, Method] = {
     )
 }
 METHODS: tuple[str, ...] = tuple(PRESETS)
+SUFFIXES = re.compile(r"(/chunks(?P<chunks>[1-9][0-9]*))?(/js(?P<percent>[1-9][0-9]?))?")
 
 
 def resolve(
@@ -84,8 +86,8 @@ def resolve(
     """The method called `name`, with any field overridden.
 
     Args:
-      name: one of `METHODS`, optionally with a suffix `/jsNN`: JointSPAR with NN % of the parameter
-        tensors.
+      name: one of `METHODS`, optionally with the suffixes `/chunksN`, blocks run in N parts of the
+        batch, and `/jsNN`, JointSPAR with NN % of the parameter tensors, in this order.
       keep: fraction of columns or elements kept, for all sites or per site.
       policy: who chooses the columns.
       joint_spar: fraction of tensors, in place of the suffix.
@@ -94,13 +96,14 @@ def resolve(
     Raises:
       ValueError: the name is unknown, or an override does not apply to this method.
     """
-    match = re.fullmatch(r"(?P<base>.+?)(/js(?P<percent>[1-9][0-9]?))?", name)
-    if match is None or match["base"] not in PRESETS:
+    base, slash, suffixes = name.partition("/")
+    match = SUFFIXES.fullmatch(slash + suffixes)
+    if match is None or base not in PRESETS:
         raise ValueError(
-            f"method = {name!r}: must be one of {', '.join(METHODS)}, optionally followed by /js50"
-            " or the like"
+            f"method = {name!r}: must be one of {', '.join(METHODS)}, optionally followed by"
+            " /chunks4, /js50 or the like"
         )
-    preset = PRESETS[match["base"]]
+    preset = PRESETS[base]
     given = {field: value for field, value in plan_fields.items() if value is not None}
     if keep is not None:
         if preset.plan.keep == Keep():
@@ -109,6 +112,8 @@ def resolve(
                 " drop keep"
             )
         given["keep"] = keep if isinstance(keep, Keep) else uniform_keep(keep)
+    if match["chunks"]:
+        given.setdefault("batch_chunks", int(match["chunks"]))
     plan = dataclasses.replace(preset.plan, **given)
     chosen = preset.policy if plan.linear == "columns" else None
     if policy is not None and chosen is None:

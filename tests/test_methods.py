@@ -48,13 +48,21 @@ def test_a_suffix_adds_joint_spar_to_any_method(name, suffix, share):
     assert method.name == name + suffix
 
 
+def test_a_suffix_sets_the_chunks():
+    plain = methods.resolve("remat/chunks1/js50")
+    assert (plain.plan.batch_chunks, plain.joint_spar) == (1, 0.5)
+    assert methods.resolve("fast/chunks16").plan.batch_chunks == 16
+    assert methods.resolve("fast/chunks16", batch_chunks=2).plan.batch_chunks == 2
+
+
 def test_a_given_share_goes_before_the_suffix():
     assert methods.resolve("full/js50", joint_spar=0.25).joint_spar == 0.25
     assert methods.resolve("full", joint_spar=0.25).joint_spar == 0.25
 
 
 @pytest.mark.parametrize(
-    "name", ["", "ful", "full/js", "full/js0", "full/js100", "full/js50/js50", "/js50", "full "]
+    "name",
+    ["", "ful", "full/js", "full/js0", "full/js100", "full/js50/js50", "/js50", "full ", "full/"],
 )
 def test_an_unknown_name_lists_the_known_ones(name):
     with pytest.raises(ValueError, match=r"method = .*must be one of full, remat.*/js50"):
