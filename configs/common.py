@@ -112,6 +112,9 @@ class Plan:
     batch_chunks: int | None = setting(
         None, "run each block in so many parts of the batch: smaller transients", AT_LEAST_ONE
     )
+    implementation: Literal["xla", "triton", "mosaic", "jax_triton"] | None = setting(
+        None, "kernels of linear, attention and optimizer; none = the best known for the device"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from flax import linen as nn
 
 from pbr_jax.ops import attention, gelu, layer_norm, linear, pair
 from pbr_jax.ops.arrays import sample_keys
-from pbr_jax.plans import budget_for
+from pbr_jax.plans import Implementation, budget_for
 
 Initializer = Callable[..., jax.Array]
 
@@ -42,6 +42,7 @@ class DenseGeneral(nn.Module):
       axis: input axes to contract; they must be the last ones.
       use_bias, dtype, param_dtype, kernel_init, bias_init: as in Flax.
       keep: fraction of input columns kept for the weight gradient, in (0, 1]; 1 is the stock layer.
+      implementation: of the weight gradient, see `pbr_jax.ops.dispatch`.
     """
 
     features: int | Sequence[int]
@@ -52,6 +53,7 @@ class DenseGeneral(nn.Module):
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros_init()
     keep: float = 0.1
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, columns: jax.Array | None = None) -> jax.Array:
@@ -76,7 +78,7 @@ class DenseGeneral(nn.Module):
             _record(self, columns, inputs)
             params["columns"] = columns
         check = functools.partial(_require_columns, self.path, self.keep, num_inputs)
-        apply = pair.bind(_flat_linear(num_inputs, num_outputs), check)
+        apply = pair.bind(_flat_linear(num_inputs, num_outputs, self.implementation), check)
         return apply(params, x, None).reshape(*x.shape[:-1], *outputs)
 
 
@@ -122,6 +124,7 @@ class MultiHeadDotProductAttention(nn.Module):
       attention_keep: fraction kept by the residuals "channels" and "elements".
       dropout_rate: of the attention weights, from the stream `dropout`.
       deterministic: no dropout; here or in the call, if `dropout_rate > 0`.
+      implementation: of attention and the linear layers, see `pbr_jax.ops.dispatch`.
     """
 
     num_heads: int
@@ -137,6 +140,7 @@ class MultiHeadDotProductAttention(nn.Module):
     attention_keep: float = 0.2
     dropout_rate: float = 0.0
     deterministic: bool | None = None
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(
@@ -162,6 +166,7 @@ class MultiHeadDotProductAttention(nn.Module):
             kernel_init=self.kernel_init,
             bias_init=self.bias_init,
             keep=self.keep,
+            implementation=self.implementation,
         )
         heads = (self.num_heads, width // self.num_heads)
         columns: dict[int, jax.Array | None] = {}  # of each input: one selection per activation
@@ -187,6 +192,7 @@ class MultiHeadDotProductAttention(nn.Module):
             dropout_keys=keys,
             residual=self.residual,
             keep=self.attention_keep,
+            implementation=self.implementation,
         )
         features = self.out_features or inputs_q.shape[-1]
         return layer(features, axis=(-2, -1), name="out")(jnp.swapaxes(out, -3, -2))
@@ -200,6 +206,7 @@ class MlpBlock(nn.Module):
       out_dim: None takes the width of the input.
       keep: fraction of columns kept by both layers.
       approximate: tanh form of GELU.
+      implementation: of the weight gradients, see `pbr_jax.ops.dispatch`.
     """
 
     mlp_dim: int
@@ -210,6 +217,7 @@ class MlpBlock(nn.Module):
     bias_init: Initializer = nn.initializers.normal(1e-6)
     keep: float = 0.1
     approximate: bool = False
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -220,6 +228,7 @@ class MlpBlock(nn.Module):
             kernel_init=self.kernel_init,
             bias_init=self.bias_init,
             keep=self.keep,
+            implementation=self.implementation,
         )
         u = layer(self.mlp_dim, name="Dense_0")(x)
         return layer(self.out_dim or x.shape[-1], name="Dense_1")(
@@ -247,14 +256,16 @@ def _record(module: nn.Module, columns: jax.Array, inputs: tuple[int, ...]) -> N
         module.put_variable("selection", "selected", selected.reshape(inputs))
 
 
-def _flat_linear(num_inputs: int, num_outputs: int) -> pair.Pair:
+def _flat_linear(
+    num_inputs: int, num_outputs: int, implementation: Implementation | None
+) -> pair.Pair:
     """The linear layer for a kernel `[*in, *out]`, seen as a matrix `[D, F]`.
 
     The parameters are reshaped inside, so that the backward pass holds them and no copies: in a
     scan over layers each copy would be stored.
     """
     shapes = {"kernel": (num_inputs, num_outputs), "bias": (num_outputs,)}
-    matrix = linear.linear_pair("columns")
+    matrix = linear.linear_pair("columns", implementation=implementation)
 
     def flat(params):
         return {name: p.reshape(shapes.get(name, p.shape)) for name, p in params.items()}

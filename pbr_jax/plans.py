@@ -8,6 +8,8 @@ LinearKind = Literal["dense", "columns", "magnitude", "elements"]
 LayerNormKind = Literal["dense", "int8", "elements"]
 AttentionKind = Literal["flash", "qkv", "recompute", "channels", "elements"]
 GeluKind = Literal["dense", "code2", "code3", "code4"]
+Implementation = Literal["xla", "triton", "mosaic", "jax_triton"]
+IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 _KINDS = {
     "linear": LinearKind,
     "layer_norm": LayerNormKind,
@@ -53,6 +55,8 @@ class ResidualPlan:
         from outside and bring their own number.
       attention_keep: fraction of channels kept by "channels", the sparse attention of
         PreBackRazor++.
+      implementation: of the ops that have kernels, see `pbr_jax.ops.dispatch`; None lets the device
+        decide.
     """
 
     linear: LinearKind = "dense"
@@ -64,12 +68,18 @@ class ResidualPlan:
     batch_chunks: int = 1
     keep: Keep = Keep()
     attention_keep: float = 0.2
+    implementation: Implementation | None = None
 
     def __post_init__(self) -> None:
         for name, kinds in _KINDS.items():
             value = getattr(self, name)
             if value not in get_args(kinds):
                 raise ValueError(f"{name} = {value!r}: must be one of {', '.join(get_args(kinds))}")
+        if self.implementation not in (None, *IMPLEMENTATIONS):
+            raise ValueError(
+                f"implementation = {self.implementation!r}: must be one of"
+                f" {', '.join(IMPLEMENTATIONS)}, or None"
+            )
         if self.batch_chunks < 1:
             raise ValueError(f"batch_chunks = {self.batch_chunks}: must be at least 1")
 

@@ -16,6 +16,7 @@ PROGRAM = TESTS.parent / "train.py"
 
 # A part may import the parts of its own line and of the lines above it.
 CHAIN = [
+    {"gpu"},
     {"kernels"},
     {"ops", "plans", "residuals", "methods"},
     {"layers"},
@@ -26,7 +27,7 @@ CHAIN = [
     {"cli"},
 ]
 # Each of these imports no other part, and `training` and what is above it may import it.
-INDEPENDENT = {"pruning", "data", "configs", "gpu", "checkpoints", "freeze"}
+INDEPENDENT = {"pruning", "data", "configs", "checkpoints", "freeze"}
 # From the command line to a `Config`, which only `training` and what is above it may see.
 SETTINGS = {"config", "config_rules", "flags"}
 

@@ -142,6 +142,7 @@ def offered(section: type, field: str) -> set[str]:
         ("layer_norm", plans.LayerNormKind),
         ("attention", plans.AttentionKind),
         ("gelu", plans.GeluKind),
+        ("implementation", plans.Implementation),
     ],
 )
 def test_settings_of_the_plan_are_those_of_the_library(field, kinds):

@@ -5,6 +5,7 @@ from pbr_jax.gpu.compile import (
     GpuCompilerMissing,
     MemoryReport,
     compile_for,
+    compiling_for,
     memory,
     require_compiler,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "GpuCompilerMissing",
     "MemoryReport",
     "compile_for",
+    "compiling_for",
     "find_card",
     "memory",
     "require_compiler",

@@ -4,6 +4,8 @@ XLA's GPU compiler runs on the CPU. It needs the packages of the extra `gpu-comp
 plugin in the version of JAX, and `ptxas` with `libdevice` of CUDA 13.
 """
 
+import contextvars
+import dataclasses
 import importlib.metadata
 import importlib.util
 import os
@@ -18,6 +20,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pbr_jax.gpu.cards import Card, target_config
 from pbr_jax.gpu.presence import use_cpu_without_gpu
+
+# Pallas on JAX 0.11 reads the compute capability of a card that is not there off its name, and
+# knows these. Another card of the capability goes by the first of them.
+_KNOWN_TO_PALLAS = {
+    (8, 0): ("A100", "A30"),
+    (8, 6): ("A10",),
+    (8, 9): ("L4", "L40", "RTX 4090"),
+    (9, 0): ("H100", "H200", "GH200"),
+    (10, 0): ("B200", "GB200"),
+    (12, 0): ("RTX PRO 4500", "RTX PRO 5000", "RTX PRO 6000"),
+}
+_card: contextvars.ContextVar[Card | None] = contextvars.ContextVar("card", default=None)
 
 _INSTALL = "install the extra with: pip install 'pbr_jax[gpu-compiler]' (Linux only)"
 
@@ -133,9 +147,17 @@ def compile_for(
         "xla_gpu_enable_triton_gemm": False,
         **(compiler_options or {}),
     }
-    # Pallas asks the mesh in scope which card it lowers for.
-    with jax.set_mesh(mesh):
-        return staged.lower(*specs).compile(compiler_options=options)
+    token = _card.set(card)
+    try:
+        with jax.set_mesh(mesh):  # Pallas asks the mesh in scope which card it lowers for
+            return staged.lower(*specs).compile(compiler_options=options)
+    finally:
+        _card.reset(token)
+
+
+def compiling_for() -> Card | None:
+    """The card that a `compile_for` around the caller compiles for, or None."""
+    return _card.get()
 
 
 def memory(compiled: jax.stages.Compiled) -> MemoryReport:
@@ -159,6 +181,9 @@ def memory(compiled: jax.stages.Compiled) -> MemoryReport:
 
 def _device(card: Card) -> jax.Device:
     """Returns a device that can be compiled for but not run on."""
+    names = _KNOWN_TO_PALLAS.get(card.capability, ())
+    if names and not any(name in card.description for name in names):
+        card = dataclasses.replace(card, description=f"NVIDIA {names[0]}")
     try:
         description = topologies.get_topology_desc(
             platform="cuda", target_config=target_config(card), topology="1x1x1"

@@ -111,5 +111,7 @@ def run_blocks(
         in_axes=(0, nn.broadcast, nn.broadcast),
         length=depth,
     )
-    blocks = scanned(mlp_dim, plan if train else ResidualPlan(), shape, initializer, name="blocks")
+    if not train:
+        plan = ResidualPlan(implementation=plan.implementation)
+    blocks = scanned(mlp_dim, plan, shape, initializer, name="blocks")
     return blocks(x, jnp.arange(depth), aux, train)[0]

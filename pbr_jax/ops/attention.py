@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from pbr_jax import residuals
-from pbr_jax.ops import pair
+from pbr_jax.ops import dispatch, pair
 from pbr_jax.ops.attention_sparse import (
     Channels,
     PrunedAttention,
@@ -28,7 +28,7 @@ from pbr_jax.ops.attention_sparse import (
 )
 from pbr_jax.ops.attention_xla import Rules, attend, attend_gradients, default_scale
 from pbr_jax.ops.visibility import Visibility, check, dropout_seeds
-from pbr_jax.plans import AttentionKind
+from pbr_jax.plans import AttentionKind, Implementation
 
 Kind = AttentionKind
 KINDS = tuple(kind for kind in get_args(Kind) if kind != "recompute")  # that needs a half-block
@@ -52,12 +52,14 @@ class Settings(NamedTuple):
       keep: fraction of channels or elements kept by "channels" and "elements", in (0, 1].
       causal: a query sees no key behind it.
       dropout: rate at which probabilities are dropped, where `Visibility` brings seeds.
+      implementation: see `pbr_jax.ops.dispatch`; None lets the device decide.
     """
 
     kind: Kind = "flash"
     keep: float = 0.2
     causal: bool = False
     dropout: float = 0.0
+    implementation: Implementation | None = None
 
     def rules(self, head: int) -> Rules:
         return Rules(default_scale(head), self.causal, self.dropout)
@@ -65,6 +67,7 @@ class Settings(NamedTuple):
 
 def forward(qkv, visibility: Visibility, settings: Settings) -> tuple[jax.Array, Any]:
     """Attention of `q, k, v` and what `settings.kind` keeps for the backward pass."""
+    dispatch.choose("attention", settings.implementation, {})
     q, k, v = qkv
     rules = settings.rules(q.shape[-1])
     out, lse = attend(q, k, v, visibility, rules)
@@ -126,6 +129,7 @@ def attention(
     dropout_keys: jax.Array | None = None,
     residual: Kind = "flash",
     keep: float = 0.2,
+    implementation: Implementation | None = None,
 ) -> jax.Array:
     """Softmax attention, `[B, H, N, head], [B, H, M, head] x 2 -> [B, H, N, head]`.
 
@@ -140,10 +144,11 @@ def attention(
       dropout_keys: PRNG keys `[B]`, one per sample, if `dropout > 0`.
       residual: "flash", "qkv", "channels" or "elements", see the module docstring.
       keep: fraction of channels or elements kept by the last two, in (0, 1].
+      implementation: see `pbr_jax.ops.dispatch`; None lets the device decide.
 
     Raises:
-      ValueError: shapes or dtypes do not fit, `dropout` is out of range or without keys, or
-        `residual` is unknown.
+      ValueError: shapes or dtypes do not fit, `dropout` is out of range or without keys,
+        `residual` is unknown, or the named implementation cannot run.
     """
     if residual not in KINDS:
         raise ValueError(f"residual = {residual!r}: must be one of {', '.join(KINDS)}")
@@ -168,5 +173,5 @@ def attention(
     if mask is not None:  # every leaf of `aux` has the leading axis B
         mask = jnp.broadcast_to(mask, (q.shape[0], *mask.shape[1:]))
         visibility = visibility._replace(mask=mask)
-    settings = Settings(residual, keep, causal, dropout)
+    settings = Settings(residual, keep, causal, dropout, implementation)
     return pair.bind(attention_pair(settings, k.shape[2]))(None, (q, k, v), visibility)

@@ -92,6 +92,7 @@ def attention_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
         keep=plan.attention_keep if plan.attention == "channels" else plan.keep.largest,
         causal=shape.causal,
         dropout=shape.attention_dropout,
+        implementation=plan.implementation,
     )
 
     def q_k_v(h, params):
@@ -125,7 +126,9 @@ def attention_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
             proj_input = linear.save_input(
                 _merge_heads(saved.attention.out), params["proj"], plan.linear
             )
-        d_proj = linear.parameter_gradients(params["proj"], proj_input, d_branch)
+        d_proj = linear.parameter_gradients(
+            params["proj"], proj_input, d_branch, plan.implementation
+        )
         d_merged = linear.input_gradient(d_branch, params["proj"]["kernel"])
         d_out = _heads(d_merged, 1, shape)[0]
         attention_saved = saved.attention
@@ -139,7 +142,9 @@ def attention_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
         qkv_input = saved.qkv_input
         if qkv_input is None:
             qkv_input = rebuild(params, saved, aux, dy, params["qkv"].get("columns"))
-        d_qkv_params = linear.parameter_gradients(params["qkv"], qkv_input, d_qkv)
+        d_qkv_params = linear.parameter_gradients(
+            params["qkv"], qkv_input, d_qkv, plan.implementation
+        )
         dh = linear.input_gradient(d_qkv, params["qkv"]["kernel"])
         if shape.post_norm:
             dh = _embedding_dropout(dh + dy, aux, shape, dy)
@@ -174,7 +179,9 @@ def mlp_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
 
     def backward(params, saved, aux, dy):
         d_branch = _dropout(dy, aux, 2, shape.dropout)
-        d_fc2 = linear.parameter_gradients(params["fc2"], saved.fc2_input, d_branch)
+        d_fc2 = linear.parameter_gradients(
+            params["fc2"], saved.fc2_input, d_branch, plan.implementation
+        )
         da = _dropout(
             linear.input_gradient(d_branch, params["fc2"]["kernel"]), aux, 1, hidden_dropout
         )
@@ -184,7 +191,7 @@ def mlp_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
         fc1_input = saved.fc1_input
         if fc1_input is None:
             fc1_input = _rebuild(saved.norm, params["norm2"], dy, params["fc1"].get("columns"))
-        d_fc1 = linear.parameter_gradients(params["fc1"], fc1_input, du)
+        d_fc1 = linear.parameter_gradients(params["fc1"], fc1_input, du, plan.implementation)
         dh = linear.input_gradient(du, params["fc1"]["kernel"])
         if shape.post_norm:
             dh = dh + dy

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from pbr_jax import residuals
-from pbr_jax.ops import pair
+from pbr_jax.ops import dispatch, pair
 from pbr_jax.ops.arrays import as_row
-from pbr_jax.plans import LinearKind, budget_for
+from pbr_jax.plans import Implementation, LinearKind, budget_for
 
 Kind = LinearKind
 KINDS: tuple[str, ...] = ("dense", "columns", "magnitude", "elements")
@@ -65,7 +65,9 @@ def save_input(x: jax.Array, params: dict, kind: Kind, keep: float = 1.0) -> Any
     raise ValueError(f"linear residual = {kind!r}: must be dense, columns, magnitude or elements")
 
 
-def parameter_gradients(params: dict, saved: Any, dy: jax.Array) -> dict:
+def parameter_gradients(
+    params: dict, saved: Any, dy: jax.Array, implementation: Implementation | None = None
+) -> dict:
     """Cotangents of `kernel`, `rows` and `bias` from what `save_input` kept.
 
     With `rows` in `params` the weight gradient is packed, `[K, F]`, and the kernel gets none; with
@@ -73,6 +75,7 @@ def parameter_gradients(params: dict, saved: Any, dy: jax.Array) -> dict:
     for the kernel and one for the bias; the gradient of an inactive tensor is zero and its product
     is skipped.
     """
+    dispatch.choose("linear", implementation, {})
     kernel, active = params["kernel"], params.get("active", {})
     grads: dict[str, Any] = dict.fromkeys(params)
 
@@ -106,14 +109,19 @@ def _if_active(flag, gradient):
     return lax.cond(flag, gradient, lambda: jnp.zeros(shape.shape, shape.dtype))
 
 
-def linear_pair(kind: Kind, keep: float = 1.0) -> pair.Pair:
+def linear_pair(
+    kind: Kind, keep: float = 1.0, implementation: Implementation | None = None
+) -> pair.Pair:
     """The linear layer as a pair over `params = {kernel, bias, columns, rows, active}`."""
 
     def forward(params, x, aux):
         return project(x, params["kernel"], params.get("bias")), save_input(x, params, kind, keep)
 
     def backward(params, saved, aux, dy):
-        return parameter_gradients(params, saved, dy), input_gradient(dy, params["kernel"])
+        return (
+            parameter_gradients(params, saved, dy, implementation),
+            input_gradient(dy, params["kernel"]),
+        )
 
     return pair.Pair(forward, backward)
 
@@ -127,6 +135,7 @@ def linear(
     rows: jax.Array | None = None,
     residual: Kind | None = None,
     keep: float = 1.0,
+    implementation: Implementation | None = None,
 ) -> jax.Array:
     """`y = x W + b` that saves only part of `x` for the weight gradient.
 
@@ -143,19 +152,21 @@ def linear(
         "magnitude" keeps the columns of largest norm of this batch (PreBackRazor-), "elements"
         BackRazor's.
       keep: fraction kept by "magnitude" and "elements", in (0, 1].
+      implementation: of the weight gradient, see `pbr_jax.ops.dispatch`; None lets the device
+        decide.
 
     Returns:
       `[B, ..., F]` in the dtype of `x`.
 
     Raises:
-      ValueError: shapes, dtypes or the selection do not fit; the message names the argument and the
-        rule.
+      ValueError: shapes, dtypes or the selection do not fit, or the named implementation cannot
+        run; the message names the argument and the rule.
     """
     residual = residual or ("dense" if columns is None else "columns")
     _check(x, kernel, bias, columns, rows, residual)
     params = {"kernel": kernel, "bias": bias, "columns": columns, "rows": rows}
     given = {name: value for name, value in params.items() if value is not None}
-    return pair.bind(linear_pair(residual, keep))(given, x, None)
+    return pair.bind(linear_pair(residual, keep, implementation))(given, x, None)
 
 
 def _check(x, kernel, bias, columns, rows, residual) -> None:

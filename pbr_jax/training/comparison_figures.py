@@ -63,7 +63,9 @@ def _label(axes: Any, names: Sequence[str], x: np.ndarray, y: np.ndarray) -> Non
     placed: list[tuple[float, float]] = []
     for name, px, py in sorted(zip(names, x, y, strict=True), key=lambda point: -point[2]):
         ty = py
-        while any(abs(px - qx) < 0.2 * width and abs(ty - qy) < 0.035 * height for qx, qy in placed):
+        while any(
+            abs(px - qx) < 0.2 * width and abs(ty - qy) < 0.035 * height for qx, qy in placed
+        ):
             ty -= 0.035 * height
         placed.append((px, ty))
         axes.annotate(

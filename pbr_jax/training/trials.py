@@ -181,9 +181,9 @@ def _measure_peak(config: Config) -> int | None:
     if jax.local_devices()[0].memory_stats() is None:
         return None
     contestant = prepare(config)
-    batch = jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), dict(
-        from_config.batch_specs(config)
-    ))
+    batch = jax.tree.map(
+        lambda s: jax.numpy.zeros(s.shape, s.dtype), dict(from_config.batch_specs(config))
+    )
     state = _warm(contestant, batch)
     jax.block_until_ready(contestant.step(state, batch))
     return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
