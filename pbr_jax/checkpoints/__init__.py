@@ -1,1 +1,23 @@
-"""Public weight formats to and from our parameter trees."""
+"""Public weights and our parameter tree: reading, checking, loading and exporting.
+
+weights = checkpoints.read("ViT-B_16.npz")  # what it is: weights.family, weights.sizes
+params, notes = checkpoints.load(weights, "vit", sizes, initial_params)
+"""
+
+from pbr_jax.checkpoints.export import save_huggingface, save_npz, save_orbax
+from pbr_jax.checkpoints.formats import Family
+from pbr_jax.checkpoints.load import Loaded, WeightsError, load
+from pbr_jax.checkpoints.weights import Weights, own_faults, read
+
+__all__ = [
+    "Family",
+    "Loaded",
+    "Weights",
+    "WeightsError",
+    "load",
+    "own_faults",
+    "read",
+    "save_huggingface",
+    "save_npz",
+    "save_orbax",
+]

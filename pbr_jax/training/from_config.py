@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,12 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from pbr_jax import methods, pruning
-from pbr_jax.checkpoints import vit_npz
 from pbr_jax.configs.common import Config
 from pbr_jax.configs.common import Keep as ConfigKeep
 from pbr_jax.models.vit import ViT
 from pbr_jax.plans import SITES, Keep, budget_for
-from pbr_jax.training import selection
+from pbr_jax.training import pretrained, selection
 from pbr_jax.training.memory import MemoryUse, saved_bytes, tree_bytes
 from pbr_jax.training.optimizer import learning_rate, make_optimizer
 from pbr_jax.training.state import TrainState, init_state
@@ -27,8 +25,6 @@ from pbr_jax.training.step import (
     make_train_step,
     split_params,
 )
-
-_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class Sizes(NamedTuple):
@@ -207,14 +203,8 @@ def init_params(config: Config, model: ViT) -> tuple[Any, list[str]]:
     params = random_params(config, model)
     if config.model.weights is None:
         return params, []
-    loaded = vit_npz.load(find_weights(config.model.weights), params, model.heads)
+    loaded = pretrained.load_weights(config.model, model, params)
     return jax.tree.map(jnp.asarray, loaded.params), loaded.notes
-
-
-def find_weights(name: str) -> Path:
-    """The path as given, or, where there is none, the file of that name that the package ships."""
-    path, shipped = Path(name), _PACKAGE / name
-    return shipped if shipped.is_file() and not path.is_file() else path
 
 
 def new_state(config: Config, parts: Parts, params: Any) -> TrainState:

@@ -13,12 +13,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from pbr_jax import data
-from pbr_jax.checkpoints import vit_npz
+from pbr_jax import checkpoints, data
 from pbr_jax.configs import digits
 from pbr_jax.training import from_config
 from pbr_jax.training.inputs import make_inputs
 from pbr_jax.training.loop import make_evaluate
+from pbr_jax.training.pretrained import architecture
 
 CLASSES = range(5)
 STEPS = 1500
@@ -46,7 +46,8 @@ def main() -> None:
         jax.jit(parts.eval_step), lambda: data.eval_batches(dataset.test, inputs, config.batch_size)
     )
     path = Path(__file__).with_name("vit_digits04.npz")
-    vit_npz.save(path, state.params, parts.model.heads, np.float16)
+    _, sizes = architecture(parts.model)
+    checkpoints.save_npz(path, state.params, sizes, np.float16)
     accuracy = evaluate(state.params)["accuracy"]
     print(f"{accuracy:.1%} on test digits 0-4; wrote {path}, {path.stat().st_size} bytes")
 

@@ -1,0 +1,144 @@
+"""How arrays of a checkpoint lie in our parameter tree: a table of lines that is read both ways.
+
+A line names one array of theirs, the leaf of ours that holds it, and the axes of both in words:
+
+    Line("…patch_embeddings.projection.weight", "embedding/kernel",
+         "patch patch channels width -> width channels patch patch")
+
+Ours is on the left, where words that lie side by side may be one axis of the leaf
+(`embedding/kernel` is `[patch * patch * channels, width]`); theirs is on the right, or the same
+without an arrow. A word that comes twice keeps its order. Loading, saving and checking all follow
+from the table: what one writes the other reads, bit for bit.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+Sizes = Mapping[str, int]  # word -> number
+Leaves = Mapping[str, Any]  # path in our tree, such as "blocks/fc1/kernel" -> array or shape
+
+
+class Line(NamedTuple):
+    """One array of theirs.
+
+    Attributes:
+      theirs: its name.
+      ours: path of the leaf that holds it.
+      axes: words, "ours -> theirs"; empty where theirs is the leaf as it is.
+      block: it is this row of the stacked leaf `[L, ...]`; None where the leaf is not stacked.
+      part, parts: it is this one of so many equal parts of the leaf's last axis.
+    """
+
+    theirs: str
+    ours: str
+    axes: str = ""
+    block: int | None = None
+    part: int = 0
+    parts: int = 1
+
+    def words(self) -> tuple[list[str], list[str]]:
+        """The axes of ours and of theirs."""
+        ours, arrow, theirs = self.axes.partition("->")
+        return ours.split(), theirs.split() if arrow else ours.split()
+
+    def place(self, leaf: np.ndarray) -> np.ndarray:
+        """A view of what the line speaks of in a leaf of ours."""
+        width = leaf.shape[-1] // self.parts
+        rows = leaf if self.block is None else leaf[self.block]
+        return rows[..., self.part * width : (self.part + 1) * width]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested tree as path -> leaf."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        inner = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{name}/") if inner else {prefix + name: value}
+    return flat
+
+
+def unflatten(leaves: Leaves) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *folders, name = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = leaf
+    return tree
+
+
+def shape_of(line: Line, leaf: Any, sizes: Sizes) -> tuple[int, ...]:
+    """The shape of theirs in a model of these sizes whose leaf is `leaf`."""
+    if not line.axes:
+        return tuple(leaf.shape)
+    return tuple(_size(word, sizes) for word in line.words()[1])
+
+
+def to_theirs(line: Line, leaf: np.ndarray, sizes: Sizes) -> np.ndarray:
+    """Theirs, contiguous, from our leaf."""
+    if not line.axes:
+        return leaf
+    ours, theirs = line.words()
+    split = line.place(leaf).reshape([_size(word, sizes) for word in ours])
+    return np.ascontiguousarray(split.transpose(_order(ours, theirs)))
+
+
+def from_theirs(lines: Iterable[Line], arrays: Arrays, like: Leaves) -> dict[str, np.ndarray]:
+    """The leaves that the lines speak of, float32, in the shapes of `like`.
+
+    Every element must be spoken of: the lines of a leaf cover its blocks and parts.
+    """
+    leaves: dict[str, np.ndarray] = {}
+    for line in lines:
+        leaf = leaves.setdefault(line.ours, np.empty(like[line.ours].shape, np.float32))
+        place, array = line.place(leaf), arrays[line.theirs]
+        if line.axes:
+            ours, theirs = line.words()
+            array = array.transpose(_order(theirs, ours)).reshape(place.shape)
+        place[...] = array
+    return leaves
+
+
+def infer_sizes(lines: Iterable[Line], arrays: Arrays) -> dict[str, int]:
+    """What every word means in these arrays: where they disagree, what most of them say."""
+    seen: dict[str, Counter[int]] = {}
+    for line in lines:
+        _, words = line.words()
+        shape = arrays[line.theirs].shape if line.theirs in arrays else ()
+        if len(shape) == len(words):
+            for word, size in zip(words, shape, strict=True):
+                seen.setdefault(word, Counter())[size] += 1
+    told = {word: counts.most_common(1)[0][0] for word, counts in seen.items()}
+    return {word: size for word, size in told.items() if not _follows(word)}
+
+
+def _follows(word: str) -> bool:
+    """Whether other words, or the word itself, say its size."""
+    return word.isdigit() or word in ("out", "head_dim")
+
+
+def _size(word: str, sizes: Sizes) -> int:
+    """`out` is the width on the output side of a square kernel; a number stands for itself."""
+    if word.isdigit():
+        return int(word)
+    if word == "out":
+        return sizes["width"]
+    return sizes["width"] // sizes["heads"] if word == "head_dim" else sizes[word]
+
+
+def _order(source: Sequence[str], target: Sequence[str]) -> list[int]:
+    """The axis of `source` for every word of `target`; equal words keep their order."""
+    left = list(enumerate(source))
+    order = []
+    for word in target:
+        found = next(pair for pair in left if pair[1] == word)
+        left.remove(found)
+        order.append(found[0])
+    assert not left
+    return order

@@ -1,0 +1,97 @@
+"""Public weights for the model of a configuration, and the configuration that weights ask for."""
+
+from pathlib import Path
+from typing import Any
+
+from pbr_jax import checkpoints
+from pbr_jax.checkpoints import Family, Weights, WeightsError
+from pbr_jax.config_rules import show
+from pbr_jax.configs.common import MODEL_SIZES, Model
+from pbr_jax.models.bert import Bert
+from pbr_jax.models.vit import ViT
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_SHAPE = ("width", "depth", "heads", "mlp_dim")
+
+
+def find_weights(name: str) -> Path:
+    """The path as given, or, where there is none, the file of that name that the package ships."""
+    path, shipped = Path(name), _PACKAGE / name
+    return shipped if shipped.is_file() and not path.exists() else path
+
+
+def architecture(model: ViT | Bert) -> tuple[Family, dict[str, int]]:
+    """The family of a model and its sizes, in the words of `pbr_jax.checkpoints`."""
+    sizes = {name: getattr(model, name) for name in _SHAPE} | {"classes": model.num_classes}
+    if isinstance(model, Bert):
+        return "bert", sizes | {
+            "positions": model.max_length,
+            "vocab": model.vocab_size,
+            "types": model.type_vocab,
+        }
+    tokens = (model.image_size // model.patch) ** 2 + (model.pool == "cls")
+    return "vit", sizes | {
+        "positions": tokens,
+        "patch": model.patch,
+        "channels": model.channels,
+    }
+
+
+def load_weights(settings: Model, model: ViT | Bert, initial: Any) -> checkpoints.Loaded:
+    """The weights that `settings` names, as `checkpoints.load` gives them.
+
+    Raises:
+      WeightsError: they do not fit; says what they are and the settings that fit them.
+    """
+    assert settings.weights is not None
+    weights = checkpoints.read(find_weights(settings.weights))
+    return fit(weights, settings, model, initial)
+
+
+def fit(weights: Weights, settings: Model, model: ViT | Bert, initial: Any) -> checkpoints.Loaded:
+    """As `load_weights`, for weights that were read."""
+    family, sizes = architecture(model)
+    try:
+        return checkpoints.load(weights, family, sizes, initial)
+    except WeightsError as error:
+        advice = [f"This is {describe(weights)}."]
+        if weights.family == family:
+            advice += [f"--config.model.{change}" for change in changes(weights, settings)]
+        raise WeightsError(error.path, error.faults, " ".join(advice)) from error
+
+
+def describe(weights: Weights) -> str:
+    """What weights are, such as `ViT-B/16`, with their sizes where these have no name."""
+    family, sizes = weights.family, weights.sizes
+    kind, patch = ("ViT", f"/{sizes.get('patch')}") if family == "vit" else ("BERT", "")
+    name = size_name(weights)
+    if name is not None:
+        return f"{kind}-{name}{patch}"
+    listed = (f"{word} {sizes[word]}" for word in (*_SHAPE, "patch") if word in sizes)
+    return f"a {kind} of {', '.join(listed)}"
+
+
+def size_name(weights: Weights) -> str | None:
+    """The name in `MODEL_SIZES` of what weights are, None without; heads may be unknown."""
+    for name, shape in MODEL_SIZES.items():
+        if all(weights.sizes.get(w, n) == n for w, n in zip(_SHAPE, shape, strict=True)):
+            return name
+    return None
+
+
+def changes(weights: Weights, settings: Model) -> list[str]:
+    """Settings of the model, "name=value" each, to change so that it can have these weights."""
+    sizes, wanted = weights.sizes, {}
+    mine, name = settings.resolved(), size_name(weights)
+    if any(word in sizes and sizes[word] != getattr(mine, word) for word in _SHAPE):
+        if name is not None:
+            wanted = {"size": name} | dict.fromkeys(_SHAPE)
+        else:
+            wanted = {"size": None} | {word: sizes.get(word) for word in _SHAPE}
+    if weights.family == "vit":
+        wanted |= {word: sizes[word] for word in ("patch", "channels") if word in sizes}
+        if not weights.names_of("cls"):
+            wanted["pool"] = "mean"
+    return [
+        f"{key}={show(value)}" for key, value in wanted.items() if getattr(settings, key) != value
+    ]

@@ -1,0 +1,133 @@
+"""Which settings fit weights, and what a run says when they do not."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from fakes import SMALL, bert, param_shapes, random_params, vit
+from published import google_vit, huggingface_bert
+
+from pbr_jax import checkpoints
+from pbr_jax.configs.common import MODEL_SIZES, Model
+from pbr_jax.training import pretrained
+
+RGB = dataclasses.replace(SMALL, channels=3, num_classes=5)
+
+
+@pytest.fixture
+def google(tmp_path):
+    """A small ViT in Google's layout."""
+    np.savez(tmp_path / "vit.npz", **google_vit())
+    return tmp_path / "vit.npz"
+
+
+def sized(name, patch=16, **changes):
+    """Weights of a public size, without the arrays."""
+    words = ("width", "depth", "heads", "mlp_dim")
+    sizes = dict(zip(words, MODEL_SIZES[name], strict=True)) | {"patch": patch, "channels": 3}
+    form = checkpoints.formats.HUGGINGFACE_VIT
+    arrays = {"vit.embeddings.cls_token": np.zeros(1)}
+    return checkpoints.Weights(None, form, arrays, {}, {}, sizes | changes, {})
+
+
+def test_sizes_of_a_model_are_those_of_its_export(tmp_path):
+    for model in (vit(), vit(pool="mean", image_size=6), bert()):
+        family, sizes = pretrained.architecture(model)
+        if family == "vit":
+            checkpoints.save_npz(tmp_path / "vit.npz", random_params(model), sizes)
+            assert checkpoints.read(tmp_path / "vit.npz").sizes == sizes
+        else:
+            checkpoints.save_huggingface(tmp_path, family, random_params(model), sizes, "abcde")
+            assert checkpoints.read(tmp_path).sizes == sizes
+
+
+@pytest.mark.parametrize(
+    ("weights", "name"),
+    [
+        (sized("L"), "ViT-L/16"),
+        (sized("B", patch=32), "ViT-B/32"),
+        (sized("Ti"), "ViT-Ti/16"),
+        (sized("S", heads=3), "a ViT of width 384, depth 12, heads 3, mlp_dim 1536, patch 16"),
+        (sized("S", depth=3), "a ViT of width 384, depth 3, heads 6, mlp_dim 1536, patch 16"),
+    ],
+)
+def test_weights_have_names(weights, name):
+    assert pretrained.describe(weights) == name
+
+
+def test_the_heads_may_be_unknown():
+    weights = sized("B")
+    del weights.sizes["heads"]
+    assert pretrained.describe(weights) == "ViT-B/16"
+    assert pretrained.changes(weights, Model(size="B")) == []
+
+
+@pytest.mark.parametrize(
+    ("weights", "settings", "expected"),
+    [
+        (sized("B"), Model(size="B"), []),
+        (sized("L"), Model(size="B"), ["size=L"]),
+        (sized("B", patch=32), Model(size="B"), ["patch=32"]),
+        (sized("B", channels=1), Model(size="B", patch=8), ["patch=16", "channels=1"]),
+        (sized("B"), Model(size="B", pool="mean"), []),
+        (
+            sized("L"),
+            Model(width=768, depth=12, heads=12, mlp_dim=3072),
+            ["size=L", "width=none", "depth=none", "heads=none", "mlp_dim=none"],
+        ),
+        (
+            sized("B", depth=10),
+            Model(size="B"),
+            ["size=none", "width=768", "depth=10", "heads=12", "mlp_dim=3072"],
+        ),
+    ],
+)
+def test_the_settings_that_fit_are_named(weights, settings, expected):
+    assert pretrained.changes(weights, settings) == expected
+
+
+def test_weights_without_a_class_token_ask_for_the_mean():
+    weights = sized("B")
+    weights.arrays.clear()
+    assert pretrained.changes(weights, Model(size="B")) == ["pool=mean"]
+
+
+def load(path, settings, model):
+    settings = dataclasses.replace(settings, weights=str(path))
+    return pretrained.load_weights(settings, model, param_shapes(model))
+
+
+def test_weights_that_fit_are_loaded(google):
+    params, notes = load(google, RGB, vit())
+    assert params["norm"]["scale"].shape == (16,) and notes == []
+
+
+def test_the_error_ends_with_what_it_is_and_what_to_set(google):
+    settings = dataclasses.replace(RGB, depth=3)
+    with pytest.raises(ValueError, match="do not fit the model") as raised:
+        load(google, settings, vit(depth=3))
+    assert str(raised.value).splitlines()[-1] == (
+        "This is a ViT of width 16, depth 2, heads 2, mlp_dim 32, patch 2. --config.model.depth=2"
+    )
+
+
+def test_a_damaged_file_that_has_the_right_sizes_asks_for_no_setting(google):
+    arrays = google_vit()
+    del arrays["embedding/bias"]
+    np.savez(google, **arrays)
+    with pytest.raises(ValueError, match=r"missing: embedding/bias\nThis is a ViT of [^-]*$"):
+        load(google, RGB, vit())
+
+
+def test_another_family_is_named(tmp_path):
+    np.savez(tmp_path / "bert.npz", **huggingface_bert())
+    with pytest.raises(ValueError, match=r"they are a bert, the model is a vit\n.*This is a BERT"):
+        load(tmp_path / "bert.npz", RGB, vit())
+
+
+def test_shipped_weights_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert pretrained.find_weights("weights/vit_digits04.npz").is_file()
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "vit_digits04.npz").write_bytes(b"mine")
+    assert pretrained.find_weights("weights/vit_digits04.npz").read_bytes() == b"mine"
