@@ -159,17 +159,52 @@ MODEL_SIZES = {  # width, depth, heads, mlp_dim
 class Data:
     """The data set and how examples are changed before they reach the model."""
 
-    name: Literal["digits", "npz"] = setting(
-        "digits", "data set; digits needs no download, npz reads arrays from path"
+    name: Literal[
+        "digits",
+        "npz",
+        "image_folder",
+        "csv",
+        "jsonl",
+        "cifar10",
+        "cifar100",
+        "cub200",
+        "glue/cola",
+        "glue/mnli",
+        "glue/mrpc",
+        "glue/qnli",
+        "glue/qqp",
+        "glue/rte",
+        "glue/sst2",
+        "glue/wnli",
+    ] = setting(
+        "digits",
+        "data set: digits needs no download; npz, image_folder, csv and jsonl are your own, in "
+        "path; `pbr data prepare` readies the others",
     )
-    path: str | None = setting(None, "where the data lies; none = the place for this data set")
+    path: str | None = setting(
+        None,
+        "file of npz, folder of others; none = $TFDS_DATA_DIR or ~/tensorflow_datasets, for those "
+        "that `pbr data prepare` readies",
+    )
+    test_split: str | None = setting(
+        None, "split that evaluation reads; none = the usual one, or the only one beside train"
+    )
+    on_error: Literal["stop", "skip"] = setting(
+        "stop", "what to do about broken images and rows; skip counts them and leaves them out"
+    )
     augment: Literal["off", "affine", "crop"] | None = setting(
         None,
         "random changes of training images: affine = small shifts, rotations and scales; crop = a "
-        "random part, resized; none = affine for digits and npz",
+        "random part, resized; none = affine for digits and npz, crop for image files",
     )
     workers: int = setting(
         0, "threads that prepare batches ahead of time", NOT_NEGATIVE, resume_safe=True
+    )
+    tokenizer: str | None = setting(
+        None, "vocab.txt or tokenizer.json of a text model, from where its weights are from"
+    )
+    lower_case: bool | None = setting(
+        None, "lower-case the text, with vocab.txt; none = true; tokenizer.json says so itself"
     )
 
 

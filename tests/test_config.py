@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pbr_jax import config_rules
+from pbr_jax import config_rules, data
 from pbr_jax.config import DEFAULT_SPEC, SHIPPED, ConfigError, changes, check_resume, load, to_dict
 from pbr_jax.configs import common
 from pbr_jax.configs.common import Config, Keep, Pruning
@@ -37,6 +37,11 @@ def test_every_setting_has_a_comment_and_numbers_have_a_rule():
         members = config_rules.alternatives(annotation)
         if int in members or float in members:
             assert field.metadata["rule"] is not None, key
+
+
+def test_every_data_set_can_be_named():
+    (name,) = [entry for entry in config_rules.settings() if entry.key == "data.name"]
+    assert set(config_rules.choices(name.annotation)) == set(data.NAMES)
 
 
 def test_every_default_obeys_its_rule():
@@ -103,6 +108,9 @@ FAULTS = {
     "pruning.importance_weighting=yes": "weighting = yes: must be true or false",
     "data.augment=afine": "must be off, affine, crop or none; the nearest is affine",
     "data.workers=-1": "must be 0 or more",
+    "data.name=cifar": "the nearest is cifar10",
+    "data.name=rte": "glue/rte",
+    "data.on_error=ignore": "must be stop or skip",
     "optimizer.name=adam": "optimizer.name = adam: must be sgd or adamw; the nearest is adamw",
     "pruning.policy=bandits": "the nearest is bandit",
     "method=remt": "no such method; the nearest is remat; there are full, remat, backrazor",
@@ -118,7 +126,7 @@ FAULTS = {
     "pruning.fc2=0.1": "it is pruning.keep.fc2",
     "optimiser.momentun=0.1": "the nearest is optimizer.momentum",
     "optimizer=sgd": "is a section; set one of its keys, such as optimizer.name",
-    "data.zzz=1": "data has name, path, augment, workers",
+    "data.zzz=1": "data has name, path, test_split, on_error, augment, workers",
     "zzz=1": "--help lists them all",
     "steps": "write steps=VALUE",
     "optimizer.accumulation_steps=7": "batch_size = 64: not divisible by "

@@ -6,17 +6,19 @@ Values lie in [-1, 1] (mean and standard deviation 0.5, as ViT's public weights 
 `S` side of the model's image, `C` its channels.
 """
 
+import contextlib
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, Num
-from PIL import Image
+from PIL import Image, ImageFile
 
 from pbr_jax.data.augment import affine, random_box
-from pbr_jax.data.records import Batch, ImageRecord
+from pbr_jax.data.records import Batch, ImageRecord, Records
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 Augment = Literal["off", "affine", "crop"]
@@ -93,8 +95,8 @@ def decode(
     Raises:
       ValueError: the file is no image, is cut short, or has more than 8 bits per channel; names it.
     """
-    try:
-        file = Image.open(io.BytesIO(content))
+    with _naming(name):
+        file = _open(content)
         width, height = file.size
         box = (0, 0, width, height)
         if generator is not None:
@@ -102,16 +104,47 @@ def decode(
         scale = size / min(box[2] - box[0], box[3] - box[1])
         if scale < 0.5:
             file.draft(mode, (int(width * scale), int(height * scale)))
-        if file.mode.startswith(("I", "F")):
-            raise ValueError(f"its pixels have more than 8 bits per channel, mode {file.mode}")
         # A palette may hold transparent colours, which "RGB" alone has no place for.
         image = (file.convert("RGBA") if file.mode == "P" else file).convert(mode)
-    except Exception as error:  # a broken file can make Pillow raise almost anything
-        raise ValueError(f"{name}: not a readable image ({error})") from error
     x, y = image.width / width, image.height / height
     left, top, right, bottom = box
     part = (round(left * x), round(top * y), round(right * x), round(bottom * y))
     return image.crop(part).resize((size, size), Image.Resampling.BILINEAR)
+
+
+def image_sizes(records: Records) -> list[tuple[int, int] | str]:
+    """Width and height of every image, or what is wrong with one that cannot be decoded."""
+
+    def size(index: int) -> tuple[int, int] | str:
+        record = records[index]
+        assert isinstance(record, ImageRecord) and isinstance(record.image, bytes)
+        try:
+            with _naming(record.name):
+                file = _open(record.image)
+                whole = file.size
+                file.draft("L", (1, 1))  # reads all of the file all the same
+                file.load()
+                return whole
+        except ValueError as error:
+            return str(error)
+
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(size, range(len(records))))
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a broken file can make Pillow raise almost anything
+        raise ValueError(f"{name}: not a readable image ({error})") from error
+
+
+def _open(content: bytes) -> ImageFile.ImageFile:
+    file = Image.open(io.BytesIO(content))
+    if file.mode.startswith(("I", "F")):
+        raise ValueError(f"its pixels have more than 8 bits per channel, mode {file.mode}")
+    return file
 
 
 def resize(

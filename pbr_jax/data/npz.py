@@ -11,7 +11,7 @@ from pbr_jax.data.records import Dataset
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
-def load(path: str | Path) -> Dataset:
+def load(path: str | Path | None) -> Dataset:
     """Reads `train_images`, `train_labels`, `test_images`, `test_labels`.
 
     Images are [N, H, W, C], uint8 or floats in [0, 1]; labels are integers from 0. An array of
@@ -21,16 +21,18 @@ def load(path: str | Path) -> Dataset:
     Raises:
       ValueError: no such file, not an `.npz` file, or arrays are missing or wrong; names them.
     """
+    if path is None:
+        raise ValueError("data.path = none: npz needs the path of its file")
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             found = {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
-        raise ValueError(f"path = {path}: no such file; np.savez writes one") from error
+        raise ValueError(f"data.path = {path}: no such file; np.savez writes one") from error
     except (BadZipFile, OSError, EOFError, ValueError, TypeError) as error:
-        raise ValueError(f"path = {path}: not a readable .npz file ({error})") from error
+        raise ValueError(f"data.path = {path}: not a readable .npz file ({error})") from error
     if missing := [name for name in ARRAYS if name not in found]:
         raise ValueError(
-            f"path = {path}: no array {', '.join(missing)}; it has {', '.join(sorted(found))}"
+            f"data.path = {path}: no array {', '.join(missing)}; it has {', '.join(sorted(found))}"
         )
     train = ArrayRecords("training", found["train_images"], found["train_labels"])
     if "class_names" in found:
@@ -41,7 +43,7 @@ def load(path: str | Path) -> Dataset:
     test = ArrayRecords("test", found["test_images"], found["test_labels"], len(names))
     if train.images.shape[1:] != test.images.shape[1:]:
         raise ValueError(
-            f"path = {path}: training images are {list(train.images.shape[1:])} and test images "
-            f"{list(test.images.shape[1:])}: must agree in height, width and channels"
+            f"data.path = {path}: training images are {list(train.images.shape[1:])} and test "
+            f"images {list(test.images.shape[1:])}: must agree in height, width and channels"
         )
     return Dataset(train, test, names, "image")

@@ -15,6 +15,7 @@ import numpy as np
 
 from pbr_jax import checkpoints, data
 from pbr_jax.configs import digits
+from pbr_jax.data import digits as digits_data
 from pbr_jax.training import from_config
 from pbr_jax.training.inputs import make_inputs
 from pbr_jax.training.loop import make_evaluate
@@ -35,7 +36,7 @@ def main() -> None:
         model=dataclasses.replace(config.model, num_classes=len(CLASSES)),
         optimizer=dataclasses.replace(config.optimizer, learning_rate=LEARNING_RATE),
     )
-    dataset, inputs = data.load("digits", classes=CLASSES), make_inputs(config)
+    dataset, inputs = digits_data.load(CLASSES), make_inputs(config)
     parts = from_config.build(config)
     state = from_config.new_state(config, parts, from_config.random_params(config, parts.model))
     step = jax.jit(parts.train_step, donate_argnums=0)

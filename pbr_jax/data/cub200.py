@@ -1,0 +1,123 @@
+"""CUB-200-2011, birds of 200 species, from the archive that its authors offer.
+
+C. Wah, S. Branson, P. Welinder, P. Perona, S. Belongie, The Caltech-UCSD Birds-200-2011 dataset,
+Technical Report CNS-TR-2011-001, California Institute of Technology, 2011.
+https://data.caltech.edu/records/65de6-vp158
+
+The builder of TFDS needs TensorFlow, OpenCV and a second archive, so the archive is unpacked and
+read as it is. A `caltech_birds2011` that was prepared elsewhere, as array_record, is read as well.
+"""
+
+import tarfile
+import tempfile
+import zlib
+from pathlib import Path
+
+from pbr_jax.data import tfds
+from pbr_jax.data.folders import OnError
+from pbr_jax.data.image_folder import FileRecords, sound
+from pbr_jax.data.records import Dataset
+
+ARCHIVE = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
+FOLDER = "CUB_200_2011"
+_TABLES = ("images.txt", "image_class_labels.txt", "classes.txt", "train_test_split.txt")
+
+
+def load(
+    path: str | None = None, test_split: str | None = None, on_error: OnError = "stop"
+) -> Dataset:
+    """Both splits, as the archive divides them; class names are those of the archive.
+
+    Raises:
+      ValueError: the data set is not prepared, or files of it are missing.
+    """
+    folder = tfds.data_dir(path) / FOLDER
+    if not folder.is_dir():
+        if tfds.find_prepared("caltech_birds2011", path) is not None:
+            return tfds.load("cub200", path, test_split)
+        where = f" --path {path}" if path else ""
+        raise ValueError(
+            f"data set cub200: not prepared in {tfds.data_dir(path)}\n"
+            f"Download {ARCHIVE} (1.2 GB) with a browser; then\n"
+            f"`pbr data prepare cub200 --archive CUB_200_2011.tgz{where}` unpacks it there."
+        )
+    if test_split not in (None, "test"):
+        raise ValueError(f"data.test_split = {test_split}: cub200 has train and test")
+    files, labels, names, training = (_table(folder / table) for table in _TABLES)
+    splits = {}
+    notes: tuple[str, ...] = ()
+    for split, flag in (("train", "1"), ("test", "0")):
+        rows = [number for number in files if training[number] == flag]
+        records = FileRecords(
+            [folder / "images" / files[number] for number in rows],
+            [int(labels[number]) - 1 for number in rows],
+        )
+        splits[split], note = sound(records, folder, on_error)
+        notes += note
+    classes = tuple(names[str(number)] for number in range(1, len(names) + 1))
+    return Dataset(splits["train"], splits["test"], classes, "image", notes)
+
+
+def _table(file: Path) -> dict[str, str]:
+    """Number -> value, of a file with both on each line."""
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(
+            f"{file}: cannot be read ({error.strerror}); remove {file.parent} and prepare it again"
+        ) from error
+    table: dict[str, str] = {}
+    for line_number, line in enumerate(lines, start=1):
+        number, _, value = line.strip().partition(" ")
+        if not value:
+            raise ValueError(f"{file}:{line_number}: must have a number and a value")
+        table[number] = value
+    return table
+
+
+def prepare(archive: str | None, path: str | None = None) -> Path:
+    """Unpacks the archive, unless that was done; returns the folder.
+
+    Raises:
+      ValueError: there is no archive, or it is another file, such as a web page saved under its
+        name.
+    """
+    folder = tfds.data_dir(path) / FOLDER
+    if folder.is_dir():
+        return folder
+    if archive is None:
+        raise ValueError(
+            f"cub200: needs --archive FILE; download {ARCHIVE} (1.2 GB) with a browser first"
+        )
+    file = Path(archive).expanduser()
+    if not file.is_file():
+        raise ValueError(f"--archive {archive}: no such file; download {ARCHIVE} with a browser")
+    _check_archive(file)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{FOLDER}.", dir=folder.parent) as partial:
+        try:
+            with tarfile.open(file) as tar:
+                tar.extractall(partial, filter="data")
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            raise ValueError(
+                f"--archive {archive}: cannot be unpacked ({error}); it has {file.stat().st_size} "
+                "bytes, perhaps of a download that was cut short"
+            ) from error
+        unpacked = Path(partial) / FOLDER
+        if missing := [table for table in _TABLES if not (unpacked / table).is_file()]:
+            raise ValueError(f"--archive {archive}: has no {FOLDER}/{missing[0]}; take {ARCHIVE}")
+        unpacked.rename(folder)  # the name appears only when everything is there
+    return folder
+
+
+def _check_archive(file: Path) -> None:
+    with open(file, "rb") as stream:
+        start = stream.read(1024).lstrip()
+    if start[:1] == b"<":
+        google = " (Google's warning that it cannot scan the file for viruses)"
+        raise ValueError(
+            f"--archive {file}: a web page{google if b'oogle' in start else ''}, not the archive; "
+            f"open it in a browser and confirm the download, or take {ARCHIVE}"
+        )
+    if not tarfile.is_tarfile(file):
+        raise ValueError(f"--archive {file}: not a tar archive; download {ARCHIVE}")

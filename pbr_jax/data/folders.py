@@ -1,0 +1,102 @@
+"""A user's own folder: which splits and classes it has, and what is done about what is broken.
+
+    PATH/train...    PATH/test... (or val, validation, dev)    PATH/classes.txt (optional)
+
+`train` and the others are folders of images or files of text. `classes.txt` has one class a line,
+in the order of their labels; without it the classes are sorted, as numbers if all of them are.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+OnError = Literal["stop", "skip"]
+_EVALUATION = ("test", "val", "validation", "valid", "dev")
+
+
+def existing_folder(path: str | None, holds: str) -> Path:
+    """The folder that a data set of the user's lies in; `holds` says what must be there."""
+    if path is None:
+        raise ValueError(f"data.path = none: must be a folder that holds {holds}")
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        kind = "is a file" if folder.is_file() else "no such folder"
+        raise ValueError(f"data.path = {path}: {kind}; must be a folder that holds {holds}")
+    return folder
+
+
+def evaluation_split(found: Collection[str], wanted: str | None, where: str) -> str:
+    """The split that evaluation reads: the one asked for, or the only one beside `train`.
+
+    Raises:
+      ValueError: there is no `train`, or nothing, or too much, to choose from.
+    """
+    listed = ", ".join(found) or "none"
+    if "train" not in found:
+        raise ValueError(f"{where}: has no split train; its splits: {listed}")
+    if wanted is not None:
+        if wanted not in found:
+            raise ValueError(
+                f"data.test_split = {wanted}: {where} has no such split; it has {listed}"
+            )
+        return wanted
+    candidates = [name for name in found if name in _EVALUATION]
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        raise ValueError(
+            f"data.test_split = none: {where} has {' and '.join(candidates)}; choose the one that "
+            f"evaluation reads, such as data.test_split={candidates[-1]}"
+        )
+    raise ValueError(
+        f"{where}: has no split to evaluate on; add one named test or val (it has {listed})"
+    )
+
+
+def class_names(found: Iterable[str], folder: Path) -> tuple[str, ...]:
+    """The classes in the order of their labels: those of `classes.txt`, or `found`, sorted.
+
+    Raises:
+      ValueError: `classes.txt` lists a class twice, or lacks one that was found.
+    """
+    labels = set(found)
+    listed = folder / "classes.txt"
+    if not listed.is_file():
+        return tuple(sorted(labels, key=int if all(map(_is_number, labels)) else None))
+    names = tuple(line.strip() for line in listed.read_text("utf-8").splitlines() if line.strip())
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{listed}: lists {', '.join(twice)} more than once")
+    if missing := sorted(labels - set(names)):
+        raise ValueError(
+            f"{listed}: does not list {', '.join(missing)}; add or remove these labels"
+        )
+    return names
+
+
+def _is_number(label: str) -> bool:
+    return label.isascii() and label.isdigit()
+
+
+def settle(
+    faults: Sequence[str], total: int, what: str, where: object, on_error: OnError
+) -> tuple[str, ...]:
+    """What to tell of `faults`, each with its file and line: lines to print if they are skipped.
+
+    Raises:
+      ValueError: `on_error` is "stop" and there are faults, or nothing is left.
+    """
+    if on_error == "stop" and faults:
+        count = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise ValueError(
+            f"{faults[0]}{count}\n"
+            f"{len(faults)} of {total} {what} of {where} cannot be used\n"
+            "Repair or remove them, or leave them out with data.on_error=skip."
+        )
+    if len(faults) == total:
+        raise ValueError(
+            f"{where}: has no {what} that can be used" + "".join(f"\n{f}" for f in faults[:3])
+        )
+    if not faults:
+        return ()
+    more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+    return (f"skipped {len(faults)} of {total} {what} of {where}: {'; '.join(faults[:3])}{more}",)

@@ -1,0 +1,95 @@
+"""Images of the user's own: `PATH/train/CLASS/*.jpg` and `PATH/test/CLASS/*.jpg`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pbr_jax.data.folders import (
+    OnError,
+    class_names,
+    evaluation_split,
+    existing_folder,
+    settle,
+)
+from pbr_jax.data.images import image_sizes
+from pbr_jax.data.records import Dataset, ImageRecord
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+
+
+class FileRecords:
+    """Image files, read when they are asked for, as `Records`."""
+
+    def __init__(self, files: Sequence[Path], labels: Sequence[int]) -> None:
+        self._files = [str(file) for file in files]
+        self.labels = np.array(labels, np.int32)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> ImageRecord:
+        name = self._files[index]
+        return ImageRecord(Path(name).read_bytes(), int(self.labels[index]), name)
+
+    def take(self, rows: Sequence[int]) -> "FileRecords":
+        """Only these rows."""
+        files = [Path(self._files[row]) for row in rows]
+        return FileRecords(files, [int(self.labels[row]) for row in rows])
+
+
+def load(path: str | None, test_split: str | None = None, on_error: OnError = "stop") -> Dataset:
+    """Lists the images of both splits, in the order of their names.
+
+    With `on_error` "skip" every file is read once, and those that are no sound image are left out;
+    with "stop" a broken one is an error when its turn comes.
+
+    Raises:
+      ValueError: a split, a class or its images are missing.
+    """
+    folder = existing_folder(path, "train/CLASS/*.jpg and test/CLASS/*.jpg")
+    splits = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    test = evaluation_split(splits, test_split, str(folder))
+    files = {split: _files(folder / split) for split in ("train", test)}
+    names = class_names({name for found in files.values() for name in found}, folder)
+    train, train_notes = _records(files["train"], names, folder / "train", on_error)
+    tested, test_notes = _records(files[test], names, folder / test, on_error)
+    return Dataset(train, tested, names, "image", train_notes + test_notes)
+
+
+def _files(folder: Path) -> dict[str, list[Path]]:
+    """Class -> its image files, from its folder and the folders in it."""
+    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    found = {
+        entry.name: sorted(f for f in entry.rglob("*") if f.suffix.lower() in SUFFIXES)
+        for entry in classes
+    }
+    if not found:
+        raise ValueError(f"{folder}: has no folder; put the images of each class in one of its own")
+    for name, files in found.items():
+        if not files:
+            raise ValueError(
+                f"{folder / name}: holds no image; fill or remove it (images end in "
+                f"{', '.join(sorted(SUFFIXES))})"
+            )
+    return found
+
+
+def _records(
+    files: dict[str, list[Path]], names: tuple[str, ...], folder: Path, on_error: OnError
+) -> tuple[FileRecords, tuple[str, ...]]:
+    listed = [(file, names.index(name)) for name, own in files.items() for file in own]
+    return sound(FileRecords(*zip(*listed, strict=True)), folder, on_error)
+
+
+def sound(
+    records: FileRecords, where: Path, on_error: OnError
+) -> tuple[FileRecords, tuple[str, ...]]:
+    """The records, with "skip" only those that can be decoded, and a line about the others."""
+    if on_error == "stop":
+        return records, ()
+    sizes = image_sizes(records)
+    faults = [size for size in sizes if isinstance(size, str)]
+    notes = settle(faults, len(records), "images", where, on_error)
+    kept = [index for index, size in enumerate(sizes) if not isinstance(size, str)]
+    return records.take(kept), notes

@@ -1,0 +1,157 @@
+"""Texts of the user's own, in CSV or JSON lines.
+
+    PATH/train.csv    text,label            or  text_a,text_b,label
+    PATH/train.jsonl  {"text": "...", "label": "..."}, and so on
+
+Other columns are ignored. Files are UTF-8. Labels are text or whole numbers.
+"""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pbr_jax.data.folders import (
+    OnError,
+    class_names,
+    evaluation_split,
+    existing_folder,
+    settle,
+)
+from pbr_jax.data.records import Dataset, TextRecord
+
+
+class Row(NamedTuple):
+    """A row whose label is not a number yet; `name` is FILE:LINE."""
+
+    text_a: str
+    text_b: str | None
+    label: str
+    name: str
+
+
+class TextRecords:
+    """Texts in memory, as `Records`."""
+
+    def __init__(self, rows: list[Row], classes: tuple[str, ...]) -> None:
+        number = {name: label for label, name in enumerate(classes)}
+        self._rows = rows
+        self.labels = np.array([number[row.label] for row in rows], np.int32)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> TextRecord:
+        text_a, text_b, _, name = self._rows[index]
+        return TextRecord(text_a, text_b, int(self.labels[index]), name)
+
+
+def load(
+    path: str | None,
+    kind: str,
+    test_split: str | None = None,
+    on_error: OnError = "stop",
+) -> Dataset:
+    """Reads `PATH/train.KIND` and one file beside it; the kind is "csv" or "jsonl".
+
+    Raises:
+      ValueError: a file is missing, or a row cannot be used and `on_error` is "stop": its file and
+        line are named.
+    """
+    folder = existing_folder(path, f"train.{kind} and test.{kind}")
+    found = sorted(file.stem for file in folder.glob(f"*.{kind}"))
+    test = evaluation_split(found, test_split, str(folder))
+    train_rows, train_notes = _read(folder / f"train.{kind}", on_error)
+    test_rows, test_notes = _read(folder / f"{test}.{kind}", on_error)
+    names = class_names({row.label for row in (*train_rows, *test_rows)}, folder)
+    return Dataset(
+        TextRecords(train_rows, names),
+        TextRecords(test_rows, names),
+        names,
+        "text",
+        train_notes + test_notes,
+    )
+
+
+def _read(file: Path, on_error: OnError) -> tuple[list[Row], tuple[str, ...]]:
+    found = list(read_rows(file))
+    rows = [row for row in found if isinstance(row, Row)]
+    faults = [row for row in found if isinstance(row, str)]
+    notes = settle(faults, len(found), "rows", file, on_error)
+    return rows, notes
+
+
+def read_rows(file: Path) -> Iterator[Row | str]:
+    """Every row, or for one that cannot be used its file, line and what is wrong with it.
+
+    Raises:
+      ValueError: a CSV file without a header that names the columns.
+    """
+    lines = _csv_rows(file) if file.suffix == ".csv" else _json_rows(file)
+    for number, fields in lines:
+        name = f"{file}:{number}"
+        try:
+            yield _row(fields, name)
+        except ValueError as error:
+            yield f"{name}: {error}"
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[int, dict[Any, Any] | Exception]]:
+    """Line number and fields of each row; a row may have several lines, the first one counts."""
+    with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        reader = csv.DictReader(stream)
+        columns = reader.fieldnames or ()
+        if "label" not in columns or not {"text", "text_a"} & set(columns):
+            raise ValueError(
+                f"{file}:1: the header must name a column label, and text or text_a and text_b; "
+                f"it has {', '.join(columns) or 'nothing'}"
+            )
+        while True:
+            number = reader.line_num + 1
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield number, error
+                continue
+            wrong = None in fields or None in fields.values()
+            yield number, ValueError("not as many fields as the header") if wrong else fields
+
+
+def _json_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    with open(file, encoding="utf-8-sig", errors="surrogateescape") as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except ValueError as error:
+                    yield number, ValueError(f"not JSON ({error})")
+
+
+def _row(fields: Any, name: str) -> Row:
+    if isinstance(fields, Exception):
+        raise ValueError(str(fields))
+    if not isinstance(fields, dict):
+        raise ValueError("not an object with the keys text and label")
+    alone, label = "text" in fields, fields.get("label")
+    text_a = _text(fields, "text" if alone else "text_a")
+    text_b = None if alone or "text_b" not in fields else _text(fields, "text_b")
+    if isinstance(label, bool) or not isinstance(label, str | int):
+        raise ValueError(f"label is {json.dumps(label)}: must be text or a whole number")
+    label = str(label).strip()
+    if not label:
+        raise ValueError("label is empty")
+    return Row(text_a, text_b, label, name)
+
+
+def _text(fields: dict[str, Any], column: str) -> str:
+    text = fields.get(column)
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{column} is {'empty' if text == '' else json.dumps(text)}")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{column} is not UTF-8")
+    return text

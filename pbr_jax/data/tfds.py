@@ -1,0 +1,189 @@
+"""Data sets of TensorFlow Datasets (TFDS), prepared and read without TensorFlow.
+
+`prepare` downloads one and stores it as array_record files, which are read at random; `load` reads
+these and never touches the network.
+"""
+
+import io
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pbr_jax.data.folders import evaluation_split
+from pbr_jax.data.records import Dataset, ImageRecord, TextRecord
+
+
+class TfdsSet(NamedTuple):
+    """A data set of TFDS: its name there, what it is, and where it is downloaded from."""
+
+    tfds_name: str
+    texts: tuple[str, ...]  # the features that hold texts; empty for images
+    test_split: str
+    host: str
+
+
+def _glue(name: str, *texts: str, test_split: str = "validation") -> TfdsSet:
+    """GLUE keeps the labels of its test splits to itself, so validation is what is evaluated."""
+    return TfdsSet(f"glue/{name}", texts, test_split, "https://dl.fbaipublicfiles.com")
+
+
+_CIFAR_HOST = "https://www.cs.toronto.edu"
+SETS = {
+    # Read if it was prepared elsewhere; `pbr_jax.data.cub200` prepares it in another way.
+    "cub200": TfdsSet("caltech_birds2011", (), "test", "https://data.caltech.edu"),
+    "cifar10": TfdsSet("cifar10", (), "test", _CIFAR_HOST),
+    "cifar100": TfdsSet("cifar100", (), "test", _CIFAR_HOST),
+    "glue/cola": _glue("cola", "sentence"),
+    "glue/mnli": _glue("mnli", "premise", "hypothesis", test_split="validation_matched"),
+    "glue/mrpc": _glue("mrpc", "sentence1", "sentence2"),
+    "glue/qnli": _glue("qnli", "question", "sentence"),
+    "glue/qqp": _glue("qqp", "question1", "question2"),
+    "glue/rte": _glue("rte", "sentence1", "sentence2"),
+    "glue/sst2": _glue("sst2", "sentence"),
+    "glue/wnli": _glue("wnli", "sentence1", "sentence2"),
+}
+
+
+def data_dir(path: str | None) -> Path:
+    """The folder of prepared data sets: `path`, or where TFDS has it."""
+    return Path(path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def load(name: str, path: str | None = None, test_split: str | None = None) -> Dataset:
+    """Opens a data set that `prepare` has prepared; labels are not known before all is read.
+
+    Raises:
+      ValueError: it is not there, with the command that prepares it, or has another format.
+    """
+    wanted = SETS[name]
+    command = f"pbr data prepare {name}" + (f" --path {path}" if path else "")
+    folder = find_prepared(wanted.tfds_name, path)
+    if folder is None:
+        raise ValueError(
+            f"data set {name}: not prepared in {data_dir(path)}\n"
+            f"`{command}` downloads and prepares it there; a training run downloads nothing.\n"
+            "Or set data.path to the folder where it is."
+        )
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(folder)
+    if builder.info.file_format.value != "array_record":
+        raise ValueError(
+            f"data set {name}: {folder} holds {builder.info.file_format.value} files, which only "
+            f"TensorFlow reads\n`{command}` makes array_record files; remove {folder} first, or "
+            "choose another --path and data.path."
+        )
+    if wanted.texts and (test_split or "").startswith("test"):
+        raise ValueError(f"data.test_split = {test_split}: GLUE does not publish the labels of it")
+    test = evaluation_split(builder.info.splits, test_split or wanted.test_split, str(folder))
+    names = tuple(builder.info.features["label"].names)
+
+    def split(part: str) -> "TfdsImages | TfdsTexts":
+        if wanted.texts:
+            return TfdsTexts(builder.as_data_source(part), wanted.texts, f"{name} {part}")
+        undecoded = {"image": tfds.decode.SkipDecoding()}
+        return TfdsImages(builder.as_data_source(part, decoders=undecoded), f"{name} {part}")
+
+    return Dataset(split("train"), split(test), names, "text" if wanted.texts else "image")
+
+
+def find_prepared(tfds_name: str, path: str | None) -> Path | None:
+    """The folder of the newest prepared version, if there is one."""
+    found = sorted((data_dir(path) / tfds_name).glob("*/dataset_info.json"), key=_version)
+    return found[-1].parent if found else None
+
+
+def _version(file: Path) -> list[int]:
+    return [int(part) for part in file.parent.name.split(".") if part.isdigit()]
+
+
+class TfdsImages:
+    """Undecoded images of a TFDS split, as `Records`."""
+
+    labels = None
+
+    def __init__(self, source: Any, name: str) -> None:
+        self._source, self._name = source, name
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> ImageRecord:
+        example = self._source[index]
+        name = f"{self._name} example {index}"
+        return ImageRecord(example["image"], int(example["label"]), name)
+
+
+class TfdsTexts:
+    """Texts of a TFDS split, as `Records`; `columns` name one feature or two."""
+
+    labels = None
+
+    def __init__(self, source: Any, columns: tuple[str, ...], name: str) -> None:
+        self._source, self._columns, self._name = source, columns, name
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> TextRecord:
+        example = self._source[index]
+        texts = [example[column].decode("utf-8") for column in self._columns]
+        name = f"{self._name} example {index}"
+        return TextRecord(
+            texts[0], texts[1] if len(texts) > 1 else None, int(example["label"]), name
+        )
+
+
+def prepare(name: str, path: str | None = None) -> Path:
+    """Downloads and prepares a data set, unless it is there; returns its folder.
+
+    Raises:
+      OSError: the place that it comes from cannot be reached.
+    """
+    wanted = SETS[name]
+    if (folder := find_prepared(wanted.tfds_name, path)) is not None:
+        return folder
+    _check_reachable(wanted.host, name)
+    import tensorflow_datasets as tfds
+
+    if wanted.tfds_name.startswith("glue/"):
+        import tensorflow_datasets.text
+    else:
+        from tensorflow_datasets.image_classification import cifar
+
+        cifar._load_data = _cifar_examples
+    builder = tfds.builder(wanted.tfds_name, data_dir=data_dir(path), file_format="array_record")
+    builder.download_and_prepare()
+    return Path(builder.data_dir)
+
+
+def _check_reachable(url: str, name: str) -> None:
+    """TFDS itself would retry for more than three minutes."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=20).close()
+    except urllib.error.HTTPError:
+        pass  # an answer, whatever it says
+    except OSError as error:
+        raise OSError(
+            f"data set {name}: {url} cannot be reached ({error})\n"
+            "Run this command on a machine with network access, and copy the folder that it names."
+        ) from error
+
+
+def _cifar_examples(path: str, num_labels: int = 1) -> Iterator[tuple[np.ndarray, bytes]]:
+    """Labels and image of each record of a CIFAR file, in place of the reader of TFDS.
+
+    That one opens the file with TensorFlow, and gives arrays, which only TensorFlow encodes.
+    """
+    from PIL import Image
+
+    for row in np.fromfile(path, np.uint8).reshape(-1, num_labels + 3 * 32 * 32):
+        file = io.BytesIO()
+        pixels = row[num_labels:].reshape(3, 32, 32).transpose(1, 2, 0)
+        Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")
+        yield row[:num_labels], file.getvalue()
