@@ -207,6 +207,11 @@ class Data:
         None, "lower-case the text, with vocab.txt; none = true; tokenizer.json says so itself"
     )
 
+    @property
+    def is_text(self) -> bool:
+        """Whether the examples are texts; otherwise they are images."""
+        return self.name in ("csv", "jsonl") or self.name.startswith("glue/")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:

@@ -249,6 +249,20 @@ def _patches(config: Config) -> list[str]:
     ]
 
 
+def _augment(config: Config) -> list[str]:
+    data = config.data
+    if data.augment in (None, "off"):
+        return []
+    if data.is_text:
+        return [f"data.augment = {data.augment}: changes images, but {data.name} is text; set off"]
+    if data.augment == "affine" and data.name not in ("digits", "npz"):
+        return [
+            f"data.augment = affine: is for small images in arrays, but {data.name} has files; "
+            "set crop"
+        ]
+    return []
+
+
 def _warmup(config: Config) -> list[str]:
     warmup, steps = config.optimizer.warmup_steps, config.steps
     if warmup < steps:
@@ -302,6 +316,7 @@ _TIES: tuple[tuple[tuple[str, ...], Callable[[Config], list[str]]], ...] = (
     (_SHAPE, _model_shape),
     (("model.width", "model.heads"), _heads),
     (("model.image_size", "model.patch"), _patches),
+    (("data.name", "data.augment"), _augment),
     (("optimizer.warmup_steps", "steps"), _warmup),
     ((*_SHAPE, "pruning.keep", "pruning.min_prob", "pruning.group_size"), _budgets),
 )

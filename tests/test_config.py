@@ -134,6 +134,8 @@ FAULTS = {
     "plan.batch_chunks=5": "the nearest batch_size that works: 60 and 65",
     "model.heads=5": "model.width = 96: not divisible by model.heads = 5; the nearest that is: 95",
     "model.patch=3": "the nearest that is: 6 and 9",
+    "data.name=cifar100": "affine: is for small images in arrays, but cifar100 has files; set crop",
+    "data.name=csv": "affine: changes images, but csv is text; set off",
     "optimizer.warmup_steps=1200": "must be below steps = 1200",
     "pruning.group_size=7": "must divide model.width = 96 and model.mlp_dim = 384; the nearest "
     "that does: 6",

@@ -10,10 +10,11 @@ def load_data(config: Config) -> data.Dataset:
     Raises:
       ValueError: it cannot be read, or has another number of classes.
     """
-    dataset = data.load(config.data.name, config.data.path)
+    d = config.data
+    dataset = data.load(d.name, d.path, test_split=d.test_split, on_error=d.on_error)
     if dataset.num_classes != config.model.num_classes:
         raise ValueError(
-            f"model.num_classes = {config.model.num_classes}: data set {config.data.name} has "
+            f"model.num_classes = {config.model.num_classes}: data set {d.name} has "
             f"{dataset.num_classes} classes; set model.num_classes={dataset.num_classes}"
         )
     return dataset
@@ -21,6 +22,7 @@ def load_data(config: Config) -> data.Dataset:
 
 def make_inputs(config: Config) -> data.Prepare:
     """What makes the arrays of a batch, for training and evaluation alike."""
-    return data.ImageInputs(
-        config.model.image_size, config.model.channels, config.data.augment or "affine"
-    )
+    d, m = config.data, config.model
+    arrays = d.name in ("digits", "npz")
+    augment = d.augment or ("affine" if arrays else "crop")
+    return data.ImageInputs(m.image_size, m.channels, augment)

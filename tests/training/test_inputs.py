@@ -1,0 +1,52 @@
+"""From a configuration to its batches."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from small_data import write_image_folder
+
+from pbr_jax import data
+from pbr_jax.configs import digits
+from pbr_jax.training.from_config import batch_specs
+from pbr_jax.training.inputs import load_data, make_inputs
+
+
+def configured(model=(), **settings):
+    config = digits.get_config("tiny")
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, **dict(model)),
+        data=dataclasses.replace(config.data, augment=None, **settings),
+    )
+
+
+def batch_of(config):
+    """A training batch, which must be what the step is compiled for."""
+    records = load_data(config).train
+    batch = next(data.TrainBatches(records, make_inputs(config), config.batch_size, config.seed))
+    specs = batch_specs(config)
+    assert {name: (a.shape, a.dtype) for name, a in batch.items()} == {
+        name: (spec.shape, spec.dtype) for name, spec in specs.items()
+    }
+    return batch
+
+
+def test_digits_fill_the_image_that_the_model_wants():
+    small = batch_of(configured())["image"]
+    large = batch_of(configured({"image_size": 224, "channels": 3, "patch": 16}))["image"]
+    assert abs(small.mean() - large.mean()) < 0.05
+    assert (np.ptp(large, axis=-1) == 0).all()
+
+
+def test_image_files_are_cropped_in_training(tmp_path):
+    write_image_folder(tmp_path, count=9)
+    wanted = {"num_classes": 2, "channels": 3, "image_size": 16}
+    config = configured(wanted, name="image_folder", path=str(tmp_path))
+    assert make_inputs(config).augment == "crop"
+    batch_of(config)
+
+
+def test_another_number_of_classes_is_told():
+    with pytest.raises(ValueError, match=r"digits has 10 classes; set model\.num_classes=10"):
+        load_data(configured({"num_classes": 7}))
