@@ -16,7 +16,9 @@ from pbr_jax.flags import error_text, parse_args
 from pbr_jax.gpu import use_cpu_without_gpu
 
 # Name -> what it does. `pbr a b` is the module `pbr_jax.commands.a_b`.
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "compare": "methods side by side: memory, time, accuracy",
+}
 
 
 def main(argv: Sequence[str] | None = None, commands: Mapping[str, str] = COMMANDS) -> int:

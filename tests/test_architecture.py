@@ -43,7 +43,7 @@ HEAVY = {
     "tokenizers",
 }
 # Modules that are themselves imported inside the function that uses them, so they may import one.
-LATE = {"pbr_jax.training.figures"}
+LATE = {"pbr_jax.training.figures", "pbr_jax.training.comparison_figures"}
 
 
 def allowed() -> dict[str, set[str]]:

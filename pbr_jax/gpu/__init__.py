@@ -9,7 +9,7 @@ from pbr_jax.gpu.compile import (
     memory,
     require_compiler,
 )
-from pbr_jax.gpu.presence import use_cpu_without_gpu
+from pbr_jax.gpu.presence import gpu_is_present, use_cpu_without_gpu
 
 __all__ = [
     "CARDS",
@@ -19,6 +19,7 @@ __all__ = [
     "compile_for",
     "compiling_for",
     "find_card",
+    "gpu_is_present",
     "memory",
     "require_compiler",
     "target_config",

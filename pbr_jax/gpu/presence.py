@@ -9,6 +9,11 @@ import jax
 _DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
 
 
+def gpu_is_present() -> bool:
+    """Whether the driver of an NVIDIA GPU is there; asks no library and takes no memory."""
+    return any(pathlib.Path(name).exists() for name in _DEVICES)
+
+
 def use_cpu_without_gpu() -> None:
     """Has JAX use the CPU where its CUDA plugin is installed and no NVIDIA GPU is there.
 
@@ -16,7 +21,7 @@ def use_cpu_without_gpu() -> None:
     and go on. Call it before the first computation. Where JAX_PLATFORMS is set, that decides.
     """
     platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
-    if platforms or any(pathlib.Path(name).exists() for name in _DEVICES):
+    if platforms or gpu_is_present():
         return
     try:
         importlib.metadata.version("jax-cuda13-plugin")

@@ -83,6 +83,10 @@ class Comparison:
         self.content["costs"].setdefault(method, {}).update(figures)
         self._save()
 
+    def has_cost(self, method: str) -> bool:
+        """Whether memory and time are known."""
+        return "seconds_per_step" in self.content["costs"].get(method, {})
+
     def record_trial(self, method: str, seed: int, trial: Any) -> None:
         """Adds a finished run and saves."""
         curve = [point._asdict() for point in trial.curve]
@@ -141,27 +145,27 @@ def _ratio(mine: float | None, theirs: float | None) -> float | None:
 
 HEADER = (
     "method",
-    "activations",
-    "peak memory",
-    "vs full",
+    "saved",
+    "peak",
+    "/ full",
     "step",
-    "vs full",
-    "vs BackRazor",
-    "accuracy",
+    "/ full",
+    "/ BackRazor",
+    "accuracy %",
     "gap to full",
 )
 
 
 def cells(row: Row) -> list[str]:
-    """A row as text; what is not known is an en dash."""
+    """A row as text; what is not known is a hyphen."""
 
     def show(value, form):
-        return "–" if value is None else form(value)
+        return "-" if value is None else form(value)
 
     def ratio(value):
-        return f"{value:.2f}x"
+        return f"{value:.2f}"
 
-    accuracy = show(row.accuracy, lambda a: f"{100 * a:.2f} %")
+    accuracy = show(row.accuracy, lambda a: f"{100 * a:.2f}")
     gap = show(row.gap, lambda g: f"{100 * g:+.2f}")
     peak = row.measured_peak_bytes or row.compiled_peak_bytes
     return [

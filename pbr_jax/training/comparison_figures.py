@@ -52,7 +52,7 @@ def frontier(rows: Sequence[Row], path: Path) -> None:
         axes.set_title("Memory against time, full fine-tuning = 1")
         axes.set_xlabel("time per step")
         axes.set_ylabel("peak memory")
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.18 * x.max(initial=1))  # room for the names
         axes.set_ylim(bottom=0)
         figure.savefig(path, dpi=_DPI)
 

@@ -81,7 +81,7 @@ def train(
     for step in range(start + 1, steps + 1):
         state, metrics = train_step(state, next(batches))
         if previous is not None:
-            _check_finite(step - 1, previous)
+            check_finite(step - 1, previous)
         previous = metrics
         console.step(step)
         last = step == steps
@@ -92,7 +92,7 @@ def train(
         if not (logging or evaluating or saving):
             continue
 
-        _check_finite(step, metrics)
+        check_finite(step, metrics)
         seconds = (time.monotonic() - since) / (step - since_step)
         if logging:
             line = {
@@ -129,7 +129,8 @@ def train(
     return Outcome(state, steps, accuracy, stopped=False)
 
 
-def _check_finite(step: int, metrics: StepMetrics) -> None:
+def check_finite(step: int, metrics: StepMetrics) -> None:
+    """Raises `Diverged` if the loss or gradient of `step` was not finite."""
     if not bool(metrics.finite):
         raise Diverged(
             f"step {step}: loss = {float(metrics.loss)}, gradient norm ="

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from pbr_jax import data
 from pbr_jax.configs.common import Config
 from pbr_jax.gpu import memory as compiled_memory
 from pbr_jax.training import from_config
 from pbr_jax.training.checkpointing import Checkpointer
-from pbr_jax.training.loop import Batches, check_finite, make_evaluate
+from pbr_jax.training.inputs import make_inputs
+from pbr_jax.training.loop import check_finite, make_evaluate
 from pbr_jax.training.step import Batch
 
 _ROUNDS = (5, 40)  # fewest and most
@@ -107,7 +109,7 @@ def _warm(contestant: Contestant, batch: Batch) -> Any:
 def run_trial(
     contestant: Contestant,
     seed: int,
-    dataset: Any,
+    dataset: data.Dataset,
     folder: Path,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Trial:
@@ -126,8 +128,10 @@ def run_trial(
     """
     config = dataclasses.replace(contestant.config, seed=seed)
     parts = contestant.parts
+    inputs, workers = make_inputs(config), config.data.workers
     evaluate = make_evaluate(
-        jax.jit(parts.eval_step), lambda: data.test_batches(dataset.test, config.batch_size)
+        jax.jit(parts.eval_step),
+        lambda: data.eval_batches(dataset.test, inputs, config.batch_size, workers),
     )
     batches = train_batches(config, dataset)
     with Checkpointer(folder, keep=1) as checkpoints:
@@ -161,9 +165,11 @@ def run_trial(
     return Trial(curve[-1].accuracy, curve)
 
 
-def train_batches(config: Config, dataset: Any) -> Batches:
+def train_batches(config: Config, dataset: data.Dataset) -> data.TrainBatches:
     """The batches of a run, as `train.py` has them."""
-    return data.train_batches(dataset.train, config.batch_size, config.seed, config.data.augment)
+    return data.TrainBatches(
+        dataset.train, make_inputs(config), config.batch_size, config.seed, config.data.workers
+    )
 
 
 def measured_peak(config: Config) -> int | None:
@@ -181,9 +187,8 @@ def _measure_peak(config: Config) -> int | None:
     if jax.local_devices()[0].memory_stats() is None:
         return None
     contestant = prepare(config)
-    batch = jax.tree.map(
-        lambda s: jax.numpy.zeros(s.shape, s.dtype), dict(from_config.batch_specs(config))
-    )
+    specs = from_config.batch_specs(config)
+    batch = {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
     state = _warm(contestant, batch)
     jax.block_until_ready(contestant.step(state, batch))
     return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]

@@ -1,0 +1,216 @@
+"""Runs methods on the same data, seeds and steps, and prints what each costs and reaches.
+
+    pbr compare                                      every method on the digits, one seed
+    pbr compare --methods full,remat,lean --seeds 5 --config.steps=600
+
+Memory is the plan of the compiler for this device or, on a GPU, the peak that a process of its own
+measured; time is taken in turn with full fine-tuning, ratios within each round. The same command
+goes on where an interrupted one was. Table, CSV, JSON and plots are in the folder --out.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import rich.box
+import rich.console
+import rich.live
+import rich.progress
+import rich.table
+
+from pbr_jax import __version__, data
+from pbr_jax import config as configuration
+from pbr_jax.config_rules import method_fault
+from pbr_jax.configs.common import Config
+from pbr_jax.gpu import gpu_is_present
+from pbr_jax.training import comparison, trials
+from pbr_jax.training.inputs import load_data
+from pbr_jax.training.metrics import write_atomically
+
+_WIDE = 104  # characters that the whole table takes
+_PAPERS = ("prebackrazor-", "prebackrazor", "prebackrazor++")
+METHODS = (
+    *("full", "remat", "remat/chunks1", "backrazor"),
+    *(name + suffix for name in _PAPERS for suffix in ("", "/js70", "/js50", "/js30")),
+    *("fast", "lean", "tiny"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `pbr compare`."""
+    from pbr_jax import flags
+
+    flags.add_config(parser)
+    parser.add_argument(
+        "--methods", default=",".join(METHODS), help="names, joined by commas; default: all"
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each method, default 1")
+    parser.add_argument("--out", type=Path, help="folder; default runs/compare-NAME")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON, and progress on standard error"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measures what is missing, then prints and writes the table."""
+    config = args.arguments.config
+    methods = _checked(args.methods.split(","), args.seeds)
+    out = args.out or Path("runs") / f"compare-{config.name}"
+    peaks = _measured_peaks(config, methods) if gpu_is_present() else {}
+    book = comparison.Comparison(out / "comparison.json", _setting(config))
+    for method, peak in peaks.items():
+        book.record_cost(method, measured_peak_bytes=peak)
+    dataset = load_data(config)
+    with _display(book, methods, args.json) as progress:
+        costs = progress.add_task("time and memory", total=len(methods))
+
+        @functools.cache
+        def contestant(method: str) -> trials.Contestant:
+            return trials.prepare(dataclasses.replace(config, method=method))
+
+        for method in ("full", *(m for m in methods if m != "full")):
+            if not book.has_cost(method):
+                _record_cost(book, contestant("full"), contestant(method), dataset)
+            progress.advance(costs, method in methods)
+        runs = [(m, seed) for seed in _seeds(config, args.seeds) for m in methods]
+        training = progress.add_task("training", total=len(runs) * config.steps)
+        for i, (method, seed) in enumerate(runs):
+            if not book.has_trial(method, seed):
+                progress.update(training, description=f"{method}, seed {seed}")
+                folder = out / "checkpoints" / f"{method.replace('/', '-')}-{seed}"
+
+                def on_step(step: int, done: int = i * config.steps) -> None:
+                    progress.update(training, completed=done + step)
+
+                trial = trials.run_trial(contestant(method), seed, dataset, folder, on_step)
+                book.record_trial(method, seed, trial)
+            progress.update(training, completed=(i + 1) * config.steps)
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    rows = book.rows(methods)
+    _write(book, rows, out)
+    if args.json:
+        print(json.dumps({**book.content["setting"], "rows": [row._asdict() for row in rows]}))
+    else:
+        print(f"{_how_measured(book)}\nTable, CSV, JSON and plots: {out}")
+    return 0
+
+
+def _checked(methods: Sequence[str], seeds: int) -> list[str]:
+    faults = [f"--methods {name}: {fault}" for name in methods if (fault := method_fault(name))]
+    if seeds < 1:
+        faults.append(f"--seeds {seeds}: must be 1 or more")
+    if faults:
+        raise ValueError("\n".join(faults))
+    return list(dict.fromkeys(methods))
+
+
+def _seeds(config: Config, count: int) -> range:
+    return range(config.seed, config.seed + count)
+
+
+def _setting(config: Config) -> dict[str, Any]:
+    """What makes two results comparable."""
+    tree = configuration.to_dict(config)
+    for name in ("method", "name", "seed", "log_every", "checkpoint_every", "keep_checkpoints"):
+        del tree[name]
+    versions = {"jax": jax.__version__, "pbr_jax": __version__}
+    device = jax.local_devices()[0].device_kind
+    return {"config": tree, "versions": versions, "device": device, "cores": os.cpu_count()}
+
+
+def _measured_peaks(config: Config, methods: Sequence[str]) -> dict[str, int]:
+    """Before this process touches the GPU: each in a process of its own."""
+    found = {m: trials.measured_peak(dataclasses.replace(config, method=m)) for m in methods}
+    return {method: peak for method, peak in found.items() if peak is not None}
+
+
+def _record_cost(
+    book: comparison.Comparison,
+    full: trials.Contestant,
+    one: trials.Contestant,
+    dataset: data.Dataset,
+) -> None:
+    batch = next(trials.train_batches(one.config, dataset))
+    timing = trials.time_against(full, one, batch)
+    book.record_cost(
+        one.config.method,
+        activation_bytes=one.activation_bytes,
+        compiled_peak_bytes=one.peak_bytes,
+        seconds_per_step=timing.seconds,
+        time_to_full=1.0 if one is full else timing.to_full,
+        time_to_full_quartiles=timing.spread,
+    )
+
+
+def _how_measured(book: comparison.Comparison) -> str:
+    setting, measured = book.content["setting"], "measured_peak_bytes"
+    live = any(measured in cost for cost in book.content["costs"].values())
+    return (
+        f"Device: {setting['device']}, jax {setting['versions']['jax']}. Peak memory: "
+        + ("measured, each in a process of its own" if live else "the compiler's plan of the step")
+        + ". Time: steps in turn with full fine-tuning, medians; ratios within rounds.\n"
+        "Accuracy: at the last step, mean ± standard deviation over seeds; gap: paired by seed,"
+        " ± half of the 95 % interval."
+    )
+
+
+@contextlib.contextmanager
+def _display(
+    book: comparison.Comparison, methods: Sequence[str], as_json: bool
+) -> Iterator[rich.progress.Progress]:
+    """The table, which fills as results come in, above a progress bar."""
+    console = rich.console.Console(file=sys.stderr if as_json else sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDE
+    progress = rich.progress.Progress(
+        "{task.description}",
+        rich.progress.BarColumn(),
+        rich.progress.TaskProgressColumn(),
+        rich.progress.TimeRemainingColumn(),
+        console=console,
+    )
+
+    def table() -> rich.table.Table:
+        return _table(book.rows(methods), narrow=console.width < _WIDE)
+
+    if not console.is_terminal:
+        yield progress  # not started: it prints nothing
+        console.print(table())
+        return
+    with rich.live.Live(
+        console=console, get_renderable=lambda: rich.console.Group(table(), progress)
+    ):
+        yield progress
+        for task in progress.task_ids:
+            progress.remove_task(task)
+
+
+def _table(rows: Sequence[comparison.Row], narrow: bool) -> rich.table.Table:
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    hidden = ("saved", "gap to full") if narrow else ()
+    shown = [i for i, title in enumerate(comparison.HEADER) if title not in hidden]
+    for i in shown:
+        table.add_column(comparison.HEADER[i], justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        cells = comparison.cells(row)
+        table.add_row(*(cells[i] for i in shown))
+    return table
+
+
+def _write(book: comparison.Comparison, rows: Sequence[comparison.Row], out: Path) -> None:
+    from pbr_jax.training import comparison_figures  # matplotlib takes a while to import
+
+    write_atomically(out / "comparison.md", f"{comparison.markdown(rows)}\n{_how_measured(book)}\n")
+    write_atomically(out / "comparison.csv", comparison.csv_text(rows))
+    comparison_figures.frontier(rows, out / "frontier.png")
+    methods = [row.method for row in rows]
+    comparison_figures.curves(book.content["trials"], methods, out / "curves.png")
