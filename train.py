@@ -30,6 +30,7 @@ from pbr_jax.training.inputs import load_data, make_inputs
 from pbr_jax.training.loop import Diverged, Intervals, make_evaluate, train
 from pbr_jax.training.memory import MemoryUse
 from pbr_jax.training.report import write_report
+from pbr_jax.training.run import save_class_names
 from pbr_jax.training.signals import StopSignals
 
 
@@ -69,6 +70,7 @@ def main(args: Arguments) -> int:
             return 0
         workdir.mkdir(parents=True, exist_ok=True)
         metrics.write_json(workdir / "config.json", configuration.to_dict(config))
+        save_class_names(workdir, dataset.class_names)
         for note in notes:
             console.message(note)
 

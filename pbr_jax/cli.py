@@ -2,7 +2,7 @@
 
 A command's module has `add_arguments(parser)` and `main(args) -> int`, the exit code. One that
 calls `flags.add_config(parser)` takes `--config FILE[:variant]` and `--config.KEY=VALUE` as
-`train.py` does, and finds them, checked, as `args.arguments`.
+`train.py` does, and finds them, checked, as `args.arguments` where there is one.
 """
 
 import argparse
@@ -18,6 +18,8 @@ from pbr_jax.gpu import use_cpu_without_gpu
 # Name -> what it does. `pbr a b` is the module `pbr_jax.commands.a_b`.
 COMMANDS: dict[str, str] = {
     "compare": "methods side by side: memory, time, accuracy",
+    "export": "write the model of a run for other programs",
+    "weights check": "what a file of weights is, and which configuration it fits",
 }
 
 
@@ -42,12 +44,12 @@ def main(argv: Sequence[str] | None = None, commands: Mapping[str, str] = COMMAN
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     module.add_arguments(parser)
     args, others = parser.parse_known_args(words[name.count(" ") + 1 :])
-    takes_config = hasattr(args, "config")
-    if others and not takes_config:
+    config = getattr(args, "config", None)
+    if others and config is None:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
     try:
-        if takes_config:
-            args.arguments = parse_args(["--config", args.config, *others])
+        if config is not None:
+            args.arguments = parse_args(["--config", config, *others])
         return module.main(args)
     except (ValueError, OSError, RuntimeError) as error:
         if args.debug:

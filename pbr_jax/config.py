@@ -10,7 +10,7 @@ import dataclasses
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 from pbr_jax import config_rules
 from pbr_jax.config_rules import alternatives, nearest, settings, show
@@ -108,7 +108,7 @@ def _execute(spec: str) -> tuple[Config | None, list[str]]:
 
 def _missing_file(path: Path) -> str:
     known = [
-        str(_relative(file))
+        str(relative(file))
         for folder in (path.parent, SHIPPED)
         for file in sorted(folder.glob("*.py"))
         if file.stem not in ("__init__", "common")
@@ -123,13 +123,13 @@ def _missing_file(path: Path) -> str:
     return f"{path}: no such configuration file" + (f"; {hint}" if known else "")
 
 
-def _relative(path: Path) -> Path:
+def relative(path: Path) -> Path:
     """The path as one would type it here: from the current directory where it lies below that."""
     real = path.resolve()
     return real.relative_to(Path.cwd()) if real.is_relative_to(Path.cwd()) else path
 
 
-DEFAULT_SPEC = str(_relative(SHIPPED / "digits.py"))
+DEFAULT_SPEC = str(relative(SHIPPED / "digits.py"))
 
 
 def _variant_fault(path: Path, variant: str | None, variants: Iterable[str] | None) -> str | None:
@@ -206,6 +206,38 @@ def _replace(tree: Any, key: str, value: Any) -> Any:
 def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as nested dictionaries of JSON values, as in `config.json`."""
     return dataclasses.asdict(config)
+
+
+def from_dict(saved: dict[str, Any], where: str) -> Config:
+    """The inverse of `to_dict`; a key that is not there has its default.
+
+    Args:
+        saved: Content of a `config.json`.
+        where: Its path, for the message.
+
+    Raises:
+        ConfigError: naming every key that does not exist and every value that is wrong.
+    """
+    keys = {entry.key for entry in settings()}
+    faults = [config_rules.unknown_key(key) for key in _flatten(saved) if key not in keys]
+    config = Config()
+    if not faults:
+        config = _section(Config, saved)
+        wrong = config_rules.field_faults(config)
+        faults = [*wrong.values(), *config_rules.tie_faults(config, wrong)]
+    if faults:
+        raise ConfigError(faults, where, "It was written by another version of pbr_jax.")
+    return config
+
+
+def _section(kind: type, tree: dict[str, Any]) -> Any:
+    hints = get_type_hints(kind)
+    values = {}
+    for name, value in tree.items():
+        inner = [one for one in alternatives(hints[name]) if dataclasses.is_dataclass(one)]
+        nested = inner and isinstance(value, dict)
+        values[name] = _section(cast(type, inner[0]), value) if nested else value
+    return kind(**values)
 
 
 def changes(saved: dict[str, Any], config: Config) -> list[Change]:

@@ -59,13 +59,13 @@ def parse_args(argv: Sequence[str]) -> Arguments:
     return Arguments(config, parsed.spec, tuple(parsed.overrides), workdir, parsed.debug)
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
+def add_config(parser: argparse.ArgumentParser, default: str | None = DEFAULT_SPEC) -> None:
     """Adds `--config` to a command of `pbr`; its `--config.KEY=VALUE` are left to `parse_args`."""
     parser.add_argument(
         "--config",
-        default=DEFAULT_SPEC,
+        default=default,
         metavar="FILE[:variant]",
-        help=f"configuration file, default {DEFAULT_SPEC}; --config.KEY=VALUE sets a key of it",
+        help=f"configuration file, default {default}; --config.KEY=VALUE sets a key of it",
     )
 
 

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from pbr_jax import config_rules, data
-from pbr_jax.config import DEFAULT_SPEC, SHIPPED, ConfigError, changes, check_resume, load, to_dict
+from pbr_jax.config import (
+    DEFAULT_SPEC,
+    SHIPPED,
+    ConfigError,
+    changes,
+    check_resume,
+    from_dict,
+    load,
+    to_dict,
+)
 from pbr_jax.configs import common
 from pbr_jax.configs.common import Config, Keep, Pruning
 from pbr_jax.flags import next_command, parse_args, run_cli
@@ -243,6 +252,31 @@ def test_named_size_fills_in_the_shape():
 def test_config_json_round_trip_has_no_changes():
     config = load(DIGITS, ["pruning.keep.fc2=0.1"])
     assert changes(json.loads(json.dumps(to_dict(config))), config) == []
+
+
+@pytest.mark.parametrize("overrides", [[], ["pruning.keep=0.1"], ["pruning.keep.fc2=0.1"]])
+def test_config_json_gives_the_configuration_again(overrides):
+    config = load(DIGITS, overrides)
+    assert from_dict(json.loads(json.dumps(to_dict(config))), "config.json") == config
+
+
+def test_an_older_config_json_has_defaults_for_what_it_lacks():
+    saved = to_dict(load(DIGITS))
+    del saved["seed"], saved["model"]["dropout"]
+    assert from_dict(saved, "config.json") == load(DIGITS)
+
+
+def test_what_config_json_should_not_have_is_named():
+    saved = to_dict(load(DIGITS))
+    saved["model"]["widht"] = 3
+    with pytest.raises(ConfigError, match=r"x/config.json\n.*model.widht: no such key; .*width"):
+        from_dict(saved, "x/config.json")
+    saved = to_dict(load(DIGITS)) | {"steps": 0, "plan": None}
+    with pytest.raises(ConfigError, match="plan: is a section; set one of its keys"):
+        from_dict(saved, "x/config.json")
+    saved = to_dict(load(DIGITS)) | {"steps": 0}
+    with pytest.raises(ConfigError, match="steps = 0: must be 1 or more"):
+        from_dict(saved, "x/config.json")
 
 
 def test_one_keep_for_all_equals_the_same_keep_at_each_site():

@@ -6,7 +6,7 @@ params, notes = checkpoints.load(weights, "vit", sizes, initial_params)
 
 from pbr_jax.checkpoints.export import save_huggingface, save_npz, save_orbax
 from pbr_jax.checkpoints.formats import Family
-from pbr_jax.checkpoints.load import Loaded, WeightsError, load
+from pbr_jax.checkpoints.load import Loaded, WeightsError, check, load
 from pbr_jax.checkpoints.weights import Weights, own_faults, read
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Loaded",
     "Weights",
     "WeightsError",
+    "check",
     "load",
     "own_faults",
     "read",

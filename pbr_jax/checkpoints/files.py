@@ -62,8 +62,9 @@ def read(path: str | os.PathLike[str]) -> Arrays:
 
 
 def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a compressed `.npz`."""
-    np.savez_compressed(path, allow_pickle=False, **arrays)
+    """Writes a compressed `.npz`, whatever the ending of its name."""
+    with Path(path).open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def write_safetensors(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:

@@ -46,9 +46,23 @@ def load(weights: Weights, family: Family, sizes: Sizes, initial: Mapping[str, A
       WeightsError: they are of another family, or arrays are missing, superfluous, misshapen or not
         finite: all of them are listed.
     """
+    like = layout.flatten(initial)
+    lines, arrays, notes = _fit(weights, family, sizes, like)
+    leaves = like | layout.from_theirs(lines, arrays, like)
+    return Loaded(layout.unflatten(leaves), [f"{weights.path}: {note}" for note in notes])
+
+
+def check(weights: Weights, family: Family, sizes: Sizes, like: Mapping[str, Any]) -> list[str]:
+    """The notes of `load`, or its error, without converting anything; `like` may be shapes."""
+    return _fit(weights, family, sizes, layout.flatten(like))[2]
+
+
+def _fit(
+    weights: Weights, family: Family, sizes: Sizes, like: Leaves
+) -> tuple[list[Line], Arrays, list[str]]:
+    """The lines to read, the arrays that they speak of in the model's shapes, and notes."""
     if weights.family != family:
         raise WeightsError(weights.path, [f"they are a {weights.family}, the model is a {family}"])
-    like = layout.flatten(initial)
     lines = [line for line in weights.format.table(sizes["depth"]) if line.ours in like]
     fresh = _fresh_parts(weights, lines, sizes)
     kept = [line for line in lines if line.ours.split("/")[0] not in fresh]
@@ -70,8 +84,7 @@ def load(weights: Weights, family: Family, sizes: Sizes, initial: Mapping[str, A
         for key, value in _COMPUTED.items()
         if weights.config.get(key, value) != value
     ]
-    params = layout.unflatten(like | layout.from_theirs(kept, arrays, like))
-    return Loaded(params, [f"{weights.path}: {note}" for note in notes])
+    return kept, arrays, notes
 
 
 def _fresh_parts(weights: Weights, lines: Sequence[Line], sizes: Sizes) -> dict[str, str]:

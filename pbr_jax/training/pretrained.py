@@ -45,19 +45,10 @@ def load_weights(settings: Model, model: ViT | Bert, initial: Any) -> checkpoint
     """
     assert settings.weights is not None
     weights = checkpoints.read(find_weights(settings.weights))
-    return fit(weights, settings, model, initial)
-
-
-def fit(weights: Weights, settings: Model, model: ViT | Bert, initial: Any) -> checkpoints.Loaded:
-    """As `load_weights`, for weights that were read."""
-    family, sizes = architecture(model)
     try:
-        return checkpoints.load(weights, family, sizes, initial)
+        return checkpoints.load(weights, *architecture(model), initial)
     except WeightsError as error:
-        advice = [f"This is {describe(weights)}."]
-        if weights.family == family:
-            advice += [f"--config.model.{change}" for change in changes(weights, settings)]
-        raise WeightsError(error.path, error.faults, " ".join(advice)) from error
+        raise WeightsError(error.path, error.faults, advice(weights, settings)) from error
 
 
 def describe(weights: Weights) -> str:
@@ -95,3 +86,9 @@ def changes(weights: Weights, settings: Model) -> list[str]:
     return [
         f"{key}={show(value)}" for key, value in wanted.items() if getattr(settings, key) != value
     ]
+
+
+def advice(weights: Weights, settings: Model) -> str:
+    """What weights are, and what to set so that the model is that too."""
+    flags = [f"--config.model.{change}" for change in changes(weights, settings)]
+    return " ".join([f"This is {describe(weights)}" + (":" if flags else "."), *flags])

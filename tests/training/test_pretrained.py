@@ -107,7 +107,7 @@ def test_the_error_ends_with_what_it_is_and_what_to_set(google):
     with pytest.raises(ValueError, match="do not fit the model") as raised:
         load(google, settings, vit(depth=3))
     assert str(raised.value).splitlines()[-1] == (
-        "This is a ViT of width 16, depth 2, heads 2, mlp_dim 32, patch 2. --config.model.depth=2"
+        "This is a ViT of width 16, depth 2, heads 2, mlp_dim 32, patch 2: --config.model.depth=2"
     )
 
 

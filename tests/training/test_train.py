@@ -52,7 +52,14 @@ def files(workdir):
 
 def test_a_run_leaves_its_files(finished):
     names = set(files(finished))
-    expected = {"config.json", "metrics.jsonl", "metrics.csv", "summary.json", "report.html"}
+    expected = {
+        "config.json",
+        "classes.json",
+        "metrics.jsonl",
+        "metrics.csv",
+        "summary.json",
+        "report.html",
+    }
     assert expected | {"pruning.npz"} <= names
     assert any(name.startswith("events.out.tfevents.") for name in names)
     assert (finished / "checkpoints" / "4").is_dir()

@@ -1,0 +1,70 @@
+"""Writes the model of a run in a format that other programs read.
+
+    pbr export runs/digits-prebackrazor --to safetensors
+
+safetensors  a directory for `from_pretrained` of Hugging Face's Transformers
+npz          one file in the layout of Google's ViT
+orbax        a directory with our own tree of parameters
+
+`--config.model.weights=PATH` reads each of them back, bit for bit.
+"""
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+from pbr_jax import checkpoints
+from pbr_jax.training.pretrained import architecture
+from pbr_jax.training.run import Run, open_run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="work directory of train.py")
+    parser.add_argument("--to", required=True, choices=("safetensors", "npz", "orbax"))
+    parser.add_argument(
+        "--out", type=Path, metavar="PATH", help="file or directory to write; default in RUN/export"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        choices=("best", "last"),
+        default="best",
+        help="the most accurate checkpoint or the last one; default best",
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Exports; returns 0."""
+    out = args.out or args.run / "export" / ("model.npz" if args.to == "npz" else args.to)
+    if out.exists():
+        raise ValueError(f"{out}: is there already; delete it, or give another --out")
+    run = open_run(args.run, args.checkpoint)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # What is at `out` is whole, whatever happens while it is written.
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        write(run, args.to, Path(folder) / "out")
+        (Path(folder) / "out").rename(out)
+    print(f"wrote checkpoint {run.step} of {run.workdir} to {out}")
+    print(f"--config.model.weights={out} starts from it")
+    return 0
+
+
+def write(run: Run, form: str, out: Path) -> None:
+    """Writes the model of a run to `out`.
+
+    Raises:
+      ValueError: the format cannot hold this model.
+    """
+    family, sizes = architecture(run.parts.model)
+    if form == "orbax":
+        checkpoints.save_orbax(out, family, run.params, sizes)
+    elif form == "npz":
+        if family != "vit":
+            raise ValueError(f"--to npz: is a layout of ViT, the model is a {family}; take another")
+        checkpoints.save_npz(out, run.params, sizes)
+    else:
+        checkpoints.save_huggingface(out, family, run.params, sizes, run.class_names)
+        tokenizer = getattr(run.config.data, "tokenizer", None)
+        if family == "bert" and tokenizer is not None:
+            shutil.copy(tokenizer, out / Path(tokenizer).name)

@@ -1,0 +1,93 @@
+"""Says what a file of weights is, whether it is whole, and which configuration it fits.
+
+    pbr weights check ViT-B_16.npz
+    pbr weights check model.safetensors --config configs/vit_b16.py
+
+Exit code 1 when it does not fit the configuration or, without one, is not whole by its own sizes.
+Reads `.npz`, safetensors, the index of a sharded checkpoint, and directories of these.
+"""
+
+import argparse
+import collections
+
+import jax
+
+from pbr_jax import checkpoints
+from pbr_jax.checkpoints import Weights, WeightsError
+from pbr_jax.config import SHIPPED, ConfigError, load, relative
+from pbr_jax.configs.common import Config, Model
+from pbr_jax.flags import add_config
+from pbr_jax.training import from_config, pretrained
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.add_argument("file", metavar="FILE")
+    add_config(parser, default=None)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints what the file is; returns 0 if it fits, else 1."""
+    weights = checkpoints.read(pretrained.find_weights(args.file))
+    print(weights.path)
+    for title, text in facts(weights):
+        print(f"  {title:<12}{text}")
+    if args.config is not None:
+        return _check_config(weights, args.config, args.arguments.config)
+    faults = checkpoints.own_faults(weights)
+    if not faults:
+        print("It is whole.")
+        return 0
+    print(f"It is not whole; {pretrained.describe(weights)} would have other arrays:")
+    for fault in faults:
+        print(f"  {fault}")
+    return 1
+
+
+def facts(weights: Weights) -> list[tuple[str, str]]:
+    """What is known of the weights, a title and a text each."""
+    sizes, arrays = weights.sizes, weights.arrays.values()
+    dtypes = collections.Counter(str(array.dtype) for array in arrays)
+    count = sum(array.size for array in arrays)
+    shape = ", ".join(f"{word} {sizes[word]}" for word in sorted(sizes))
+    found = [
+        ("is", f"{pretrained.describe(weights)}, {weights.format.name}"),
+        ("parameters", f"{count / 1e6:.2f} M, {' and '.join(sorted(dtypes))}"),
+        ("sizes", shape),
+    ]
+    found += [("not used", f"{', '.join(names)} ({why})") for why, names in weights.unused.items()]
+    flags = [f"--config.model.{change}" for change in pretrained.changes(weights, Model())]
+    found.append(("settings", " ".join(flags) or "the defaults"))
+    shipped = [str(relative(file)) for file in sorted(SHIPPED.glob("*.py"))]
+    fitting = [spec for spec in shipped if _fits(weights, spec)]
+    found.append(("fits", ", ".join(fitting) or "none of the configurations here as it stands"))
+    return found
+
+
+def _fits(weights: Weights, spec: str) -> bool:
+    try:
+        _notes(weights, load(spec))
+    except (ConfigError, WeightsError):
+        return False
+    return True
+
+
+def _notes(weights: Weights, config: Config) -> list[str]:
+    """What loading them into the model of a configuration would say, or raise."""
+    model = from_config.build(config).model
+    like = jax.eval_shape(lambda: from_config.random_params(config, model))
+    return checkpoints.check(weights, *pretrained.architecture(model), like)
+
+
+def _check_config(weights: Weights, spec: str, config: Config) -> int:
+    try:
+        notes = _notes(weights, config)
+    except WeightsError as error:
+        print(f"It does not fit {spec}:")
+        for line in (*error.faults, pretrained.advice(weights, config.model)):
+            print(f"  {line}")
+        return 1
+    print(f"It fits {spec}.")
+    for note in notes:
+        print(f"  {note}")
+    return 0
