@@ -137,7 +137,7 @@ def headline(config: Config, params: Any) -> str:
     return " · ".join(
         (
             config.name,
-            f"{config.steps} steps of {config.batch_size} images",
+            f"{config.steps} steps of {config.batch_size} examples",
             f"{count / 1e6:.2f} M parameters",
             device,
         )
@@ -156,7 +156,7 @@ def summarize(
         "best_accuracy": max(r["accuracy"] for r in lines if r["split"] == "test"),
         "steps": config.steps,
         "seconds_per_step": seconds,
-        "images_per_second": config.batch_size / seconds,
+        "examples_per_second": config.batch_size / seconds,
         "activation_bytes": use.activations,
         "compiled_peak_bytes": compiled_peak_bytes,
         "memory": use._asdict(),

@@ -119,8 +119,13 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """A vision transformer: either a named size, or width, depth, heads and mlp_dim."""
+    """A transformer: either a named size, or width, depth, heads and mlp_dim.
 
+    `patch`, `image_size`, `channels` and `pool` are of the family vit, `vocab_size` and
+    `max_length` of bert.
+    """
+
+    family: Literal["vit", "bert"] = setting("vit", "vit reads images; bert reads one or two texts")
     size: Literal["Ti", "S", "B", "L"] | None = setting(
         None, "named size; then width, depth, heads and mlp_dim stay none"
     )
@@ -131,10 +136,18 @@ class Model:
     patch: int = setting(16, "side of a patch in pixels; divides image_size", AT_LEAST_ONE)
     image_size: int = setting(224, "side of the image in pixels", AT_LEAST_ONE)
     channels: int = setting(3, "colour channels of the image", AT_LEAST_ONE)
+    vocab_size: int = setting(30522, "words of the vocabulary", AT_LEAST_ONE)
+    max_length: int = setting(
+        512, "tokens to which texts are cut and filled up; positions of the model", AT_LEAST_ONE
+    )
     num_classes: int = setting(
         1000, "number of classes", Rule("must be 2 or more", lambda n: n > 1)
     )
-    dropout: float = setting(0.0, "dropout rate of the residual branches", BELOW_ONE)
+    dropout: float = setting(
+        0.0,
+        "dropout rate of the residual branches; for bert also of embeddings, attention and pooler",
+        BELOW_ONE,
+    )
     pool: Literal["cls", "mean"] = setting("cls", "what the head reads: class token or mean token")
     dtype: Literal["float32", "bfloat16"] = setting("float32", "type of the activations")
     weights: str | None = setting(None, "pretrained weights to start from; none = random")
@@ -244,7 +257,7 @@ class Config:
         "prebackrazor", "residual plan; a suffix such as /js50 trains 50 % of the tensors at a time"
     )
     steps: int = setting(1000, "optimizer steps", AT_LEAST_ONE)
-    batch_size: int = setting(64, "images per optimizer step", AT_LEAST_ONE)
+    batch_size: int = setting(64, "examples per optimizer step", AT_LEAST_ONE)
     eval_every: int = setting(100, "steps between two evaluations", AT_LEAST_ONE, resume_safe=True)
     checkpoint_every: int = setting(
         100, "steps between two checkpoints", AT_LEAST_ONE, resume_safe=True

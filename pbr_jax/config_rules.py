@@ -208,7 +208,7 @@ def _chunks(config: Config) -> list[str]:
     if chunks is None or batch % parts or batch // parts % chunks == 0:
         return []
     return [
-        f"plan.batch_chunks = {chunks}: does not divide the {batch // parts} images that are "
+        f"plan.batch_chunks = {chunks}: does not divide the {batch // parts} examples that are "
         f"run at a time; the nearest batch_size that works: "
         f"{_near_multiples(batch, parts * chunks)}"
     ]
@@ -241,7 +241,7 @@ def _heads(config: Config) -> list[str]:
 
 def _patches(config: Config) -> list[str]:
     side, patch = config.model.image_size, config.model.patch
-    if side % patch == 0:
+    if config.model.family != "vit" or side % patch == 0:
         return []
     return [
         f"model.image_size = {side}: not divisible by model.patch = {patch}; "
@@ -261,6 +261,19 @@ def _augment(config: Config) -> list[str]:
             "set crop"
         ]
     return []
+
+
+def _family(config: Config) -> list[str]:
+    family, texts = config.model.family, config.data.is_text
+    if (family == "bert") == texts:
+        return []
+    reads, has, other = (
+        ("texts", "images", "vit") if family == "bert" else ("images", "texts", "bert")
+    )
+    return [
+        f"model.family = {family}: reads {reads}, and data set {config.data.name} has {has}; "
+        f"set model.family={other} or another data.name"
+    ]
 
 
 def _warmup(config: Config) -> list[str]:
@@ -315,8 +328,9 @@ _TIES: tuple[tuple[tuple[str, ...], Callable[[Config], list[str]]], ...] = (
     (("batch_size", "optimizer.accumulation_steps", "plan.batch_chunks"), _chunks),
     (_SHAPE, _model_shape),
     (("model.width", "model.heads"), _heads),
-    (("model.image_size", "model.patch"), _patches),
     (("data.name", "data.augment"), _augment),
+    (("model.family", "data.name"), _family),
+    (("model.family", "model.image_size", "model.patch"), _patches),
     (("optimizer.warmup_steps", "steps"), _warmup),
     ((*_SHAPE, "pruning.keep", "pruning.min_prob", "pruning.group_size"), _budgets),
 )

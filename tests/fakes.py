@@ -48,6 +48,37 @@ def batch(size: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
     return {"image": images.astype(np.float32), "label": labels}
 
 
+SMALL_BERT = Model(
+    family="bert",
+    width=16,
+    depth=2,
+    heads=2,
+    mlp_dim=32,
+    vocab_size=20,
+    max_length=8,
+    num_classes=CLASSES,
+    dropout=0.1,
+)
+
+
+def bert_config(method: str = "prebackrazor", **changes) -> Config:
+    """A run of a two-block BERT of width 16 with AdamW."""
+    optimizer = Optimizer(name="adamw", learning_rate=0.01, schedule="constant")
+    return config(method, **{"model": SMALL_BERT, "optimizer": optimizer} | changes)
+
+
+def token_batch(size: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
+    """Sequences of 4 to 8 words with one word of their class, 1 to 4, at a random place."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(size, dtype=np.int32) % CLASSES
+    lengths = generator.integers(4, 9, size)
+    tokens = generator.integers(5, 20, (size, 8))
+    tokens[np.arange(size), generator.integers(1, lengths)] = labels + 1
+    tokens[np.arange(8) >= lengths[:, None]] = 0
+    arrays = {"tokens": tokens, "token_types": np.zeros((size, 8)), "lengths": lengths}
+    return {name: array.astype(np.int32) for name, array in arrays.items()} | {"label": labels}
+
+
 def vit(**changes) -> ViT:
     """An RGB ViT of width 16 and 2 blocks."""
     sizes = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 32, "patch": 2, "image_size": 4}

@@ -120,6 +120,9 @@ FAULTS = {
     "data.name=cifar": "the nearest is cifar10",
     "data.name=rte": "glue/rte",
     "data.on_error=ignore": "must be stop or skip",
+    "model.family=brt": "model.family = brt: must be vit or bert; the nearest is bert",
+    "model.family=bert": "reads texts, and data set digits has images; set model.family=vit or",
+    "model.max_length=0": "must be 1 or more",
     "optimizer.name=adam": "optimizer.name = adam: must be sgd or adamw; the nearest is adamw",
     "pruning.policy=bandits": "the nearest is bandit",
     "method=remt": "no such method; the nearest is remat; there are full, remat, backrazor",
@@ -144,7 +147,6 @@ FAULTS = {
     "model.heads=5": "model.width = 96: not divisible by model.heads = 5; the nearest that is: 95",
     "model.patch=3": "the nearest that is: 6 and 9",
     "data.name=cifar100": "affine: is for small images in arrays, but cifar100 has files; set crop",
-    "data.name=csv": "affine: changes images, but csv is text; set off",
     "optimizer.warmup_steps=1200": "must be below steps = 1200",
     "pruning.group_size=7": "must divide model.width = 96 and model.mlp_dim = 384; the nearest "
     "that does: 6",
@@ -382,3 +384,14 @@ def test_next_command_is_the_same_run_by_another_method():
     assert (given.config.method, given.config.seed) == ("prebackrazor", 3)
     assert given.spec == DIGITS + ":tiny"
     assert given.workdir == Path("a b-prebackrazor")
+
+
+def test_texts_are_for_bert_and_are_not_augmented():
+    augment, family = faults_of(DIGITS, "data.name=csv")
+    assert "affine: changes images, but csv is text; set off" in augment
+    assert "model.family = vit: reads images, and data set csv has texts" in family
+
+
+def test_rules_of_images_do_not_bind_a_bert():
+    override = ["model.family=bert", "data.name=glue/rte", "data.augment=none", "model.patch=3"]
+    assert load(DIGITS, override).model.patch == 3

@@ -136,7 +136,7 @@ class Console:
         """What the run will use, and what full fine-tuning would use.
 
         Args:
-            title: One line, such as "digits · 1200 steps of 64 images · 0.45 M parameters".
+            title: One line, such as "digits · 1200 steps of 64 examples · 0.45 M parameters".
             method: Name of the row.
             memory: Of this method, per step.
             full: Of full fine-tuning; None when this is full fine-tuning.

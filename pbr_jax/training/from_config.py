@@ -11,8 +11,8 @@ import optax
 from pbr_jax import methods, pruning
 from pbr_jax.configs.common import Config
 from pbr_jax.configs.common import Keep as ConfigKeep
-from pbr_jax.models.vit import ViT
-from pbr_jax.plans import SITES, Keep, budget_for
+from pbr_jax.models import Bert, Classifier, ViT
+from pbr_jax.plans import SITES, Keep, ResidualPlan, budget_for
 from pbr_jax.training import pretrained, selection
 from pbr_jax.training.memory import MemoryUse, saved_bytes, tree_bytes
 from pbr_jax.training.optimizer import learning_rate, make_optimizer
@@ -50,7 +50,7 @@ class Parts(NamedTuple):
     """
 
     method: methods.Method
-    model: ViT
+    model: Classifier
     tx: optax.GradientTransformation
     selector: selection.Selector
     schedule: optax.Schedule
@@ -70,18 +70,7 @@ def build(config: Config) -> Parts:
     if plan.linear == "columns":  # a site without a budget is trained dense
         keep = {site: getattr(plan.keep, site) if site in budgets else 1.0 for site in SITES}
         plan = dataclasses.replace(plan, keep=Keep(**keep))
-    m, o = config.model, config.optimizer
-    model = ViT(
-        **sizes._asdict(),
-        patch=m.patch,
-        image_size=m.image_size,
-        num_classes=m.num_classes,
-        channels=m.channels,
-        pool=m.pool,
-        dropout=m.dropout,
-        dtype=jnp.dtype(m.dtype),
-        plan=plan,
-    )
+    model, o = make_model(config, plan), config.optimizer
     schedule = learning_rate(o.learning_rate, config.steps, o.warmup_steps, o.schedule)
     tx = make_optimizer(
         o.name,
@@ -103,6 +92,32 @@ def build(config: Config) -> Parts:
         importance_weighting=config.pruning.importance_weighting,
     )
     return Parts(method, model, tx, selector, schedule, train_step, make_eval_step(model))
+
+
+def make_model(config: Config, plan: ResidualPlan) -> Classifier:
+    """The model of the configured family and sizes."""
+    m, sizes, dtype = config.model, model_sizes(config)._asdict(), jnp.dtype(config.model.dtype)
+    if m.family == "bert":
+        return Bert(
+            **sizes,
+            vocab_size=m.vocab_size,
+            max_length=m.max_length,
+            num_classes=m.num_classes,
+            dropout=m.dropout,
+            dtype=dtype,
+            plan=plan,
+        )
+    return ViT(
+        **sizes,
+        patch=m.patch,
+        image_size=m.image_size,
+        num_classes=m.num_classes,
+        channels=m.channels,
+        pool=m.pool,
+        dropout=m.dropout,
+        dtype=dtype,
+        plan=plan,
+    )
 
 
 def resolve_method(config: Config) -> methods.Method:
@@ -192,13 +207,13 @@ def num_columns(sizes: Sizes) -> dict[str, int]:
     return {"qkv": sizes.width, "proj": sizes.width, "fc1": sizes.width, "fc2": sizes.mlp_dim}
 
 
-def random_params(config: Config, model: ViT) -> Any:
+def random_params(config: Config, model: Classifier) -> Any:
     """Fresh parameters, float32."""
-    shape = (1, model.image_size, model.image_size, model.channels)
-    return model.init(jax.random.key(config.seed), jnp.zeros(shape, model.dtype))["params"]
+    example = jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), model.input_specs(1))
+    return model.init(jax.random.key(config.seed), model.inputs(example))["params"]
 
 
-def init_params(config: Config, model: ViT) -> tuple[Any, list[str]]:
+def init_params(config: Config, model: Classifier) -> tuple[Any, list[str]]:
     """Fresh or pretrained parameters, and notes on the conversion of the latter."""
     params = random_params(config, model)
     if config.model.weights is None:
@@ -220,11 +235,8 @@ def state_shapes(config: Config, parts: Parts) -> TrainState:
 
 def batch_specs(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of a training batch."""
-    m, b = config.model.resolved(), config.batch_size
-    return {
-        "image": jax.ShapeDtypeStruct((b, m.image_size, m.image_size, m.channels), jnp.float32),
-        "label": jax.ShapeDtypeStruct((b,), jnp.int32),
-    }
+    inputs = make_model(config, ResidualPlan()).input_specs(config.batch_size)
+    return inputs | {"label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)}
 
 
 def memory_use(config: Config) -> MemoryUse:

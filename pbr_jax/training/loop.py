@@ -102,7 +102,7 @@ def train(
                 "grad_norm": float(metrics.grad_norm),
                 "learning_rate": float(schedule(step - 1)),
                 "seconds_per_step": seconds,
-                "images_per_second": batch_size / seconds,
+                "examples_per_second": batch_size / seconds,
             }
             writer.write(line)
             console.train(line)

@@ -31,8 +31,8 @@ def write_report(workdir: Path | str) -> Path:
 
     Reads `config.json` and, where they exist, `metrics.jsonl`, `summary.json` and `pruning.npz`:
     a run that is under way or prunes nothing has a shorter page. From the summary the page also
-    shows `seconds`, `images_per_second`, `device`, and `memory` and `full_memory`, each the fields
-    of a `MemoryUse`, of this run and of full fine-tuning.
+    shows `seconds`, `examples_per_second`, `device`, and `memory` and `full_memory`, each the
+    fields of a `MemoryUse`, of this run and of full fine-tuning.
 
     Raises:
         ValueError: `workdir` is no work directory, or a file in it is damaged.
@@ -126,7 +126,7 @@ def _page(
     settings = [[key, _text(value)] for key, value in _flatten(config)]
     sections.append(_details("Settings", _table(("key", "value"), settings, words=True)))
     subtitle = [
-        f"{summary.get('steps', config.get('steps'))} steps of {config.get('batch_size')} images",
+        f"{summary.get('steps', config.get('steps'))} steps of {config.get('batch_size')} examples",
         *([str(summary["device"])] if summary.get("device") else []),
         *([] if summary else ["not finished yet"]),
     ]
@@ -154,8 +154,8 @@ def _cards(summary: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]])
         peak = format_bytes(summary["compiled_peak_bytes"])
         cards.append(("compiled peak", peak, "the whole step, as compiled"))
     if summary.get("seconds_per_step") is not None:
-        speed = summary.get("images_per_second")
-        note = f"{speed:,.0f} images per second" if speed else ""
+        speed = summary.get("examples_per_second")
+        note = f"{speed:,.0f} examples per second" if speed else ""
         cards.append(("time per step", format_seconds(summary["seconds_per_step"]), note))
     cells = "".join(
         f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>"

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 
+from pbr_jax.models import Classifier
 from pbr_jax.plans import SITES
 from pbr_jax.training import selection as selecting
 from pbr_jax.training.optimizer import ALL, update_rows
@@ -42,7 +42,7 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
 EvalStep = Callable[[PyTree, Batch], tuple[jax.Array, jax.Array]]
 
 
-def make_loss(model: nn.Module, num_blocks: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
+def make_loss(model: Classifier, num_blocks: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """`loss(trained, frozen, selection, batch, key) -> (loss, accuracy)`.
 
     It is differentiated in its first argument: `trained` is the parameter tree with packed zeros
@@ -63,7 +63,7 @@ def make_loss(model: nn.Module, num_blocks: int) -> Callable[..., tuple[jax.Arra
 
 
 def make_train_step(
-    model: nn.Module,
+    model: Classifier,
     tx: optax.GradientTransformation,
     selector: selecting.Selector,
     *,
@@ -111,7 +111,7 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(model: nn.Module) -> EvalStep:
+def make_eval_step(model: Classifier) -> EvalStep:
     """`(params, batch) -> (summed loss, correct)` over the examples whose `mask` is True."""
 
     def eval_step(params: PyTree, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -174,8 +174,8 @@ def _pack(selection, grads, params, num_blocks: int) -> tuple[PyTree, PyTree]:
     return rows, packed
 
 
-def _logits(model: nn.Module, variables: PyTree, batch: Batch, **kwargs: Any) -> jax.Array:
-    logits = model.apply(variables, batch["image"], **kwargs)
+def _logits(model: Classifier, variables: PyTree, batch: Batch, **kwargs: Any) -> jax.Array:
+    logits = model.apply(variables, model.inputs(batch), **kwargs)
     assert isinstance(logits, jax.Array)  # no collection is mutable
     return logits
 

@@ -118,7 +118,7 @@ def test_a_line_of_metrics_holds_python_numbers():
         "grad_norm": 2.0,
         "learning_rate": 0.1,  # that of the step, which counts from 0
         "seconds_per_step": seconds,
-        "images_per_second": 16 / seconds,
+        "examples_per_second": 16 / seconds,
     }
     assert {type(value) for value in line.values()} == {int, float}
 
