@@ -44,18 +44,17 @@ def load(
     if test_split not in (None, "test"):
         raise ValueError(f"data.test_split = {test_split}: cub200 has train and test")
     files, labels, names, training = (_table(folder / table) for table in _TABLES)
-    splits = {}
-    notes: tuple[str, ...] = ()
+    splits, skipped = {}, []
     for split, flag in (("train", "1"), ("test", "0")):
         rows = [number for number in files if training[number] == flag]
         records = FileRecords(
             [folder / "images" / files[number] for number in rows],
             [int(labels[number]) - 1 for number in rows],
         )
-        splits[split], note = sound(records, folder, on_error)
-        notes += note
+        splits[split], left_out = sound(records, folder, on_error)
+        skipped.append(left_out)
     classes = tuple(names[str(number)] for number in range(1, len(names) + 1))
-    return Dataset(splits["train"], splits["test"], classes, "image", notes)
+    return Dataset(splits["train"], splits["test"], classes, "image", tuple(skipped))
 
 
 def _table(file: Path) -> dict[str, str]:

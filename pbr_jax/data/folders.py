@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from pbr_jax.data.records import Skipped
+
 OnError = Literal["stop", "skip"]
 _EVALUATION = ("test", "val", "validation", "valid", "dev")
 
@@ -79,8 +81,8 @@ def _is_number(label: str) -> bool:
 
 def settle(
     faults: Sequence[str], total: int, what: str, where: object, on_error: OnError
-) -> tuple[str, ...]:
-    """What to tell of `faults`, each with its file and line: lines to print if they are skipped.
+) -> Skipped:
+    """What is left out because of its faults, each of which has its file and line.
 
     Raises:
       ValueError: `on_error` is "stop" and there are faults, or nothing is left.
@@ -93,10 +95,6 @@ def settle(
             "Repair or remove them, or leave them out with data.on_error=skip."
         )
     if len(faults) == total:
-        raise ValueError(
-            f"{where}: has no {what} that can be used" + "".join(f"\n{f}" for f in faults[:3])
-        )
-    if not faults:
-        return ()
-    more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
-    return (f"skipped {len(faults)} of {total} {what} of {where}: {'; '.join(faults[:3])}{more}",)
+        shown = "".join(f"\n{fault}" for fault in faults[:3])
+        raise ValueError(f"{where}: has no {what} that can be used{shown}")
+    return Skipped(tuple(faults), total, what, str(where))

@@ -1,6 +1,7 @@
 """Images of the user's own: `PATH/train/CLASS/*.jpg` and `PATH/test/CLASS/*.jpg`."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from pbr_jax.data.folders import (
     existing_folder,
     settle,
 )
-from pbr_jax.data.images import image_sizes
-from pbr_jax.data.records import Dataset, ImageRecord
+from pbr_jax.data.images import image_size
+from pbr_jax.data.records import Dataset, ImageRecord, Skipped
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
@@ -52,9 +53,9 @@ def load(path: str | None, test_split: str | None = None, on_error: OnError = "s
     test = evaluation_split(splits, test_split, str(folder))
     files = {split: _files(folder / split) for split in ("train", test)}
     names = class_names({name for found in files.values() for name in found}, folder)
-    train, train_notes = _records(files["train"], names, folder / "train", on_error)
-    tested, test_notes = _records(files[test], names, folder / test, on_error)
-    return Dataset(train, tested, names, "image", train_notes + test_notes)
+    train, train_skipped = _records(files["train"], names, folder / "train", on_error)
+    tested, test_skipped = _records(files[test], names, folder / test, on_error)
+    return Dataset(train, tested, names, "image", (train_skipped, test_skipped))
 
 
 def _files(folder: Path) -> dict[str, list[Path]]:
@@ -77,19 +78,24 @@ def _files(folder: Path) -> dict[str, list[Path]]:
 
 def _records(
     files: dict[str, list[Path]], names: tuple[str, ...], folder: Path, on_error: OnError
-) -> tuple[FileRecords, tuple[str, ...]]:
+) -> tuple[FileRecords, Skipped]:
     listed = [(file, names.index(name)) for name, own in files.items() for file in own]
     return sound(FileRecords(*zip(*listed, strict=True)), folder, on_error)
 
 
-def sound(
-    records: FileRecords, where: Path, on_error: OnError
-) -> tuple[FileRecords, tuple[str, ...]]:
-    """The records, with "skip" only those that can be decoded, and a line about the others."""
-    if on_error == "stop":
-        return records, ()
-    sizes = image_sizes(records)
-    faults = [size for size in sizes if isinstance(size, str)]
-    notes = settle(faults, len(records), "images", where, on_error)
-    kept = [index for index, size in enumerate(sizes) if not isinstance(size, str)]
-    return records.take(kept), notes
+def sound(records: FileRecords, where: Path, on_error: OnError) -> tuple[FileRecords, Skipped]:
+    """The records, with "skip" only those that can be decoded, and those that are left out."""
+    faults: dict[int, str] = {}
+
+    def examine(row: int) -> None:
+        try:
+            image_size(records[row])
+        except ValueError as error:
+            faults[row] = str(error)
+
+    if on_error == "skip":
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(examine, range(len(records))))
+    named = [faults[row] for row in sorted(faults)]
+    skipped = settle(named, len(records), "images", where, on_error)
+    return records.take([row for row in range(len(records)) if row not in faults]), skipped

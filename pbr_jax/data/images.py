@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import io
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -18,7 +17,7 @@ from jaxtyping import Float32, Num
 from PIL import Image, ImageFile
 
 from pbr_jax.data.augment import affine, random_box
-from pbr_jax.data.records import Batch, ImageRecord, Records
+from pbr_jax.data.records import Batch, ImageRecord
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 Augment = Literal["off", "affine", "crop"]
@@ -112,24 +111,20 @@ def decode(
     return image.crop(part).resize((size, size), Image.Resampling.BILINEAR)
 
 
-def image_sizes(records: Records) -> list[tuple[int, int] | str]:
-    """Width and height of every image, or what is wrong with one that cannot be decoded."""
+def image_size(record: ImageRecord) -> tuple[int, int]:
+    """Width and height of an image that can be used.
 
-    def size(index: int) -> tuple[int, int] | str:
-        record = records[index]
-        assert isinstance(record, ImageRecord) and isinstance(record.image, bytes)
-        try:
-            with _naming(record.name):
-                file = _open(record.image)
-                whole = file.size
-                file.draft("L", (1, 1))  # reads all of the file all the same
-                file.load()
-                return whole
-        except ValueError as error:
-            return str(error)
-
-    with ThreadPoolExecutor() as threads:
-        return list(threads.map(size, range(len(records))))
+    Raises:
+      ValueError: it cannot be decoded; names it.
+    """
+    if not isinstance(record.image, bytes):
+        return record.image.shape[1], record.image.shape[0]
+    with _naming(record.name):
+        file = _open(record.image)
+        size = file.size
+        file.draft("L", (1, 1))  # reads all of a JPEG all the same
+        file.load()
+    return size
 
 
 @contextlib.contextmanager

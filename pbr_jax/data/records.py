@@ -47,6 +47,22 @@ class Records(Protocol):
 Prepare = Callable[[Sequence[Any], np.random.Generator | None], Batch]
 
 
+class Skipped(NamedTuple):
+    """Examples that were left out, each with what is wrong with it."""
+
+    faults: tuple[str, ...]
+    total: int  # with those that were left out
+    what: str  # rows or images
+    where: str
+
+    def __str__(self) -> str:
+        more = f"; and {len(self.faults) - 3} more" if len(self.faults) > 3 else ""
+        return (
+            f"skipped {len(self.faults)} of {self.total} {self.what} of {self.where}: "
+            f"{'; '.join(self.faults[:3])}{more}"
+        )
+
+
 class Dataset(NamedTuple):
     """A data set with its two splits; label i means `class_names[i]`."""
 
@@ -54,12 +70,17 @@ class Dataset(NamedTuple):
     test: Records
     class_names: tuple[str, ...]
     kind: Literal["image", "text"]
-    notes: tuple[str, ...] = ()  # lines for the user, such as what was skipped
+    skipped: tuple[Skipped, ...] = ()
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for the user about what was left out."""
+        return [str(skipped) for skipped in self.skipped if skipped.faults]
 
 
 def check_labels(dataset: Dataset) -> None:

@@ -21,7 +21,7 @@ from pbr_jax.data.folders import (
     existing_folder,
     settle,
 )
-from pbr_jax.data.records import Dataset, TextRecord
+from pbr_jax.data.records import Dataset, Skipped, TextRecord
 
 
 class Row(NamedTuple):
@@ -64,24 +64,23 @@ def load(
     folder = existing_folder(path, f"train.{kind} and test.{kind}")
     found = sorted(file.stem for file in folder.glob(f"*.{kind}"))
     test = evaluation_split(found, test_split, str(folder))
-    train_rows, train_notes = _read(folder / f"train.{kind}", on_error)
-    test_rows, test_notes = _read(folder / f"{test}.{kind}", on_error)
+    train_rows, train_skipped = _read(folder / f"train.{kind}", on_error)
+    test_rows, test_skipped = _read(folder / f"{test}.{kind}", on_error)
     names = class_names({row.label for row in (*train_rows, *test_rows)}, folder)
     return Dataset(
         TextRecords(train_rows, names),
         TextRecords(test_rows, names),
         names,
         "text",
-        train_notes + test_notes,
+        (train_skipped, test_skipped),
     )
 
 
-def _read(file: Path, on_error: OnError) -> tuple[list[Row], tuple[str, ...]]:
+def _read(file: Path, on_error: OnError) -> tuple[list[Row], Skipped]:
     found = list(read_rows(file))
     rows = [row for row in found if isinstance(row, Row)]
     faults = [row for row in found if isinstance(row, str)]
-    notes = settle(faults, len(found), "rows", file, on_error)
-    return rows, notes
+    return rows, settle(faults, len(found), "rows", file, on_error)
 
 
 def read_rows(file: Path) -> Iterator[Row | str]:

@@ -1,0 +1,69 @@
+"""Reads a whole data set and says what is in it.
+
+    pbr data check cifar100
+    pbr data check my_images/          a folder with train/CLASS/*.jpg, or train.csv, or train.jsonl
+    pbr data check my_arrays.npz
+
+Prints the examples of each split and class, the sizes of the images or the words of the texts, every
+image or row that cannot be used, and how many test examples are in training too. The exit code is 1
+if something cannot be used.
+"""
+
+import argparse
+from pathlib import Path
+
+from pbr_jax import data
+from pbr_jax.data import check
+from pbr_jax.data.check import Findings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
+    parser.add_argument("what", metavar="NAME|PATH", help=f"{', '.join(data.NAMES)}, or a path")
+    parser.add_argument("--path", help="where a data set that has a name lies, as data.path")
+    parser.add_argument("--test-split", help="the split that evaluation reads, as data.test_split")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints the findings; returns 1 if something is wrong with the data."""
+    name, path = args.what, args.path
+    if name not in data.NAMES:
+        if not Path(name).expanduser().exists():
+            raise ValueError(f"{data.unknown(name)}; nor is it a path")
+        name, path = check.guess_name(args.what), args.what
+        if name is None:
+            raise ValueError(
+                f"{path}: must be an .npz file, or a folder that holds train/CLASS/*.jpg, train.csv "
+                "or train.jsonl"
+            )
+    # Rows are all read to begin with; images are decoded below, broken or not.
+    on_error = "skip" if name in ("csv", "jsonl") else "stop"
+    dataset = data.load(name, path, test_split=args.test_split, on_error=on_error)
+    train, test = check.examine(dataset.train), check.examine(dataset.test)
+    faults = [fault for skipped in dataset.skipped for fault in skipped.faults]
+    faults += [*train.faults, *test.faults]
+    print(f"{name}: {dataset.num_classes} classes, {dataset.kind}\n")
+    print("\n".join(_table(dataset, train, test)))
+    if repeated := check.shared(train, test):
+        print(f"\n{repeated} of {len(test.digests)} test examples are in training too")
+    if faults:
+        print(f"\n{len(faults)} cannot be used:", *faults, sep="\n  ")
+    return 1 if faults else 0
+
+
+def _table(dataset: data.Dataset, train: Findings, test: Findings) -> list[str]:
+    """A line for all examples, for their sizes, and for each class."""
+    lines = [("", "train", "test")]
+    lines += [("examples", str(len(train.digests)), str(len(test.digests)))]
+    names = ("width", "height") if dataset.kind == "image" else ("words",)
+    for column, name in enumerate(names):
+        lines += [(name, _range(train.sizes[:, column]), _range(test.sizes[:, column]))]
+    for label, name in enumerate(dataset.class_names):
+        lines += [(f"  {name}", str(train.counts[label]), str(test.counts[label]))]
+    widths = [max(len(line[column]) for line in lines) for column in range(3)]
+    return [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in lines]
+
+
+def _range(values) -> str:
+    low, high = values.min(), values.max()
+    return str(low) if low == high else f"{low}-{high}"

@@ -1,0 +1,71 @@
+"""Looks at every example of a data set: how many of each class, of which sizes, and what is broken."""
+
+import collections
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pbr_jax.data.images import image_size
+from pbr_jax.data.records import ImageRecord, Record, Records
+
+
+class Findings(NamedTuple):
+    """What is in a split.
+
+    Attributes:
+      counts: usable examples per label.
+      sizes: of each usable example: width and height of an image, or words of a text.
+      faults: a line for each example that cannot be used.
+      digests: of the content of each usable example.
+    """
+
+    counts: collections.Counter[int]
+    sizes: np.ndarray
+    faults: tuple[str, ...]
+    digests: tuple[bytes, ...]
+
+
+def guess_name(path: str) -> str | None:
+    """The name for `pbr_jax.data.load` of what lies at a path of the user's, or None."""
+    place = Path(path).expanduser()
+    if place.suffix == ".npz":
+        return "npz"
+    if (place / "train").is_dir():
+        return "image_folder"
+    return next((kind for kind in ("csv", "jsonl") if any(place.glob(f"*.{kind}"))), None)
+
+
+def examine(records: Records) -> Findings:
+    """Reads and decodes all records."""
+    with ThreadPoolExecutor() as threads:
+        found = list(threads.map(lambda row: _examine(records[row]), range(len(records))))
+    usable = [one for one in found if not isinstance(one, str)]
+    return Findings(
+        collections.Counter(label for label, _, _ in usable),
+        np.array([size for _, size, _ in usable]),
+        tuple(one for one in found if isinstance(one, str)),
+        tuple(digest for _, _, digest in usable),
+    )
+
+
+def _examine(record: Record) -> tuple[int, Sequence[int], bytes] | str:
+    if isinstance(record, ImageRecord):
+        try:
+            size: Sequence[int] = image_size(record)
+        except ValueError as error:
+            return str(error)
+        content = record.image if isinstance(record.image, bytes) else record.image.tobytes()
+    else:
+        texts = (record.text_a, record.text_b or "")
+        size = [sum(len(text.split()) for text in texts)]
+        content = "\0".join(texts).encode()
+    return record.label, size, hashlib.blake2b(content, digest_size=16).digest()
+
+
+def shared(train: Findings, test: Findings) -> int:
+    """How many test examples have the content of a training example."""
+    return sum(digest in set(train.digests) for digest in test.digests)
