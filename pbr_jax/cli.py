@@ -20,6 +20,8 @@ COMMANDS: dict[str, str] = {
     "compare": "methods side by side: memory, time, accuracy",
     "export": "write the model of a run for other programs",
     "weights check": "what a file of weights is, and which configuration it fits",
+    "data check": "what is in a data set: counts, classes, sizes, what is broken",
+    "data prepare": "download a data set and prepare it for training",
 }
 
 

@@ -4,9 +4,9 @@
     pbr data check my_images/          a folder with train/CLASS/*.jpg, or train.csv, or train.jsonl
     pbr data check my_arrays.npz
 
-Prints the examples of each split and class, the sizes of the images or the words of the texts, every
-image or row that cannot be used, and how many test examples are in training too. The exit code is 1
-if something cannot be used.
+Prints the examples of each split and class, the sizes of the images or the words of the texts,
+every image or row that cannot be used, and how many test examples are in training too. The exit
+code is 1 if something cannot be used, or a class is tested that training never shows.
 """
 
 import argparse
@@ -33,11 +33,11 @@ def main(args: argparse.Namespace) -> int:
         name, path = check.guess_name(args.what), args.what
         if name is None:
             raise ValueError(
-                f"{path}: must be an .npz file, or a folder that holds train/CLASS/*.jpg, train.csv "
-                "or train.jsonl"
+                f"{path}: must be an .npz file, or a folder that holds train/CLASS/*.jpg, "
+                "train.csv or train.jsonl"
             )
     # Rows are all read to begin with; images are decoded below, broken or not.
-    on_error = "skip" if name in ("csv", "jsonl") else "stop"
+    on_error: data.OnError = "skip" if name in ("csv", "jsonl") else "stop"
     dataset = data.load(name, path, test_split=args.test_split, on_error=on_error)
     train, test = check.examine(dataset.train), check.examine(dataset.test)
     faults = [fault for skipped in dataset.skipped for fault in skipped.faults]
@@ -46,9 +46,12 @@ def main(args: argparse.Namespace) -> int:
     print("\n".join(_table(dataset, train, test)))
     if repeated := check.shared(train, test):
         print(f"\n{repeated} of {len(test.digests)} test examples are in training too")
+    unseen = [dataset.class_names[label] for label in test.counts.keys() - train.counts.keys()]
+    if unseen:
+        print(f"\nnever seen in training, but tested: {', '.join(sorted(unseen))}")
     if faults:
         print(f"\n{len(faults)} cannot be used:", *faults, sep="\n  ")
-    return 1 if faults else 0
+    return 1 if faults or unseen else 0
 
 
 def _table(dataset: data.Dataset, train: Findings, test: Findings) -> list[str]:
@@ -57,13 +60,15 @@ def _table(dataset: data.Dataset, train: Findings, test: Findings) -> list[str]:
     lines += [("examples", str(len(train.digests)), str(len(test.digests)))]
     names = ("width", "height") if dataset.kind == "image" else ("words",)
     for column, name in enumerate(names):
-        lines += [(name, _range(train.sizes[:, column]), _range(test.sizes[:, column]))]
+        lines += [(name, _range(train, column), _range(test, column))]
     for label, name in enumerate(dataset.class_names):
         lines += [(f"  {name}", str(train.counts[label]), str(test.counts[label]))]
     widths = [max(len(line[column]) for line in lines) for column in range(3)]
     return [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in lines]
 
 
-def _range(values) -> str:
-    low, high = values.min(), values.max()
+def _range(findings: Findings, column: int) -> str:
+    if not len(findings.sizes):
+        return "-"
+    low, high = findings.sizes[:, column].min(), findings.sizes[:, column].max()
     return str(low) if low == high else f"{low}-{high}"

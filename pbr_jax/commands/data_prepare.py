@@ -29,7 +29,9 @@ def main(args: argparse.Namespace) -> int:
             raise ValueError(f"{args.name}: needs no preparation; `pbr data check` looks at it")
         raise ValueError(data.unknown(args.name))
     if args.archive is not None and args.name != "cub200":
-        raise ValueError(f"--archive {args.archive}: {args.name} is downloaded; cub200 has archives")
+        raise ValueError(
+            f"--archive {args.archive}: {args.name} is downloaded; cub200 has archives"
+        )
     folder: Path
     if args.name == "cub200":
         folder = cub200.prepare(args.archive, args.path)

@@ -24,6 +24,7 @@ __all__ = [
     "Batch",
     "Dataset",
     "ImageInputs",
+    "OnError",
     "Prepare",
     "Records",
     "TextInputs",

@@ -1,4 +1,4 @@
-"""Looks at every example of a data set: how many of each class, of which sizes, and what is broken."""
+"""Looks at every example of a data set: counts of classes, sizes, and what is broken."""
 
 import collections
 import hashlib
@@ -68,4 +68,5 @@ def _examine(record: Record) -> tuple[int, Sequence[int], bytes] | str:
 
 def shared(train: Findings, test: Findings) -> int:
     """How many test examples have the content of a training example."""
-    return sum(digest in set(train.digests) for digest in test.digests)
+    seen = set(train.digests)
+    return sum(digest in seen for digest in test.digests)

@@ -1,0 +1,104 @@
+"""`pbr data check` and `pbr data prepare`, from the command line."""
+
+import numpy as np
+import pytest
+from small_data import downloaded, truncate, write_cifar100, write_cub, write_image_folder
+
+from pbr_jax import cli
+
+
+def words(capsys):
+    """The lines printed, with single spaces."""
+    return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_check_counts_an_image_folder(tmp_path, capsys):
+    root = write_image_folder(tmp_path)
+    (root / "test" / "bee" / "0.jpg").write_bytes((root / "train" / "bee" / "1.jpg").read_bytes())
+    assert cli.main(["data", "check", str(root)]) == 0
+    assert words(capsys) == [
+        "image_folder: 2 classes, image",
+        "",
+        "train test",
+        "examples 8 8",
+        "width 40 40",
+        "height 30 30",
+        "ant 4 4",
+        "bee 4 4",
+        "",
+        "1 of 8 test examples are in training too",
+    ]
+
+
+def test_check_lists_unreadable_images_and_fails(tmp_path, capsys):
+    root = write_image_folder(tmp_path)
+    broken = [truncate(root / "train" / "ant" / f"{i}.jpg") for i in (0, 2)]
+    broken += [truncate(root / "test" / "bee" / "more" / "last.PNG")]
+    assert cli.main(["data", "check", str(root)]) == 1
+    lines = words(capsys)
+    assert {"examples 6 7", "ant 2 4", "bee 4 3", "3 cannot be used:"} <= set(lines)
+    for line, file in zip(lines[-3:], broken, strict=True):
+        assert line.startswith(f"{file}: not a readable image (")
+
+
+def test_check_lists_every_bad_row(tmp_path, capsys):
+    (tmp_path / "train.csv").write_text("text,label\na b,x\n,x\nc,\nd,y\n,y\n,y\n,y\n")
+    (tmp_path / "test.csv").write_text("text,label\na b c,x\n")
+    assert cli.main(["data", "check", str(tmp_path)]) == 1
+    lines = words(capsys)
+    assert {"words 1-2 3", "x 1 1", "y 1 0", "5 cannot be used:"} <= set(lines)
+    assert [line.partition(": ")[0] for line in lines[-5:]] == [
+        f"{tmp_path / 'train.csv'}:{line}" for line in (3, 4, 6, 7, 8)
+    ]
+
+
+def test_check_reads_arrays(tmp_path, capsys):
+    images = np.zeros((4, 5, 6, 1), np.uint8)
+    labels = np.array([0, 1, 0, 1])
+    arrays = {"train_images": images, "train_labels": labels}
+    np.savez(tmp_path / "own.npz", **arrays, test_images=images + 1, test_labels=labels)
+    assert cli.main(["data", "check", str(tmp_path / "own.npz")]) == 0
+    assert {"npz: 2 classes, image", "width 6 6", "height 5 5"} <= set(words(capsys))
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("cifr10", "did you mean 'cifar10'?; nor is it a path"),
+        (".", "must be an .npz file, or a folder that holds"),
+        ("cifar10", "`pbr data prepare cifar10` downloads"),
+    ],
+)
+def test_what_cannot_be_checked_is_told(tmp_path, monkeypatch, capsys, what, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert cli.main(["data", "check", what]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_prepare_makes_what_check_and_training_read(tmp_path, capsys):
+    write_cifar100(tmp_path / "source")
+    path = str(tmp_path / "prepared")
+    with downloaded(tmp_path / "source"):
+        assert cli.main(["data", "prepare", "cifar100", "--path", path]) == 0
+    assert "cifar100: 30 training and 10 test examples of 100 classes in" in "".join(words(capsys))
+    assert cli.main(["data", "check", "cifar100", "--path", path]) == 0
+    assert {"examples 30 10", "width 32 32", "fine29 1 0", "fine3 1 1"} <= set(words(capsys))
+
+
+def test_prepare_unpacks_the_birds(tmp_path, capsys):
+    archive = str(write_cub(tmp_path / "CUB_200_2011.tgz"))
+    words_given = ["data", "prepare", "cub200", "--path", str(tmp_path / "data")]
+    assert cli.main([*words_given, "--archive", archive]) == 0
+    assert "6 training and 6 test examples of 3 classes" in "".join(words(capsys))
+    assert cli.main([*words_given[:2], "cifar10", "--archive", archive]) == 2
+    assert "cub200 has archives" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("digits", "needs no preparation"), ("cifar", "did you mean 'cifar10'?")],
+)
+def test_prepare_refuses_other_names(name, message, capsys):
+    assert cli.main(["data", "prepare", name]) == 2
+    assert message in capsys.readouterr().err
