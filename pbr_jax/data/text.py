@@ -11,6 +11,7 @@ import numpy as np
 
 from pbr_jax.data.records import Batch, TextRecord
 
+_SHORTEST = 5  # [CLS] a [SEP] b [SEP]
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
@@ -28,6 +29,10 @@ class TextInputs:
     """
 
     def __init__(self, path: str, max_length: int, lower_case: bool | None = None) -> None:
+        if max_length < _SHORTEST:
+            raise ValueError(
+                f"model.max_length = {max_length}: must be {_SHORTEST} or more for text"
+            )
         self.max_length = max_length
         self._tokenizer = _load(path, lower_case)
         ids = {token: self._tokenizer.token_to_id(token) for token in _SPECIAL}

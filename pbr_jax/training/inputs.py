@@ -21,8 +21,25 @@ def load_data(config: Config) -> data.Dataset:
 
 
 def make_inputs(config: Config) -> data.Prepare:
-    """What makes the arrays of a batch, for training and evaluation alike."""
+    """What makes the arrays of a batch, for training and evaluation alike.
+
+    Raises:
+      ValueError: there is no usable tokenizer, or it has more words than the model.
+    """
     d, m = config.data, config.model
+    if d.is_text:
+        if d.tokenizer is None:
+            raise ValueError(
+                f"data.tokenizer = none: {d.name} is text; set it to the vocab.txt or "
+                "tokenizer.json that comes with the model's weights"
+            )
+        inputs = data.TextInputs(d.tokenizer, m.max_length, d.lower_case)
+        if inputs.vocab_size > m.vocab_size:
+            raise ValueError(
+                f"model.vocab_size = {m.vocab_size}: {d.tokenizer} has {inputs.vocab_size} words; "
+                "take the one that comes with the model's weights, or set model.vocab_size to that"
+            )
+        return inputs
     arrays = d.name in ("digits", "npz")
     augment = d.augment or ("affine" if arrays else "crop")
     return data.ImageInputs(m.image_size, m.channels, augment)

@@ -82,6 +82,13 @@ def test_tokenizer_json_gives_the_same(vocabulary, tmp_path):
         TextInputs(str(path), 10)
 
 
+def test_a_pair_of_words_is_the_shortest(vocabulary):
+    _, words = prepared(TextInputs(vocabulary, 5), ("a man", "it is"))
+    assert words == [["[CLS]", "a", "[SEP]", "it", "[SEP]"]]
+    with pytest.raises(ValueError, match=r"model\.max_length = 4: must be 5 or more"):
+        TextInputs(vocabulary, 4)
+
+
 def test_wrong_vocabularies_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"no such file; take vocab\.txt or .* huggingface\.co"):
         TextInputs(str(tmp_path / "vocab.txt"), 8)

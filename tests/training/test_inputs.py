@@ -4,10 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from small_data import write_image_folder
+from fakes import bert_config
+from small_data import VOCABULARY, write_image_folder, write_vocabulary
 
 from pbr_jax import data
 from pbr_jax.configs import digits
+from pbr_jax.configs.common import Data
 from pbr_jax.training.from_config import batch_specs
 from pbr_jax.training.inputs import load_data, make_inputs
 
@@ -45,6 +47,21 @@ def test_image_files_are_cropped_in_training(tmp_path):
     config = configured(wanted, name="image_folder", path=str(tmp_path))
     assert make_inputs(config).augment == "crop"
     batch_of(config)
+
+
+def test_texts_become_what_bert_reads(tmp_path):
+    for split in ("train", "test"):
+        lines = (f"a man walks,it is {n % 4},{n % 4}\n" for n in range(12))
+        (tmp_path / f"{split}.csv").write_text("text_a,text_b,label\n" + "".join(lines))
+    texts = Data(name="csv", path=str(tmp_path), tokenizer=write_vocabulary(tmp_path))
+    config = bert_config(data=texts)
+    batch = batch_of(config)
+    assert (batch["lengths"] == 8).all() and set(batch["label"]) <= set(range(4))
+    with pytest.raises(ValueError, match=r"data\.tokenizer = none: csv is text"):
+        make_inputs(bert_config(data=dataclasses.replace(texts, tokenizer=None)))
+    small = dataclasses.replace(config.model, vocab_size=len(VOCABULARY) - 1)
+    with pytest.raises(ValueError, match=rf"model\.vocab_size = .* has {len(VOCABULARY)} words"):
+        make_inputs(dataclasses.replace(config, model=small))
 
 
 def test_another_number_of_classes_is_told():
