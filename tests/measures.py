@@ -1,5 +1,6 @@
 """Helpers of the numerical tests: random arrays, errors against an oracle, bytes saved."""
 
+import contextlib
 import functools
 import inspect
 
@@ -7,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal, jaxprs_in_params
+
+from pbr_jax.ops import dispatch
 
 # An op's own checks, without the annotations that conftest.py checks before them.
 unchecked = inspect.unwrap
@@ -59,6 +62,17 @@ def value_and_pullback(function, dy, *args):
         return y, pullback(dy)
 
     return run(dy, *args)
+
+
+@contextlib.contextmanager
+def implemented():
+    """Where every implementation of an op may be named: kernels are interpreted without a GPU."""
+    with contextlib.ExitStack() as stack:
+        if jax.default_backend() == "gpu":
+            stack.enter_context(jax.default_matmul_precision("highest"))
+        else:
+            stack.enter_context(dispatch.interpreted())
+        yield
 
 
 def saved_bytes(function, *activations) -> int:

@@ -9,16 +9,19 @@ The residual may be
 * "elements": BackRazor's: the largest elements of q, k, v and of the probabilities.
 
 What a query sees (padding, segments, a bias of the keys) and dropout of the probabilities go with
-every residual, see `pbr_jax.ops.visibility`.
+every residual, see `Visibility`. All but "elements" run as plain JAX or as Triton kernels.
 """
 
+import math
+from types import ModuleType
 from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
 from pbr_jax import residuals
-from pbr_jax.ops import dispatch, pair
+from pbr_jax.kernels.attention_arguments import Rules, Visibility
+from pbr_jax.ops import attention_xla, dispatch, pair
 from pbr_jax.ops.attention_sparse import (
     Channels,
     PrunedAttention,
@@ -26,12 +29,13 @@ from pbr_jax.ops.attention_sparse import (
     prune,
     pruned_gradients,
 )
-from pbr_jax.ops.attention_xla import Rules, attend, attend_gradients, default_scale
-from pbr_jax.ops.visibility import Visibility, check, dropout_seeds
+from pbr_jax.ops.visibility import check, dropout_seeds
 from pbr_jax.plans import AttentionKind, Implementation
 
 Kind = AttentionKind
 KINDS = tuple(kind for kind in get_args(Kind) if kind != "recompute")  # that needs a half-block
+
+_LARGEST_HEAD = 128  # of the kernels
 
 
 class Flash(NamedTuple):
@@ -62,15 +66,37 @@ class Settings(NamedTuple):
     implementation: Implementation | None = None
 
     def rules(self, head: int) -> Rules:
-        return Rules(default_scale(head), self.causal, self.dropout)
+        return Rules(1 / math.sqrt(head), self.causal, self.dropout)
+
+    def implementation_for(self, x: jax.Array, visibility: Visibility) -> ModuleType:
+        """The module whose `attend` and `attend_gradients` run for q, k, v like `x`."""
+        offers: dict[Implementation, dispatch.Offer] = {
+            "triton": dispatch.Offer(self._refusal(x, visibility))
+        }
+        if dispatch.choose("attention", self.implementation, offers) == "xla":
+            return attention_xla
+        from pbr_jax.ops import attention_triton  # Pallas takes long to import
+
+        return attention_triton
+
+    def _refusal(self, x: jax.Array, visibility: Visibility) -> str | None:
+        """Why the kernels cannot take q, k, v like `x`, `[B, H, N, head]`, or None."""
+        if self.kind == "elements":
+            return "residual = 'elements': keeps the probabilities, which the kernels never store"
+        if x.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
+            return f"dtype = {x.dtype}: must be float32, bfloat16 or float16"
+        if x.shape[-1] > _LARGEST_HEAD:
+            return f"head = {x.shape[-1]}: must be at most {_LARGEST_HEAD}"
+        if visibility.mask is not None:
+            return "mask is an N x N pattern; give lengths, segment_ids, key_bias or causal"
+        return None
 
 
 def forward(qkv, visibility: Visibility, settings: Settings) -> tuple[jax.Array, Any]:
     """Attention of `q, k, v` and what `settings.kind` keeps for the backward pass."""
-    dispatch.choose("attention", settings.implementation, {})
     q, k, v = qkv
     rules = settings.rules(q.shape[-1])
-    out, lse = attend(q, k, v, visibility, rules)
+    out, lse = settings.implementation_for(q, visibility).attend(q, k, v, visibility, rules)
     if settings.kind == "flash":
         return out, Flash(q, k, v, out, lse)
     if settings.kind == "qkv":
@@ -88,20 +114,18 @@ def backward(
     """`dq, dk, dv` from what `forward` kept."""
     head = do.shape[-1]
     rules = settings.rules(head)
+    gradients = settings.implementation_for(do, visibility).attend_gradients
     if isinstance(saved, Flash):
-        q, k, v, *out_lse = saved
-        return attend_gradients(q, k, v, visibility, do, rules, out_lse=(out_lse[0], out_lse[1]))
+        q, k, v, out, lse = saved
+        return gradients(q, k, v, visibility, do, rules, out_lse=(out, lse))
     if isinstance(saved, PrunedAttention):
         return pruned_gradients(saved, visibility, do, num_keys, rules)
     if isinstance(saved, Channels):
         do_for_v = residuals.take_channels(do, saved.v_channels)
-        dq, dk, dv = attend_gradients(
-            saved.q, saved.k, saved.v, visibility, do, rules, do_for_v=do_for_v
-        )
+        dq, dk, dv = gradients(saved.q, saved.k, saved.v, visibility, do, rules, do_for_v=do_for_v)
         dq, dk = (residuals.put_channels(g, saved.qk_channels, head) for g in (dq, dk))
         return dq, dk, dv
-    q, k, v = saved
-    return attend_gradients(q, k, v, visibility, do, rules)
+    return gradients(*saved, visibility, do, rules)
 
 
 def attention_pair(settings: Settings, num_keys: int) -> pair.Pair:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from pbr_jax import residuals
-from pbr_jax.ops.attention_xla import Block, Rules, all_rows, over_samples, score_bytes
-from pbr_jax.ops.visibility import Visibility
+from pbr_jax.kernels.attention_arguments import Rules, Visibility
+from pbr_jax.ops.attention_xla import Block, all_rows, over_samples, score_bytes
 from pbr_jax.plans import budget_for
 
 

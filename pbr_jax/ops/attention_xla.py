@@ -4,31 +4,17 @@ Rows of the score matrix are computed in blocks of samples and queries, whole ro
 softmax of a block is exact and can be recomputed from q and k alone.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pbr_jax.ops.visibility import HIDDEN, Visibility, dropout_factor, visible
+from pbr_jax.kernels.attention_arguments import HIDDEN, Rules, Visibility
+from pbr_jax.ops.visibility import dropout_factor, visible
 
 # Float32 scores held at a time: enough to fill a GPU, little beside the activations of a block.
 _SCORE_BYTES = 8 * 2**20
-
-
-class Rules(NamedTuple):
-    """What is static about the scores.
-
-    Attributes:
-      scale: of `q k^T`.
-      causal: a query sees no key behind it.
-      dropout: rate at which probabilities are dropped where `Visibility` brings seeds.
-    """
-
-    scale: float
-    causal: bool = False
-    dropout: float = 0.0
 
 
 class Block(NamedTuple):
@@ -226,8 +212,3 @@ def attend_gradients(
     by_query = (q, do, do if do_for_v is None else do_for_v, lse, delta)
     bytes_per_sample = score_bytes(q.shape[1], length, k.shape[2])
     return over_samples(samples, (k, v, visibility, by_query), bytes_per_sample)
-
-
-def default_scale(head: int) -> float:
-    """Scale of the scores of heads of `head` channels."""
-    return 1 / math.sqrt(head)

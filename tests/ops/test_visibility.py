@@ -1,4 +1,4 @@
-"""Padding, segments, biases and dropout of attention, for every residual and in blocks."""
+"""Padding, segments, biases and dropout of attention, for every residual and implementation."""
 
 import functools
 import types
@@ -8,24 +8,26 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from measures import as_jax, assert_close, normal, unchecked, value_and_pullback
+from measures import as_jax, assert_close, implemented, normal, unchecked, value_and_pullback
 
+from pbr_jax.kernels import attention_blocks
+from pbr_jax.kernels.attention_tiles import Blocks
 from pbr_jax.ops import attention_xla
 from pbr_jax.ops.attention import attention
 from pbr_jax.ops.visibility import Visibility, dropout_factor, dropout_seeds
 
-B, H, N, HEAD = 4, 2, 13, 16
+B, H, N, HEAD = 4, 2, 37, 16
 RESIDUALS = ["flash", "qkv", "channels", "elements"]
+IN_KERNELS = ["flash", "qkv", "channels"]
 ROUNDING = 4e-6
 RATE = 0.25
 KEYS = jax.random.split(jax.random.key(3), B)
 
-LENGTHS = np.array([13, 9, 1, 0], np.int32)
-SEGMENTS = np.array(
-    [[0] * 13, [0] * 5 + [1] * 8, [2] * 4 + [0] * 4 + [2] * 5, [5, 4] * 6 + [5]], np.int32
-)
-BIAS = np.where(np.arange(N) < 8, normal(9, B, N).astype(np.float32), np.float32(-10_000.0))
-BIAS[1, 3], BIAS[2, 4:7] = -np.inf, np.finfo(np.float32).min  # other people's masks
+LENGTHS = np.array([37, 20, 1, 0], np.int32)
+SEGMENTS = np.repeat([[0, 0, 0, 0], [0, 0, 1, 1], [2, 0, 0, 2], [5, 4, 3, 4]], 10, axis=1)
+SEGMENTS = np.ascontiguousarray(SEGMENTS[:, :N], np.int32)
+BIAS = np.where(np.arange(N) < 30, normal(9, B, N).astype(np.float32), np.float32(-10_000.0))
+BIAS[1, 3], BIAS[2, :20] = -np.inf, np.finfo(np.float32).min  # other people's masks
 
 SEEN = {
     "lengths": (np.arange(N) < LENGTHS[:, None])[:, None, None, :],
@@ -53,14 +55,17 @@ def inputs():
     return [normal(20 + i, B, H, N, HEAD) for i in range(4)]
 
 
-def run(residual, names, rounding=jnp.float32):
+def run(residual, names, implementation="xla"):
     given = {name: GIVEN[name] for name in names}
     given = {n: jnp.asarray(a) if isinstance(a, np.ndarray) else a for n, a in given.items()}
     if "dropout" in given:
         given["dropout_keys"] = KEYS
-    op = functools.partial(attention, residual=residual, keep=0.5, **given)
-    *qkv, do = (as_jax(a, rounding) for a in inputs())
-    return value_and_pullback(op, do, *qkv)
+    op = functools.partial(
+        attention, residual=residual, keep=0.5, implementation=implementation, **given
+    )
+    *qkv, do = (as_jax(a) for a in inputs())
+    with implemented():
+        return value_and_pullback(op, do, *qkv)
 
 
 def oracle(residual, names):
@@ -80,28 +85,50 @@ def oracle(residual, names):
     return oracles.attention(*qkv, mask, **told), gradients(*qkv, mask, do, **told)
 
 
-@pytest.mark.parametrize(
-    ("residual", "case"),
-    [*[("qkv", case) for case in CASES], *[(r, "all") for r in RESIDUALS if r != "qkv"]],
-)
-def test_equals_the_oracle(residual, case):
-    y, grads = run(residual, CASES[case])
-    expected_y, expected = oracle(residual, CASES[case])
+def check(residual, names, implementation="xla"):
+    y, grads = run(residual, names, implementation)
+    expected_y, expected = oracle(residual, names)
     assert_close(y, expected_y, ROUNDING, "out")
     for name, gradient, exact in zip("qkv", grads, expected, strict=True):
         assert_close(gradient, exact, 1e-4 if residual == "elements" else ROUNDING, f"d{name}")
 
 
 @pytest.mark.parametrize(
-    ("residual", "score_bytes"), [("flash", 700), ("qkv", 1352), ("channels", 500)]
+    ("residual", "case"),
+    [*[("qkv", case) for case in CASES], *[(r, "all") for r in RESIDUALS if r != "qkv"]],
+)
+def test_equals_the_oracle(residual, case):
+    check(residual, CASES[case])
+
+
+@pytest.mark.parametrize(
+    ("residual", "case"),
+    [*[("flash", case) for case in CASES], *[(r, "all") for r in IN_KERNELS if r != "flash"]],
+)
+def test_kernels_equal_the_oracle_tile_by_tile(residual, case, monkeypatch):
+    """Several blocks of queries and of keys, the last of each ragged; some are skipped."""
+    blocks = {"forward": (16, 16), "queries": (16, 32), "keys": (32, 16)}
+    monkeypatch.setattr(
+        attention_blocks, "blocks_for", lambda part, *_: Blocks(*blocks[part], 4, 2)
+    )
+    rows = Blocks(16, 64, 4, 2)
+    monkeypatch.setattr(attention_blocks, "blocks_for_rows", lambda *_: rows)
+    check(residual, CASES[case], "triton")
+
+
+def test_rows_that_do_not_fit_on_chip_are_attended_to_again(monkeypatch):
+    blocks = Blocks(16, 32, 4, 2)
+    monkeypatch.setattr(attention_blocks, "blocks_for", lambda *_: blocks)
+    monkeypatch.setattr(attention_blocks, "blocks_for_rows", lambda *_: None)
+    check("channels", CASES["all"], "triton")
+
+
+@pytest.mark.parametrize(
+    ("residual", "score_bytes"), [("flash", 4000), ("qkv", 10952), ("channels", 3000)]
 )
 def test_blocks_of_samples_and_queries_draw_the_same(residual, score_bytes, monkeypatch):
     monkeypatch.setattr(attention_xla, "_SCORE_BYTES", score_bytes)
-    y, grads = run(residual, CASES["all"])
-    expected_y, expected = oracle(residual, CASES["all"])
-    assert_close(y, expected_y, ROUNDING, "out")
-    for name, gradient, exact in zip("qkv", grads, expected, strict=True):
-        assert_close(gradient, exact, ROUNDING, f"d{name}")
+    check(residual, CASES["all"])
 
 
 def test_padded_queries_reach_nothing_if_their_cotangent_is_zero():
@@ -115,7 +142,7 @@ def test_padded_queries_reach_nothing_if_their_cotangent_is_zero():
     )
     assert_close(jnp.where(queries, y_changed, 0.0), jnp.where(queries, y, 0.0), 1e-6)
     assert all(np.isfinite(g).all() for g in (y_changed, *grads_changed))
-    some = LENGTHS > 0  # a sample of no tokens attends to its padding
+    some = LENGTHS > 0  # of a sample without tokens nothing is asked
     for name, a, b in zip("qkv", grads_changed, grads, strict=True):
         assert_close(a[some], b[some], 1e-6, f"d{name}")
 

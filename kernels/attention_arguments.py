@@ -1,0 +1,49 @@
+"""What attention is told beside q, k and v, in the form that every implementation takes."""
+
+from typing import NamedTuple
+
+import jax
+
+HIDDEN = -1e30
+"""Score of a hidden key; a `key_bias` of a tenth of it or less hides its key too."""
+
+
+class Visibility(NamedTuple):
+    """Which keys a query sees: a pytree with leading axis B, not differentiated.
+
+    In structured form, O(N) per sample, so that a kernel can make the N x N pattern on chip, tile
+    by tile; only `mask` is a pattern of its own. A query sees the keys that every entry lets it
+    see; None lets it see all. A query that sees no key attends to all alike, and no gradient
+    reaches q and k through it.
+
+    Attributes:
+      mask: bool `[B, H or 1, N or 1, M]`; False hides a key. XLA only.
+      lengths: int32 `[B]`; keys at or past the length are hidden (padding on the right). Padded
+        queries are computed like others: their output and gradients are finite, and they reach
+        nothing if their cotangent is zero.
+      segment_ids: int32 `[B, N]`; a token sees the tokens of its own segment. Needs M = N.
+      key_bias: float32 `[B, M]`, added to the scaled scores: BERT's mask, 0 or -10000. Held
+        constant: its cotangent is zero. At or below -1e29 it hides the key.
+      seeds: uint32 `[B, 2]`, for the dropout of probabilities (`dropout_bits`); without them
+        nothing is dropped.
+    """
+
+    mask: jax.Array | None = None
+    lengths: jax.Array | None = None
+    segment_ids: jax.Array | None = None
+    key_bias: jax.Array | None = None
+    seeds: jax.Array | None = None
+
+
+class Rules(NamedTuple):
+    """What is static about the scores.
+
+    Attributes:
+      scale: of `q k^T`.
+      causal: a query sees no key behind it.
+      dropout: rate at which probabilities are dropped where `Visibility` brings seeds.
+    """
+
+    scale: float
+    causal: bool = False
+    dropout: float = 0.0

@@ -1,0 +1,100 @@
+"""Block sizes of the attention kernels, per card, channels and width of the dtype.
+
+Chosen among those that compile without a spill with everything at once (causal, lengths, segments,
+bias and dropout), the largest tiles first; nothing was timed yet. Triton lays the warps of
+connected products along the longer side of whichever it meets first, so a tile of whole rows must
+have fewer queries than channels: otherwise every warp holds all of the scores.
+"""
+
+from typing import Literal, NamedTuple
+
+from pbr_jax.kernels.attention_tiles import Blocks, padded
+
+Part = Literal["forward", "queries", "keys"]
+
+LONGEST_ROW = 416
+"""Most keys of a row that is held on chip."""
+
+
+class Case(NamedTuple):
+    """Channels, filled up to a power of two, at most; bytes of the dtype."""
+
+    channels: int
+    itemsize: int
+
+
+# Tensor cores that read shared memory, 227 KiB of it to a block.
+_HOPPER: dict[Part, dict[Case, Blocks]] = {
+    "forward": {
+        Case(64, 2): Blocks(128, 64, 8, 3),
+        Case(128, 2): Blocks(128, 64, 8, 2),
+        Case(64, 4): Blocks(64, 32, 4, 2),
+        Case(128, 4): Blocks(64, 32, 8, 2),
+    },
+    "queries": {
+        Case(64, 2): Blocks(128, 64, 8, 2),
+        Case(128, 2): Blocks(64, 64, 4, 2),
+        Case(64, 4): Blocks(64, 32, 4, 2),
+        Case(128, 4): Blocks(32, 32, 4, 2),
+    },
+    "keys": {
+        Case(64, 2): Blocks(64, 128, 8, 2),
+        Case(128, 2): Blocks(64, 64, 8, 2),
+        Case(64, 4): Blocks(32, 64, 8, 2),
+        Case(128, 4): Blocks(32, 32, 8, 2),
+    },
+}
+# 99 KiB of shared memory to a block: fits every card from compute capability 8.0 on.
+_SMALLEST: dict[Part, dict[Case, Blocks]] = {
+    "forward": {
+        Case(64, 2): Blocks(128, 64, 8, 2),
+        Case(128, 2): Blocks(128, 32, 8, 2),
+        Case(64, 4): Blocks(64, 32, 4, 2),
+        Case(128, 4): Blocks(64, 32, 8, 2),
+    },
+    "queries": {
+        Case(64, 2): Blocks(128, 64, 8, 2),
+        Case(128, 2): Blocks(64, 64, 8, 2),
+        Case(64, 4): Blocks(32, 32, 4, 2),
+        Case(128, 4): Blocks(32, 32, 4, 2),
+    },
+    "keys": {
+        Case(64, 2): Blocks(32, 128, 8, 2),
+        Case(128, 2): Blocks(32, 64, 8, 2),
+        Case(64, 4): Blocks(32, 32, 4, 2),
+        Case(128, 4): Blocks(32, 32, 8, 2),
+    },
+}
+# The same on both; (channels, bytes, keys at most), in order. Missing: does not fit.
+_ROWS: dict[tuple[int, int, int], Blocks] = {
+    (32, 2, 256): Blocks(16, 256, 4, 2),
+    (64, 2, 256): Blocks(32, 256, 8, 2),
+    (64, 2, 512): Blocks(32, 512, 8, 2),
+    (128, 2, 256): Blocks(32, 256, 8, 2),
+    (64, 4, 256): Blocks(16, 256, 8, 2),
+}
+
+
+def blocks_for(
+    part: Part, capability: tuple[int, int] | None, channels: int, itemsize: int
+) -> Blocks:
+    """How to cut the kernel `part`, at most 128 channels.
+
+    Args:
+      capability: CUDA compute capability; None (interpreted) takes the smallest.
+      channels: the most that a tile has, of q, k, v or do.
+      itemsize: bytes of the dtype.
+    """
+    table = _HOPPER if capability in ((9, 0), (10, 0)) else _SMALLEST
+    return next(
+        blocks
+        for case, blocks in table[part].items()
+        if channels <= case.channels and itemsize == case.itemsize
+    )
+
+
+def blocks_for_rows(num_keys: int, channels: int, itemsize: int) -> Blocks | None:
+    """How to cut the kernel that holds whole rows of scores, None where they do not fit."""
+    if num_keys > LONGEST_ROW:
+        return None
+    return _ROWS.get((padded(channels), itemsize, max(256, padded(num_keys))))

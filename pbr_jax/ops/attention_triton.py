@@ -1,0 +1,75 @@
+"""Softmax attention by Triton kernels: the same functions as `pbr_jax.ops.attention_xla`."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pbr_jax.kernels import attention_backward, attention_blocks, attention_forward
+from pbr_jax.kernels.attention_arguments import Rules, Visibility
+from pbr_jax.kernels.attention_tiles import Blocks
+from pbr_jax.ops import dispatch
+
+
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility, rules: Rules
+) -> tuple[jax.Array, jax.Array]:
+    """Output `[B, H, N, head]` and log-sum-exp `[B, H, N]` (float32) of softmax attention."""
+    return attention_forward.attention_forward(
+        q,
+        k,
+        v,
+        visibility,
+        rules=rules,
+        blocks=_blocks("forward", v),
+        interpret=dispatch.interpreting(),
+    )
+
+
+def attend_gradients(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    visibility: Visibility,
+    do: jax.Array,
+    rules: Rules,
+    *,
+    do_for_v: jax.Array | None = None,
+    out_lse: tuple[jax.Array, jax.Array] | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`dq, dk, dv`, arguments as for `attention_xla.attend_gradients`.
+
+    Without `out_lse`, rows that fit on chip are complete in one pass; longer ones are attended to
+    once more for their output and log-sum-exp.
+    """
+    do_v = do if do_for_v is None else do_for_v
+    options: Any = {"rules": rules, "interpret": dispatch.interpreting()}
+    rows = attention_blocks.blocks_for_rows(k.shape[2], k.shape[3], k.dtype.itemsize)
+    if out_lse is None and rows is not None:
+        dq, lse, delta = attention_backward.query_gradient_of_rows(
+            q, k, v, do_v, visibility, blocks=rows, **options
+        )
+    else:
+        out, lse = attend(q, k, v, visibility, rules) if out_lse is None else out_lse
+        delta = jnp.sum(do_v.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+        dq = attention_backward.query_gradient(
+            q, k, v, do_v, lse, delta, visibility, blocks=_blocks("queries", v), **options
+        )
+    dk, dv = attention_backward.key_gradients(
+        q,
+        k,
+        v,
+        do,
+        lse,
+        delta,
+        visibility,
+        do_for_v=do_for_v,
+        blocks=_blocks("keys", do),
+        **options,
+    )
+    return dq, dk, dv
+
+
+def _blocks(part: attention_blocks.Part, x: jax.Array) -> Blocks:
+    capability = dispatch.target().capability
+    return attention_blocks.blocks_for(part, capability, x.shape[-1], x.dtype.itemsize)
