@@ -161,7 +161,7 @@ def sparse_attention_gradients(q, k, v, mask, do, num_kept, bias=None, dropout=1
     return attention_gradients(q, k, v, p, mask, do, head, dropout)
 
 
-# --- a pre-norm transformer block
+# --- a transformer block
 
 
 def as_given(site, x):
@@ -176,6 +176,7 @@ def block(
     heads,
     mask=None,
     epsilon=1e-6,
+    post_norm=False,
     save_linear=as_given,
     save_norm=lambda x: x,
     attention_forward=attention,
@@ -186,6 +187,7 @@ def block(
     `x1 = x + proj(attention(qkv(norm1 x)))`, `y = x1 + fc2(gelu(fc1(norm2 x1)))`.
 
     Args:
+      post_norm: `norm1 x` and `norm2 x1` in place of the summands `x` and `x1`.
       save_linear: `(site, input) -> ` what its weight gradient sees.
       save_norm: input of a LayerNorm `->` what its backward pass sees.
       attention_forward: `(q, k, v, mask) -> out`.
@@ -206,11 +208,11 @@ def block(
     h1, mean1, rstd1 = layer_norm(x, p["norm1"]["scale"], p["norm1"]["bias"], epsilon)
     q, k, v = (split(part) for part in np.split(linear("qkv", h1), 3, axis=-1))
     context = merge(attention_forward(q, k, v, mask))
-    x1 = x + linear("proj", context)
+    x1 = (h1 if post_norm else x) + linear("proj", context)
     h2, mean2, rstd2 = layer_norm(x1, p["norm2"]["scale"], p["norm2"]["bias"], epsilon)
     u = linear("fc1", h2)
     a = gelu(u)
-    y = x1 + linear("fc2", a)
+    y = (h2 if post_norm else x1) + linear("fc2", a)
 
     grads = {}
 
@@ -222,11 +224,16 @@ def block(
         grads[name] = layer_norm_gradients(save_norm(x), mean, rstd, p[name]["scale"], dy)
         return grads[name].pop("x")
 
+    def half_backward(name, x, mean, rstd, dy, d_branch):
+        if post_norm:
+            return norm_backward(name, x, mean, rstd, dy + d_branch)
+        return dy + norm_backward(name, x, mean, rstd, d_branch)
+
     du = linear_backward("fc2", a, dy) * gelu_derivative(u)
-    dx1 = dy + norm_backward("norm2", x1, mean2, rstd2, linear_backward("fc1", h2, du))
+    dx1 = half_backward("norm2", x1, mean2, rstd2, dy, linear_backward("fc1", h2, du))
     d_context = split(linear_backward("proj", context, dx1))
     d_qkv = np.concatenate(
         [merge(g) for g in attention_backward(q, k, v, mask, d_context)], axis=-1
     )
-    dx = dx1 + norm_backward("norm1", x, mean1, rstd1, linear_backward("qkv", h1, d_qkv))
+    dx = half_backward("norm1", x, mean1, rstd1, dx1, linear_backward("qkv", h1, d_qkv))
     return y, grads, dx

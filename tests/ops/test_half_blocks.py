@@ -28,6 +28,7 @@ from pbr_jax.plans import SITES, Keep, ResidualPlan
 B, N, D, H, F, L = 4, 6, 32, 2, 48, 3
 HEAD = D // H
 SHAPE = half_blocks.BlockShape(num_heads=H)
+POST_NORM = SHAPE._replace(post_norm=True)
 HALF = Keep(0.5, 0.5, 0.5, 0.5)
 BACKRAZOR = ResidualPlan(linear="elements", layer_norm="elements", attention="elements", keep=HALF)
 COLUMNS = ResidualPlan(linear="columns", keep=HALF)
@@ -98,7 +99,7 @@ def run(plan, dtype=jnp.float32, aux=None, x=X, shape=SHAPE):
     return y, grads, dx
 
 
-def oracle(plan, mask=None):
+def oracle(plan, mask=None, post_norm=False):
     def save_linear(site, x):
         if plan.linear == "columns":
             return oracles.only_columns(x, SELECTION[site])
@@ -121,6 +122,7 @@ def oracle(plan, mask=None):
         DY,
         heads=H,
         mask=mask,
+        post_norm=post_norm,
         save_linear=save_linear,
         save_norm=save_norm,
         attention_backward=attention_backward,
@@ -132,16 +134,17 @@ def rounding(plan):
     return 1e-4 if "elements" in (plan.linear, plan.attention) else 1e-5
 
 
+@pytest.mark.parametrize("shape", [SHAPE, POST_NORM], ids=["pre-norm", "post-norm"])
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
 class TestBlock:
-    def test_equals_the_oracle(self, plan):
-        y, grads, dx = run(plan)
-        expected_y, expected_grads, expected_dx = oracle(plan)
+    def test_equals_the_oracle(self, plan, shape):
+        y, grads, dx = run(plan, shape=shape)
+        expected_y, expected_grads, expected_dx = oracle(plan, post_norm=shape.post_norm)
         assert_close(y, expected_y, 1e-6, "y")
         assert_close(dx, expected_dx, rounding(plan), "dx")
         assert_close(grads, expected_grads, rounding(plan))
 
-    def test_saved_bytes(self, plan):
+    def test_saved_bytes(self, plan, shape):
         tokens, statistic = B * N, 4 * B * N
         kept = {s: len(c) for s, c in SELECTION.items()}
 
@@ -186,7 +189,7 @@ class TestBlock:
         }
         expected["backrazor in 2 chunks"] = expected["backrazor"]
         name = next(name for name, p in PLANS.items() if p is plan)
-        op = pair.bind(half_blocks.transformer_block(plan, SHAPE))
+        op = pair.bind(half_blocks.transformer_block(plan, shape))
         params = with_selection(as_jax(PARAMS), plan)
         assert saved_bytes(lambda x: op(params, x, {}), as_jax(X)) == expected[name]
 
@@ -209,8 +212,11 @@ def test_attention_mask(name):
     assert_close(grads, expected_grads, rounding(plan))
 
 
-def plain_block(params, x, keys=None, *, rate=0.0, approximate=False):
-    """The block as one would write it, with the dropout masks drawn from the same keys."""
+def plain_block(params, x, keys=None, *, rate=0.0, approximate=False, embedded=None):
+    """The block as one would write it, with the dropout masks drawn from the same keys.
+
+    `embedded`: None for a pre-norm block, else whether a post-norm block is the first.
+    """
 
     def norm(p, x):
         centered = x - jnp.mean(x, axis=-1, keepdims=True)
@@ -228,19 +234,19 @@ def plain_block(params, x, keys=None, *, rate=0.0, approximate=False):
         ]
         return x * jnp.stack(masks).astype(x.dtype) / (1 - rate)
 
-    batch = x.shape[0]
-    q, k, v = jnp.moveaxis(
-        linear(params["qkv"], norm(params["norm1"], x)).reshape(batch, N, 3, H, HEAD),
-        (2, 3),
-        (0, 2),
-    )
+    batch, post_norm = x.shape[0], embedded is not None
+    h = norm(params["norm1"], x)
+    if embedded:
+        h = dropout(4, h)
+    q, k, v = jnp.moveaxis(linear(params["qkv"], h).reshape(batch, N, 3, H, HEAD), (2, 3), (0, 2))
     p = jax.nn.softmax(jnp.einsum("bhnc,bhmc->bhnm", q, k) / HEAD**0.5)
     context = jnp.einsum("bhnm,bhmc->bnhc", p, v).reshape(x.shape)
-    x = x + dropout(0, linear(params["proj"], context))
-    a = dropout(
-        1, jax.nn.gelu(linear(params["fc1"], norm(params["norm2"], x)), approximate=approximate)
-    )
-    return x + dropout(2, linear(params["fc2"], a))
+    x = (h if post_norm else x) + dropout(0, linear(params["proj"], context))
+    h = norm(params["norm2"], x)
+    a = jax.nn.gelu(linear(params["fc1"], h), approximate=approximate)
+    if not post_norm:
+        a = dropout(1, a)
+    return (h if post_norm else x) + dropout(2, linear(params["fc2"], a))
 
 
 class TestDropout:
@@ -262,13 +268,32 @@ class TestDropout:
         for a, e in zip(actual, self.expected(), strict=True):
             assert_close(a, e, 1e-5)
 
+    @pytest.mark.parametrize("embedded", [True, False])
+    @pytest.mark.parametrize("name", ["full", "columns, recomputed q k v"])
+    def test_post_norm_drops_normalised_embeddings_too(self, name, embedded):
+        """Also where q, k, v and columns of their input are made again in the backward pass."""
+        plain = functools.partial(plain_block, rate=0.3, embedded=embedded)
+        expected_y, (grads, dx, _) = value_and_pullback(
+            plain, as_jax(DY), as_jax(PARAMS), as_jax(X), self.KEYS
+        )
+        aux = {"keys": self.KEYS, "embedded": jnp.full(B, embedded)}
+        shape = POST_NORM._replace(dropout=0.3)
+        y, actual, actual_dx = run(PLANS[name], aux=aux, shape=shape)
+        assert_close(y, expected_y, 1e-5, "y")
+        assert_close(actual_dx, dx, 1e-5, "dx")
+        for site in SITES:
+            dense = np.asarray(grads[site]["kernel"])
+            kept = np.isin(np.arange(len(dense)), SELECTION[site]) | (name == "full")
+            assert_close(actual[site]["kernel"], dense * kept[:, None], 1e-5, site)
+
+    @pytest.mark.parametrize("shape", [SHAPE, POST_NORM], ids=["pre-norm", "post-norm"])
     @pytest.mark.parametrize("name", ["full", "columns", "2 chunks", "recompute", "backrazor"])
-    def test_no_mask_is_stored(self, name):
-        op = pair.bind(half_blocks.transformer_block(PLANS[name], self.SHAPE))
+    def test_no_mask_is_stored(self, name, shape):
+        op = pair.bind(half_blocks.transformer_block(PLANS[name], shape._replace(dropout=0.3)))
         params = with_selection(as_jax(PARAMS), PLANS[name])
+        aux = {"keys": self.KEYS, "embedded": jnp.ones(B, bool)}
         with_keys, without = (
-            saved_bytes(lambda x, a=a: op(params, x, a), as_jax(X))
-            for a in ({"keys": self.KEYS}, {})
+            saved_bytes(lambda x, a=a: op(params, x, a), as_jax(X)) for a in (aux, {})
         )
         assert with_keys == without
 
@@ -317,13 +342,18 @@ class TestBoundedErrors:
     LEAN = dataclasses.replace(INT8, gelu="code2")
 
     @pytest.mark.parametrize(
-        ("plan", "bound"),
-        [(INT8, 0.02), (dataclasses.replace(INT8, gelu="code4"), 0.05), (LEAN, 0.2)],
-        ids=["int8", "int8 and 4-bit codes", "lean"],
+        ("plan", "bound", "shape"),
+        [
+            (INT8, 0.02, SHAPE),
+            (dataclasses.replace(INT8, gelu="code4"), 0.05, SHAPE),
+            (LEAN, 0.2, SHAPE),
+            (LEAN, 0.2, POST_NORM),
+        ],
+        ids=["int8", "int8 and 4-bit codes", "lean", "lean, post-norm"],
     )
-    def test_dx_is_within_its_bound(self, plan, bound):
-        y, grads, dx = run(plan)
-        expected_y, expected_grads, expected_dx = oracle(plan)
+    def test_dx_is_within_its_bound(self, plan, bound, shape):
+        y, grads, dx = run(plan, shape=shape)
+        expected_y, expected_grads, expected_dx = oracle(plan, post_norm=shape.post_norm)
         assert_close(y, expected_y, 1e-6, "y")
         assert 1e-4 < relative_error(dx, expected_dx) <= bound
         for site in SITES:

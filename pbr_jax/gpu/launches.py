@@ -1,0 +1,240 @@
+"""What a compiled function runs on the GPU: each kernel, the bytes it moves and its arithmetic.
+
+Read from the optimised HLO: it needs no GPU and says what was compiled, not what was meant. Bytes
+are those that a kernel has to move: of a buffer that it slices or updates in place only the part
+that it touches. A kernel whose operands still lie in the second-level cache is faster than that.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_ITEM_BITS = {"pred": 8, "bf16": 16, "c64": 64, "token": 0}
+_SHAPE = re.compile(r"(?P<dtype>[a-z]+[0-9]*[a-z0-9]*)\[(?P<dims>[0-9,]*)\]")
+_COMPUTATION = re.compile(r"(?P<entry>ENTRY )?%(?P<name>[\w.-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"  (?P<root>ROOT )?%(?P<name>[\w.-]+) = ")
+_CALLED = re.compile(r"(?:calls|body|to_apply)=%([\w.-]+)")
+_BRANCHES = re.compile(r"(?:true_computation|false_computation)=%([\w.-]+)")
+_BRANCH_LIST = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
+_PLUMBING = {"while", "body", "closed_call", "cond", "blocks"}
+_SLICES = {"dynamic-slice", "slice", "gather"}
+
+
+class Loop(NamedTuple):
+    """A loop around a kernel: the JAX operation that it comes from, and how often it runs."""
+
+    path: str
+    trips: int
+
+
+class Launch(NamedTuple):
+    """One kernel of the program.
+
+    Attributes:
+      name: of the instruction, or of a hand-written kernel.
+      kind: "gemm", "kernel" (hand-written), "fusion", "copy" or the HLO operation.
+      path: of the JAX operation that it comes from.
+      loops: around it, outermost first.
+      bytes: that one launch reads and writes.
+      flops: of matrix products in it; those of hand-written kernels are not seen.
+    """
+
+    name: str
+    kind: str
+    path: str
+    loops: tuple[Loop, ...]
+    bytes: int
+    flops: int
+
+    @property
+    def times(self) -> int:
+        """How often it is launched."""
+        return math.prod(loop.trips for loop in self.loops)
+
+    @property
+    def source(self) -> str:
+        """The last parts of the path, without loops and calls."""
+        parts = [part for part in self.path.split("/") if part not in _PLUMBING]
+        return "/".join(parts[-2:])
+
+    def floor(self, bandwidth: float, flops: float) -> float:
+        """Least seconds of all its launches, at bytes per second and operations per second."""
+        return self.times * max(self.bytes / bandwidth, self.flops / flops)
+
+
+class _Instruction(NamedTuple):
+    name: str
+    shape: str
+    op: str
+    operands: list[str]
+    rest: str
+
+
+def launches(hlo: str) -> list[Launch]:
+    """The kernels of a compiled program, in order.
+
+    Args:
+      hlo: `compiled.as_text()` of what `pbr_jax.gpu.compile_for` returned.
+    """
+    computations, entry = _parse(hlo)
+    return list(_walk(computations, entry, ()))
+
+
+def _walk(computations, name: str, loops: tuple[Loop, ...]) -> Iterator[Launch]:
+    body = computations[name]
+    for instruction in body.values():
+        if instruction.op in _FREE:
+            continue
+        if instruction.op == "while":
+            trips = _TRIPS.search(instruction.rest)
+            loop = Loop(_path(instruction), int(trips[1]) if trips else 1)
+            yield from _walk(computations, _CALLED.findall(instruction.rest)[0], (*loops, loop))
+        elif instruction.op in ("call", "async-start"):
+            yield from _walk(computations, _CALLED.findall(instruction.rest)[0], loops)
+        elif instruction.op == "conditional":  # one branch runs: that with the most to do
+            listed = _BRANCH_LIST.search(instruction.rest)
+            names = re.findall(r"[\w.-]+", listed[1].replace("%", "")) if listed else []
+            names += _BRANCHES.findall(instruction.rest)
+            branches = [list(_walk(computations, branch, loops)) for branch in names]
+            yield from max(branches, key=lambda found: sum(one.bytes for one in found))
+        elif not instruction.op.endswith("-done"):
+            yield _launch(computations, body, instruction, loops)
+
+
+def _launch(computations, body, instruction: _Instruction, loops) -> Launch:
+    kind, name, flops = instruction.op, instruction.name, 0
+    if instruction.op == "fusion":
+        fused = computations[_CALLED.findall(instruction.rest)[0]]
+        moved = _fusion_bytes(fused)
+        flops = sum(_dot_flops(fused, one) for one in fused.values() if one.op == "dot")
+        kind = "gemm" if flops else "fusion"
+    else:
+        operands = [_bytes(body[operand].shape) for operand in instruction.operands]
+        moved = sum(operands) + _bytes(instruction.shape)
+        if instruction.op == "dynamic-update-slice":
+            moved = 2 * operands[1]
+        elif instruction.op in _SLICES:
+            moved = 2 * _bytes(instruction.shape)
+        elif "__cublas" in instruction.rest:
+            kind = "gemm"
+            moved -= _workspace(instruction.shape)
+            flops = _gemm_flops(body, instruction)
+        elif "xla.gpu.triton" in instruction.rest or "triton_kernel_call" in instruction.rest:
+            kind = "kernel"
+            named = re.search(r'name = "(\w+)"', instruction.rest)
+            name = named[1] if named else name
+    return Launch(name, kind, _path(instruction), loops, moved, flops)
+
+
+def _path(instruction: _Instruction) -> str:
+    found = _OP_NAME.search(instruction.rest)
+    return found[1] if found else ""
+
+
+def _fusion_bytes(fused: dict[str, _Instruction]) -> int:
+    """What a fused computation reads of its parameters and writes as its results."""
+    users: dict[str, list[_Instruction]] = {}
+    for instruction in fused.values():
+        for operand in instruction.operands:
+            users.setdefault(operand, []).append(instruction)
+
+    def reads(name: str) -> int:
+        whole, some = _bytes(fused[name].shape), 0
+        for user in users.get(name, []):
+            first = user.operands[0] == name
+            if user.op in _SLICES and first:
+                some += _bytes(user.shape)
+            elif user.op == "bitcast":
+                some += reads(user.name)
+            elif user.op != "dynamic-update-slice" or not first:
+                return whole
+        return min(whole, some)
+
+    def writes(name: str) -> int:
+        instruction = fused[name]
+        if instruction.op == "tuple":
+            return sum(writes(operand) for operand in instruction.operands)
+        if instruction.op == "bitcast":
+            return writes(instruction.operands[0])
+        if instruction.op == "dynamic-update-slice":
+            return _bytes(fused[instruction.operands[1]].shape)
+        return _bytes(instruction.shape)
+
+    read = sum(reads(one.name) for one in fused.values() if one.op == "parameter")
+    return read + writes(list(fused)[-1])
+
+
+def _gemm_flops(body, instruction: _Instruction) -> int:
+    config = json.loads(instruction.rest[instruction.rest.index("backend_config=") + 15 :])
+    contracted = config["gemm_backend_config"]["dot_dimension_numbers"][
+        "lhs_contracting_dimensions"
+    ]
+    dims = _dims(body[instruction.operands[0]].shape)
+    result = _dims(instruction.shape)
+    return 2 * math.prod(result) * math.prod(dims[int(axis)] for axis in contracted)
+
+
+def _dot_flops(fused, instruction: _Instruction) -> int:
+    axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)
+    assert axes is not None
+    dims = _dims(fused[instruction.operands[0]].shape)
+    contracted = math.prod(dims[int(axis)] for axis in axes[1].split(",") if axis)
+    return 2 * math.prod(_dims(instruction.shape)) * contracted
+
+
+def _parse(hlo: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
+    """Computations by name, each its instructions by name with the root last; and the entry."""
+    computations: dict[str, dict[str, _Instruction]] = {}
+    entry, root, current = "", "", {}
+    for line in hlo.splitlines():
+        if line.startswith(("%", "ENTRY")) and (head := _COMPUTATION.match(line)):
+            current = computations[head["name"]] = {}
+            entry = head["name"] if head["entry"] else entry
+        elif found := _INSTRUCTION.match(line):
+            shape, after = _split(line[found.end() :])
+            op, _, _ = after.partition("(")
+            arguments, rest = _split(after[len(op) :])
+            operands = re.findall(r"%([\w.-]+)", arguments)
+            current[found["name"]] = _Instruction(found["name"], shape, op, operands, rest)
+            root = found["name"] if found["root"] else root
+        elif line == "}" and root in current:
+            current[root] = current.pop(root)
+    return computations, entry
+
+
+def _split(text: str) -> tuple[str, str]:
+    """A shape or a list in parentheses, and what follows it."""
+    if not text.startswith("("):
+        first, _, rest = text.partition(" ")
+        return first, rest
+    depth = 0
+    for i, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return text[: i + 1], text[i + 1 :].lstrip()
+    raise ValueError(f"hlo: no end of the parenthesis in {text[:80]!r}")
+
+
+def _bytes(shape: str) -> int:
+    total = 0
+    for one in _SHAPE.finditer(re.sub(r"\{[^}]*\}|/\*.*?\*/", "", shape)):
+        bits = _ITEM_BITS.get(one["dtype"]) or int(
+            "".join(re.findall(r"\d+", one["dtype"])[:1]) or 0
+        )
+        total += math.prod(int(n) for n in one["dims"].split(",") if n) * bits // 8
+    return total
+
+
+def _dims(shape: str) -> list[int]:
+    first = _SHAPE.search(shape)
+    assert first is not None
+    return [int(n) for n in first["dims"].split(",") if n]
+
+
+def _workspace(shape: str) -> int:
+    return sum(int(n) for n in re.findall(r"s8\[(\d+)\]", shape))
