@@ -36,5 +36,6 @@ rm -rf "$SCRATCH/clone"
 fresh_venv "$SCRATCH/venv"
 pip install "$(echo "$SCRATCH"/dist/*.whl)[test]"
 cd "$SCRATCH/elsewhere"
+python -c 'import importlib.util as u; assert u.find_spec("tensorflow") is None, "TensorFlow came along"'
 python -c 'import pbr_jax; assert "site-packages" in pbr_jax.__file__, pbr_jax.__file__; print(pbr_jax.__file__)'
 pytest -q -m "not slow"

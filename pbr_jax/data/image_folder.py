@@ -59,12 +59,9 @@ def load(path: str | None, test_split: str | None = None, on_error: OnError = "s
 
 
 def _files(folder: Path) -> dict[str, list[Path]]:
-    """Class -> its image files, from its folder and the folders in it."""
+    """Class -> its image files, from its folder and the folders in it; no hidden ones."""
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    found = {
-        entry.name: sorted(f for f in entry.rglob("*") if f.suffix.lower() in SUFFIXES)
-        for entry in classes
-    }
+    found = {entry.name: sorted(filter(_is_image, entry.rglob("*"))) for entry in classes}
     if not found:
         raise ValueError(f"{folder}: has no folder; put the images of each class in one of its own")
     for name, files in found.items():
@@ -74,6 +71,10 @@ def _files(folder: Path) -> dict[str, list[Path]]:
                 f"{', '.join(sorted(SUFFIXES))})"
             )
     return found
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def _records(

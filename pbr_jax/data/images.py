@@ -53,6 +53,8 @@ class ImageInputs:
     ) -> Float32[np.ndarray, "B S S C"]:
         if self.augment == "affine":
             raise ValueError("augment = affine: for small images in arrays only; crop is for files")
+        if self.channels not in MODES:
+            raise ValueError(f"model.channels = {self.channels}: must be 1 or 3 for image files")
         crop = generator if self.augment == "crop" else None
         images = np.empty((len(records), self.size, self.size, self.channels), np.float32)
         for row, record in zip(images, records, strict=True):

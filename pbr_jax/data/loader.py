@@ -146,5 +146,5 @@ def _ahead(
     import grain  # slow to import, and arrays in memory need none of it
 
     indices = grain.MapDataset.range(start, sys.maxsize if stop is None else stop)
-    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * workers)
+    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=workers + 2)
     return iter(indices.map(batch).to_iter_dataset(options))

@@ -46,7 +46,7 @@ class TextInputs:
         )
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length, strategy="longest_first")
-        self.vocab_size: int = self._tokenizer.get_vocab_size()
+        self.vocab_size: int = max(self._tokenizer.get_vocab().values()) + 1
 
     def __call__(
         self, records: Sequence[TextRecord], generator: np.random.Generator | None = None

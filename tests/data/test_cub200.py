@@ -3,7 +3,7 @@
 import tarfile
 
 import pytest
-from small_data import truncate, write_cub
+from small_data import image_bytes, truncate, write_cub
 
 from pbr_jax import data
 from pbr_jax.data import ImageInputs, cub200
@@ -89,3 +89,34 @@ def test_broken_images_and_tables_are_named(archive, tmp_path):
     (folder / "classes.txt").unlink()
     with pytest.raises(ValueError, match=r"classes\.txt: cannot be read .* prepare it again"):
         data.load("cub200", path)
+
+
+def test_birds_that_tfds_prepared_elsewhere_are_read(tmp_path):
+    import tensorflow_datasets as tfds
+
+    features = {
+        "image": tfds.features.Image(),
+        "label": tfds.features.ClassLabel(names=["Albatross", "Auklet"]),
+    }
+    with tfds.core.registered.skip_registration():
+
+        class CaltechBirds2011(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("0.2.0")
+
+            def _info(self):
+                return tfds.core.DatasetInfo(
+                    builder=self, features=tfds.features.FeaturesDict(features)
+                )
+
+            def _split_generators(self, downloads):
+                return {"train": self._generate_examples(4), "test": self._generate_examples(2)}
+
+            def _generate_examples(self, count):
+                for number in range(count):
+                    yield number, {"image": image_bytes(seed=number), "label": number % 2}
+
+    CaltechBirds2011(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    dataset = data.load("cub200", str(tmp_path))
+    assert dataset.class_names == ("Albatross", "Auklet")
+    (batch,) = data.eval_batches(dataset.train, ImageInputs(16, 3), 4)
+    assert sorted(batch["label"].tolist()) == [0, 0, 1, 1]

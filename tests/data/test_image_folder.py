@@ -18,6 +18,7 @@ def folder(tmp_path):
 
 def test_folders_are_classes_and_files_examples(folder):
     (folder / "train" / "ant" / "notes.txt").write_text("not an image")
+    (folder / "train" / "ant" / "._0.jpg").write_text("a file manager's own")
     (folder / "train" / ".cache").mkdir()
     dataset = data.load("image_folder", str(folder))
     assert dataset.class_names == ("ant", "bee") and dataset.kind == "image"
@@ -91,6 +92,14 @@ def test_every_kind_of_file_becomes_the_models_channels(folder, kind, mode, chan
     record = next(r for r in map(dataset.test.__getitem__, range(9)) if r.name == str(path))
     image = ImageInputs(16, channels)([record])["image"]
     assert image.shape == (1, 16, 16, channels) and np.ptp(image) > 0.3
+
+
+def test_settings_that_files_cannot_have_are_refused(folder):
+    record = data.load("image_folder", str(folder)).train[0]
+    with pytest.raises(ValueError, match=r"model\.channels = 4: must be 1 or 3"):
+        ImageInputs(16, 4)([record])
+    with pytest.raises(ValueError, match="augment = affine: for small images in arrays only"):
+        ImageInputs(16, 3, "affine")([record])
 
 
 def test_more_than_8_bits_are_refused(folder):

@@ -71,8 +71,11 @@ class Program:
         return outputs
 
     def stop(self, workdir: Path, number: signal.Signals, step: int) -> tuple[int, str]:
-        """Sends a signal once `step` is logged; returns the exit code and what was printed."""
-        with self.start(workdir) as process:
+        """Sends a signal once `step` is logged; returns the exit code and what was printed.
+
+        This run has workers that prepare batches ahead of it; the runs that are compared have none.
+        """
+        with self.start(workdir, **{"data.workers": 2}) as process:
             while logged_step(workdir) < step and process.poll() is None:
                 time.sleep(0.002)
             process.send_signal(number)

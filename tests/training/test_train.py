@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from small_data import truncate, write_image_folder
 
 from pbr_jax.flags import run_cli
 from pbr_jax.training import from_config
@@ -138,6 +139,28 @@ def test_a_run_that_diverges_ends_with_2_and_can_be_started_anew(start, tmp_path
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
     assert start(tmp_path, *flags) == 0
     assert json.loads((tmp_path / "config.json").read_text())["optimizer"]["learning_rate"] == 0.03
+
+
+@pytest.mark.slow
+def test_image_files_are_trained_on_and_broken_ones_counted(start, tmp_path, capsys):
+    images = write_image_folder(tmp_path / "images", count=9)
+    broken = truncate(images / "train" / "ant" / "3.jpg")
+    flags = {
+        "data.name": "image_folder",
+        "data.path": images,
+        "data.augment": "crop",
+        "data.workers": 2,
+        "model.num_classes": 2,
+        "steps": 2,
+        "eval_every": 2,
+        "optimizer.warmup_steps": 0,
+    }
+    words = [f"--config.{name}={value}" for name, value in flags.items()]
+    assert start(tmp_path / "skip", *words, "--config.data.on_error=skip") == 0
+    assert f"skipped 1 of 18 images of {images / 'train'}" in capsys.readouterr().out
+    # Both batches hold 16 of the 18, this one among them.
+    assert start(tmp_path / "stop", *words) == 2
+    assert f"{broken}: not a readable image (image file is truncated" in capsys.readouterr().err
 
 
 def test_full_fine_tuning_is_compared_with_nothing(program):
