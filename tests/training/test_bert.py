@@ -3,10 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from fakes import CLASSES, bert_config, config, quick_jit, token_batch
+from fakes import CLASSES, bert_config, config, quick_jit, random_params, token_batch
 
 from pbr_jax.methods import METHODS
 from pbr_jax.training import from_config
+from pbr_jax.training.checkpointing import Checkpointer
 
 
 @pytest.fixture(autouse=True)
@@ -17,10 +18,9 @@ def standard_promotion():
 
 
 def start(settings):
-    """The parts and the first state of a run from fresh parameters."""
+    """The parts and the first state of a run; random parameters have no zeros."""
     parts = from_config.build(settings)
-    params = from_config.random_params(settings, parts.model)
-    return parts, from_config.new_state(settings, parts, params)
+    return parts, from_config.new_state(settings, parts, random_params(parts.model))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -33,6 +33,65 @@ def test_every_method_learns_a_batch(name):
         assert bool(metrics.finite)
     assert losses[-1] < 0.7 * losses[0]
     assert step._cache_size() == 1
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Parts, first state and compiled step of a run with dropout, bandit and JointSPAR."""
+    with jax.numpy_dtype_promotion("standard"):
+        settings = bert_config("prebackrazor/js50", batch_size=32)
+        parts, state = start(settings)
+        specs = from_config.batch_specs(settings)
+        return parts, state, quick_jit(parts.train_step).lower(state, specs).compile()
+
+
+def test_it_learns_which_word_matters(run):
+    """New sequences in every step; the accuracy is of sequences that it never saw."""
+    parts, state, step = run
+    test = token_batch(64, seed=10**6) | {"mask": np.ones(64, bool)}
+    evaluate = quick_jit(parts.eval_step)
+    assert int(evaluate(state.params, test)[1]) < 32
+    for i in range(120):
+        state, _ = step(state, token_batch(32, seed=i))
+    loss, correct = evaluate(state.params, test)
+    assert int(correct) >= 62
+    np.testing.assert_array_equal(loss, evaluate(state.params, test)[0])  # no dropout
+
+
+def test_dropout_follows_the_key_of_the_run_and_the_step(run):
+    _, state, step = run
+    batch = token_batch(32)
+    loss = float(step(state, batch)[1].loss)
+    assert loss == float(step(state, batch)[1].loss)
+    for other in (state._replace(step=state.step + 1), state._replace(key=jax.random.key(5))):
+        assert loss != float(step(other, batch)[1].loss)
+
+
+def test_a_restored_run_ends_with_the_same_bits(run, tmp_path):
+    _, state, step = run
+
+    def train(state, steps):
+        for i in steps:
+            state, _ = step(state, token_batch(32, seed=i))
+        return state
+
+    straight = train(state, range(6))
+    with Checkpointer(tmp_path, 1) as checkpoints:
+        checkpoints.save(3, train(state, range(3)), {})
+    with Checkpointer(tmp_path, 1) as checkpoints:
+        restored = checkpoints.restore(jax.eval_shape(lambda: state)).state
+    assert_same_bits(train(restored, range(3, 6)), straight)
+    with pytest.raises(AssertionError):
+        assert_same_bits(train(restored, range(4, 7)), straight)
+
+
+def assert_same_bits(a, b):
+    def equal(x, y):
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+    jax.tree.map(equal, a, b)
 
 
 def test_batches_have_the_shapes_that_training_compiles_for():
