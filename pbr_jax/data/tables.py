@@ -101,8 +101,11 @@ def read_rows(file: Path) -> Iterator[Row | str]:
 def _csv_rows(file: Path) -> Iterator[tuple[int, dict[Any, Any] | Exception]]:
     """Line number and fields of each row; a row may have several lines, the first one counts."""
     with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        reader = csv.DictReader(stream)
-        columns = reader.fieldnames or ()
+        reader = csv.reader(stream, strict=True)
+        try:
+            columns = next(reader, [])
+        except csv.Error as error:
+            raise ValueError(f"{file}:1: not a CSV header ({error})") from error
         if "label" not in columns or not {"text", "text_a"} & set(columns):
             raise ValueError(
                 f"{file}:1: the header must name a column label, and text or text_a and text_b; "
@@ -117,8 +120,10 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, dict[Any, Any] | Exception]]:
             except csv.Error as error:
                 yield number, error
                 continue
-            wrong = None in fields or None in fields.values()
-            yield number, ValueError("not as many fields as the header") if wrong else fields
+            if fields and len(fields) != len(columns):
+                yield number, ValueError(f"{len(fields)} fields, but the header has {len(columns)}")
+            elif fields:  # an empty line is none
+                yield number, dict(zip(columns, fields, strict=True))
 
 
 def _json_rows(file: Path) -> Iterator[tuple[int, Any]]:

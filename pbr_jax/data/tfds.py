@@ -67,7 +67,8 @@ def load(name: str, path: str | None = None, test_split: str | None = None) -> D
         raise ValueError(
             f"data set {name}: not prepared in {data_dir(path)}\n"
             f"`{command}` downloads and prepares it there; a training run downloads nothing.\n"
-            "Or set data.path to the folder where it is."
+            "Or set data.path to the folder where it is. Without network there are the digits:\n"
+            "`python train.py` needs nothing."
         )
     import tensorflow_datasets as tfds
 

@@ -62,13 +62,20 @@ lines",
 \xff\xfe,a
 fine too,b
 nul\x00,a
+"quoted" badly,a
+
+and "this" is fine,b
+"never closed,a
+lost,b
 """
 BAD_CSV_LINES = {
-    3: "not as many fields as the header",
-    4: "not as many fields as the header",
+    3: "3 fields, but the header has 2",
+    4: "1 fields, but the header has 2",
     5: "text is empty",
     6: "label is empty",
     8: "text is not UTF-8",
+    11: "',' expected after",
+    14: "unexpected end of data",
 }
 BAD_JSON = b"""{"text": "fine", "label": "a"}
 {"text": "x", "label": "a"
@@ -105,7 +112,7 @@ def test_bad_rows_stop_with_their_line_or_are_counted(tmp_path, name, content, l
     train.write_bytes(content)
     test.write_bytes(b"text,label\nx,a\n" if name == "csv" else b'{"text": "x", "label": "a"}\n')
     faults = [row for row in read_rows(train) if isinstance(row, str)]
-    for (line, expected), fault in zip(lines.items(), faults, strict=False):
+    for (line, expected), fault in zip(lines.items(), faults, strict=True):
         assert fault.startswith(f"{train}:{line}: {expected}"), fault
     first = next(iter(lines))
     message = rf"train\.{name}:{first}: .*and {len(faults) - 1} more(.|\n)*data\.on_error=skip"
@@ -114,6 +121,7 @@ def test_bad_rows_stop_with_their_line_or_are_counted(tmp_path, name, content, l
     dataset = data.load(name, str(tmp_path), on_error="skip")
     texts = [dataset.train[i].text_a for i in range(len(dataset.train))]
     assert texts[:2] == ["fine", "fine too"]
+    assert name == "jsonl" or texts[3] == 'and "this" is fine'
     total = len(faults) + len(texts)
     assert dataset.notes[0].startswith(f"skipped {len(faults)} of {total} rows of {train}")
     assert len(dataset.notes) == 1
@@ -133,6 +141,12 @@ def test_a_header_without_the_columns_is_named(tmp_path, header):
     path = write_csv(tmp_path, train=header, test=header)
     with pytest.raises(ValueError, match=r"train\.csv:1: the header must name a column label"):
         data.load("csv", path, on_error="skip")
+
+
+def test_a_header_that_is_no_csv_is_named(tmp_path):
+    path = write_csv(tmp_path, train='"text" label\n', test="text,label\n")
+    with pytest.raises(ValueError, match=r"train\.csv:1: not a CSV header"):
+        data.load("csv", path)
 
 
 def test_labels_never_seen_in_training_are_named(tmp_path):
