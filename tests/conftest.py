@@ -21,6 +21,18 @@ hypothesis.settings.register_profile("pbr_jax", deadline=None, derandomize=True,
 hypothesis.settings.load_profile("pbr_jax")
 
 
+@pytest.fixture(params=["xla", "triton"])
+def implementation(request):
+    """Every implementation that an op has; without a GPU its kernels run interpreted."""
+    from pbr_jax.ops import dispatch
+
+    if request.param == "xla" or jax.default_backend() == "gpu":
+        yield request.param
+    else:
+        with dispatch.interpreted():
+            yield request.param
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Without the GPU compiler, skips a test that needs it, or fails it where it is required."""
     if item.get_closest_marker("gpu_compile") is None:

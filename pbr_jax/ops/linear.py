@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pbr_jax import residuals
-from pbr_jax.ops import dispatch, pair
+from pbr_jax.ops import pair, weight_gradient
 from pbr_jax.ops.arrays import as_row
 from pbr_jax.plans import Implementation, LinearKind, budget_for
 
@@ -37,16 +37,6 @@ def project(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> j
 def input_gradient(dy: jax.Array, kernel: jax.Array) -> jax.Array:
     """`dx = dy W^T`: `[..., F], [D, F] -> [..., D]`."""
     return jnp.einsum("...f,df->...d", dy, kernel.astype(dy.dtype))
-
-
-def weight_gradient(
-    x: jax.Array, dy: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32
-) -> jax.Array:
-    """`dW = x^T dy`, accumulated in `dtype`: `[..., K], [..., F] -> [K, F]`."""
-    k, f = x.shape[-1], dy.shape[-1]
-    return jnp.einsum(
-        "tk,tf->kf", x.reshape(-1, k), dy.reshape(-1, f), preferred_element_type=dtype
-    )
 
 
 def save_input(x: jax.Array, params: dict, kind: Kind, keep: float = 1.0) -> Any:
@@ -74,39 +64,78 @@ def parameter_gradients(
     `columns` alone it is scattered into the shape of the kernel. `active` (JointSPAR) holds a flag
     for the kernel and one for the bias; the gradient of an inactive tensor is zero and its product
     is skipped.
+
+    Raises:
+      ValueError: the named implementation cannot take the arrays.
     """
-    dispatch.choose("linear", implementation, {})
-    kernel, active = params["kernel"], params.get("active", {})
+    kernel, bias, active = params["kernel"], params.get("bias"), params.get("active", {})
     grads: dict[str, Any] = dict.fromkeys(params)
+    of_kernel = "rows" if "rows" in params else "kernel"
+
+    shape = (*dy.shape[:-1], kernel.shape[0])
+
+    def seen():
+        return _seen(saved, shape, dy.dtype)
 
     def kernel_gradient():
-        if isinstance(saved, MagnitudeColumns):
-            packed = weight_gradient(saved.packed, dy, kernel.dtype)
-            return residuals.put_rows(packed, saved.columns, kernel.shape[0])
-        if isinstance(saved, residuals.Elements):
-            x = residuals.unpack_elements(saved, (*dy.shape[:-1], kernel.shape[0]), dy.dtype)
-            return weight_gradient(x, dy, kernel.dtype)
-        packed = weight_gradient(saved, dy, kernel.dtype)
-        if "rows" in params or "columns" not in params:
-            return packed
-        return residuals.put_rows(packed, params["columns"], kernel.shape[0])
+        return _placed(weight_gradient.product(seen(), dy, kernel.dtype), params, saved)
 
     def bias_gradient():
-        return jnp.sum(dy.reshape(-1, dy.shape[-1]), axis=0, dtype=params["bias"].dtype)
+        return None if bias is None else weight_gradient.bias_gradient(dy, bias.dtype)
 
-    grads["rows" if "rows" in params else "kernel"] = _if_active(
-        active.get("kernel"), kernel_gradient
-    )
-    if params.get("bias") is not None:
-        grads["bias"] = _if_active(active.get("bias"), bias_gradient)
+    def both_gradients():
+        dw, db = weight_gradient.gradients(seen(), dy, kernel.dtype, implementation)
+        return _placed(dw, params, saved), None if bias is None else db.astype(bias.dtype)
+
+    def bias_alone():
+        zeros = _zeros(kernel_gradient)
+        return zeros, _if_active(active.get("bias"), bias_gradient)
+
+    if _choose(saved, shape, dy, implementation) == "xla":
+        dw = _if_active(active.get("kernel"), kernel_gradient)
+        db = _if_active(active.get("bias"), bias_gradient)
+    else:
+        dw, db = _if_active(active.get("kernel"), both_gradients, bias_alone)
+        db = _if_active(active.get("bias"), lambda: db)
+    grads[of_kernel] = dw
+    if bias is not None:
+        grads["bias"] = db
     return grads
 
 
-def _if_active(flag, gradient):
+def _seen(saved: Any, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Any:
+    """The input that the weight gradient is a product of: all of it, packed or unpacked columns."""
+    if isinstance(saved, MagnitudeColumns):
+        return saved.packed
+    if isinstance(saved, residuals.Elements):
+        return residuals.unpack_elements(saved, shape, dtype)
+    return saved
+
+
+def _choose(saved, shape, dy, implementation) -> Implementation:
+    seen = jax.eval_shape(lambda: _seen(saved, shape, dy.dtype))
+    return weight_gradient.choose(seen, dy, implementation)
+
+
+def _placed(packed: jax.Array, params: dict, saved: Any) -> jax.Array:
+    """A weight gradient where it belongs: among zeros, unless it is wanted packed or is whole."""
+    num_columns = params["kernel"].shape[0]
+    if isinstance(saved, MagnitudeColumns):
+        return residuals.put_rows(packed, saved.columns, num_columns)
+    if "rows" in params or "columns" not in params or isinstance(saved, residuals.Elements):
+        return packed
+    return residuals.put_rows(packed, params["columns"], num_columns)
+
+
+def _if_active(flag, gradient, otherwise=None):
+    """`gradient()` if there is no flag or it is set; else `otherwise()`, by default zeros."""
     if flag is None:
         return gradient()
-    shape = jax.eval_shape(gradient)
-    return lax.cond(flag, gradient, lambda: jnp.zeros(shape.shape, shape.dtype))
+    return lax.cond(flag, gradient, otherwise or (lambda: _zeros(gradient)))
+
+
+def _zeros(gradient):
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient))
 
 
 def linear_pair(
@@ -115,7 +144,12 @@ def linear_pair(
     """The linear layer as a pair over `params = {kernel, bias, columns, rows, active}`."""
 
     def forward(params, x, aux):
-        return project(x, params["kernel"], params.get("bias")), save_input(x, params, kind, keep)
+        y, saved = (
+            project(x, params["kernel"], params.get("bias")),
+            save_input(x, params, kind, keep),
+        )
+        _choose(saved, x.shape, y, implementation)  # a refusal is better now than when it is used
+        return y, saved
 
     def backward(params, saved, aux, dy):
         return (

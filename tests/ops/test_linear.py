@@ -30,14 +30,25 @@ DY = normal(3, B, N, F)
 RESIDUALS = ["dense", "columns", "packed rows", "magnitude", "elements"]
 
 
-def run(residual, keep=KEEP, columns=COLUMNS, dtype=jnp.float32, x=ARRAYS["x"], dy=DY):
+def run(
+    residual,
+    implementation="xla",
+    *,
+    keep=KEEP,
+    columns=COLUMNS,
+    dtype=jnp.float32,
+    x=ARRAYS["x"],
+    dy=DY,
+):
     """Output and gradients of x, kernel and bias; packed rows are returned where they belong."""
     x, dy = as_jax(x, dtype), as_jax(dy, dtype)
     kernel, bias, selected = as_jax(ARRAYS["kernel"]), as_jax(ARRAYS["bias"]), jnp.asarray(columns)
     if residual == "packed rows":
         rows = jnp.zeros((len(columns), F))
         y, (dx, packed, db) = value_and_pullback(
-            lambda x, rows, bias: linear(x, kernel, bias, columns=selected, rows=rows),
+            lambda x, rows, bias: linear(
+                x, kernel, bias, columns=selected, rows=rows, implementation=implementation
+            ),
             dy,
             x,
             rows,
@@ -49,7 +60,7 @@ def run(residual, keep=KEEP, columns=COLUMNS, dtype=jnp.float32, x=ARRAYS["x"], 
         return y, {"x": dx, "kernel": dw[:D], "bias": db}
     options = (
         {"columns": selected} if residual == "columns" else {"residual": residual, "keep": keep}
-    )
+    ) | {"implementation": implementation}
     y, (dx, dw, db) = value_and_pullback(lambda *a: linear(*a, **options), dy, x, kernel, bias)
     return y, {"x": dx, "kernel": dw, "bias": db}
 
@@ -70,14 +81,14 @@ def seen_by_the_weights(residual):
 
 @pytest.mark.parametrize("residual", RESIDUALS)
 class TestLinear:
-    def test_equals_the_oracle(self, residual):
-        y, grads = run(residual)
+    def test_equals_the_oracle(self, residual, implementation):
+        y, grads = run(residual, implementation)
         assert_close(y, ARRAYS["x"] @ ARRAYS["kernel"] + ARRAYS["bias"], ROUNDING, "y")
         expected = oracles.linear_gradients(seen_by_the_weights(residual), ARRAYS["kernel"], DY)
         assert_close(grads, expected, ROUNDING)
 
-    def test_keeping_everything_equals_the_dense_layer(self, residual):
-        _, grads = run(residual, keep=1.0, columns=np.arange(D, dtype=np.int32))
+    def test_keeping_everything_equals_the_dense_layer(self, residual, implementation):
+        _, grads = run(residual, implementation, keep=1.0, columns=np.arange(D, dtype=np.int32))
         expected = oracles.linear_gradients(ARRAYS["x"], ARRAYS["kernel"], DY)
         tolerance = dict.fromkeys(expected, ROUNDING)
         if residual == "elements":
@@ -85,7 +96,7 @@ class TestLinear:
         for name, value in expected.items():
             assert_close(grads[name], value, tolerance[name], name)
 
-    def test_bfloat16_error_is_that_of_plain_code(self, residual):
+    def test_bfloat16_error_is_that_of_plain_code(self, residual, implementation):
         low = {k: as_jax(v, jnp.bfloat16) for k, v in ARRAYS.items()}
         plain_y, plain = value_and_pullback(
             lambda x, kernel, bias: jnp.matmul(x, kernel) + bias[None, None],
@@ -93,7 +104,8 @@ class TestLinear:
             *low.values(),
         )
         # Rounded to bfloat16 entries tie at the threshold of "elements": it keeps everything here.
-        y, grads = run(residual, keep=1.0 if residual == "elements" else KEEP, dtype=jnp.bfloat16)
+        keep = 1.0 if residual == "elements" else KEEP
+        y, grads = run(residual, implementation, keep=keep, dtype=jnp.bfloat16)
         assert y.dtype == grads["x"].dtype == jnp.bfloat16
         assert grads["kernel"].dtype == jnp.float32  # that of the master weights
         exact_y = ARRAYS["x"] @ ARRAYS["kernel"] + ARRAYS["bias"]
@@ -120,9 +132,9 @@ def test_kept_rows_are_the_dense_rows_and_the_others_zero(residual):
 
 
 @pytest.mark.parametrize("residual", ["columns", "packed rows"])
-def test_unused_slots_contribute_nothing(residual):
+def test_unused_slots_contribute_nothing(residual, implementation):
     padded = np.array([1, 2, 5, D, D], np.int32)
-    y, grads = run(residual, columns=padded)
+    y, grads = run(residual, implementation, columns=padded)
     expected = oracles.linear_gradients(
         oracles.only_columns(ARRAYS["x"], padded[:3]), ARRAYS["kernel"], DY
     )
@@ -131,9 +143,9 @@ def test_unused_slots_contribute_nothing(residual):
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4)])
-def test_any_number_of_leading_axes(shape):
+def test_any_number_of_leading_axes(shape, implementation):
     x, dy = normal(5, *shape, D), normal(6, *shape, F)
-    _, grads = run("columns", x=x, dy=dy)
+    _, grads = run("columns", implementation, x=x, dy=dy)
     expected = oracles.linear_gradients(oracles.only_columns(x, COLUMNS), ARRAYS["kernel"], dy)
     assert_close(grads, expected, ROUNDING)
 
@@ -164,12 +176,12 @@ class TestActiveFlags:
     """JointSPAR: a tensor that is not trained in this interval."""
 
     @staticmethod
-    def gradients(kernel_active, bias_active, packed):
+    def gradients(kernel_active, bias_active, packed, implementation="xla"):
         params = as_jax({"kernel": ARRAYS["kernel"], "bias": ARRAYS["bias"]})
         selection = {"columns": jnp.asarray(COLUMNS)}
         if packed:
             selection["rows"] = jnp.zeros((len(COLUMNS), F))
-        op = pair.bind(linear_pair("columns"))
+        op = pair.bind(linear_pair("columns", implementation=implementation))
 
         def loss(trained, kernel_active, bias_active):
             flags = {"kernel": kernel_active, "bias": bias_active}
@@ -186,9 +198,9 @@ class TestActiveFlags:
     @pytest.mark.parametrize("kernel_active", [False, True])
     @pytest.mark.parametrize("bias_active", [False, True])
     def test_inactive_gradients_are_zero_and_active_ones_unchanged(
-        self, kernel_active, bias_active, packed
+        self, kernel_active, bias_active, packed, implementation
     ):
-        function, args = self.gradients(kernel_active, bias_active, packed)
+        function, args = self.gradients(kernel_active, bias_active, packed, implementation)
         grads = jax.jit(function)(*args)
         expected = oracles.linear_gradients(
             oracles.only_columns(ARRAYS["x"], COLUMNS), ARRAYS["kernel"], DY
