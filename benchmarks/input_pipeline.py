@@ -5,6 +5,9 @@
 Writes JPEGs of the size of CUB-200-2011's (500 x 375) and PNGs of CIFAR's (32 x 32) to a temporary
 folder, and reads them as training does (a random part, resized to 224 x 224 pixels) and as
 evaluation does. The content is smooth noise: files are as large as photographs of that size.
+
+Threads share one interpreter, so the time that Python itself takes for an image bounds what any
+number of them can do. It is that of an image of a few pixels.
 """
 
 import argparse
@@ -21,6 +24,7 @@ import PIL
 from PIL import Image
 
 from pbr_jax import __version__, data
+from pbr_jax.data.records import ImageRecord
 from pbr_jax.training.metrics import write_json
 
 KINDS = {"jpeg 500x375": (500, 375, "jpg"), "png 32x32": (32, 32, "png")}
@@ -68,6 +72,20 @@ def images_per_second(folder: Path, batch_size: int, workers: int, seconds: floa
     return {"train": train, "evaluation": len(dataset.test) / (time.perf_counter() - start)}
 
 
+def python_seconds(kind: str, rounds: int = 9) -> float:
+    """Processor time per image of 16 x 16 pixels: little but Python's own."""
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(file, kind)
+    records = [ImageRecord(file.getvalue(), 0, "")] * 512
+    inputs, generator = data.ImageInputs(8, 3, "crop"), np.random.default_rng(0)
+    times = []
+    for _ in range(rounds):
+        start = time.thread_time()
+        inputs(records, generator)
+        times.append((time.thread_time() - start) / len(records))
+    return min(times)
+
+
 def main() -> None:
     """Prints the table and writes the rates."""
     parser = argparse.ArgumentParser(
@@ -97,11 +115,17 @@ def main() -> None:
     for kind, (width, height, suffix) in KINDS.items():
         with tempfile.TemporaryDirectory() as folder:
             mean = write_images(Path(folder), width, height, suffix, args.count)
-            rates = results["rates"][kind] = {"bytes_per_file": mean, "workers": {}}
+            python = python_seconds("JPEG" if suffix == "jpg" else "PNG")
+            rates = results["rates"][kind] = {
+                "bytes_per_file": mean,
+                "python_seconds_per_image": python,
+                "workers": {},
+            }
             for workers in map(int, args.workers.split(",")):
                 rate = images_per_second(Path(folder), args.batch, workers, args.seconds)
                 rates["workers"][str(workers)] = rate
                 print(f"{kind:<16}{workers:>11}{rate['train']:>10.0f}{rate['evaluation']:>12.0f}")
+            print(f"{kind:<16}{'any':>11}{1 / python:>10.0f}            bound by Python itself")
     if args.out is not None:
         write_json(args.out, results)
 

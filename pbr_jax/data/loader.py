@@ -123,6 +123,8 @@ def eval_batches(
         arrays = prepare([records[row] for row in rows], None)
         arrays["mask"] = np.ones(len(rows), bool)
         missing = batch_size - len(rows)
+        if not missing:
+            return arrays
         filled = {
             name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1), "edge")
             for name, array in arrays.items()
