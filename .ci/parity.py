@@ -169,15 +169,12 @@ def first_blocks(model, params, depth: int):
 
 
 def first_token(theirs, state: np.ndarray) -> np.ndarray:
-    """What their head reads, if `state` `[B, D]` is what the last block gives for the first token."""
+    """What their head reads if a block's `state` `[B, D]` of the first token is the last one."""
     if "vit" in theirs.params:
-        norm = theirs.params["vit"]["layernorm"]
+        norm, epsilon = theirs.params["vit"]["layernorm"], theirs.config.layer_norm_eps
         centred = state - state.mean(-1, keepdims=True)
         variance = (centred**2).mean(-1, keepdims=True)
-        return (
-            centred / np.sqrt(variance + theirs.config.layer_norm_eps) * norm["scale"]
-            + norm["bias"]
-        )
+        return centred / np.sqrt(variance + epsilon) * norm["scale"] + norm["bias"]
     pooler = theirs.params["bert"]["pooler"]["dense"]
     return np.tanh(state @ pooler["kernel"] + pooler["bias"])
 

@@ -18,6 +18,7 @@ from pbr_jax.gpu import use_cpu_without_gpu
 # Name -> what it does. `pbr a b` is the module `pbr_jax.commands.a_b`.
 COMMANDS: dict[str, str] = {
     "compare": "methods side by side: memory, time, accuracy",
+    "predict": "classes of images or texts, by the model of a run",
     "export": "write the model of a run for other programs",
     "weights check": "what a file of weights is, and which configuration it fits",
     "data check": "what is in a data set: counts, classes, sizes, what is broken",

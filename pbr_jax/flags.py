@@ -69,6 +69,17 @@ def add_config(parser: argparse.ArgumentParser, default: str | None = DEFAULT_SP
     )
 
 
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Adds `RUN` and `--checkpoint` to a command of `pbr`, for `pbr_jax.training.run.open_run`."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="work directory of train.py")
+    parser.add_argument(
+        "--checkpoint",
+        choices=("best", "last"),
+        default="best",
+        help="the most accurate checkpoint or the last one; default best",
+    )
+
+
 def default_workdir(config: Config) -> Path:
     """`runs/NAME-METHOD`, so that the same command resumes and another method starts afresh."""
     return Path("runs") / f"{config.name}-{config.method.replace('/', '-')}"

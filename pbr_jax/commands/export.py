@@ -15,23 +15,16 @@ import tempfile
 from pathlib import Path
 
 from pbr_jax import checkpoints
+from pbr_jax.flags import add_run
 from pbr_jax.training.pretrained import architecture
 from pbr_jax.training.run import Run, open_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="work directory of train.py")
+    add_run(parser)
     parser.add_argument("--to", required=True, choices=("safetensors", "npz", "orbax"))
-    parser.add_argument(
-        "--out", type=Path, metavar="PATH", help="file or directory to write; default in RUN/export"
-    )
-    parser.add_argument(
-        "--checkpoint",
-        choices=("best", "last"),
-        default="best",
-        help="the most accurate checkpoint or the last one; default best",
-    )
+    parser.add_argument("--out", type=Path, metavar="PATH", help="default in RUN/export")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -83,22 +83,24 @@ def _read(file: Path, on_error: OnError) -> tuple[list[Row], Skipped]:
     return rows, settle(faults, len(found), "rows", file, on_error)
 
 
-def read_rows(file: Path) -> Iterator[Row | str]:
+def read_rows(file: Path, labelled: bool = True) -> Iterator[Row | str]:
     """Every row, or for one that cannot be used its file, line and what is wrong with it.
+
+    Rows that are not `labelled` have an empty label, whatever the file has.
 
     Raises:
       ValueError: a CSV file without a header that names the columns.
     """
-    lines = _csv_rows(file) if file.suffix == ".csv" else _json_rows(file)
+    lines = _csv_rows(file, labelled) if file.suffix == ".csv" else _json_rows(file)
     for number, fields in lines:
         name = f"{file}:{number}"
         try:
-            yield _row(fields, name)
+            yield _row(fields, name, labelled)
         except ValueError as error:
             yield f"{name}: {error}"
 
 
-def _csv_rows(file: Path) -> Iterator[tuple[int, dict[Any, Any] | Exception]]:
+def _csv_rows(file: Path, labelled: bool) -> Iterator[tuple[int, dict[Any, Any] | Exception]]:
     """Line number and fields of each row; a row may have several lines, the first one counts."""
     with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         reader = csv.reader(stream, strict=True)
@@ -106,9 +108,10 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, dict[Any, Any] | Exception]]:
             columns = next(reader, [])
         except csv.Error as error:
             raise ValueError(f"{file}:1: not a CSV header ({error})") from error
-        if "label" not in columns or not {"text", "text_a"} & set(columns):
+        if (labelled and "label" not in columns) or not {"text", "text_a"} & set(columns):
+            label = "a column label, and " if labelled else ""
             raise ValueError(
-                f"{file}:1: the header must name a column label, and text or text_a and text_b; "
+                f"{file}:1: the header must name {label}text or text_a and text_b; "
                 f"it has {', '.join(columns) or 'nothing'}"
             )
         while True:
@@ -136,14 +139,17 @@ def _json_rows(file: Path) -> Iterator[tuple[int, Any]]:
                     yield number, ValueError(f"not JSON ({error})")
 
 
-def _row(fields: Any, name: str) -> Row:
+def _row(fields: Any, name: str, labelled: bool) -> Row:
     if isinstance(fields, Exception):
         raise ValueError(str(fields))
     if not isinstance(fields, dict):
         raise ValueError("not an object with the keys text and label")
-    alone, label = "text" in fields, fields.get("label")
+    alone = "text" in fields
     text_a = _text(fields, "text" if alone else "text_a")
     text_b = None if alone or "text_b" not in fields else _text(fields, "text_b")
+    if not labelled:
+        return Row(text_a, text_b, "", name)
+    label = fields.get("label")
     if isinstance(label, bool) or not isinstance(label, str | int):
         raise ValueError(f"label is {json.dumps(label)}: must be text or a whole number")
     label = str(label).strip()

@@ -12,6 +12,7 @@ from pbr_jax.models.vit import ViT
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SHAPE = ("width", "depth", "heads", "mlp_dim")
+_BERT_NAMES = {"B": "base", "L": "large"}
 
 
 def find_weights(name: str) -> Path:
@@ -53,11 +54,12 @@ def load_weights(settings: Model, model: ViT | Bert, initial: Any) -> checkpoint
 
 def describe(weights: Weights) -> str:
     """What weights are, such as `ViT-B/16`, with their sizes where these have no name."""
-    family, sizes = weights.family, weights.sizes
-    kind, patch = ("ViT", f"/{sizes.get('patch')}") if family == "vit" else ("BERT", "")
-    name = size_name(weights)
-    if name is not None:
-        return f"{kind}-{name}{patch}"
+    name, sizes = size_name(weights), weights.sizes
+    if weights.family == "vit" and name is not None:
+        return f"ViT-{name}/{sizes.get('patch')}"
+    if name in _BERT_NAMES:
+        return f"BERT-{_BERT_NAMES[name]}"
+    kind = "ViT" if weights.family == "vit" else "BERT"
     listed = (f"{word} {sizes[word]}" for word in (*_SHAPE, "patch") if word in sizes)
     return f"a {kind} of {', '.join(listed)}"
 
@@ -72,17 +74,21 @@ def size_name(weights: Weights) -> str | None:
 
 def changes(weights: Weights, settings: Model) -> list[str]:
     """Settings of the model, "name=value" each, to change so that it can have these weights."""
-    sizes, wanted = weights.sizes, {}
+    sizes = weights.sizes
     mine, name = settings.resolved(), size_name(weights)
+    wanted: dict[str, Any] = {"family": weights.family}
     if any(word in sizes and sizes[word] != getattr(mine, word) for word in _SHAPE):
         if name is not None:
-            wanted = {"size": name} | dict.fromkeys(_SHAPE)
+            wanted |= {"size": name} | dict.fromkeys(_SHAPE)
         else:
-            wanted = {"size": None} | {word: sizes.get(word) for word in _SHAPE}
+            wanted |= {"size": None} | {word: sizes.get(word) for word in _SHAPE}
     if weights.family == "vit":
         wanted |= {word: sizes[word] for word in ("patch", "channels") if word in sizes}
         if not weights.names_of("cls"):
             wanted["pool"] = "mean"
+    else:
+        wanted["vocab_size"] = sizes.get("vocab", settings.vocab_size)
+        wanted["max_length"] = min(sizes.get("positions", mine.max_length), mine.max_length)
     return [
         f"{key}={show(value)}" for key, value in wanted.items() if getattr(settings, key) != value
     ]

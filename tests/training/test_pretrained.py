@@ -121,8 +121,25 @@ def test_a_damaged_file_that_has_the_right_sizes_asks_for_no_setting(google):
 
 def test_another_family_is_named(tmp_path):
     np.savez(tmp_path / "bert.npz", **huggingface_bert())
-    with pytest.raises(ValueError, match=r"they are a bert, the model is a vit\n.*This is a BERT"):
+    with pytest.raises(ValueError, match="they are a bert, the model is a vit") as raised:
         load(tmp_path / "bert.npz", RGB, vit())
+    assert str(raised.value).splitlines()[-1] == (
+        "This is a BERT of width 16, depth 2, mlp_dim 32: --config.model.family=bert"
+        " --config.model.vocab_size=20 --config.model.max_length=8"
+    )
+
+
+def test_bert_weights_have_names_and_settings():
+    weights = sized("B")._replace(format=checkpoints.formats.HUGGINGFACE_BERT)
+    weights.sizes.update(vocab=28996, positions=512)
+    assert pretrained.describe(weights) == "BERT-base"
+    settings = Model(family="bert", size="B", vocab_size=28996, max_length=128)
+    assert pretrained.changes(weights, settings) == []
+    assert pretrained.changes(weights, Model(family="bert", size="L", max_length=1024)) == [
+        "size=B",
+        "vocab_size=28996",
+        "max_length=512",
+    ]
 
 
 def test_shipped_weights_are_found_from_anywhere(tmp_path, monkeypatch):

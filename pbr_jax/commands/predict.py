@@ -1,0 +1,108 @@
+"""Predicts the classes of images or texts with the model of a run.
+
+    pbr predict runs/digits-prebackrazor images/*.png --csv out.csv
+    pbr predict runs/bert texts.jsonl --csv out.csv --top 2
+
+Images are files, folders of them, or an `.npz` with an array `images` [N, H, W, C]; they are
+prepared as in evaluation. Texts are `.jsonl` or `.csv` with text, or text_a and text_b; labels are
+not read. The output has a line for each file or row, `example,class,probability`. An example that
+cannot be used stops the command, which then writes nothing; with --skip it is named, counted and
+left out.
+"""
+
+import argparse
+import csv
+import dataclasses
+import io
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import rich.console
+import rich.progress
+
+from pbr_jax.configs.common import Config
+from pbr_jax.data import Prepare, unlabelled
+from pbr_jax.flags import add_run
+from pbr_jax.training.inputs import make_inputs
+from pbr_jax.training.metrics import write_atomically
+from pbr_jax.training.predict import Prediction, predict
+from pbr_jax.training.run import open_run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    add_run(parser)
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="images or texts")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="where to write; default stdout")
+    parser.add_argument("--top", type=int, default=1, metavar="K", help="classes per example")
+    parser.add_argument("--skip", action="store_true", help="leave out what cannot be used")
+    parser.add_argument("--batch-size", type=int, metavar="B", help="default that of training")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Predicts; returns 0, or 1 if no example could be used."""
+    run = open_run(args.run, args.checkpoint, lambda text: print(text, file=sys.stderr))
+    if not 1 <= args.top <= len(run.class_names):
+        raise ValueError(f"--top {args.top}: must be between 1 and {len(run.class_names)} classes")
+    batch_size = run.config.batch_size if args.batch_size is None else args.batch_size
+    if batch_size < 1:
+        raise ValueError(f"--batch-size {batch_size}: must be 1 or more")
+    is_text = run.config.model.family == "bert"
+    examples = unlabelled.find(args.paths, "text" if is_text else "image")
+    faults: list[str] = []
+    predictions = predict(
+        run.parts.model,
+        run.params,
+        examples,
+        evaluation_inputs(run.config),
+        batch_size,
+        faults.append if args.skip else None,
+    )
+    try:
+        text = as_csv(_progress(predictions, len(examples)), run.class_names, args.top)
+    except ValueError as error:
+        advice = "Nothing was written. --skip leaves out what cannot be used."
+        raise ValueError(f"{error}\n{advice}") from error
+    if args.csv is None:
+        sys.stdout.write(text)
+    else:
+        write_atomically(args.csv, text)
+    for fault in faults:
+        print(f"skipped: {fault}", file=sys.stderr)
+    where = "" if args.csv is None else f"; wrote {args.csv}"
+    print(
+        f"{len(examples) - len(faults)} of {len(examples)} examples predicted with checkpoint"
+        f" {run.step} of {run.workdir}{where}",
+        file=sys.stderr,
+    )
+    return int(len(faults) == len(examples))
+
+
+def evaluation_inputs(config: Config) -> Prepare:
+    """How evaluation prepares examples; files too, where training reads arrays."""
+    return make_inputs(
+        dataclasses.replace(config, data=dataclasses.replace(config.data, augment="off"))
+    )
+
+
+def as_csv(predictions: Iterable[Prediction], class_names: Sequence[str], top: int) -> str:
+    """The table of the predictions, a line each."""
+    header = ["example", "class", "probability"]
+    header += [f"{name}_{rank}" for rank in range(2, top + 1) for name in header[1:]]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for prediction in predictions:
+        best = prediction.best(top)
+        cells = [cell for label, p in best for cell in (class_names[label], f"{p:.6f}")]
+        writer.writerow([prediction.name, *cells])
+    return text.getvalue()
+
+
+def _progress(predictions: Iterable[Prediction], total: int) -> Iterable[Prediction]:
+    """The same, with a bar on standard error if that is a terminal."""
+    console = rich.console.Console(stderr=True)
+    return rich.progress.track(
+        predictions, "predicting", total, console=console, disable=not console.is_terminal
+    )

@@ -1,0 +1,84 @@
+"""Classes of examples by a trained model."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float32
+
+from pbr_jax.data import Batch, Prepare
+from pbr_jax.data.unlabelled import Unlabelled
+from pbr_jax.models import Classifier
+
+
+class Prediction(NamedTuple):
+    """What the model says of one example."""
+
+    name: str
+    probabilities: Float32[np.ndarray, " classes"]
+
+    def best(self, count: int) -> list[tuple[int, float]]:
+        """The most probable labels, each with its probability; the lower label of equals first."""
+        order = np.argsort(-self.probabilities, kind="stable")[:count]
+        return [(int(label), float(self.probabilities[label])) for label in order]
+
+
+def predict(
+    model: Classifier,
+    params: Any,
+    examples: Unlabelled,
+    prepare: Prepare,
+    batch_size: int,
+    skip: Callable[[str], None] | None = None,
+) -> Iterator[Prediction]:
+    """Predicts examples in their order, in batches of one shape.
+
+    Args:
+      model, params: as trained.
+      examples: what to predict.
+      prepare: the run's, as for evaluation.
+      batch_size: examples at a time; the last batch is filled up and the filling dropped.
+      skip: called with what is wrong with an example that cannot be used, which is left out; None
+        stops at the first.
+
+    Raises:
+      ValueError: an example cannot be used; names it.
+    """
+
+    @jax.jit
+    def probabilities(params: Any, inputs: Any) -> jax.Array:
+        logits = model.apply({"params": params}, inputs)
+        assert isinstance(logits, jax.Array)  # no collection is mutable
+        return jax.nn.softmax(logits)
+
+    def read(row: int) -> tuple[str, Batch] | ValueError:
+        try:
+            record = examples[row]
+            return record.name, prepare([record], None)
+        except ValueError as error:
+            return error
+
+    with ThreadPoolExecutor() as threads:
+        for start in range(0, len(examples), batch_size):
+            rows = range(len(examples))[start : start + batch_size]
+            usable = []
+            for found in threads.map(read, rows):
+                if not isinstance(found, ValueError):
+                    usable.append(found)
+                elif skip is None:
+                    raise found
+                else:
+                    skip(str(found))
+            if usable:
+                batch = _stack([arrays for _, arrays in usable], batch_size)
+                result = np.asarray(probabilities(params, model.inputs(batch)))
+                for (name, _), row in zip(usable, result, strict=False):
+                    yield Prediction(name, row)
+
+
+def _stack(examples: list[Batch], batch_size: int) -> Batch:
+    """One batch of examples, filled up with copies of the last one."""
+    filled = examples + [examples[-1]] * (batch_size - len(examples))
+    return {name: np.concatenate([one[name] for one in filled]) for name in examples[0]}

@@ -1,0 +1,77 @@
+"""`pbr export`: what is written is the checkpoint asked for, bit for bit, and whole."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from fakes import param_shapes
+from runs import bert_run, vit_run
+
+from pbr_jax import cli
+from pbr_jax.training import from_config
+from pbr_jax.training.pretrained import load_weights
+from pbr_jax.training.run import read_config
+
+RUNS = {"vit": vit_run, "bert": bert_run}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return {name: (folder / name, write(folder / name)) for name, write in RUNS.items()}
+
+
+@pytest.mark.parametrize(
+    ("family", "form"),
+    [
+        ("vit", "npz"),
+        ("vit", "safetensors"),
+        ("vit", "orbax"),
+        ("bert", "safetensors"),
+        ("bert", "orbax"),
+    ],
+)
+@pytest.mark.parametrize("checkpoint", ["best", "last"])
+def test_an_export_starts_a_run_with_the_same_bits(runs, tmp_path, family, form, checkpoint):
+    workdir, saved = runs[family]
+    out = tmp_path / "out"
+    flags = ["--to", form, "--out", str(out), "--checkpoint", checkpoint]
+    assert cli.main(["export", str(workdir), *flags]) == 0
+    model = from_config.build(read_config(workdir)).model
+    settings = dataclasses.replace(read_config(workdir).model, weights=str(out))
+    params, notes = load_weights(settings, model, param_shapes(model))
+    assert notes == []
+    jax.tree.map(np.testing.assert_array_equal, params, saved[checkpoint == "last"])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_classes_and_the_tokenizer_are_in_the_export(runs, tmp_path):
+    workdir, _ = runs["bert"]
+    assert (
+        cli.main(["export", str(workdir), "--to", "safetensors", "--out", str(tmp_path / "b")]) == 0
+    )
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert config["id2label"] == {"0": "none", "1": "one", "2": "two", "3": "three"}
+    assert (tmp_path / "b" / "vocab.txt").read_text() == (workdir / "vocab.txt").read_text()
+
+
+def test_the_default_place_is_in_the_run_and_is_never_overwritten(tmp_path, capsys):
+    vit_run(tmp_path / "run")
+    command = ["export", str(tmp_path / "run"), "--to", "npz"]
+    assert cli.main(command) == 0
+    out = tmp_path / "run" / "export" / "model.npz"
+    assert f"checkpoint 1 of {tmp_path / 'run'} to {out}" in capsys.readouterr().out
+    before = out.read_bytes()
+    assert cli.main(command) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
+def test_a_format_that_cannot_hold_the_model_leaves_nothing(runs, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["export", str(runs["bert"][0]), "--to", "npz", "--out", str(out)]
+    assert cli.main(command) == 2
+    assert "is a layout of ViT, the model is a bert" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
