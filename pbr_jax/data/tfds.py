@@ -144,7 +144,7 @@ def prepare(name: str, path: str | None = None) -> Path:
     """Downloads and prepares a data set, unless it is there; returns its folder.
 
     Raises:
-      OSError: the place that it comes from cannot be reached.
+      OSError: the place that it comes from cannot be reached, or the preparation fails.
     """
     wanted = SETS[name]
     if (folder := find_prepared(wanted.tfds_name, path)) is not None:
@@ -159,7 +159,13 @@ def prepare(name: str, path: str | None = None) -> Path:
 
         cifar._load_data = _cifar_examples
     builder = tfds.builder(wanted.tfds_name, data_dir=data_dir(path), file_format="array_record")
-    builder.download_and_prepare()
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # of the network, the disk, or of TFDS's own kinds
+        raise OSError(
+            f"data set {name}: not prepared, {type(error).__name__}: {str(error).strip()[:400]}\n"
+            "The same command starts again; what was downloaded whole is kept."
+        ) from error
     return Path(builder.data_dir)
 
 

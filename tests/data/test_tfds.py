@@ -92,6 +92,19 @@ def test_no_network_is_one_error_at_once(tmp_path, monkeypatch):
         tfds.prepare("cifar10", str(tmp_path))
 
 
+def test_a_failed_preparation_is_one_error_and_leaves_nothing_prepared(tmp_path):
+    write_cifar100(tmp_path / "source")
+    (tmp_path / "source" / "cifar-100-binary" / "test.bin").unlink()
+    path = str(tmp_path / "prepared")
+    with (
+        downloaded(tmp_path / "source"),
+        pytest.raises(OSError, match=r"not prepared, FileNotFound"),
+    ):
+        tfds.prepare("cifar100", path)
+    with pytest.raises(ValueError, match="not prepared in"):
+        data.load("cifar100", path)
+
+
 def test_columns_are_those_of_tfds():
     from tensorflow_datasets.text import glue
 
