@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pbr_jax.ops import gelu_codes, pair
+from pbr_jax import residuals
+from pbr_jax.kernels import gelu as kernel
+from pbr_jax.ops import dispatch, gelu_codes, pair
 from pbr_jax.ops.arrays import sample_keys, uniform_like
-from pbr_jax.plans import GeluKind
+from pbr_jax.ops.dispatch import Offer
+from pbr_jax.plans import GeluKind, Implementation
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 _CUBIC = 0.044715
@@ -34,7 +37,7 @@ def derivative(u: jax.Array, *, approximate: bool = False) -> jax.Array:
 
 
 class Code(NamedTuple):
-    """The derivative in a few bits: bit planes, uint8 `[B, bits, ..., ceil(F / 8)]`."""
+    """The derivative in a few bits: bit planes, uint8 `[B, ..., bits, ceil(F / 8)]`."""
 
     planes: jax.Array
 
@@ -56,7 +59,7 @@ def save(
         levels = gelu_codes.codebook(bits, True, approximate)
         slope = derivative(wide, approximate=approximate)
         codes = gelu_codes.at_random(slope, levels, uniform_like(keys, u))
-    return Code(jnp.moveaxis(gelu_codes.pack(codes, bits), 0, 1))
+    return Code(gelu_codes.pack(codes, bits))
 
 
 def saved_derivative(
@@ -65,22 +68,79 @@ def saved_derivative(
     """The derivative as the backward pass sees it, shape and dtype of `like`."""
     if not isinstance(saved, Code):
         return derivative(saved, approximate=approximate)
-    levels = gelu_codes.codebook(saved.planes.shape[1], stochastic, approximate)
-    codes = gelu_codes.unpack(jnp.moveaxis(saved.planes, 1, 0), like.shape[-1])
+    levels = gelu_codes.codebook(saved.planes.shape[-2], stochastic, approximate)
+    codes = gelu_codes.unpack(saved.planes, like.shape[-1])
     return gelu_codes.look_up(codes, levels).astype(like.dtype)
 
 
-def gelu_pair(kind: GeluKind = "dense", approximate: bool = False) -> pair.Pair:
+def forward(
+    u: jax.Array,
+    kind: GeluKind,
+    *,
+    approximate: bool = False,
+    keys: jax.Array | None = None,
+    columns: jax.Array | None = None,
+    implementation: Implementation | None = None,
+) -> tuple[jax.Array, jax.Array | Code, jax.Array | None]:
+    """GELU of `u`, `[B, ..., F]`, what `save` keeps of it, and `columns` of the output, packed.
+
+    Where codes are kept, a kernel can make all three in one pass over `u`.
+
+    Raises:
+      ValueError: the named implementation cannot run.
+    """
+    if kind != "dense" and choose(u, keys, implementation) == "triton":
+        bits, capability = int(kind.removeprefix("code")), dispatch.target().capability
+        a, planes, packed = kernel.gelu(
+            u.reshape(-1, u.shape[-1]),
+            gelu_codes.nearest_steps(bits, approximate),
+            bits,
+            columns,
+            approximate=approximate,
+            blocks=kernel.blocks_for(capability, u.dtype),
+            interpret=dispatch.interpreting(),
+        )
+        leading = u.shape[:-1]
+        saved = Code(planes.reshape(*leading, *planes.shape[1:]))
+        return a.reshape(u.shape), saved, None if packed is None else packed.reshape(*leading, -1)
+    a = value(u, approximate=approximate)
+    packed = None if columns is None else residuals.take_columns(a, columns)
+    return a, save(u, kind, approximate=approximate, keys=keys), packed
+
+
+def choose(
+    u: jax.Array | jax.ShapeDtypeStruct,
+    keys: jax.Array | None,
+    implementation: Implementation | None,
+) -> Implementation:
+    """The implementation of a GELU that keeps codes of `u`."""
+    refusal = None
+    if keys is not None:
+        refusal = "it rounds codes to the nearest level only, and these are rounded at random"
+    elif u.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
+        refusal = f"u has dtype {u.dtype}: must be bfloat16, float16 or float32"
+    elif not 0 < u.size < 2**31:
+        refusal = f"u has {u.size} elements: must be at least 1 and fewer than 2^31"
+    return dispatch.choose("gelu", implementation, {"triton": Offer(refusal)})
+
+
+def gelu_pair(
+    kind: GeluKind = "dense",
+    approximate: bool = False,
+    implementation: Implementation | None = None,
+) -> pair.Pair:
     """GELU as a pair; `aux` holds keys for stochastic rounding, `[B]`, or is None."""
 
-    def forward(params, u, keys):
-        return value(u, approximate=approximate), save(u, kind, approximate=approximate, keys=keys)
+    def forward_(params, u, keys):
+        return forward(u, kind, approximate=approximate, keys=keys, implementation=implementation)[
+            :2
+        ]
 
     def backward(params, saved, keys, dy):
         slope = saved_derivative(saved, dy, approximate=approximate, stochastic=keys is not None)
         return None, dy * slope
 
-    return pair.Pair(forward, backward)
+    return pair.Pair(forward_, backward)
 
 
 def gelu(
@@ -89,6 +149,7 @@ def gelu(
     approximate: bool = False,
     residual: GeluKind = "dense",
     key: jax.Array | None = None,
+    implementation: Implementation | None = None,
 ) -> jax.Array:
     """GELU of `u`, `[B, ..., F]`, that saves one array, or a code of a few bits per element.
 
@@ -98,13 +159,15 @@ def gelu(
       residual: "dense", or "code2", "code3", "code4": the derivative in so many bits. Their
         relative error on N(0, 1) is 13, 6.5 and 3.2 %.
       key: for codes: rounds stochastically, so that the gradient is unbiased (22.8, 10.0, 4.7 %).
+      implementation: of codes, see `pbr_jax.ops.dispatch`; None lets the device decide.
 
     Raises:
-      ValueError: `residual` is unknown, or `key` is given for "dense".
+      ValueError: `residual` is unknown, `key` is given for "dense", or the named implementation
+        cannot run.
     """
     if residual not in get_args(GeluKind):
         raise ValueError(f"residual = {residual!r}: must be one of {', '.join(get_args(GeluKind))}")
     if key is not None and residual == "dense":
         raise ValueError("key given with residual = 'dense': only codes are rounded; drop the key")
     keys = None if key is None else sample_keys(key, u.shape[0])
-    return pair.bind(gelu_pair(residual, approximate))(None, u, keys)
+    return pair.bind(gelu_pair(residual, approximate, implementation))(None, u, keys)

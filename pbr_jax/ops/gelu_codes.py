@@ -14,13 +14,15 @@ Stored as a code of 2, 3 or 4 bits it takes 1/8 ... 1/4 of a bf16 activation. Tw
 import functools
 import itertools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pbr_jax.kernels.gelu import Steps
+
 BITS = (2, 3, 4)
+_BITS_PER_BYTE = 8
 _GRID = 768  # candidate positions of a level
 
 
@@ -88,14 +90,6 @@ def codebook(bits: int, stochastic: bool, approximate: bool) -> np.ndarray:
     return np.array([m1[a, b] / m0[a, b] for a, b in inside], np.float32)
 
 
-class Steps(NamedTuple):
-    """The nearest code as a function of u: it starts at `first` and changes by `by` at each cut."""
-
-    first: int
-    cuts: np.ndarray  # float32
-    by: np.ndarray  # +1 or -1
-
-
 @functools.cache
 def nearest_steps(bits: int, approximate: bool) -> Steps:
     """Where the code of the nearest level changes.
@@ -115,14 +109,12 @@ def nearest_steps(bits: int, approximate: bool) -> Steps:
         found += zip(cuts, np.where(above[before], -1, 1), strict=True)
     cuts, by = zip(*sorted(found), strict=True)
     first = int(np.argmin(np.abs(levels)))  # far to the left the derivative is 0
-    return Steps(first, np.array(cuts, np.float32), np.array(by))
+    return Steps(first, tuple(float(np.float32(cut)) for cut in cuts), tuple(map(int, by)))
 
 
 def nearest(u: jax.Array, bits: int, approximate: bool) -> jax.Array:
     """The code of the level nearest to the derivative at u, int32, shape of `u` (float32)."""
-    first, cuts, by = nearest_steps(bits, approximate)
-    steps = [(u >= float(c)).astype(jnp.int32) * int(s) for c, s in zip(cuts, by, strict=True)]
-    return functools.reduce(jnp.add, steps, jnp.int32(first))
+    return nearest_steps(bits, approximate).code(u)
 
 
 def at_random(g: jax.Array, levels: np.ndarray, noise: jax.Array) -> jax.Array:
@@ -140,16 +132,37 @@ def at_random(g: jax.Array, levels: np.ndarray, noise: jax.Array) -> jax.Array:
 
 
 def pack(codes: jax.Array, bits: int) -> jax.Array:
-    """Codes as bit planes: `int32 [..., F] -> uint8 [bits, ..., ceil(F / 8)]`."""
-    planes = [(codes >> b) & 1 for b in range(bits)]
-    return jnp.stack([jnp.packbits(plane.astype(bool), axis=-1) for plane in planes])
+    """Codes as bit planes: `int32 [..., F] -> uint8 [..., bits, ceil(F / 8)]`.
+
+    Bit i of byte j belongs to feature `i * ceil(F / 8) + j`: a kernel makes a byte of eight slices
+    of the codes, with nothing to move between its threads.
+    """
+    num_bytes = -(-codes.shape[-1] // _BITS_PER_BYTE)
+    padding = [(0, 0)] * (codes.ndim - 1) + [(0, _BITS_PER_BYTE * num_bytes - codes.shape[-1])]
+    slices = jnp.pad(codes, padding).reshape(*codes.shape[:-1], _BITS_PER_BYTE, num_bytes)
+    # All planes in one sum, a byte of it each, so that XLA reads the codes once.
+    spread = [((slices >> b) & 1) << (_BITS_PER_BYTE * b) for b in range(bits)]
+    together = functools.reduce(jnp.bitwise_or, spread) << _positions(slices.ndim)
+    words = jnp.sum(together, axis=-2, dtype=jnp.int32)
+    planes = [(words >> (_BITS_PER_BYTE * b)) & 0xFF for b in range(bits)]
+    return jnp.stack(planes, axis=-2).astype(jnp.uint8)
 
 
 def unpack(planes: jax.Array, size: int) -> jax.Array:
-    """The inverse of `pack`: `uint8 [bits, ..., ceil(F / 8)] -> int32 [..., F]`, F = size."""
-    bits = jnp.unpackbits(planes, axis=-1, count=size)
-    shifts = jnp.arange(bits.shape[0], dtype=jnp.int32).reshape(-1, *[1] * (bits.ndim - 1))
-    return jnp.sum(bits.astype(jnp.int32) << shifts, axis=0)
+    """The inverse of `pack`: `uint8 [..., bits, ceil(F / 8)] -> int32 [..., F]`, F = size."""
+    wide = planes.astype(jnp.int32)
+    bits = [
+        ((wide[..., b : b + 1, :] >> _positions(wide.ndim)) & 1) << b
+        for b in range(planes.shape[-2])
+    ]
+    codes = functools.reduce(jnp.bitwise_or, bits)
+    return codes.reshape(*codes.shape[:-2], -1)[..., :size]
+
+
+def _positions(ndim: int) -> jax.Array:
+    """0 ... 7, of the bits of a byte, along the last axis but one of `ndim`."""
+    positions = jnp.arange(_BITS_PER_BYTE, dtype=jnp.int32)
+    return positions.reshape(*[1] * (ndim - 2), _BITS_PER_BYTE, 1)
 
 
 def look_up(codes: jax.Array, levels: np.ndarray) -> jax.Array:

@@ -85,7 +85,7 @@ def transformer_block(plan: ResidualPlan, shape: BlockShape) -> Pair:
 
 def attention_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
     """`x or h + dropout(proj(attention(qkv(h))))`, `h = norm1(x)`, as a pair."""
-    norm = _layer_norm(plan, shape)
+    norm = _norm_settings(plan, shape)
     again = plan.attention == "recompute"
     settings = attention.Settings(
         kind="qkv" if again else plan.attention,
@@ -103,7 +103,7 @@ def attention_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
         return _embedding_dropout(h, aux, shape, dy, columns)
 
     def forward(params, x, aux):
-        h, norm_saved = norm.forward(params["norm1"], x, None)
+        h, norm_saved = layer_norm.forward(params["norm1"], x, norm)
         h = _embedding_dropout(h, aux, shape, x)
         heads = q_k_v(h, params["qkv"])
         out, attention_saved = attention.forward(heads, _visibility(aux, shape), settings)
@@ -148,16 +148,17 @@ def attention_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
         dh = linear.input_gradient(d_qkv, params["qkv"]["kernel"])
         if shape.post_norm:
             dh = _embedding_dropout(dh + dy, aux, shape, dy)
-        d_norm, dx = norm.backward(params["norm1"], saved.norm, None, dh)
+        skip = None if shape.post_norm else dy
+        d_norm, dx = layer_norm.backward(params["norm1"], saved.norm, dh, norm, skip)
         d_params = {"norm1": d_norm, "qkv": d_qkv_params, "proj": d_proj}
-        return d_params, dx if shape.post_norm else dx + dy
+        return d_params, dx
 
     return Pair(forward, backward)
 
 
 def mlp_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
     """`x or h + dropout(fc2(dropout(gelu(fc1(h)))))`, `h = norm2(x)`, as a pair."""
-    norm = _layer_norm(plan, shape)
+    norm = _norm_settings(plan, shape)
     approximate = shape.approximate_gelu
     hidden_dropout = 0.0 if shape.post_norm else shape.dropout
 
@@ -165,15 +166,27 @@ def mlp_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
         return _keys(aux, 3) if plan.stochastic_codes else None
 
     def forward(params, x, aux):
-        h, norm_saved = norm.forward(params["norm2"], x, None)
+        h, norm_saved = layer_norm.forward(params["norm2"], x, norm)
         u = linear.project(h, params["fc1"]["kernel"], params["fc1"]["bias"])
-        a = _dropout(gelu.value(u, approximate=approximate), aux, 1, hidden_dropout)
+        dropped = "keys" in aux and hidden_dropout > 0
+        columns = params["fc2"].get("columns") if plan.linear == "columns" else None
+        a, gelu_saved, packed = gelu.forward(
+            u,
+            plan.gelu,
+            approximate=approximate,
+            keys=code_keys(aux),
+            columns=None if dropped else columns,
+            implementation=plan.implementation,
+        )
+        a = _dropout(a, aux, 1, hidden_dropout)
         y = linear.project(a, params["fc2"]["kernel"], params["fc2"]["bias"])
         saved = MlpResidual(
             norm=norm_saved,
             fc1_input=_save_behind_norm(h, params["fc1"], norm_saved, plan, plan.keep.fc1),
-            gelu=gelu.save(u, plan.gelu, approximate=approximate, keys=code_keys(aux)),
-            fc2_input=linear.save_input(a, params["fc2"], plan.linear, plan.keep.fc2),
+            gelu=gelu_saved,
+            fc2_input=linear.save_input(a, params["fc2"], plan.linear, plan.keep.fc2)
+            if packed is None
+            else packed,
         )
         return (h if shape.post_norm else x) + _dropout(y, aux, 2, shape.dropout), saved
 
@@ -195,15 +208,18 @@ def mlp_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
         dh = linear.input_gradient(du, params["fc1"]["kernel"])
         if shape.post_norm:
             dh = dh + dy
-        d_norm, dx = norm.backward(params["norm2"], saved.norm, None, dh)
+        skip = None if shape.post_norm else dy
+        d_norm, dx = layer_norm.backward(params["norm2"], saved.norm, dh, norm, skip)
         d_params = {"norm2": d_norm, "fc1": d_fc1, "fc2": d_fc2}
-        return d_params, dx if shape.post_norm else dx + dy
+        return d_params, dx
 
     return Pair(forward, backward)
 
 
-def _layer_norm(plan: ResidualPlan, shape: BlockShape) -> Pair:
-    return layer_norm.layer_norm_pair(plan.layer_norm, plan.keep.largest, shape.epsilon)
+def _norm_settings(plan: ResidualPlan, shape: BlockShape) -> layer_norm.Settings:
+    return layer_norm.Settings(
+        plan.layer_norm, plan.keep.largest, shape.epsilon, plan.implementation
+    )
 
 
 def _save_behind_norm(h, params, norm_saved, plan, keep) -> Any:

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from pbr_jax import residuals
-from pbr_jax.ops import pair
+from pbr_jax.kernels import layer_norm as kernel
+from pbr_jax.ops import dispatch, pair
 from pbr_jax.ops.arrays import as_row
-from pbr_jax.plans import LayerNormKind
+from pbr_jax.ops.dispatch import Offer
+from pbr_jax.plans import Implementation, LayerNormKind
 
 Kind = LayerNormKind
-_GROUP = 64  # channels that share an int8 scale
+_GROUP = kernel.GROUP
 
 
 class Normalized(NamedTuple):
@@ -97,32 +99,119 @@ def restore(
     return residual.x_hat.astype(jnp.float32), residual.rstd
 
 
-def layer_norm_pair(kind: Kind = "dense", keep: float = 1.0, epsilon: float = 1e-6) -> pair.Pair:
+class Settings(NamedTuple):
+    """What is static about a LayerNorm.
+
+    Attributes:
+      kind: its residual.
+      keep: fraction kept by "elements", in (0, 1].
+      epsilon: added to the variance.
+      implementation: see `pbr_jax.ops.dispatch`; None lets the device decide.
+    """
+
+    kind: Kind = "dense"
+    keep: float = 1.0
+    epsilon: float = 1e-6
+    implementation: Implementation | None = None
+
+
+def choose(x: jax.Array | jax.ShapeDtypeStruct, settings: Settings) -> Implementation:
+    """The implementation of both passes, for an input or a cotangent `x`."""
+    refusal = None
+    if settings.kind == "elements":
+        refusal = "its residual is 'elements', which a kernel of its own packs"
+    elif x.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
+        refusal = f"x has dtype {x.dtype}: must be bfloat16, float16 or float32"
+    elif x.shape[-1] > kernel.LARGEST_WIDTH:
+        refusal = f"x has D = {x.shape[-1]}: must be at most {kernel.LARGEST_WIDTH}"
+    elif not 0 < x.size < 2**31:
+        refusal = f"x has {x.size} elements: must be at least 1 and fewer than 2^31"
+    return dispatch.choose("layer_norm", settings.implementation, {"triton": Offer(refusal)})
+
+
+def forward(params: dict, x: jax.Array, settings: Settings) -> tuple[jax.Array, Any]:
+    """The output and what `settings.kind` keeps for the backward pass."""
+    if choose(x, settings) == "triton":
+        return _forward_kernel(params, x, settings)
+    x_hat, mean, rstd = normalize(x, settings.epsilon)
+    y = affine(x_hat, params, x.dtype)
+    if settings.kind == "elements":
+        return y, PrunedInput(residuals.pack_elements(x, settings.keep), mean, rstd)
+    if settings.kind == "int8":
+        return y, Int8(*quantize(x_hat), rstd)
+    return y, Normalized(x_hat.astype(x.dtype), rstd)
+
+
+def backward(
+    params: dict, residual: Any, dy: jax.Array, settings: Settings, skip: jax.Array | None = None
+) -> tuple[dict, jax.Array]:
+    """`{scale, bias}` and `dx`, plus `skip`, the cotangent of a residual connection around it."""
+    if choose(dy, settings) == "triton":
+        return _backward_kernel(params, residual, dy, skip)
+    x_hat, rstd = restore(residual, dy.shape, dy.dtype)
+    wide = dy.astype(jnp.float32)
+    rows = tuple(range(dy.ndim - 1))
+    grads = {
+        "scale": jnp.sum(wide * x_hat, axis=rows).astype(params["scale"].dtype),
+        "bias": jnp.sum(wide, axis=rows).astype(params["bias"].dtype),
+    }
+    g = wide * as_row(params["scale"], dy.ndim, jnp.float32)
+    mean_g = jnp.mean(g, axis=-1, keepdims=True)
+    mean_gx = jnp.mean(g * x_hat, axis=-1, keepdims=True)
+    dx = (rstd * (g - mean_g - x_hat * mean_gx)).astype(dy.dtype)
+    return grads, dx if skip is None else dx + skip
+
+
+def _forward_kernel(params: dict, x: jax.Array, settings: Settings) -> tuple[jax.Array, Any]:
+    y, x_hat, rstd = kernel.forward(
+        _flat(x),
+        params["scale"].astype(jnp.float32),
+        params["bias"].astype(jnp.float32),
+        epsilon=settings.epsilon,
+        int8=settings.kind == "int8",
+        blocks=kernel.blocks_for(dispatch.target().capability),
+        interpret=dispatch.interpreting(),
+    )
+    leading = x.shape[:-1]
+    rstd = rstd.reshape(*leading, 1)
+    if isinstance(x_hat, kernel.Int8):
+        saved = Int8(x_hat.codes.reshape(x.shape), x_hat.scales.reshape(*leading, -1), rstd)
+        return y.reshape(x.shape), saved
+    return y.reshape(x.shape), Normalized(x_hat.reshape(x.shape), rstd)
+
+
+def _backward_kernel(params, residual, dy, skip) -> tuple[dict, jax.Array]:
+    x_hat = (
+        kernel.Int8(_flat(residual.codes), _flat(residual.scales))
+        if isinstance(residual, Int8)
+        else _flat(residual.x_hat)
+    )
+    dx, dscale, dbias = kernel.backward(
+        _flat(dy),
+        x_hat,
+        residual.rstd.reshape(-1),
+        params["scale"].astype(jnp.float32),
+        None if skip is None else _flat(skip),
+        blocks=kernel.blocks_for(dispatch.target().capability),
+        interpret=dispatch.interpreting(),
+    )
+    grads = {
+        "scale": dscale.astype(params["scale"].dtype),
+        "bias": dbias.astype(params["bias"].dtype),
+    }
+    return grads, dx.reshape(dy.shape)
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+def layer_norm_pair(settings: Settings) -> pair.Pair:
     """LayerNorm as a pair over `params = {scale, bias}`."""
-
-    def forward(params, x, aux):
-        x_hat, mean, rstd = normalize(x, epsilon)
-        y = affine(x_hat, params, x.dtype)
-        if kind == "elements":
-            return y, PrunedInput(residuals.pack_elements(x, keep), mean, rstd)
-        if kind == "int8":
-            return y, Int8(*quantize(x_hat), rstd)
-        return y, Normalized(x_hat.astype(x.dtype), rstd)
-
-    def backward(params, residual, aux, dy):
-        x_hat, rstd = restore(residual, dy.shape, dy.dtype)
-        wide = dy.astype(jnp.float32)
-        rows = tuple(range(dy.ndim - 1))
-        grads = {
-            "scale": jnp.sum(wide * x_hat, axis=rows).astype(params["scale"].dtype),
-            "bias": jnp.sum(wide, axis=rows).astype(params["bias"].dtype),
-        }
-        g = wide * as_row(params["scale"], dy.ndim, jnp.float32)
-        mean_g = jnp.mean(g, axis=-1, keepdims=True)
-        mean_gx = jnp.mean(g * x_hat, axis=-1, keepdims=True)
-        return grads, (rstd * (g - mean_g - x_hat * mean_gx)).astype(dy.dtype)
-
-    return pair.Pair(forward, backward)
+    return pair.Pair(
+        lambda params, x, aux: forward(params, x, settings),
+        lambda params, residual, aux, dy: backward(params, residual, dy, settings),
+    )
 
 
 def layer_norm(
@@ -133,6 +222,7 @@ def layer_norm(
     epsilon: float = 1e-6,
     residual: Kind = "dense",
     keep: float = 1.0,
+    implementation: Implementation | None = None,
 ) -> jax.Array:
     """Layer normalisation of `x`, `[B, ..., D]`, over its last axis; statistics in float32.
 
@@ -145,9 +235,11 @@ def layer_norm(
         "int8" saves it in 8 bits with a scale per 64 channels; "elements" saves BackRazor's pruned
         input, which makes dx and dscale approximate.
       keep: fraction kept by "elements", in (0, 1].
+      implementation: see `pbr_jax.ops.dispatch`; None lets the device decide.
 
     Raises:
-      ValueError: `scale` or `bias` is not `[D]`, or `residual` is unknown.
+      ValueError: `scale` or `bias` is not `[D]`, `residual` is unknown, or the named implementation
+        cannot run.
     """
     for name, vector in (("scale", scale), ("bias", bias)):
         if vector.shape != x.shape[-1:]:
@@ -156,6 +248,5 @@ def layer_norm(
             )
     if residual not in get_args(Kind):
         raise ValueError(f"residual = {residual!r}: must be one of {', '.join(get_args(Kind))}")
-    return pair.bind(layer_norm_pair(residual, keep, epsilon))(
-        {"scale": scale, "bias": bias}, x, None
-    )
+    settings = Settings(residual, keep, epsilon, implementation)
+    return pair.bind(layer_norm_pair(settings))({"scale": scale, "bias": bias}, x, None)
