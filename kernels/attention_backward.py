@@ -126,8 +126,11 @@ def query_gradient_of_rows(
     """
     blocks = blocks.for_lengths(q.shape[2], k.shape[2])
     assert blocks.keys >= k.shape[2], "a row must fit into one block"
-    by_queries = functools.partial(head_spec, block=blocks.queries)
-    by_keys = functools.partial(head_spec, block=blocks.keys)
+    # Triton lays the warps of connected products along the longer side of whichever it meets first:
+    # with no more channels than queries in a tile, every warp would hold all of the scores.
+    least = 2 * blocks.queries
+    by_queries = functools.partial(head_spec, block=blocks.queries, least_channels=least)
+    by_keys = functools.partial(head_spec, block=blocks.keys, least_channels=least)
     statistic = jax.ShapeDtypeStruct(q.shape[:3], jnp.float32)
     out_shape = (jax.ShapeDtypeStruct(q.shape, q.dtype), statistic, statistic)
     return pl.pallas_call(

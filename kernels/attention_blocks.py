@@ -1,9 +1,7 @@
 """Block sizes of the attention kernels, per card, channels and width of the dtype.
 
 Chosen among those that compile without a spill with everything at once (causal, lengths, segments,
-bias and dropout), the largest tiles first; nothing was timed yet. Triton lays the warps of
-connected products along the longer side of whichever it meets first, so a tile of whole rows must
-have fewer queries than channels: otherwise every warp holds all of the scores.
+bias and dropout), the largest tiles first; nothing was timed yet.
 """
 
 from typing import Literal, NamedTuple
@@ -65,9 +63,11 @@ _SMALLEST: dict[Part, dict[Case, Blocks]] = {
         Case(128, 4): Blocks(32, 32, 8, 2),
     },
 }
-# The same on both; (channels, bytes, keys at most), in order. Missing: does not fit.
+# The same on every card; channels at most, bytes, keys at most. What is missing does not fit.
 _ROWS: dict[tuple[int, int, int], Blocks] = {
     (32, 2, 256): Blocks(16, 256, 4, 2),
+    (32, 2, 512): Blocks(16, 512, 8, 2),
+    (32, 4, 256): Blocks(16, 256, 8, 2),
     (64, 2, 256): Blocks(32, 256, 8, 2),
     (64, 2, 512): Blocks(32, 512, 8, 2),
     (128, 2, 256): Blocks(32, 256, 8, 2),
@@ -97,4 +97,4 @@ def blocks_for_rows(num_keys: int, channels: int, itemsize: int) -> Blocks | Non
     """How to cut the kernel that holds whole rows of scores, None where they do not fit."""
     if num_keys > LONGEST_ROW:
         return None
-    return _ROWS.get((padded(channels), itemsize, max(256, padded(num_keys))))
+    return _ROWS.get((max(32, padded(channels)), itemsize, max(256, padded(num_keys))))

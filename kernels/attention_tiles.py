@@ -44,12 +44,15 @@ def padded(size: int) -> int:
     return max(_SMALLEST_DOT, pl.next_power_of_2(size))
 
 
-def head_spec(x: jax.Array | jax.ShapeDtypeStruct, block: int) -> pl.BlockSpec:
+def head_spec(
+    x: jax.Array | jax.ShapeDtypeStruct, block: int, least_channels: int = 0
+) -> pl.BlockSpec:
     """All tokens of one head of `[B, H, N, channels]` or `[B, H, N]`, in whole blocks of tokens."""
     tokens = pl.cdiv(x.shape[2], block) * block
     if x.ndim == 3:
         return pl.BlockSpec((None, None, tokens), lambda i, h, b: (b, h, 0))
-    return pl.BlockSpec((None, None, tokens, padded(x.shape[3])), lambda i, h, b: (b, h, 0, 0))
+    channels = max(padded(x.shape[3]), least_channels)
+    return pl.BlockSpec((None, None, tokens, channels), lambda i, h, b: (b, h, 0, 0))
 
 
 def visibility_specs(visibility: Visibility, blocks: Blocks) -> Any:
@@ -217,12 +220,13 @@ def query_blocks(keys: Side, block: int, num_queries: int, visibility: Visibilit
     every = pl.cdiv(num_queries, block)
     if not _skips(visibility):
         return 0, every
-    first: Any = 0
+    first: Any = lax.div(keys.start, block) if rules.causal else 0
     end: Any = every
-    if rules.causal:
-        first = lax.div(keys.start, block)
     if visibility.lengths is not None:
         length = visibility.lengths[0]
-        first = jnp.where(length == 0, 0, first)
-        end = jnp.where((length == 0) | (keys.start < length), every, first)
+        if rules.causal:
+            first = jnp.where(length == 0, 0, first)
+        some = (length == 0) | (keys.start < length)
+        # Explicit integers: a choice between two Python numbers is compiled as a boolean.
+        end = jnp.where(some, jnp.int32(every), jnp.int32(first))
     return first, end

@@ -11,6 +11,7 @@ from measures import (
     as_jax,
     assert_close,
     equations,
+    implemented,
     normal,
     relative_error,
     saved_bytes,
@@ -20,6 +21,7 @@ from measures import (
 
 from pbr_jax.ops import attention_sparse, attention_xla
 from pbr_jax.ops.attention import attention
+from pbr_jax.plans import budget_for
 
 B, H, HEAD = 4, 2, 16
 KEEP = 0.5  # 8 of 16 channels; half of the elements
@@ -27,23 +29,28 @@ ROUNDING = 4e-6
 RESIDUALS = ["flash", "qkv", "channels", "elements"]
 EXACT = ["flash", "qkv"]
 IN_BLOCKS = ["flash", "qkv", "channels"]
+Q = jnp.zeros((2, 2, 5, 8))
 
 
-def inputs(n, m=None, seed=0):
+def inputs(n, m=None, seed=0, batch=B, head=HEAD):
     """q, k, v and a cotangent of the output."""
-    shapes = [(B, H, n, HEAD), *[(B, H, m or n, HEAD)] * 2, (B, H, n, HEAD)]
+    shapes = [(batch, H, n, head), *[(batch, H, m or n, head)] * 2, (batch, H, n, head)]
     return [normal(seed + i, *shape) for i, shape in enumerate(shapes)]
 
 
-def run(residual, q, k, v, do, mask=None, keep=KEEP, dtype=jnp.float32):
+def run(residual, q, k, v, do, mask=None, keep=KEEP, dtype=jnp.float32, implementation="xla"):
     mask = None if mask is None else jnp.asarray(mask)
-    op = functools.partial(attention, mask=mask, residual=residual, keep=keep)
-    return value_and_pullback(op, as_jax(do, dtype), *(as_jax(a, dtype) for a in (q, k, v)))
+    op = functools.partial(
+        attention, mask=mask, residual=residual, keep=keep, implementation=implementation
+    )
+    with implemented():
+        return value_and_pullback(op, as_jax(do, dtype), *(as_jax(a, dtype) for a in (q, k, v)))
 
 
 def oracle_gradients(residual, q, k, v, do, mask=None):
     if residual == "channels":
-        return oracles.sparse_attention_gradients(q, k, v, mask, do, round(KEEP * HEAD))
+        kept = budget_for(KEEP, q.shape[-1])
+        return oracles.sparse_attention_gradients(q, k, v, mask, do, kept)
     if residual == "elements":
         return oracles.pruned_attention_gradients(q, k, v, mask, do, KEEP)
     return oracles.dense_attention_gradients(q, k, v, mask, do)
@@ -101,23 +108,7 @@ class TestAttention:
             assert_close(actual, expected, 2e-3 if residual == "elements" else ROUNDING)
 
     def test_bfloat16_error_is_that_of_plain_code(self, residual):
-        *qkv, do = inputs(64)
-
-        def plain(q, k, v):
-            scores = jnp.einsum("bhnc,bhmc->bhnm", q, k) / q.shape[-1] ** 0.5
-            return jnp.einsum("bhnm,bhmc->bhnc", jax.nn.softmax(scores), v)
-
-        plain_y, plain_grads = value_and_pullback(
-            plain, *(as_jax(a, jnp.bfloat16) for a in (do, *qkv))
-        )
-        y, grads = run(residual, *qkv, do, keep=1.0, dtype=jnp.bfloat16)
-        exact_y = oracles.attention(*qkv)
-        assert y.dtype == jnp.bfloat16
-        assert relative_error(y, exact_y) <= 2 * relative_error(plain_y, exact_y)
-        exact = oracles.dense_attention_gradients(*qkv, None, do)
-        for a, p, e in zip(grads, plain_grads, exact, strict=True):
-            assert a.dtype == jnp.bfloat16
-            assert relative_error(a, e) <= 3 * relative_error(p, e)
+        check_rounding(residual, jnp.bfloat16, "xla")
 
     @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
     @pytest.mark.parametrize("score_bytes", [2**25, 700])
@@ -140,6 +131,81 @@ class TestAttention:
         assert (
             saved_bytes(lambda *a: attention(*a, residual=residual, keep=KEEP), q, k, v) == expected
         )
+
+
+def check_rounding(residual, dtype, implementation):
+    """Error at most 2 times that of plain code in the same dtype, of the gradients 3 times."""
+    *qkv, do = inputs(64)
+
+    def plain(q, k, v):
+        scores = jnp.einsum("bhnc,bhmc->bhnm", q, k) / q.shape[-1] ** 0.5
+        return jnp.einsum("bhnm,bhmc->bhnc", jax.nn.softmax(scores), v)
+
+    plain_y, plain_grads = value_and_pullback(plain, *(as_jax(a, dtype) for a in (do, *qkv)))
+    y, grads = run(residual, *qkv, do, keep=1.0, dtype=dtype, implementation=implementation)
+    exact_y = oracles.attention(*qkv)
+    assert y.dtype == dtype
+    assert relative_error(y, exact_y) <= 2 * relative_error(plain_y, exact_y)
+    exact = oracles.dense_attention_gradients(*qkv, None, do)
+    for a, p, e in zip(grads, plain_grads, exact, strict=True):
+        assert a.dtype == dtype
+        assert relative_error(a, e) <= 3 * relative_error(p, e)
+
+
+class TestKernels:
+    """The same contract, for Triton kernels (what they see is in test_visibility.py)."""
+
+    @pytest.mark.parametrize(
+        ("residual", "n", "m", "head"),
+        [
+            *[(residual, 197, 197, 64) for residual in IN_BLOCKS],  # ViT
+            *[(residual, 1, 1, 32) for residual in IN_BLOCKS],
+            ("flash", 13, 20, 40),
+            ("qkv", 20, 13, 128),
+            ("qkv", 5, 450, 24),  # longer than a row on chip
+            ("channels", 20, 20, 128),
+        ],
+    )
+    def test_equal_the_oracle(self, residual, n, m, head):
+        *qkv, do = inputs(n, m, batch=1, head=head)
+        y, grads = run(residual, *qkv, do, implementation="triton")
+        assert_close(y, oracles.attention(*qkv), ROUNDING, "out")
+        expected = oracle_gradients(residual, *qkv, do)
+        for name, gradient, exact in zip("qkv", grads, expected, strict=True):
+            if np.linalg.norm(exact) < 1e-12:
+                assert np.abs(gradient).max() < 1e-5
+            else:
+                assert_close(gradient, exact, ROUNDING, f"d{name}")
+
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+    @pytest.mark.parametrize("residual", IN_BLOCKS)
+    def test_error_of_16_bits_is_that_of_plain_code(self, residual, dtype):
+        check_rounding(residual, dtype, "triton")
+
+    def test_keep_what_plain_jax_keeps(self):
+        q, k, v, _ = map(as_jax, inputs(13))
+        for residual in IN_BLOCKS:
+            kept = []
+            for implementation in ("xla", "triton"):
+                op = functools.partial(
+                    attention, residual=residual, keep=KEEP, implementation=implementation
+                )
+                with implemented():
+                    kept.append(saved_bytes(op, q, k, v))
+            assert kept[0] == kept[1]
+
+    @pytest.mark.parametrize(
+        ("given", "reason"),
+        [
+            ({"mask": jnp.ones((1, 1, 1, 5), bool)}, "mask is an N x N pattern; give lengths"),
+            ({"residual": "elements"}, "residual = 'elements': keeps the probabilities"),
+            ({"q": jnp.zeros((2, 2, 5, 160))}, "head = 160: must be at most 128"),
+        ],
+    )
+    def test_what_they_cannot_take_is_refused(self, given, reason):
+        q = given.get("q", Q)
+        with implemented(), pytest.raises(ValueError, match=f"'triton' of attention: {reason}"):
+            unchecked(attention)(**{"q": q, "k": q, "v": q} | given, implementation="triton")
 
 
 @functools.cache
@@ -211,9 +277,6 @@ def test_channels_are_chosen_by_the_energy_of_their_share_of_the_scores():
         np.testing.assert_array_equal(
             channels, np.sort(np.argsort(-energy, axis=-1)[:, :8], axis=-1)
         )
-
-
-Q = jnp.zeros((2, 2, 5, 8))
 
 
 @pytest.mark.parametrize(

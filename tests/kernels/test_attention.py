@@ -1,0 +1,78 @@
+"""The attention kernels compile for cards that are not there, fit them, and spill nothing."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pbr_jax.gpu import CARDS
+from pbr_jax.gpu.kernels import kernel_use
+from pbr_jax.ops.attention import attention
+
+pytestmark = pytest.mark.gpu_compile
+
+FLASH = ["attention_forward", "attention_query_gradient", "attention_key_gradients"]
+ROWS = ["attention_forward", "attention_query_gradient_of_rows", "attention_key_gradients"]
+AGAIN = ["attention_forward", *FLASH]
+
+BF16, F32 = jnp.bfloat16, jnp.float32
+CASES = {  # residual, [B, H, N, head], dtype, what is told, kernels
+    "vit": ("flash", (8, 12, 197, 64), BF16, "", FLASH),
+    "vit, rows": ("qkv", (8, 12, 197, 64), BF16, "", ROWS),
+    "vit, sparse": ("channels", (8, 12, 197, 64), BF16, "", ROWS),
+    "bert": ("flash", (8, 12, 512, 64), BF16, "lengths dropout", FLASH),
+    "bert, sparse": ("channels", (8, 12, 512, 64), BF16, "lengths dropout", AGAIN),
+    "float32 of head 128": ("flash", (2, 2, 512, 128), F32, "all", FLASH),
+    "one token of head 40": ("flash", (2, 2, 1, 40), BF16, "causal", FLASH),
+}
+REST = {
+    "rows of head 32": ("qkv", (2, 2, 197, 32), BF16, "all", ROWS),
+    "rows of head 128": ("qkv", (2, 2, 197, 128), jnp.float16, "all", ROWS),
+    "rows of float32": ("qkv", (2, 2, 197, 64), F32, "all", ROWS),
+    "rows of float32, head 32": ("qkv", (2, 2, 197, 32), F32, "all", ROWS),
+    "longest rows": ("qkv", (2, 2, 416, 64), BF16, "all", ROWS),
+    "longest rows of head 32": ("qkv", (2, 2, 416, 32), BF16, "all", ROWS),
+    "longer than rows": ("qkv", (2, 2, 417, 64), BF16, "lengths", AGAIN),
+    "everything": ("flash", (2, 2, 512, 64), BF16, "all", FLASH),
+    "head 128": ("flash", (2, 2, 512, 128), BF16, "all", FLASH),
+    "float32": ("flash", (2, 2, 512, 64), F32, "all", FLASH),
+}
+
+
+@pytest.mark.parametrize("card", ["h200", "rtx4090"])
+@pytest.mark.parametrize(
+    "case", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in REST)]
+)
+def test_fit_the_card_without_a_spill(case, card):
+    residual, shape, dtype, told, names = (CASES | REST)[case]
+    told = "lengths segments bias causal dropout" if told == "all" else told
+
+    def both_passes(do, q, k, v, lengths, segments, bias, keys):
+        op = functools.partial(
+            attention,
+            lengths=lengths if "lengths" in told else None,
+            segment_ids=segments if "segments" in told else None,
+            key_bias=bias if "bias" in told else None,
+            causal="causal" in told,
+            dropout=0.1 if "dropout" in told else 0.0,
+            dropout_keys=keys,
+            residual=residual,
+        )
+        y, pullback = jax.vjp(op, q, k, v)
+        return y, pullback(do)
+
+    batch, _, tokens, _ = shape
+    specs = [
+        *[jax.ShapeDtypeStruct(shape, dtype)] * 4,
+        jax.ShapeDtypeStruct((batch,), jnp.int32),
+        jax.ShapeDtypeStruct((batch, tokens), jnp.int32),
+        jax.ShapeDtypeStruct((batch, tokens), jnp.float32),
+        jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch)),
+    ]
+    found = kernel_use(both_passes, specs, CARDS[card])
+    assert sorted(use.name.rstrip("_0123456789") for use in found) == sorted(names)
+    for use in found:
+        assert use.spill_bytes == 0, use
+        assert use.registers <= 255, use
+        assert use.shared_bytes <= CARDS[card].shared_per_block, use
