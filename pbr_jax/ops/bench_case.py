@@ -19,6 +19,7 @@ class BenchCase(NamedTuple):
       index_limit: for random integers, drawn without repetition along the last axis.
       donate: which arguments may be overwritten.
       rivals: other implementations to time, name -> `run(*arrays)`.
+      figures: other figures to print, `figures(*arrays) -> {name: value}`: errors, cosines.
     """
 
     op: str
@@ -30,6 +31,7 @@ class BenchCase(NamedTuple):
     index_limit: int = 0
     donate: tuple[int, ...] = ()
     rivals: Mapping[str, Callable[..., Any]] = {}
+    figures: Callable[..., Mapping[str, jax.Array]] | None = None
 
 
 def num_bytes(*specs: jax.ShapeDtypeStruct) -> int:
