@@ -2,7 +2,6 @@
 
 import collections
 import hashlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pbr_jax.data.images import image_size
-from pbr_jax.data.records import ImageRecord, Record, Records
+from pbr_jax.data.records import ImageRecord, Records
 
 
 class Findings(NamedTuple):
@@ -42,7 +41,7 @@ def guess_name(path: str) -> str | None:
 def examine(records: Records) -> Findings:
     """Reads and decodes all records."""
     with ThreadPoolExecutor() as threads:
-        found = list(threads.map(lambda row: _examine(records[row]), range(len(records))))
+        found = list(threads.map(lambda row: _examine(records, row), range(len(records))))
     usable = [one for one in found if not isinstance(one, str)]
     return Findings(
         collections.Counter(label for label, _, _ in usable),
@@ -52,18 +51,21 @@ def examine(records: Records) -> Findings:
     )
 
 
-def _examine(record: Record) -> tuple[int, Sequence[int], bytes] | str:
-    if isinstance(record, ImageRecord):
-        try:
-            size: Sequence[int] = image_size(record)
-        except ValueError as error:
-            return str(error)
-        content = record.image if isinstance(record.image, bytes) else record.image.tobytes()
-    else:
-        texts = (record.text_a, record.text_b or "")
-        size = [sum(len(text.split()) for text in texts)]
-        content = "\0".join(texts).encode()
-    return record.label, size, hashlib.blake2b(content, digest_size=16).digest()
+def _examine(records: Records, row: int) -> tuple[int, tuple[int, ...], bytes] | str:
+    try:
+        record = records[row]
+        if isinstance(record, ImageRecord):
+            content = record.image if isinstance(record.image, bytes) else record.image.tobytes()
+            return record.label, image_size(record), _digest(content)
+    except ValueError as error:
+        return str(error)
+    texts = (record.text_a, record.text_b or "")
+    words = sum(len(text.split()) for text in texts)
+    return record.label, (words,), _digest("\0".join(texts).encode())
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def shared(train: Findings, test: Findings) -> int:

@@ -64,7 +64,8 @@ def class_names(found: Iterable[str], folder: Path) -> tuple[str, ...]:
     labels = set(found)
     listed = folder / "classes.txt"
     if not listed.is_file():
-        return tuple(sorted(labels, key=int if all(map(_is_number, labels)) else None))
+        numbers = all(label.isascii() and label.isdigit() for label in labels)
+        return tuple(sorted(labels, key=lambda label: (int(label) if numbers else 0, label)))
     names = tuple(line.strip() for line in listed.read_text("utf-8").splitlines() if line.strip())
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{listed}: lists {', '.join(twice)} more than once")
@@ -73,10 +74,6 @@ def class_names(found: Iterable[str], folder: Path) -> tuple[str, ...]:
             f"{listed}: does not list {', '.join(missing)}; add or remove these labels"
         )
     return names
-
-
-def _is_number(label: str) -> bool:
-    return label.isascii() and label.isdigit()
 
 
 def settle(

@@ -30,8 +30,16 @@ class FileRecords:
         return len(self._files)
 
     def __getitem__(self, index: int) -> ImageRecord:
+        """The image.
+
+        Raises:
+          ValueError: its file cannot be read; names it.
+        """
         name = self._files[index]
-        return ImageRecord(Path(name).read_bytes(), int(self.labels[index]), name)
+        try:
+            return ImageRecord(Path(name).read_bytes(), int(self.labels[index]), name)
+        except OSError as error:
+            raise ValueError(f"{name}: cannot be read ({error.strerror})") from error
 
     def take(self, rows: Sequence[int]) -> "FileRecords":
         """Only these rows."""

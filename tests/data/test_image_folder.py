@@ -62,13 +62,15 @@ def test_truncated_images_stop_when_their_turn_comes_or_are_counted(folder):
     broken = truncate(folder / "train" / "ant" / "1.jpg")
     (folder / "train" / "bee" / "2.jpg").write_text("<html>")
     (folder / "train" / "bee" / "more" / "last.PNG").write_bytes(b"")
+    (folder / "train" / "bee" / "gone.jpg").symlink_to(folder / "nowhere.jpg")
     dataset = data.load("image_folder", str(folder))
     with pytest.raises(ValueError, match=rf"{broken}: not a readable image \(.*truncated"):
         list(data.eval_batches(dataset.train, ImageInputs(16, 3), 2))
     skipping = data.load("image_folder", str(folder), on_error="skip")
     assert len(skipping.train) == 5 and len(skipping.test) == 8
     (note,) = skipping.notes
-    assert note.startswith(f"skipped 3 of 8 images of {folder / 'train'}: {broken}: not a")
+    assert note.startswith(f"skipped 4 of 9 images of {folder / 'train'}: {broken}: not a")
+    assert "gone.jpg: cannot be read (No such file" in "".join(skipping.skipped[0].faults)
     assert len(list(data.eval_batches(skipping.train, ImageInputs(16, 3), 2))) == 3
 
 

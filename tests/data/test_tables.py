@@ -37,17 +37,17 @@ def test_csv_and_jsonl_say_the_same(tmp_path):
 
 
 def test_pairs_numbers_and_given_classes(tmp_path):
-    table = "\ufefftext_a,text_b,label\n" + "".join(f"a,b,{n}\n" for n in (10, 9, 2))
+    table = "\ufefftext_a,text_b,label\n" + "".join(f"a,b,{n}\n" for n in (10, 9, 2, "02"))
     path = write_csv(tmp_path, train=table, dev=table)
     dataset = data.load("csv", path)
-    assert dataset.class_names == ("2", "9", "10")
-    assert dataset.train[0][:3] == ("a", "b", 2)
-    (tmp_path / "classes.txt").write_text("9\n10\n2\n")
-    assert data.load("csv", path).class_names == ("9", "10", "2")
+    assert dataset.class_names == ("02", "2", "9", "10")
+    assert dataset.train[0][:3] == ("a", "b", 3)
+    (tmp_path / "classes.txt").write_text("9\n10\n2\n02\n")
+    assert data.load("csv", path).class_names == ("9", "10", "2", "02")
     (tmp_path / "classes.txt").write_text("9\n10\n")
-    with pytest.raises(ValueError, match=r"classes\.txt: does not list 2"):
+    with pytest.raises(ValueError, match=r"classes\.txt: does not list 02, 2"):
         data.load("csv", path)
-    (tmp_path / "classes.txt").write_text("9\n10\n2\n9\n")
+    (tmp_path / "classes.txt").write_text("9\n10\n2\n02\n9\n")
     with pytest.raises(ValueError, match=r"classes\.txt: lists 9 more than once"):
         data.load("csv", path)
 
@@ -93,7 +93,7 @@ BAD_JSON = b"""{"text": "fine", "label": "a"}
 BAD_JSON_LINES = {
     2: "not JSON",
     3: "not an object with the keys text and label",
-    5: "text_a is null",
+    5: "has neither text nor text_a, but label",
     6: "text is 3",
     7: "label is null: must be text or a whole number",
     8: "label is true",
