@@ -69,7 +69,7 @@ def load(path: str | None, test_split: str | None = None, on_error: OnError = "s
 def _files(folder: Path) -> dict[str, list[Path]]:
     """Class -> its image files, from its folder and the folders in it; no hidden ones."""
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    found = {entry.name: sorted(filter(_is_image, entry.rglob("*"))) for entry in classes}
+    found = {entry.name: sorted(filter(is_image, entry.rglob("*"))) for entry in classes}
     if not found:
         raise ValueError(f"{folder}: has no folder; put the images of each class in one of its own")
     for name, files in found.items():
@@ -81,7 +81,8 @@ def _files(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Whether a file is named like an image, and is not hidden."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from pbr_jax.data.image_folder import SUFFIXES
+from pbr_jax.data.image_folder import SUFFIXES, is_image
 from pbr_jax.data.records import ImageRecord, Record, TextRecord
 from pbr_jax.data.tables import read_rows
 
@@ -59,7 +59,7 @@ def find(paths: Sequence[Path], kind: Literal["image", "text"]) -> Unlabelled:
 
 def _images(path: Path) -> Sequence[Item]:
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        found = sorted(filter(is_image, path.rglob("*")))
         if not found:
             raise ValueError(f"{path}: a folder without images ({', '.join(sorted(SUFFIXES))})")
         return found
