@@ -44,6 +44,8 @@ def main(args: Arguments) -> int:
     dataset, inputs, workers = load_data(config), make_inputs(config), config.data.workers
     batches = data.TrainBatches(dataset.train, inputs, config.batch_size, config.seed, workers)
     notes += dataset.notes
+    if config.data.max_test is not None:
+        notes.append(f"evaluation on the first {len(dataset.test)} test examples only")
     parts = from_config.build(config)
     shapes = from_config.state_shapes(config, parts)
     use = from_config.memory_use(config)

@@ -202,6 +202,9 @@ class Data:
     test_split: str | None = setting(
         None, "split that evaluation reads; none = the usual one, or the only one beside train"
     )
+    max_test: int | None = setting(
+        None, "evaluate on so many examples, the first of the split; none = on all", AT_LEAST_ONE
+    )
     on_error: Literal["stop", "skip"] = setting(
         "stop", "what to do about broken images and rows; skip counts them and leaves them out"
     )
@@ -241,7 +244,9 @@ class Optimizer:
     )
     clip_norm: float | None = setting(1.0, "largest global gradient norm; none = off", POSITIVE)
     warmup_steps: int = setting(0, "steps of linear warm-up, part of steps", NOT_NEGATIVE)
-    schedule: Literal["cosine", "constant"] = setting("cosine", "learning rate after the warm-up")
+    schedule: Literal["cosine", "linear", "constant"] = setting(
+        "cosine", "learning rate after the warm-up: falls to zero, or stays"
+    )
     accumulation_steps: int = setting(
         1, "parts into which a batch is split to accumulate its gradient", AT_LEAST_ONE
     )

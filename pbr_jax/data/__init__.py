@@ -14,7 +14,14 @@ from pbr_jax.data import cub200, digits, image_folder, npz, tables, tfds
 from pbr_jax.data.folders import OnError
 from pbr_jax.data.images import ImageInputs
 from pbr_jax.data.loader import TrainBatches, eval_batches
-from pbr_jax.data.records import Batch, Dataset, Prepare, Records, check_labels
+from pbr_jax.data.records import (
+    Batch,
+    Dataset,
+    FirstRecords,
+    Prepare,
+    Records,
+    check_labels,
+)
 from pbr_jax.data.text import TextInputs
 
 NAMES = ("digits", "npz", "image_folder", "csv", "jsonl", *sorted(tfds.SETS))
@@ -23,6 +30,7 @@ __all__ = [
     "NAMES",
     "Batch",
     "Dataset",
+    "FirstRecords",
     "ImageInputs",
     "OnError",
     "Prepare",

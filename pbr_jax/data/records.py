@@ -43,6 +43,25 @@ class Records(Protocol):
     def __getitem__(self, index: int, /) -> Record: ...
 
 
+class FirstRecords:
+    """The first `number` of other records, or all of them where there are no more."""
+
+    def __init__(self, records: Records, number: int) -> None:
+        self._records, self._number = records, min(number, len(records))
+
+    @property
+    def labels(self) -> Int[np.ndarray, " N"] | None:
+        """As those of all records."""
+        labels = self._records.labels
+        return None if labels is None else labels[: self._number]
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __getitem__(self, index: int) -> Record:
+        return self._records[index]
+
+
 # Records to the arrays of a batch; changed at random when a generator is given.
 Prepare = Callable[[Sequence[Any], np.random.Generator | None], Batch]
 

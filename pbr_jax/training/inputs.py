@@ -17,6 +17,8 @@ def load_data(config: Config) -> data.Dataset:
             f"model.num_classes = {config.model.num_classes}: data set {d.name} has "
             f"{dataset.num_classes} classes; set model.num_classes={dataset.num_classes}"
         )
+    if d.max_test is not None:
+        dataset = dataset._replace(test=data.FirstRecords(dataset.test, d.max_test))
     return dataset
 
 

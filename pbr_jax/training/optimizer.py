@@ -52,14 +52,16 @@ ALL = _All()
 
 
 def learning_rate(
-    peak: float, steps: int, warmup_steps: int, schedule: Literal["cosine", "constant"]
+    peak: float, steps: int, warmup_steps: int, schedule: Literal["cosine", "linear", "constant"]
 ) -> optax.Schedule:
-    """Linear warm-up to `peak`, then a cosine to zero at `steps`, or constant."""
+    """Linear warm-up to `peak`, then a cosine or a line to zero at `steps`, or constant."""
     if schedule == "cosine":
         rate = optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, steps)
     else:
         warmup = optax.linear_schedule(0.0, peak, warmup_steps)
-        rate = optax.join_schedules([warmup, optax.constant_schedule(peak)], [warmup_steps])
+        end = 0.0 if schedule == "linear" else peak
+        rest = optax.linear_schedule(peak, end, steps - warmup_steps)
+        rate = optax.join_schedules([warmup, rest], [warmup_steps])
     # Optax mixes its integer count with floats, which strict promotion refuses. Exact up to 2^24.
     return lambda count: rate(jnp.asarray(count, jnp.float32))
 

@@ -51,6 +51,16 @@ def test_batches_have_the_promised_types_and_range():
     assert sorted(next(loader)["image"].ravel()) == [-1, 1]
 
 
+def test_the_first_records_are_those_of_all_in_their_order():
+    everything = make_records()
+    some, all_ = data.FirstRecords(everything, 7), data.FirstRecords(everything, 100)
+    assert (len(some), len(all_)) == (7, 23)
+    np.testing.assert_array_equal(some.labels, everything.labels[:7])
+    assert some[6].name == everything[6].name
+    batches = list(data.eval_batches(some, PLAIN, 4))
+    assert [int(batch["mask"].sum()) for batch in batches] == [4, 3]
+
+
 def test_floats_and_bytes_give_the_same_batches():
     bytes_ = take(make_loader(), 6)
     floats = take(TrainBatches(make_records(dtype=np.float32), PLAIN, 4, 0), 6)
