@@ -72,6 +72,7 @@ class Pruning:
     min_prob: float | None = setting(
         None, "smallest probability of a column; none = the policy's own", FRACTION
     )
+    interval: int = setting(1, "steps between two draws of columns", AT_LEAST_ONE)
     group_size: int = setting(1, "contiguous columns that are chosen together", AT_LEAST_ONE)
     offset: Literal["none", "paper"] = setting(
         "none", "constant in the bandit loss; paper = Algorithm 2 to the letter, does not learn"

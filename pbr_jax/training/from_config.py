@@ -89,6 +89,7 @@ def build(config: Config) -> Parts:
         selector,
         num_blocks=sizes.depth,
         accumulation_steps=o.accumulation_steps,
+        interval=config.pruning.interval,
         importance_weighting=config.pruning.importance_weighting,
     )
     return Parts(method, model, tx, selector, schedule, train_step, make_eval_step(model))

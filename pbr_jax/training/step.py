@@ -69,6 +69,7 @@ def make_train_step(
     *,
     num_blocks: int,
     accumulation_steps: int = 1,
+    interval: int = 1,
     importance_weighting: bool = False,
 ) -> TrainStep:
     """The train step `(state, batch) -> (state, metrics)`; jit it with the state donated.
@@ -79,6 +80,8 @@ def make_train_step(
       selector: chooses columns and tensors.
       num_blocks: L.
       accumulation_steps: micro-batches per step; one selection serves them all.
+      interval: steps that draw columns with the same random numbers: the same columns where p
+        does not change, and nearly the same ones under a policy that learns.
       importance_weighting: divide kept rows by their probability (Theorem 1) or not (the authors'
         code).
 
@@ -88,7 +91,9 @@ def make_train_step(
     loss = make_loss(model, num_blocks)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        select_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        _, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        draw = state.step - state.step % interval
+        select_key, _ = jax.random.split(jax.random.fold_in(state.key, draw))
         drawn, selection = selector.select(select_key, state.pruning, state.step)
         trained, frozen = split_params(state.params, selection)
         (value, accuracy), grads = _accumulate(

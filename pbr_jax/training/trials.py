@@ -51,6 +51,7 @@ class Point(NamedTuple):
     seconds: float  # of training so far, evaluations excluded
     loss: float  # mean training loss since the point before
     accuracy: float  # on the test split
+    test_loss: float  # its mean
 
 
 class Trial(NamedTuple):
@@ -156,7 +157,8 @@ def run_trial(
             jax.block_until_ready(state)
             seconds += time.perf_counter() - start
             loss = statistics.fmean(map(float, losses))
-            curve.append(Point(step, seconds, loss, evaluate(state.params)["accuracy"]))
+            test = evaluate(state.params)
+            curve.append(Point(step, seconds, loss, test["accuracy"], test["loss"]))
             if step < config.steps:
                 position = {"batches": batches.state(), "curve": [p._asdict() for p in curve]}
                 checkpoints.save(step, state, position)

@@ -13,7 +13,8 @@ SETTING = {"config": {"steps": 2}, "device": "cpu"}
 
 
 def trial(accuracy):
-    return Trial(accuracy, [Point(1, 0.5, 2.0, accuracy / 2), Point(2, 1.0, 1.0, accuracy)])
+    curve = [Point(1, 0.5, 2.0, accuracy / 2, 2.1), Point(2, 1.0, 1.0, accuracy, 1.2)]
+    return Trial(accuracy, curve)
 
 
 @pytest.fixture

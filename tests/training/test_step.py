@@ -290,6 +290,21 @@ def test_norms_embedding_and_head_always_train(adamw_run):
         assert np.all(first["blocks"][name]["scale"] != last["blocks"][name]["scale"])
 
 
+def test_columns_stay_for_an_interval():
+    """Rows that move are drawn anew every three steps, and not in between."""
+    plain = Optimizer(learning_rate=0.05, momentum=0.0, schedule="constant")
+    settings = config(optimizer=plain, pruning=Pruning(policy="uniform", interval=3))
+    step, state = compiled(settings)
+    moved = []
+    for _ in range(6):
+        old = np.asarray(state.params["blocks"]["fc2"]["kernel"])
+        state, _ = step(state, batch())
+        moved.append(np.any(old != state.params["blocks"]["fc2"]["kernel"], axis=-1))
+    assert all(np.array_equal(moved[0], other) for other in moved[1:3])
+    assert all(np.array_equal(moved[3], other) for other in moved[4:])
+    assert not np.array_equal(moved[0], moved[3])
+
+
 # --- evaluation ---
 
 

@@ -1,0 +1,122 @@
+"""The accuracy study: trains every arm of `arms.py` with several seeds, all paired.
+
+    python benchmarks/accuracy/glyphs.py && python benchmarks/accuracy/pretrain.py
+    python benchmarks/accuracy/study.py --questions l,i --seeds 3
+
+Each arm of a seed sees the same batches, augmentation and weights. Results are in the file after
+each run, and runs that it holds are not repeated, so that an interrupted study goes on. Several
+processes may write the file: `--part 0/2` and `--part 1/2` share the work.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import fcntl
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import config as settings
+import glyphs
+import jax
+from arms import ARMS, QUESTIONS, Arm
+
+from pbr_jax import __version__
+from pbr_jax import config as configuration
+from pbr_jax.configs.common import Pruning
+from pbr_jax.training.inputs import load_data
+from pbr_jax.training.metrics import write_json
+from pbr_jax.training.trials import Contestant, prepare, run_trial
+
+OUT = Path("benchmarks/results/accuracy_glyphs.json")
+_CONFIG = str(Path(__file__).with_name("config.py"))
+
+
+def contestant(arm: Arm) -> Contestant:
+    """The arm, compiled."""
+    one = prepare(configuration.load(_CONFIG, arm.settings))
+    if not (arm.dense_every or arm.dense_last):
+        return one
+    first = round(one.config.steps * (1 - arm.dense_last))
+
+    def whole(step: int) -> bool:
+        return step >= first or (arm.dense_every > 0 and step % arm.dense_every == 0)
+
+    return one._replace(step=_mixed(one, whole))
+
+
+def _mixed(one: Contestant, whole: Callable[[int], bool]) -> Callable[[Any, Any], Any]:
+    """Steps of `one`, and of full fine-tuning where `whole(step)` says so."""
+    full = prepare(dataclasses.replace(one.config, method="full", pruning=Pruning()))
+    nothing = full.parts.selector.init()
+
+    def step(state: Any, batch: Any) -> Any:
+        if not whole(int(state.step)):
+            return one.step(state, batch)
+        trained, metrics = full.step(state._replace(pruning=nothing), batch)
+        return trained._replace(pruning=state.pruning), metrics
+
+    return step
+
+
+def study(names: list[str], seeds: range, out: Path) -> None:
+    """Runs what the file lacks."""
+    dataset, digest = None, glyphs.digest_of(Path(settings.FOLDER) / "glyphs.npz")
+    for name in names:
+        missing = [seed for seed in seeds if not _has(out, name, seed)]
+        if not missing:
+            continue
+        one = contestant(ARMS[name])
+        dataset = dataset or load_data(one.config)
+        for seed in missing:
+            folder = Path(settings.FOLDER) / f"run-{name.replace('/', '-')}-{seed}"
+            trial = run_trial(one, seed, dataset, folder)
+            with _locked(out) as content:
+                content |= {"versions": versions(), "images": digest}
+                runs = content.setdefault("runs", {}).setdefault(name, {})
+                runs[str(seed)] = [point._asdict() for point in trial.curve]
+            print(f"{name}, seed {seed}: {trial.accuracy:.2%}", flush=True)
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the results."""
+    return {"jax": jax.__version__, "pbr_jax": __version__, "command": "study.py"}
+
+
+def read(out: Path) -> dict[str, Any]:
+    """The results so far."""
+    return json.loads(out.read_text()) if out.is_file() else {}
+
+
+def _has(out: Path, name: str, seed: int) -> bool:
+    return str(seed) in read(out).get("runs", {}).get(name, {})
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[dict[str, Any]]:
+    """The content, written when the context ends; one process at a time."""
+    with open(Path(settings.FOLDER) / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        content = read(out)
+        yield content
+        write_json(out, content)
+
+
+def main() -> None:
+    """Trains."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--questions", default=",".join(QUESTIONS), help="letters, in this order")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--part", default="0/1", help="i/n: every n-th arm, from the i-th")
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    part, parts = map(int, args.part.split("/"))
+    wanted = [arm for letter in args.questions.split(",") for arm in QUESTIONS[letter].arms]
+    study(list(dict.fromkeys(wanted))[part::parts], range(args.seeds), args.out)
+
+
+if __name__ == "__main__":
+    main()
