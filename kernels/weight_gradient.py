@@ -38,8 +38,8 @@ class Blocks(NamedTuple):
 # Least compute capability and bytes of an element -> blocks. Chosen by what ptxas says of them: no
 # spills, and two blocks on a multiprocessor. Nothing was timed on a GPU yet.
 _BLOCKS = {
-    ((9, 0), 2): Blocks(64, 128, 128, num_warps=8, num_stages=3, num_blocks=264),
-    ((9, 0), 4): Blocks(32, 128, 64, num_warps=4, num_stages=3, num_blocks=264),
+    ((9, 0), 2): Blocks(64, 128, 128, num_warps=8, num_stages=3, num_blocks=132),
+    ((9, 0), 4): Blocks(32, 128, 64, num_warps=4, num_stages=3, num_blocks=132),
     ((8, 0), 2): Blocks(64, 128, 64, num_warps=4, num_stages=3, num_blocks=256),
     ((8, 0), 4): Blocks(32, 128, 64, num_warps=4, num_stages=3, num_blocks=256),
 }

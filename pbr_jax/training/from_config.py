@@ -91,6 +91,7 @@ def build(config: Config) -> Parts:
         accumulation_steps=o.accumulation_steps,
         interval=config.pruning.interval,
         importance_weighting=config.pruning.importance_weighting,
+        implementation=plan.implementation,
     )
     return Parts(method, model, tx, selector, schedule, train_step, make_eval_step(model))
 

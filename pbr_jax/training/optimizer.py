@@ -3,7 +3,8 @@
 Rows that were not selected are frozen: neither momentum nor weight decay moves them, and their
 moments stay ("halts the updating of corresponding weights", section 4.1). `update_rows` gathers the
 selected rows of parameters and of every optimizer moment, lets Optax update these small arrays, and
-scatters the result back into donated buffers, so the other rows are not even read.
+scatters the result back into donated buffers, so the other rows are not even read. On a GPU a
+kernel does the same in one pass.
 """
 
 import math
@@ -12,6 +13,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+
+from pbr_jax.kernels import row_update
+from pbr_jax.kernels.row_update import Rule, Scalars
+from pbr_jax.ops import dispatch
+from pbr_jax.plans import Implementation
 
 PyTree = Any
 
@@ -51,6 +57,34 @@ class _All:
 ALL = _All()
 
 
+class Optimizer(optax.GradientTransformation):
+    """An Optax transformation with what it does, for the kernel that does the same.
+
+    Attributes:
+      rule: elementwise, its weight decay for kernels only.
+      schedule: step -> learning rate.
+      clip_norm: largest global norm of the gradient, or None.
+    """
+
+    rule: Rule
+    schedule: optax.Schedule
+    clip_norm: float | None
+
+
+class Updated(NamedTuple):
+    """What a step makes of the parameters.
+
+    Attributes:
+      params, opt_state: new ones.
+      norms: squared norms `[R]` of the gradient's slices, before clipping, for every leaf that has
+        `Rows`; None for the others.
+    """
+
+    params: PyTree
+    opt_state: optax.OptState
+    norms: PyTree
+
+
 def learning_rate(
     peak: float, steps: int, warmup_steps: int, schedule: Literal["cosine", "linear", "constant"]
 ) -> optax.Schedule:
@@ -76,7 +110,7 @@ def make_optimizer(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     clip_norm: float | None = 1.0,
-) -> optax.GradientTransformation:
+) -> Optimizer:
     """SGD with momentum or AdamW (decoupled decay), behind global-norm clipping.
 
     Weight decay applies to leaves named `kernel` only: biases, LayerNorm, the class token and the
@@ -92,11 +126,21 @@ def make_optimizer(
         )
     else:
         raise ValueError(f"optimizer.name = {name!r}: must be sgd or adamw")
-    return rule if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), rule)
+    if clip_norm is not None:
+        rule = optax.chain(optax.clip_by_global_norm(clip_norm), rule)
+    optimizer = Optimizer(*rule)
+    optimizer.rule = Rule(name, momentum, b1, b2, eps, weight_decay)
+    optimizer.schedule, optimizer.clip_norm = schedule, clip_norm
+    return optimizer
+
+
+def is_kernel(path: tuple) -> bool:
+    """Whether weight decay applies to the leaf at `path`."""
+    return path[-1].key == "kernel"
 
 
 def _is_kernel(params: PyTree) -> PyTree:
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: is_kernel(path), params)
 
 
 def update_rows(
@@ -106,7 +150,8 @@ def update_rows(
     params: PyTree,
     rows: PyTree,
     apply: jax.Array,
-) -> tuple[PyTree, optax.OptState]:
+    implementation: Implementation | None = None,
+) -> Updated:
     """One optimizer step on the selected rows.
 
     Equal to the dense optimizer whose parameters and moments are put back wherever a row was not
@@ -120,11 +165,15 @@ def update_rows(
       params: all parameters.
       rows: like `params`, each leaf a `Rows` or `ALL`.
       apply: bool scalar; where False nothing changes (a step whose gradient is not finite).
+      implementation: see `pbr_jax.ops.dispatch`; the kernel knows what `make_optimizer` makes.
 
-    Returns:
-      New parameters and optimizer state.
+    Raises:
+      ValueError: the named implementation cannot run.
     """
-
+    selected = [leaf for leaf in jax.tree.leaves(rows, is_leaf=_is_rows) if isinstance(leaf, Rows)]
+    if selected and _choose(tx, params, implementation) == "triton":
+        assert isinstance(tx, Optimizer)
+        return _update_in_place(tx, grads, opt_state, params, rows, apply)
     # The same tree for the optimizer state: moments follow their parameter, counters are whole.
     state_rows = optax.tree_utils.tree_map_params(
         tx, lambda _, r: r, opt_state, rows, transform_non_params=lambda _: ALL
@@ -137,7 +186,94 @@ def update_rows(
         (new_params, new_state),
         (packed_params, packed_state),
     )
-    return _scatter(rows, params, new_params), _scatter(state_rows, opt_state, new_state)
+    norms = jax.tree.map(
+        lambda r, g: _squared_norms(g) if isinstance(r, Rows) else None,
+        rows,
+        grads,
+        is_leaf=_is_rows,
+    )
+    return Updated(
+        _scatter(rows, params, new_params), _scatter(state_rows, opt_state, new_state), norms
+    )
+
+
+def _squared_norms(grad: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.square(grad.astype(jnp.float32)), axis=tuple(range(1, grad.ndim)))
+
+
+def _choose(tx, params: PyTree, implementation: Implementation | None) -> Implementation:
+    refusal = None
+    dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(params)}
+    if not isinstance(tx, Optimizer):
+        refusal = "it knows the optimizers of make_optimizer, and this is another"
+    elif dtypes != {"float32"}:
+        refusal = f"parameters are {', '.join(sorted(dtypes))}: must be float32"
+    return dispatch.choose("the optimizer", implementation, {"triton": dispatch.Offer(refusal)})
+
+
+def _update_in_place(tx: Optimizer, grads, opt_state, params, rows, apply) -> Updated:
+    """`update_rows` by the kernel where there are rows, and by the same rule elsewhere."""
+    rule = tx.rule
+    count = optax.tree.get_all_with_path(opt_state, "count")[0][
+        1
+    ]  # Adam's and the schedule's agree
+    steps = optax.safe_increment(count)
+    scale = jnp.ones((), jnp.float32)
+    if tx.clip_norm is not None:
+        scale = jnp.minimum(scale, tx.clip_norm / optax.tree.norm(grads))
+    now = Scalars(
+        apply=apply.astype(jnp.float32),
+        rate=tx.schedule(count),
+        scale=scale,
+        correction1=1 - rule.b1 ** steps.astype(jnp.float32),
+        correction2=1 - rule.b2 ** steps.astype(jnp.float32),
+    )
+
+    def update(path, selected, param, grad, *moments):
+        own = rule if is_kernel(path) else rule._replace(weight_decay=0.0)
+        if isinstance(selected, Rows):
+            return _update_slices(own, now, selected, param, grad, moments)
+        new, sums = own.new(param, grad * scale, moments, now)
+        kept = [
+            jnp.where(apply, a, b) for a, b in zip((new, *sums), (param, *moments), strict=True)
+        ]
+        return None, *kept
+
+    structure: Any
+    leaves, structure = jax.tree_util.tree_flatten_with_path(rows, is_leaf=_is_rows)
+    trees = params, grads, *(optax.tree.get(opt_state, name) for name in rule.moments)
+    columns = [structure.flatten_up_to(tree) for tree in trees]
+    updated = [update(*leaf, *own) for leaf, *own in zip(leaves, *columns, strict=True)]
+    norms, new_params, *sums = (structure.unflatten(part) for part in zip(*updated, strict=True))
+    new_state = optax.tree.set(
+        opt_state,
+        count=jnp.where(apply, steps, count),
+        **dict(zip(rule.moments, sums, strict=True)),
+    )
+    return Updated(new_params, new_state, norms)
+
+
+def _update_slices(rule: Rule, now: Scalars, selected: Rows, param, grad, moments) -> tuple:
+    """Norms of the gradient's slices, parameter and moments; a slice may be several rows."""
+    if selected.slots.size == 0:
+        return jnp.zeros((0,), jnp.float32), param, *moments
+    each = math.prod(param.shape[selected.axes : -1])
+    slots = selected.slots[:, None] * each + jnp.arange(each, dtype=jnp.int32)[None]
+    new, sums, norms = row_update.update_rows(
+        rule,
+        now,
+        slots.reshape(-1),
+        _matrix(grad),
+        _matrix(param),
+        tuple(_matrix(moment) for moment in moments),
+        interpret=dispatch.interpreting(),
+    )
+    norms = jnp.sum(norms.reshape(-1, each), axis=1)
+    return norms, *(array.reshape(param.shape) for array in (new, *sums))
+
+
+def _matrix(leaf: jax.Array) -> jax.Array:
+    return leaf.reshape(-1, leaf.shape[-1])
 
 
 def _is_rows(node: Any) -> bool:

@@ -47,15 +47,16 @@ class Selector(NamedTuple):
     Attributes:
       init: `() -> state`.
       select: `(key, state, step) -> (state, selection)`. The key is consumed.
-      update: `(state, selection, grads, step) -> state`; `grads` is `{site: {"kernel", "bias"}}`,
-        the kernel's packed `[L, K, F]` where the site has columns, before any division by p.
+      update: `(state, selection, grads, step, norms) -> state`; `grads` is `{site: {"kernel",
+        "bias"}}`, the kernel's packed `[L, K, F]` where the site has columns, before any division
+        by p. `norms`, squared norms of its rows `{site: [L, K]}`, are computed where None.
       unbias: `(state, selection, grads) -> grads`: kept rows divided by the probability that they
         were drawn with.
     """
 
     init: Callable[[], SelectorState]
     select: Callable[[jax.Array, SelectorState, jax.Array], tuple[SelectorState, Selection]]
-    update: Callable[[SelectorState, Selection, PyTree, jax.Array], SelectorState]
+    update: Callable[..., SelectorState]
     unbias: Callable[[SelectorState, Selection, PyTree], PyTree]
 
 
@@ -100,11 +101,11 @@ def make_selector(
             columns[site] = chosen
         return state._replace(tensors=drawn), Selection(columns, active)
 
-    def update(state, selection, grads, step):
+    def update(state, selection, grads, step, norms=None):
         columns = {}
         for site, policy in policies.items():
-            norms = jnp.sum(jnp.square(grads[site]["kernel"].astype(jnp.float32)), axis=-1)
-            columns[site] = policy.update(state.columns[site], selection.columns[site], norms)
+            squares = norms[site] if norms else _row_norms(grads[site]["kernel"])
+            columns[site] = policy.update(state.columns[site], selection.columns[site], squares)
         updated = {}
         for site, spar in tensors.items():
             updated[site] = {
@@ -129,6 +130,22 @@ def make_selector(
 def block_flags(active: jax.Array, num_blocks: int) -> jax.Array:
     """Indices of active blocks as flags: `int32 [M] -> bool [L]`."""
     return jnp.zeros((num_blocks,), bool).at[active].set(True)
+
+
+def _row_norms(grad: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.square(grad.astype(jnp.float32)), axis=-1)
+
+
+def column_norms(selection: Selection, norms: PyTree) -> dict[str, jax.Array]:
+    """What `update_rows` found in the rows that `trained_rows` names, as `{site: [L, K]}`."""
+    found = {}
+    for site, columns in selection.columns.items():
+        rows = norms[site]["kernel"].reshape(-1, columns.shape[1])
+        active = selection.active.get(site, {}).get("kernel")
+        if active is not None:
+            rows = jnp.zeros(columns.shape, rows.dtype).at[active].set(rows)
+        found[site] = rows
+    return found
 
 
 def _tensor_norms(grad: jax.Array, active: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from pbr_jax.models import Classifier
-from pbr_jax.plans import SITES
+from pbr_jax.plans import SITES, Implementation
 from pbr_jax.training import selection as selecting
 from pbr_jax.training.optimizer import ALL, update_rows
 from pbr_jax.training.state import TrainState
@@ -71,6 +71,7 @@ def make_train_step(
     accumulation_steps: int = 1,
     interval: int = 1,
     importance_weighting: bool = False,
+    implementation: Implementation | None = None,
 ) -> TrainStep:
     """The train step `(state, batch) -> (state, metrics)`; jit it with the state donated.
 
@@ -84,6 +85,7 @@ def make_train_step(
         does not change, and nearly the same ones under a policy that learns.
       importance_weighting: divide kept rows by their probability (Theorem 1) or not (the authors'
         code).
+      implementation: of the optimizer, see `pbr_jax.ops.dispatch`.
 
     A step whose loss or gradient is not finite changes neither parameters nor optimizer nor
     policies.
@@ -100,13 +102,17 @@ def make_train_step(
             loss, trained, frozen, selection, batch, dropout_key, accumulation_steps
         )
         blocks = grads["blocks"]
-        learned = selector.update(drawn, selection, blocks, state.step)
         if importance_weighting:
             grads = grads | {"blocks": selector.unbias(drawn, selection, blocks)}
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
         rows, packed = _pack(selection, grads, state.params, num_blocks)
-        params, opt_state = update_rows(tx, packed, state.opt_state, state.params, rows, finite)
+        params, opt_state, norms = update_rows(
+            tx, packed, state.opt_state, state.params, rows, finite, implementation
+        )
+        # The optimizer sees the rows divided by p, the policies what they were before.
+        seen = None if importance_weighting else selecting.column_norms(selection, norms["blocks"])
+        learned = selector.update(drawn, selection, blocks, state.step, seen)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), learned, state.pruning)
         return (
             TrainState(state.step + 1, state.key, params, opt_state, kept),

@@ -7,6 +7,7 @@ import optax
 import pytest
 from fakes import quick_jit
 
+from pbr_jax.ops import dispatch
 from pbr_jax.training.optimizer import ALL, Rows, learning_rate, make_optimizer, update_rows
 
 BLOCKS, COLUMNS, FEATURES, KEPT = 3, 6, 2, 4
@@ -71,7 +72,7 @@ def pack(columns, active, grads):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_equals_the_dense_optimizer_with_rows_put_back(name):
+def test_equals_the_dense_optimizer_with_rows_put_back(name, implementation):
     tx = optimizer(**OPTIMIZERS[name])
     generator = np.random.default_rng(0)
     params = random_tree(generator)
@@ -80,7 +81,7 @@ def test_equals_the_dense_optimizer_with_rows_put_back(name):
     @quick_jit
     def sparse(params, state, columns, active, grads):
         rows, packed = pack(columns, active, grads)
-        return update_rows(tx, packed, state, params, rows, jnp.asarray(True))
+        return update_rows(tx, packed, state, params, rows, jnp.asarray(True), implementation)
 
     @quick_jit
     def dense(params, state, grads):
@@ -89,7 +90,8 @@ def test_equals_the_dense_optimizer_with_rows_put_back(name):
 
     for _ in range(4):
         columns, active, masks, grads = draw_step(generator)
-        actual = sparse(*actual, columns, active, grads)
+        *actual, norms = sparse(*actual, columns, active, grads)
+        check_norms(norms, pack(columns, active, grads))
         moved = dense(*expected, grads)
         expected = jax.tree.map(
             lambda new, old, masks=masks: jnp.where(masks.get(new.shape, True), new, old),
@@ -97,7 +99,9 @@ def test_equals_the_dense_optimizer_with_rows_put_back(name):
             expected,
         )
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), actual, expected
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+            tuple(actual),
+            expected,
         )
         untouched = ~np.broadcast_to(
             masks[BLOCKS, COLUMNS, FEATURES], actual[0]["fc"]["kernel"].shape
@@ -105,36 +109,75 @@ def test_equals_the_dense_optimizer_with_rows_put_back(name):
         assert untouched.any()
 
 
-def test_unselected_rows_keep_their_bits_under_weight_decay():
+def check_norms(norms, packed):
+    """Squared norms of the slices that have rows, and of these alone."""
+    rows, grads = packed
+    assert norms["norm"] == {"scale": None} and norms["head"] == {"kernel": None}
+    for name in rows["fc"]:
+        squares = np.square(np.asarray(grads["fc"][name], np.float64))
+        expected = squares.reshape(squares.shape[0], -1).sum(axis=1)
+        np.testing.assert_allclose(norms["fc"][name], expected, rtol=1e-5)
+
+
+def test_unselected_rows_keep_their_bits_under_weight_decay(implementation):
     tx = optimizer(weight_decay=0.3)
     params = random_tree(np.random.default_rng(0))
     state = tx.init(params)
     columns, active, masks, grads = draw_step(np.random.default_rng(1))
     rows, packed = pack(columns, active, grads)
-    new, _ = update_rows(tx, packed, state, params, rows, jnp.asarray(True))
+    new = update_rows(tx, packed, state, params, rows, jnp.asarray(True), implementation).params
     moved = np.asarray(new["fc"]["kernel"] != params["fc"]["kernel"])
     kept = np.broadcast_to(masks[BLOCKS, COLUMNS, FEATURES], moved.shape)
     np.testing.assert_array_equal(moved, kept)
 
 
-def test_a_step_that_is_not_applied_changes_nothing():
+def test_a_step_that_is_not_applied_changes_nothing(implementation):
     tx = optimizer(weight_decay=0.3)
     params = random_tree(np.random.default_rng(0))
     state = tx.init(params)
     columns, active, _, grads = draw_step(np.random.default_rng(1))
     grads["head"]["kernel"] = grads["head"]["kernel"].at[0, 0].set(jnp.nan)
     rows, packed = pack(columns, active, grads)
-    new = update_rows(tx, packed, state, params, rows, jnp.asarray(False))
-    jax.tree.map(np.testing.assert_array_equal, new, (params, state))
+    new = update_rows(tx, packed, state, params, rows, jnp.asarray(False), implementation)
+    jax.tree.map(np.testing.assert_array_equal, tuple(new[:2]), (params, state))
 
 
-def test_rows_of_another_optimizer_state_leaf_stay_whole():
+def test_slices_of_several_rows_and_none_at_all(implementation):
+    """JointSPAR freezes whole blocks of a kernel that is trained densely, or all of them."""
+    tx = optimizer(weight_decay=0.3)
+    params = random_tree(np.random.default_rng(0))
+    _, active, _, grads = draw_step(np.random.default_rng(1))
+    rows = jax.tree.map(lambda _: ALL, params)
+    rows["fc"] = {"kernel": Rows(active, axes=1), "bias": Rows(active[:0], axes=1)}
+    packed = grads | {"fc": {n: grads["fc"][n][rows["fc"][n].slots] for n in rows["fc"]}}
+    new = update_rows(
+        tx, packed, tx.init(params), params, rows, jnp.asarray(True), implementation
+    ).params
+    moved = np.any(np.asarray(new["fc"]["kernel"] != params["fc"]["kernel"]), axis=(1, 2))
+    np.testing.assert_array_equal(moved, np.isin(np.arange(BLOCKS), active))
+    np.testing.assert_array_equal(new["fc"]["bias"], params["fc"]["bias"])
+
+
+def test_the_kernel_is_refused_for_an_optimizer_that_it_does_not_know():
+    params = random_tree(np.random.default_rng(0))
+    columns, active, _, grads = draw_step(np.random.default_rng(1))
+    rows, packed = pack(columns, active, grads)
+    tx = optax.sgd(0.1)
+    with (
+        dispatch.interpreted(),
+        pytest.raises(ValueError, match="knows the optimizers of make_opt"),
+    ):
+        update_rows(tx, packed, tx.init(params), params, rows, jnp.asarray(True), "triton")
+
+
+def test_rows_of_another_optimizer_state_leaf_stay_whole(implementation):
     """The step counter of Adam is no parameter: it advances whatever is selected."""
     tx = optimizer()
     params = random_tree(np.random.default_rng(0))
     columns, active, _, grads = draw_step(np.random.default_rng(1))
     rows, packed = pack(jnp.full_like(columns, COLUMNS), active[:0], grads)
-    _, state = update_rows(tx, packed, tx.init(params), params, rows, jnp.asarray(True))
+    args = tx, packed, tx.init(params), params, rows, jnp.asarray(True)
+    state = update_rows(*args, implementation).opt_state
     counts = optax.tree.get_all_with_path(state, "count")
     assert counts and all(int(count) == 1 for _, count in counts)
 
