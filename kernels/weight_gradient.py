@@ -9,13 +9,15 @@ and a share of the tokens, and reads its part of dy once for both results:
 The S shares are added in their order, without atomics: the same input gives the same bits.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
+
+from pbr_jax.kernels.parts import Part
 
 
 class Blocks(NamedTuple):
@@ -81,8 +83,8 @@ def weight_gradient(
     def kernel(x_ref, dy_ref, *rest):
         *columns_ref, dw_ref, db_ref = rest
         share = pl.program_id(2)
-        features = _Part(pl.program_id(0) * blocks.features, blocks.features, num_features)
-        rows = _Part(pl.program_id(1) * blocks.rows, blocks.rows, num_rows)
+        features = Part(pl.program_id(0) * blocks.features, blocks.features, num_features)
+        rows = Part(pl.program_id(1) * blocks.rows, blocks.rows, num_rows)
         read = rows.inside
         if columns_ref:
             chosen = triton.load(columns_ref[0].at[rows.slice], mask=rows.inside, other=width)
@@ -90,7 +92,7 @@ def weight_gradient(
 
         def add(step, totals):
             dw, db = totals
-            tokens = _Part((share * steps + step) * blocks.tokens, blocks.tokens, num_tokens)
+            tokens = Part((share * steps + step) * blocks.tokens, blocks.tokens, num_tokens)
             source = x_ref.at[tokens.slice, rows.slice]
             if columns_ref:
                 shape = (blocks.tokens, blocks.rows)
@@ -136,23 +138,3 @@ def weight_gradient(
         name="weight_gradient" if columns is None else "gathered_weight_gradient",
     )(x, dy, *(() if columns is None else (columns,)))
     return jnp.sum(dw, axis=0), jnp.sum(db, axis=0)
-
-
-class _Part(NamedTuple):
-    """Indices `first ... first + size - 1` of an axis, some of which may lie behind its end."""
-
-    first: jax.Array
-    size: int
-    length: int
-
-    @property
-    def slice(self) -> Any:
-        return pl.ds(self.first, self.size)
-
-    @property
-    def indices(self) -> jax.Array:
-        return self.first + lax.iota(jnp.int32, self.size)
-
-    @property
-    def inside(self) -> jax.Array:
-        return self.indices < self.length

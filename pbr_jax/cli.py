@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "weights check": "what a file of weights is, and which configuration it fits",
     "data check": "what is in a data set: counts, classes, sizes, what is broken",
     "data prepare": "download a data set and prepare it for training",
+    "bench kernels": "kernels against XLA and cuDNN; registers, spills and floors without a GPU",
 }
 
 
