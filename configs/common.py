@@ -7,6 +7,7 @@ field are the only source for validation (`pbr_jax.config_rules`), for the conve
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -30,6 +31,25 @@ KEEP = Rule(
     FRACTION.holds,
 )
 TWO_OR_MORE = Rule("must be 2 or more", lambda value: value >= 2)
+_UNITS = {"b": 1} | {
+    f"{prefix}{unit}": base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for unit, base in (("b", 1000), ("ib", 1024))
+}
+
+
+def size_in_bytes(text: str) -> int | None:
+    """`8GiB` or `24 GB` in bytes; None when it is no size above 0."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]+)", text.strip().lower())
+    if match is None or match[2] not in _UNITS:
+        return None
+    return round(float(match[1]) * _UNITS[match[2]]) or None
+
+
+SIZE = Rule(
+    "must be a size with its unit, such as 8GiB, 24GB or 512MiB",
+    lambda text: size_in_bytes(text) is not None,
+)
 RATE = Rule("must be in (0, 1]; 0.5 trains half of the tensors at a time", FRACTION.holds)
 
 
@@ -261,6 +281,9 @@ class Config:
     seed: int = setting(0, "seed of parameters, data order, dropout and columns", NOT_NEGATIVE)
     method: str = setting(
         "prebackrazor", "residual plan; a suffix such as /js50 trains 50 % of the tensors at a time"
+    )
+    memory_budget: str | None = setting(
+        None, "train by the fastest plan that fits in this much memory, in place of method", SIZE
     )
     steps: int = setting(1000, "optimizer steps", AT_LEAST_ONE)
     batch_size: int = setting(64, "examples per optimizer step", AT_LEAST_ONE)

@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "data check": "what is in a data set: counts, classes, sizes, what is broken",
     "data prepare": "download a data set and prepare it for training",
     "bench kernels": "kernels against XLA and cuDNN; registers, spills and floors without a GPU",
+    "fit": "what every method needs on a graphics card, before the run",
 }
 
 

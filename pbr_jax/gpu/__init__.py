@@ -10,6 +10,7 @@ from pbr_jax.gpu.compile import (
     require_compiler,
 )
 from pbr_jax.gpu.presence import gpu_is_present, use_cpu_without_gpu
+from pbr_jax.gpu.target import parse_target_config, present_card, sized_card
 
 __all__ = [
     "CARDS",
@@ -21,7 +22,10 @@ __all__ = [
     "find_card",
     "gpu_is_present",
     "memory",
+    "parse_target_config",
+    "present_card",
     "require_compiler",
+    "sized_card",
     "target_config",
     "use_cpu_without_gpu",
 ]

@@ -42,6 +42,11 @@ class Card:
     shared_per_block: int
     threads_per_core: int
 
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether it computes in bfloat16; before Ampere XLA emulates that in float32."""
+        return self.capability >= (8, 0)
+
 
 _KIB, _MIB = 2**10, 2**20
 

@@ -209,6 +209,14 @@ def num_columns(sizes: Sizes) -> dict[str, int]:
     return {"qkv": sizes.width, "proj": sizes.width, "fc1": sizes.width, "fc2": sizes.mlp_dim}
 
 
+def num_tokens(config: Config) -> int:
+    """N: tokens of an example, padding included."""
+    m = config.model.resolved()
+    if m.family == "bert":
+        return m.max_length
+    return (m.image_size // m.patch) ** 2 + (m.pool == "cls")
+
+
 def random_params(config: Config, model: Classifier) -> Any:
     """Fresh parameters, float32."""
     example = jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), model.input_specs(1))

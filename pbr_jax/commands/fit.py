@@ -1,0 +1,141 @@
+"""Says what a train step needs on a graphics card, by every method, before anything runs.
+
+    pbr fit --config configs/digits.py --gpu rtx4090
+    pbr fit --config configs/digits.py --gpu 8GiB --config.batch_size=256 --json
+
+The real train step is compiled for the card, which need not be there, by the packages of the extra
+`gpu-compiler`; where they are absent the figures are those of a formula, and it says so. A method
+fits if its peak and the reserve are within the card's memory. Step times are arithmetic, as a
+fraction of full fine-tuning's. Exit code 1: no method fits, or one could not be compiled.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import rich.console
+import rich.progress
+
+from pbr_jax.config import ConfigError
+from pbr_jax.config_rules import method_fault
+from pbr_jax.configs.common import SIZE, Config, size_in_bytes
+from pbr_jax.flags import add_config
+from pbr_jax.gpu import (
+    CARDS,
+    Card,
+    GpuCompilerMissing,
+    find_card,
+    parse_target_config,
+    present_card,
+    require_compiler,
+    sized_card,
+)
+from pbr_jax.training import fit
+from pbr_jax.training.fit_cache import cache_folder, cached
+from pbr_jax.training.fit_table import Table, print_table, to_json, to_markdown
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `pbr fit`."""
+    add_config(parser)
+    parser.add_argument(
+        "--gpu",
+        metavar="NAME|SIZE",
+        help=f"{', '.join(CARDS)}, or a memory such as 8GiB; default: the GPU of this machine",
+    )
+    parser.add_argument(
+        "--gpu-file", type=Path, metavar="FILE", help="a card described as docs/fit.md says"
+    )
+    parser.add_argument("--methods", metavar="A,B", help="instead of all methods and plans")
+    parser.add_argument(
+        "--reserve", default="0.75GiB", metavar="SIZE", help="memory left free, default %(default)s"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON; progress goes to stderr")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    parser.add_argument("--no-cache", action="store_true", help="compile all of it again")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Finds and prints the rows; returns the exit code."""
+    config: Config = args.arguments.config
+    card, names, reserve = _read(args, config)
+    missing, measure = "", fit.estimated
+    try:
+        require_compiler()
+        compiled = fit.compiled(card)
+        measure = compiled if args.no_cache else cached(compiled, card, cache_folder())
+    except GpuCompilerMissing as error:
+        missing = str(error)
+    rows = _find(config, names, card, reserve, measure)
+    table = Table(config, card, reserve, tuple(rows), missing)
+    if args.json:
+        print(json.dumps(to_json(table), indent=2))
+    elif args.markdown:
+        print(to_markdown(table))
+    else:
+        print_table(table, rich.console.Console(highlight=False), args.arguments)
+    if not any(row.fits for row in rows):
+        print(table.smallest_need(), file=sys.stderr)
+    failed = any(row.fault and not row.indivisible for row in rows)
+    return int(failed or not any(row.fits for row in rows))
+
+
+def _read(args: argparse.Namespace, config: Config) -> tuple[Card, list[str], int]:
+    """The card, the methods and the reserve; every fault at once."""
+    faults: list[str] = []
+    card = None
+    try:
+        card = _card(args.gpu, args.gpu_file)
+    except (ValueError, OSError) as error:
+        faults.append(str(error))
+    names = args.methods.split(",") if args.methods else fit.method_names(config)
+    for name in names:
+        fault = method_fault(name)
+        faults += [f"--methods {name}: {fault}"] if fault else []
+    reserve = 0 if args.reserve == "0" else size_in_bytes(args.reserve)
+    faults += [f"--reserve {args.reserve}: {SIZE.text}, or 0"] if reserve is None else []
+    if faults:
+        raise ConfigError(faults, "the command line", "`pbr fit --help` says more.")
+    assert card is not None and reserve is not None
+    return card, names, reserve
+
+
+def _card(gpu: str | None, file: Path | None) -> Card:
+    if gpu is not None and file is not None:
+        raise ValueError("--gpu and --gpu-file: give one of them")
+    if file is not None:
+        return parse_target_config(file.read_text(encoding="utf-8"), str(file))
+    if gpu is None:
+        card = present_card()
+        if card is None:
+            raise ValueError(
+                f"--gpu: JAX sees no GPU here; name one ({', '.join(CARDS)}), or a memory such as "
+                "8GiB, or give --gpu-file"
+            )
+        return card
+    if (size := size_in_bytes(gpu)) is not None:
+        return sized_card(gpu, size)
+    try:
+        return find_card(gpu)
+    except ValueError as error:
+        text = str(error).removeprefix("name = ")
+        raise ValueError(
+            f"--gpu {text}; or give a memory such as 8GiB, or --gpu-file for a card of your own"
+        ) from None
+
+
+def _find(config: Config, names: list[str], card: Card, reserve: int, measure) -> list[fit.Row]:
+    columns = (
+        rich.progress.SpinnerColumn(),
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(None),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeElapsedColumn(),
+    )
+    console = rich.console.Console(stderr=True)
+    with rich.progress.Progress(*columns, console=console, transient=True, expand=True) as bar:
+        task = bar.add_task(f"methods on {card.name}", total=len(names))
+        return fit.find_rows(
+            config, names, card, reserve, measure, done=lambda row: bar.advance(task)
+        )
