@@ -23,6 +23,7 @@ from pbr_jax.flags import Arguments, next_command, run_cli
 from pbr_jax.gpu import memory as compiled_memory
 from pbr_jax.gpu import use_cpu_without_gpu
 from pbr_jax.training import from_config, metrics
+from pbr_jax.training.budget import OutOfMemory, explain_out_of_memory, settle
 from pbr_jax.training.checkpointing import Checkpointer, CheckpointError
 from pbr_jax.training.console import Console
 from pbr_jax.training.history import PruningHistory
@@ -39,7 +40,10 @@ def main(args: Arguments) -> int:
     use_cpu_without_gpu()
     config, workdir, began = args.config, args.workdir, time.monotonic()
     checkpoints = Checkpointer(workdir / "checkpoints", config.keep_checkpoints, print)
-    notes = check_same_run(workdir, config) if checkpoints.steps() else []
+    saved = saved_settings(workdir) if checkpoints.steps() else None
+    config, notes = settle(config, saved)
+    args = args._replace(config=config)
+    notes += configuration.check_resume(saved, config, workdir) if saved is not None else []
 
     dataset, inputs, workers = load_data(config), make_inputs(config), config.data.workers
     batches = data.TrainBatches(dataset.train, inputs, config.batch_size, config.seed, workers)
@@ -52,7 +56,7 @@ def main(args: Arguments) -> int:
     full_use = from_config.memory_use(fully_fine_tuned(config))
     full = None if use == full_use else full_use
 
-    with StopSignals() as stop, checkpoints:
+    with explain_out_of_memory(config), StopSignals() as stop, checkpoints:
         restored = checkpoints.restore(shapes)
         console = Console(config.steps, start=0 if restored is None else restored.step)
         console.header(headline(config, shapes.params), config.method, use, full)
@@ -78,6 +82,7 @@ def main(args: Arguments) -> int:
 
         train_step = jax.jit(parts.train_step, donate_argnums=0)
         compiled = train_step.lower(shapes, from_config.batch_specs(config)).compile()
+        console.compiled(compiled_memory(compiled))
         history = PruningHistory(workdir, None if restored is None else start)
         writer = metrics.MetricsWriter(workdir, None if restored is None else start)
         with console, writer:
@@ -116,15 +121,15 @@ def main(args: Arguments) -> int:
     return 0
 
 
-def check_same_run(workdir: Path, config: Config) -> list[str]:
-    """Lines about harmless changes since the run in `workdir` was started; raises for others."""
+def saved_settings(workdir: Path) -> dict[str, Any]:
+    """The settings with which the run in `workdir` was started."""
     saved = workdir / "config.json"
     if not saved.is_file():
         raise ValueError(
             f"{workdir} has checkpoints but no config.json, so they may be of another run;"
             " take another --workdir"
         )
-    return configuration.check_resume(json.loads(saved.read_text()), config, workdir)
+    return json.loads(saved.read_text())
 
 
 def fully_fine_tuned(config: Config) -> Config:
@@ -169,4 +174,4 @@ def summarize(
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main, errors=(ValueError, OSError, CheckpointError, Diverged)))
+    sys.exit(run_cli(main, errors=(ValueError, OSError, CheckpointError, Diverged, OutOfMemory)))

@@ -81,8 +81,12 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def default_workdir(config: Config) -> Path:
-    """`runs/NAME-METHOD`, so that the same command resumes and another method starts afresh."""
-    return Path("runs") / f"{config.name}-{config.method.replace('/', '-')}"
+    """`runs/NAME-METHOD`, so that the same command resumes and another method starts afresh.
+
+    A memory budget stands for the method that it chooses.
+    """
+    chosen = config.memory_budget or config.method
+    return Path("runs") / f"{config.name}-{chosen.replace('/', '-')}"
 
 
 def next_command(arguments: Arguments) -> tuple[str, str]:
@@ -92,8 +96,8 @@ def next_command(arguments: Arguments) -> tuple[str, str]:
     words = ["python", "train.py"]
     words += ["--config", arguments.spec] if arguments.spec != DEFAULT_SPEC else []
     # Full fine-tuning prunes nothing and would refuse to be told how.
-    dropped = ("method=", "pruning.", "plan.") if method == "full" else ("method=",)
-    others = [word for word in arguments.overrides if not word.startswith(dropped)]
+    dropped = ["method=", "memory_budget=", *(("pruning.", "plan.") if method == "full" else ())]
+    others = [word for word in arguments.overrides if not word.startswith(tuple(dropped))]
     words += [f"--config.{word}" for word in (*others, f"method={method}")]
     if arguments.workdir != default_workdir(config):
         words += ["--workdir", f"{arguments.workdir}-{method}"]

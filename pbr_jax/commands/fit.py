@@ -24,15 +24,13 @@ from pbr_jax.flags import add_config
 from pbr_jax.gpu import (
     CARDS,
     Card,
-    GpuCompilerMissing,
     find_card,
     parse_target_config,
     present_card,
-    require_compiler,
     sized_card,
 )
 from pbr_jax.training import fit
-from pbr_jax.training.fit_cache import cache_folder, cached
+from pbr_jax.training.budget import RESERVE, measure_for
 from pbr_jax.training.fit_table import Table, print_table, to_json, to_markdown
 
 
@@ -49,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--methods", metavar="A,B", help="instead of all methods and plans")
     parser.add_argument(
-        "--reserve", default="0.75GiB", metavar="SIZE", help="memory left free, default %(default)s"
+        "--reserve", default=RESERVE, metavar="SIZE", help="memory left free, default %(default)s"
     )
     parser.add_argument("--json", action="store_true", help="print JSON; progress goes to stderr")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
@@ -60,13 +58,7 @@ def main(args: argparse.Namespace) -> int:
     """Finds and prints the rows; returns the exit code."""
     config: Config = args.arguments.config
     card, names, reserve = _read(args, config)
-    missing, measure = "", fit.estimated
-    try:
-        require_compiler()
-        compiled = fit.compiled(card)
-        measure = compiled if args.no_cache else cached(compiled, card, cache_folder())
-    except GpuCompilerMissing as error:
-        missing = str(error)
+    measure, missing = measure_for(card, cache=not args.no_cache)
     rows = _find(config, names, card, reserve, measure)
     table = Table(config, card, reserve, tuple(rows), missing)
     if args.json:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from typing import Any
 
 import jax
 
@@ -39,7 +40,7 @@ def parse_target_config(text: str, name: str) -> Card:
     Raises:
       ValueError: it is no such text, or lacks fields; all that are missing are named.
     """
-    numbers = {key: value for key, value in re.findall(r"(\w+)\s*:\s*([\d.eE+-]+)", text)}
+    numbers = dict(re.findall(r"(\w+)\s*:\s*([\d.eE+-]+)", text))
     capability = re.search(r"cuda_compute_capability\s*:?\s*\{([^}]*)\}", text)
     major, minor = (
         re.search(rf"\b{part}\s*:\s*(\d+)", capability[1]) if capability else None
@@ -55,12 +56,10 @@ def parse_target_config(text: str, name: str) -> Card:
         )
     assert major is not None
     described = re.search(r"device_description_str\s*:\s*\"([^\"]*)\"", text)
-    kinds = {field.name: field.type for field in dataclasses.fields(Card)}
+    values: dict[str, Any] = {}
     try:
-        values = {
-            field: float(numbers[key]) if kinds[field] is float else int(numbers[key])
-            for field, key in _FIELDS.items()
-        }
+        for field, key in _FIELDS.items():
+            values[field] = (float if field == "clock_ghz" else int)(numbers[key])
     except ValueError as error:
         raise ValueError(f"{name}: a count in it is not a whole number: {error}") from None
     if wrong := [_FIELDS[field] for field, value in values.items() if value <= 0]:

@@ -11,11 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+import jax
 import rich.console
 import rich.progress
 import rich.table
 from rich.text import Text
 
+from pbr_jax.gpu import MemoryReport
 from pbr_jax.training.memory import MemoryUse
 
 Metrics = Mapping[str, float]
@@ -62,8 +64,6 @@ def format_ratio(mine: float, full: float) -> str:
 
 def memory_in_use() -> str:
     """The largest memory use so far: of the accelerator, or of this process where there is none."""
-    import jax
-
     statistics = jax.local_devices()[0].memory_stats()
     if statistics:
         return f"GPU {format_bytes(statistics['peak_bytes_in_use'])}"
@@ -148,6 +148,16 @@ class Console:
             pairs = zip((*memory, memory.total), (*full, full.total), strict=True)
             self._memory_row("full fine-tuning", [format_bytes(n) for n in (*full, full.total)])
             self._memory_row("", [format_ratio(mine, other) for mine, other in pairs], "green")
+
+    def compiled(self, need: MemoryReport) -> None:
+        """What the compiler plans for a step, before the first one."""
+        device = jax.local_devices()[0]
+        limit = (device.memory_stats() or {}).get("bytes_limit")
+        self.message(
+            f"{'compiled step':<20}temp {format_bytes(need.temp_bytes)}, peak "
+            f"{format_bytes(need.peak_bytes)} with state and batch, on {device.device_kind}"
+            + (f", where JAX has {format_bytes(limit)}" if limit else "")
+        )
 
     def _memory_row(self, name: str, cells: list[str], style: str = "") -> None:
         self.message((f"{name:<20}" + "".join(f"{cell:>12}" for cell in cells)).rstrip(), style)

@@ -44,16 +44,16 @@ class Table(NamedTuple):
 
     def smallest_need(self) -> str:
         """What there would have to be, where nothing fits."""
-        found = [row for row in self.rows if row.need is not None]
-        if not found:
+        peaks = [(row.need.peak_bytes, row.method) for row in self.rows if row.need is not None]
+        if not peaks:
             return f"nothing is known to fit in {format_bytes(self.card.memory_bytes)}"
-        least = min(found, key=lambda row: row.need.peak_bytes)
-        need = least.need.peak_bytes + self.reserve_bytes
+        peak, least = min(peaks)
         smaller = [row.largest_batch or 0 for row in self.rows]
         hint = f"a batch of {max(smaller)} would fit" if any(smaller) else "no batch would fit"
         return (
-            f"nothing fits in {format_bytes(self.card.memory_bytes)}: {least.method}, the smallest,"
-            f" needs {format_bytes(need)} with the reserve at batch {self.config.batch_size}; {hint}"
+            f"nothing fits in {format_bytes(self.card.memory_bytes)}: {least}, the smallest, needs"
+            f" {format_bytes(peak + self.reserve_bytes)} with the reserve at batch"
+            f" {self.config.batch_size}; {hint}"
         )
 
 
@@ -136,11 +136,23 @@ def headline(table: Table) -> str:
     )
 
 
+def in_brief(table: Table) -> str:
+    """The fastest method that fits and what its figures are, in one line."""
+    best = table.fastest
+    assert best is not None and best.need is not None
+    how = f"by a formula, since {table.missing}" if table.missing else "compiled"
+    return (
+        f"{best.method}, the fastest plan that fits: {format_bytes(best.need.peak_bytes)} {how}, "
+        f"{format_bytes(table.reserve_bytes)} in reserve, {best.time:.2f} of full fine-tuning's "
+        "time by arithmetic"
+    )
+
+
 def print_table(table: Table, out: rich.console.Console, arguments: Arguments) -> None:
     """Prints the table, the fastest method that fits, and what to know about the figures."""
     wide, best = out.width >= _WIDE, table.fastest
     out.print(Text(headline(table), style="bold"))
-    drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=0, pad_edge=False)
     drawn.add_column("method", no_wrap=True)
     heads = ["gradients", "activations", "temp", "peak", "fits", "largest\nbatch", "time"]
     for head in ["parameters", "optimizer"] * wide + heads:
@@ -160,7 +172,10 @@ def print_table(table: Table, out: rich.console.Console, arguments: Arguments) -
         if row.fault:
             out.print(Text(f"{row.method}: {row.fault}", style="yellow"), soft_wrap=True)
     if best is not None:
-        out.print(Text.assemble(("◀ fastest that fits  ", "bold green"), _command(best, arguments)))
+        out.print(
+            Text.assemble(("◀ fastest that fits  ", "bold green"), _command(best, arguments)),
+            soft_wrap=True,
+        )
         spar = min((row for row in table.rows if row.fits), key=lambda row: row.time or 0.0)
         if spar.method.startswith(f"{best.method}/js"):
             share = spar.method.partition("/js")[2]
