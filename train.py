@@ -173,5 +173,7 @@ def summarize(
     }
 
 
+ERRORS = (ValueError, OSError, CheckpointError, Diverged, OutOfMemory)
+
 if __name__ == "__main__":
-    sys.exit(run_cli(main, errors=(ValueError, OSError, CheckpointError, Diverged, OutOfMemory)))
+    sys.exit(run_cli(main, errors=ERRORS))

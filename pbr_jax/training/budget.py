@@ -46,9 +46,9 @@ def settle(config: Config, saved: Mapping[str, Any] | None) -> tuple[Config, lis
     card = dataclasses.replace(card, name=config.memory_budget, memory_bytes=budget)
     measure, missing = measure_for(card)
     rows = []
-    for name in fit.by_time(config, card):
+    for name, time in fit.by_time(config, card).items():
         row, _ = fit.find_row(config, name, card, reserve, measure, largest=False)
-        rows.append(row)
+        rows.append(row._replace(time=time))
         if row.fits:
             break
     table = Table(config, card, reserve, tuple(rows), missing)

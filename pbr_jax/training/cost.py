@@ -12,7 +12,7 @@ What is counted, for each of the L blocks with T = batch * N tokens:
 
 Not counted: element-wise work, which fuses into its neighbours at best, launches, and the patches
 or words before the first block. So the seconds are less than any card needs; ratios between methods
-are what to use. `measured_ratios` replaces them where a benchmark has run on the card.
+are what to use. `calibrated` puts measured ones in their place where a benchmark ran on the card.
 """
 
 import json
@@ -29,12 +29,22 @@ from pbr_jax.plans import SITES, budget_for
 from pbr_jax.training import from_config
 from pbr_jax.training.memory import MemoryUse
 
-# bfloat16 operations of a multiprocessor in a clock, accumulated in float32, without sparsity: the
-# makers' data sheets, divided by cores and boost clock. Float32 products run as TensorFloat-32, at
-# half of it.
-_TENSOR_OPERATIONS = {(8, 0): 2048, (8, 6): 512, (8, 9): 512, (9, 0): 4096}
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+"""Of benchmarks, in a checkout; an installed package has none."""
 
-# Of the peaks, what an H200 was measured to reach: 790 TFLOP/s in products, 4.3 TB/s in copies.
+# Compute capability -> bfloat16 operations of a multiprocessor in a clock, accumulated in float32,
+# without sparsity: the makers' data sheets, divided by cores and boost clock. Float32 products run
+# as TensorFloat-32, at half of it.
+_TENSOR_OPERATIONS = {
+    (8, 0): 2048,
+    (8, 6): 512,
+    (8, 9): 512,
+    (9, 0): 4096,
+    (10, 0): 8192,
+    (12, 0): 512,
+}
+
+# Of the peaks, what is within reach; on an H200 790 TFLOP/s in products, 4.3 TB/s in copies.
 _REACHED_RATE, _REACHED_BANDWIDTH = 0.74, 0.90
 
 
@@ -101,39 +111,28 @@ def step_seconds(config: Config, card: Card, use: MemoryUse) -> float:
     return sizes.depth * block + (saved + updated) / bandwidth
 
 
-def measured_ratios(folder: Path, card: Card, config: Config) -> dict[str, float]:
-    """Method -> step time as a fraction of full fine-tuning, as `benchmarks/step.py` measured it.
+def calibrated(
+    ratios: Mapping[str, float], card: Card, config: Config, folder: Path = RESULTS
+) -> tuple[dict[str, float], set[str]]:
+    """`(times, measured)`: step times by method with measured ones in their place, and which.
 
-    Read from `step_<card>.json` in `folder`, and only if it is of the model size, dtype and batch
-    of `config`; empty otherwise.
+    `ratios` and `times` are fractions of full fine-tuning. Measured ones are those of
+    `benchmarks/step.py` in `step_<card>.json`, if it is of the model size, dtype and batch of
+    `config`. The others are scaled by the geometric mean of measured / arithmetic.
     """
     path = folder / f"step_{card.name}.json"
     if not path.is_file():
-        return {}
+        return dict(ratios), set()
     found = json.loads(path.read_text(encoding="utf-8"))
     setting = (config.model.size, config.model.dtype, config.batch_size)
     if (found["size"], found["dtype"], found["batch"]) != setting:
-        return {}
-    seconds = found["seconds"]
-    return {
-        method: statistics.median(s / f for s, f in zip(spent, seconds["full"], strict=True))
-        for method, spent in seconds.items()
-    }
-
-
-def calibrate(
-    ratios: Mapping[str, float], measured: Mapping[str, float]
-) -> tuple[dict[str, float], set[str]]:
-    """Ratios with the measured ones in their place, and the names of those.
-
-    The others are scaled by the geometric mean of measured / arithmetic, `full` not counted.
-    """
-    common = [name for name in ratios if name in measured and name != "full"]
-    if not common:
         return dict(ratios), set()
-    scale = math.exp(statistics.fmean(math.log(measured[m] / ratios[m]) for m in common))
-    scaled = {
-        name: measured.get(name, ratio if name == "full" else ratio * scale)
-        for name, ratio in ratios.items()
+    full = found["seconds"]["full"]
+    measured = {
+        method: statistics.median(s / f for s, f in zip(seconds, full, strict=True))
+        for method, seconds in found["seconds"].items()
+        if method in ratios
     }
-    return scaled, {name for name in ratios if name in measured}
+    others = [math.log(measured[m] / ratios[m]) for m in measured if m != "full"]
+    scale = math.exp(statistics.fmean(others)) if others else 1.0
+    return {m: measured.get(m, scale * ratio) for m, ratio in ratios.items()}, set(measured)

@@ -172,7 +172,10 @@ def find_rows(
 
     groups = [list(g) for _, g in itertools.groupby(names, lambda name: name.partition("/js")[0])]
     with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
-        return [row for rows in pool.map(find, groups) for row in rows]
+        rows = [row for rows in pool.map(find, groups) for row in rows]
+    ratios = {row.method: row.time for row in rows if row.time is not None}
+    times, measured = cost.calibrated(ratios, card, config)
+    return [r._replace(time=times.get(r.method), measured=r.method in measured) for r in rows]
 
 
 def find_row(
@@ -290,13 +293,14 @@ def candidates(config: Config) -> list[str]:
     return [name for name in method_names(config) if share(name) == share(config.method)]
 
 
-def by_time(config: Config, card: Card) -> list[str]:
-    """The `candidates`, the one with the fastest step first; without those that cannot run."""
-
-    def seconds(name: str) -> float:
-        candidate = with_method(config, name)
-        return cost.step_seconds(candidate, card, from_config.memory_use(candidate))
-
-    names = candidates(config)
-    possible = [n for n in names if not Row(n, with_method(config, n)).indivisible]
-    return sorted(possible, key=seconds)
+def by_time(config: Config, card: Card) -> dict[str, float]:
+    """The `candidates` with their times, fastest first; without those that cannot run."""
+    runs = {name: with_method(config, name) for name in candidates(config)}
+    full = _full_seconds(with_method(config, "full"), card)
+    ratios = {
+        name: cost.step_seconds(run, card, from_config.memory_use(run)) / full
+        for name, run in runs.items()
+        if run.batch_size % batch_granule(run) == 0
+    }
+    times, _ = cost.calibrated(ratios, card, config)
+    return dict(sorted(times.items(), key=lambda item: item[1]))

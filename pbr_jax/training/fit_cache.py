@@ -5,6 +5,7 @@ of JAX and its plugin, and every source file of this package. Each is a small fi
 user's cache folder; one that is damaged is as good as absent.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -29,7 +30,10 @@ def cache_folder() -> Path:
 
 
 def cached(measure: Measure, card: Card, folder: Path) -> Measure:
-    """`measure` for `card`, remembered in `folder`, which is made if it does not exist."""
+    """`measure` for `card`, remembered in `folder`, which is made if it does not exist.
+
+    A folder that cannot be written remembers nothing.
+    """
 
     def remembered(config: Config) -> MemoryReport:
         key = cache_key(config, card)
@@ -37,7 +41,8 @@ def cached(measure: Measure, card: Card, folder: Path) -> Measure:
         found = _read(path, key)
         if found is None:
             found = measure(config)
-            _write(path, json.dumps({"key": key, "report": found._asdict()}))
+            with contextlib.suppress(OSError):
+                _write(path, json.dumps({"key": key, "report": found._asdict()}))
         return found
 
     return remembered

@@ -144,7 +144,7 @@ def in_brief(table: Table) -> str:
     return (
         f"{best.method}, the fastest plan that fits: {format_bytes(best.need.peak_bytes)} {how}, "
         f"{format_bytes(table.reserve_bytes)} in reserve, {best.time:.2f} of full fine-tuning's "
-        "time by arithmetic"
+        "time"
     )
 
 
@@ -176,8 +176,7 @@ def print_table(table: Table, out: rich.console.Console, arguments: Arguments) -
             Text.assemble(("◀ fastest that fits  ", "bold green"), _command(best, arguments)),
             soft_wrap=True,
         )
-        spar = min((row for row in table.rows if row.fits), key=lambda row: row.time or 0.0)
-        if spar.method.startswith(f"{best.method}/js"):
+        for spar in (row for row in table.rows if row.method.startswith(f"{best.method}/js")):
             share = spar.method.partition("/js")[2]
             out.print(
                 f"{spar.method} would take {spar.time:.2f} instead of {best.time:.2f}, training "

@@ -32,7 +32,7 @@ def start(program):
 
     def start(workdir, *flags):
         argv = [*TINY, "--workdir", str(workdir), *flags]
-        return run_cli(program.main, argv, errors=(ValueError, OSError, ArithmeticError))
+        return run_cli(program.main, argv, errors=program.ERRORS)
 
     yield start
     jax.config.update("jax_disable_most_optimizations", before)
@@ -128,6 +128,20 @@ def test_a_mistake_ends_with_2_and_claims_no_work_directory(
     assert start(tmp_path / "run", *flags) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_running_out_of_memory_ends_with_2_and_the_options(
+    program, start, tmp_path, capsys, monkeypatch
+):
+    def train(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes")
+
+    monkeypatch.setattr(program, "train", train)
+    assert start(tmp_path) == 2
+    printed = capsys.readouterr()
+    assert "compiled step       temp " in printed.out
+    assert "out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 12345" in printed.err
+    assert "--config.method=lean" in printed.err and "Traceback" not in printed.err
 
 
 @pytest.mark.slow

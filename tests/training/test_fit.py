@@ -1,0 +1,192 @@
+"""What fits on a card: with made-up memory, with the formula, and once with the compiler."""
+
+import dataclasses
+import random
+import threading
+
+import jax
+import pytest
+from fakes import config
+
+from pbr_jax.configs.common import Config, Keep, Model, Optimizer, Plan, Pruning
+from pbr_jax.gpu import CARDS, MemoryReport, sized_card
+from pbr_jax.methods import METHODS
+from pbr_jax.training import fit, from_config
+from pbr_jax.training.fit_cache import cached
+from pbr_jax.training.memory import MemoryUse, tree_bytes
+
+USE = MemoryUse(10, 10, 10, 100)
+
+
+def affine(fixed, slope, wobble=0):
+    """`fixed + slope * batch` bytes, with noise that is the same for the same batch."""
+    tried = []
+
+    def measure(run):
+        tried.append(run.batch_size)
+        noise = random.Random(run.batch_size).random() * wobble
+        return MemoryReport(0, 0, round(fixed + slope * run.batch_size + noise), 0)
+
+    return measure, tried
+
+
+def search(run, room, fixed, slope, wobble=0, known=None):
+    measure, tried = affine(fixed, slope, wobble)
+    need = measure(run)
+    return fit.largest_batch(run, USE, need, measure, room, known)[0], tried
+
+
+@pytest.mark.parametrize(
+    ("method", "fixed", "slope", "room", "largest"),
+    [
+        ("full", 100, 70, 10_000, 141),
+        ("full", 100, 70, 169, 0),
+        ("full", 100, 70, 170, 1),
+        ("lean", 10_000, 130, 100_000, 692),  # in chunks of 4
+        ("tiny", 4_000_000, 300_000, 8_000_000_000, 26_648),  # of 8
+        ("lean", 499_900, 130, 500_950, 8),
+        ("full", 0, 1, 10**9, fit.LARGEST_BATCH),
+    ],
+)
+def test_the_largest_batch_of_affine_memory_is_exact(method, fixed, slope, room, largest):
+    found, tried = search(config(method), room, fixed, slope)
+    assert found == largest
+    assert largest in tried or largest == 0
+    assert len(tried) <= 4  # the batch itself, a guess, the secant, and what is left
+
+
+def test_a_known_slope_saves_a_trial():
+    found, tried = search(config("full"), 1_000_000, 100, 70, known=70.0)
+    assert found == 14_284
+    assert tried == [8, 14_284]
+
+
+def test_with_noise_the_answer_still_fits():
+    room = 500_000
+    for seed in range(5):
+        found, tried = search(config("lean"), room, 10_000 + seed, 130, wobble=3000)
+        measure, _ = affine(10_000 + seed, 130, 3000)
+        assert measure(config("lean", batch_size=found)).peak_bytes <= room
+        assert found in tried and found > 0.98 * (room - 13_000) / 130
+
+
+def test_accumulation_and_chunks_divide_the_largest_batch():
+    run = config("lean", optimizer=Optimizer(accumulation_steps=3), batch_size=24)
+    assert fit.batch_granule(run) == 12
+    assert search(run, 100_000, 0, 130)[0] == 768
+
+
+def test_every_method_has_a_row():
+    names = fit.method_names(config("fast/js30"))
+    assert set(METHODS) <= set(names)
+    assert {"remat/chunks1", "lean/js30"} <= set(names)  # its own share of tensors
+    assert len(names) == len(set(names))
+    assert fit.method_names(config("lean/chunks2"))[0] == "lean/chunks2"
+    for name in names:
+        from_config.resolve_method(fit.with_method(config("prebackrazor"), name))
+
+
+def test_settings_stay_where_they_mean_something():
+    run = config("fast", pruning=Pruning(keep=0.5, policy="uniform"), plan=Plan(gelu="code4"))
+    assert fit.with_method(run, "fast") is run
+    assert fit.with_method(run, "fast/js50").plan == run.plan
+    lean = fit.with_method(run, "lean")
+    assert (lean.plan, lean.pruning) == (Plan(), run.pruning)
+    backrazor = fit.with_method(run, "backrazor").pruning
+    assert (backrazor.keep, backrazor.policy) == (0.5, None)
+    full = fit.with_method(run, "full").pruning
+    assert (full.keep, full.policy) == (None, None)
+    sites = config("fast", pruning=Pruning(keep=Keep(fc2=0.2)))
+    assert fit.with_method(sites, "tiny").pruning == sites.pruning
+
+
+def test_candidates_train_the_same_share_of_the_tensors():
+    assert "lean" in fit.candidates(config()) and "lean/js50" not in fit.candidates(config())
+    spar = fit.candidates(config("fast/js50"))
+    assert "lean/js50" in spar and "lean" not in spar
+    assert "lean" in fit.candidates(config(pruning=Pruning(joint_spar=0.5)))
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Rows of a small card, by a measure that fails for one method."""
+    threads = set()
+
+    def measure(run):
+        threads.add(threading.get_ident())
+        if run.method == "backrazor":
+            raise jax.errors.JaxRuntimeError("INTERNAL: no tile\nmore of it")
+        return fit.estimated(run)
+
+    done = []
+    card = sized_card("2MB", 2_000_000)
+    names = ("full", "backrazor", "fast", "fast/js50", "tiny")
+    run = config("full", batch_size=12)
+    found = fit.find_rows(run, names, card, 500_000, measure, done=done.append)
+    assert sorted(row.method for row in done) == sorted(names)
+    assert threading.get_ident() not in threads
+    return {row.method: row for row in found}
+
+
+def test_rows_come_in_their_order_and_say_what_fits(rows):
+    assert list(rows) == ["full", "backrazor", "fast", "fast/js50", "tiny"]
+    for name in ("full", "fast"):
+        row = rows[name]
+        assert row.fits == (row.need.peak_bytes <= 1_500_000)
+        at_most = dataclasses.replace(row.config, batch_size=row.largest_batch)
+        beyond = row.largest_batch + fit.batch_granule(row.config)
+        too_many = dataclasses.replace(row.config, batch_size=beyond)
+        assert fit.estimated(at_most).peak_bytes <= 1_500_000 < fit.estimated(too_many).peak_bytes
+    assert rows["full"].time == 1.0
+    assert rows["fast/js50"].time < rows["fast"].time
+
+
+def test_a_method_that_does_not_compile_is_named_and_the_others_go_on(rows):
+    assert rows["backrazor"].fault == "INTERNAL: no tile"
+    assert rows["backrazor"].fits is None and rows["backrazor"].largest_batch is None
+
+
+def test_a_batch_that_cannot_be_cut_is_said_and_the_largest_still_found(rows):
+    assert rows["tiny"].indivisible
+    assert rows["tiny"].fault == "batch_size = 12: must be a multiple of 8"
+    assert rows["tiny"].largest_batch > 0 and rows["tiny"].largest_batch % 8 == 0
+
+
+def test_the_fastest_that_fits(rows):
+    found = list(rows.values())
+    assert fit.fastest(found, config("full")).method in ("full", "fast")
+    assert fit.fastest([rows["fast"], rows["fast/js50"]], config()) == rows["fast"]
+    assert fit.fastest([rows["fast/js50"]], config("full/js50")) == rows["fast/js50"]
+    assert fit.fastest([rows["backrazor"]], config("full")) is None
+
+
+# Peak of a ViT-B/16 step, batch 128, as the GPU compiler plans it for an H200 (docs/fit.md), GB.
+COMPILED = {"full": 8.46, "remat": 2.08, "prebackrazor": 6.16, "lean": 2.16, "tiny": 1.60}
+
+
+@pytest.mark.parametrize("method", COMPILED)
+def test_the_formula_is_near_the_compiler(method):
+    vit = Config(
+        method=method,
+        batch_size=128,
+        model=Model(size="B", num_classes=100, dtype="bfloat16"),
+    )
+    assert fit.estimated(vit).peak_bytes == pytest.approx(COMPILED[method] * 1e9, rel=0.15)
+
+
+@pytest.mark.gpu_compile
+def test_compiled_needs_are_those_of_the_real_step(tmp_path):
+    run = config("full")
+    compilations = []
+
+    def measure(run):
+        compilations.append(run)
+        return fit.compiled(CARDS["rtx4090"])(run)
+
+    remembering = cached(measure, CARDS["rtx4090"], tmp_path)
+    need = remembering(run)
+    state = from_config.state_shapes(run, from_config.build(run))
+    assert need.argument_bytes == tree_bytes(state) + tree_bytes(from_config.batch_specs(run))
+    assert need.temp_bytes >= from_config.memory_use(run).activations
+    assert remembering(run) == need
+    assert len(compilations) == 1
