@@ -76,8 +76,8 @@ def test_a_failing_compile_is_named_and_the_exit_code_is_1(pbr_fit):
     flags = ("--gpu", "h100", "--methods", METHODS, "--config.pruning.keep=0.5")
     code, out, err = pbr_fit(*flags, "--config.method=fast")
     assert code == 1
-    assert "fast: INTERNAL: no tile for keep 0.5" in out
-    assert "lean: INTERNAL: no tile for keep 0.5" in out
+    assert "fast: JaxRuntimeError: INTERNAL: no tile for keep 0.5" in out
+    assert "lean: JaxRuntimeError: INTERNAL: no tile for keep 0.5" in out
     assert "nothing fits" not in err  # full does, whose keep is its own
 
 

@@ -11,6 +11,7 @@ fraction of full fine-tuning's. Exit code 1: no method fits, or one could not be
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -56,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Finds and prints the rows; returns the exit code."""
+    if not args.debug:  # XLA's warnings on batches that do not fit would tear the progress bar
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     config: Config = args.arguments.config
     card, names, reserve = _read(args, config)
     measure, missing = measure_for(card, cache=not args.no_cache)

@@ -88,7 +88,7 @@ def _advice(config: Config, error: str) -> list[str]:
         + (f"; JAX has {format_bytes(limit)} of {device.device_kind}" if limit else ""),
         "What needs less, the least time first (memory by a formula; `pbr fit` compiles):",
     ]
-    card = present_card() or sized_card("GPU", limit or need)
+    card = sized_card(device.device_kind, limit or need)
     options = {f"--config.method={n}": fit.with_method(config, n) for n in fit.candidates(config)}
     parts = 2 * config.optimizer.accumulation_steps
     halved = dataclasses.replace(config.optimizer, accumulation_steps=parts)
@@ -100,11 +100,10 @@ def _advice(config: Config, error: str) -> list[str]:
         row, _ = fit.find_row(option, option.method, card, 0, fit.estimated, largest=False)
         if row.need is not None and row.need.peak_bytes < 0.95 * need:
             found.append((row.time, row.need.peak_bytes, words))
-    least = need
-    for time, peak, words in sorted(found):
-        if peak < least:  # whatever takes longer must need less
-            least = peak
-            lines.append(f"  {words:<44} about {format_bytes(peak):>7}, time {time:.2f} of full's")
+    lines += [
+        f"  {words:<44} about {format_bytes(peak):>7}, time {time:.2f} of full fine-tuning's"
+        for time, peak, words in sorted(found)
+    ]
     lines.append(f"  --config.batch_size={config.batch_size // 2 or 1} or less: another course")
     if device.platform == "gpu":
         lines.append(

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from pbr_jax import methods
@@ -24,6 +23,8 @@ from pbr_jax.training import cost, from_config
 from pbr_jax.training.memory import MemoryUse, tree_bytes
 
 Measure = Callable[[Config], MemoryReport]
+
+memory_use = functools.lru_cache(256)(from_config.memory_use)  # tracing takes a second
 
 LARGEST_BATCH = 2**16  # nothing above it is tried
 _MOST_TRIALS = 6
@@ -118,7 +119,7 @@ def estimated(config: Config) -> MemoryReport:
     arrays `[B, N, F]` of the MLP (six where the largest elements are searched for), with what
     a plan that recomputes makes again. The factors are read off compiled steps.
     """
-    parts, use = from_config.build(config), from_config.memory_use(config)
+    parts, use = from_config.build(config), memory_use(config)
     state = tree_bytes(from_config.state_shapes(config, parts))
     plan, sizes = parts.method.plan, from_config.model_sizes(config)
     micro = config.batch_size // config.optimizer.accumulation_steps
@@ -144,8 +145,6 @@ def find_rows(
     card: Card,
     reserve_bytes: int,
     measure: Measure,
-    *,
-    largest: bool = True,
     done: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
     """The rows of `names`, in their order; several are found at a time.
@@ -156,16 +155,13 @@ def find_rows(
       card: whose memory has to hold the peak and the reserve.
       reserve_bytes: left free for the driver, libraries and fragments.
       measure: `compiled(card)`, the same with a cache, or `estimated`.
-      largest: whether to look for the largest batch.
       done: called with each row, on one of several threads.
     """
 
     def find(group: Sequence[str]) -> list[Row]:
         found, slope = [], None
         for name in group:
-            row, slope = find_row(
-                config, name, card, reserve_bytes, measure, largest=largest, slope=slope
-            )
+            row, slope = find_row(config, name, card, reserve_bytes, measure, slope=slope)
             found.append(row)
             done(row)
         return found
@@ -188,7 +184,10 @@ def find_row(
     largest: bool = True,
     slope: float | None = None,
 ) -> tuple[Row, float | None]:
-    """One row, as in `find_rows`, and its bytes per example; `slope` is a guess of those."""
+    """One row, as in `find_rows`, and its bytes per example, of which `slope` is a guess.
+
+    `largest` says whether to look for the largest batch.
+    """
     row = Row(name, with_method(config, name))
     room = card.memory_bytes - reserve_bytes
     try:
@@ -197,7 +196,7 @@ def find_row(
             fault = f"batch_size = {config.batch_size}: must be a multiple of {multiple}"
             row = row._replace(fault=fault)
         else:
-            use, need = from_config.memory_use(row.config), measure(row.config)
+            use, need = memory_use(row.config), measure(row.config)
             time = cost.step_seconds(row.config, card, use)
             row = row._replace(
                 use=use,
@@ -208,14 +207,15 @@ def find_row(
         if largest:
             batch, slope = largest_batch(row.config, row.use, row.need, measure, room, slope)
             row = row._replace(largest_batch=batch)
-    except (ValueError, jax.errors.JaxRuntimeError) as error:
-        row = row._replace(fault=str(error).strip().splitlines()[0])
+    except Exception as error:  # a compiler has many ways to fail; the other methods go on
+        first = str(error).strip().partition("\n")[0]
+        row = row._replace(fault=f"{type(error).__name__}: {first}")
     return row, slope
 
 
 @functools.lru_cache(8)
 def _full_seconds(full: Config, card: Card) -> float:
-    return cost.step_seconds(full, card, from_config.memory_use(full))
+    return cost.step_seconds(full, card, memory_use(full))
 
 
 def batch_granule(config: Config) -> int:
@@ -257,7 +257,7 @@ def largest_batch(
     if slope is None:  # all of it but the state and the gradients
         sized = dataclasses.replace(config, batch_size=size)
         examples = tree_bytes(from_config.batch_specs(sized))
-        gradients = from_config.memory_use(sized).gradients if use is None else use.gradients
+        gradients = memory_use(sized).gradients if use is None else use.gradients
         slope = (examples + max(first.temp_bytes - gradients, 0)) / size
     peaks = {size: first.peak_bytes}
     for _ in range(_MOST_TRIALS):
@@ -298,7 +298,7 @@ def by_time(config: Config, card: Card) -> dict[str, float]:
     runs = {name: with_method(config, name) for name in candidates(config)}
     full = _full_seconds(with_method(config, "full"), card)
     ratios = {
-        name: cost.step_seconds(run, card, from_config.memory_use(run)) / full
+        name: cost.step_seconds(run, card, memory_use(run)) / full
         for name, run in runs.items()
         if run.batch_size % batch_granule(run) == 0
     }

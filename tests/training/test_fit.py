@@ -142,7 +142,7 @@ def test_rows_come_in_their_order_and_say_what_fits(rows):
 
 
 def test_a_method_that_does_not_compile_is_named_and_the_others_go_on(rows):
-    assert rows["backrazor"].fault == "INTERNAL: no tile"
+    assert rows["backrazor"].fault == "JaxRuntimeError: INTERNAL: no tile"
     assert rows["backrazor"].fits is None and rows["backrazor"].largest_batch is None
 
 
