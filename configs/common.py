@@ -171,7 +171,10 @@ class Model:
     )
     pool: Literal["cls", "mean"] = setting("cls", "what the head reads: class token or mean token")
     dtype: Literal["float32", "bfloat16"] = setting("float32", "type of the activations")
-    weights: str | None = setting(None, "pretrained weights to start from; none = random")
+    weights: str | None = setting(
+        None,
+        "pretrained weights to start from, a file or directory (docs/weights.md); none = random",
+    )
 
     def resolved(self) -> "Model":
         """This model with `width`, `depth`, `heads` and `mlp_dim` filled in from `size`."""

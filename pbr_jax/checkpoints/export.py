@@ -39,10 +39,12 @@ def save_npz(
     params: Mapping[str, Any],
     sizes: Sizes,
     dtype: npt.DTypeLike = np.float32,
+    compressed: bool = False,
 ) -> None:
-    """A ViT as an `.npz` in Google's layout."""
+    """A ViT as an `.npz` in Google's layout. Compressing takes long and saves little."""
     arrays = to_arrays(GOOGLE_VIT, params, sizes)
-    files.write_npz(path, {name: array.astype(dtype) for name, array in arrays.items()})
+    typed = {name: array.astype(dtype, copy=False) for name, array in arrays.items()}
+    files.write_npz(path, typed, compressed)
 
 
 def save_huggingface(

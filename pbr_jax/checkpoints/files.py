@@ -61,10 +61,13 @@ def read(path: str | os.PathLike[str]) -> Arrays:
     )
 
 
-def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a compressed `.npz`, whatever the ending of its name."""
+def write_npz(
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], compressed: bool
+) -> None:
+    """Writes an `.npz`, whatever the ending of its name."""
+    write = np.savez_compressed if compressed else np.savez
     with Path(path).open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        write(file, allow_pickle=False, **arrays)
 
 
 def write_safetensors(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
@@ -88,8 +91,8 @@ def _read_directory(path: Path) -> Arrays:
     found = next((path / name for name in (SAFETENSORS, INDEX) if (path / name).is_file()), None)
     if found is None:
         raise FileNotFoundError(
-            f"weights {path}: a directory without {SAFETENSORS}, {INDEX} or {PARAMS}/;"
-            " name the file itself"
+            f"weights {path}: a directory without {SAFETENSORS}, {INDEX} or {PARAMS}/; name the"
+            " file itself, or write the model of a run with `pbr export`"
         )
     return read(found)
 

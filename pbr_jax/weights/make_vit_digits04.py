@@ -48,7 +48,7 @@ def main() -> None:
     )
     path = Path(__file__).with_name("vit_digits04.npz")
     _, sizes = architecture(parts.model)
-    checkpoints.save_npz(path, state.params, sizes, np.float16)
+    checkpoints.save_npz(path, state.params, sizes, np.float16, compressed=True)
     accuracy = evaluate(state.params)["accuracy"]
     print(f"{accuracy:.1%} on test digits 0-4; wrote {path}, {path.stat().st_size} bytes")
 

@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from small_data import truncate, write_image_folder
 
+from pbr_jax import cli, data
 from pbr_jax.flags import run_cli
 from pbr_jax.training import from_config
 from pbr_jax.training.metrics import SUMMARY_KEYS, read_metrics
@@ -82,6 +84,24 @@ def test_the_summary_is_that_of_the_run(finished):
     assert 0 < summary["seconds_per_step"] < summary["seconds"]
     trained = [record["step"] for record in read_metrics(finished) if record["split"] == "train"]
     assert trained == [2, 4]
+
+
+def test_prediction_has_the_accuracy_of_the_evaluation(finished, tmp_path, capsys):
+    test = data.load("digits").test
+    np.savez(tmp_path / "test.npz", images=test.images)
+    assert cli.main(["predict", str(finished), str(tmp_path / "test.npz")]) == 0
+    predicted = [line.split(",")[1] for line in capsys.readouterr().out.splitlines()[1:]]
+    right = [name == str(label) for name, label in zip(predicted, test.labels, strict=True)]
+    accuracy = np.mean(right)
+    assert accuracy == json.loads((finished / "summary.json").read_text())["accuracy"]
+
+
+def test_an_export_starts_another_run(start, finished, tmp_path, capsys):
+    for form in ("npz", "safetensors", "orbax"):
+        out = tmp_path / form
+        assert cli.main(["export", str(finished), "--to", form, "--out", str(out)]) == 0
+        assert cli.main(["weights", "check", str(out), *TINY[:2]]) == 0
+    assert "It fits" in capsys.readouterr().out
 
 
 def test_the_same_command_on_a_finished_run_says_so(start, finished, capsys):
