@@ -30,12 +30,12 @@ from pbr_jax.training.metrics import write_json
 from pbr_jax.training.trials import Contestant, prepare, run_trial
 
 OUT = Path("benchmarks/results/accuracy_glyphs.json")
-_CONFIG = str(Path(__file__).with_name("config.py"))
+CONFIG = str(Path(__file__).with_name("config.py"))
 
 
 def contestant(arm: Arm) -> Contestant:
     """The arm, compiled."""
-    one = prepare(configuration.load(_CONFIG, arm.settings))
+    one = prepare(configuration.load(CONFIG, arm.settings))
     if not (arm.dense_every or arm.dense_last):
         return one
     first = round(one.config.steps * (1 - arm.dense_last))
