@@ -24,13 +24,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from pbr_jax import residuals
 from pbr_jax.ops import attention, gelu, layer_norm, linear
-from pbr_jax.ops.arrays import uniform_like
+from pbr_jax.ops.block_dropout import (
+    Use,
+    attention_visibility,
+    dropout,
+    embedding_dropout,
+    keys_for,
+)
 from pbr_jax.ops.pair import Pair, in_chunks, recompute, sequence
-from pbr_jax.ops.visibility import Visibility, dropout_seeds
 from pbr_jax.plans import SITES, ResidualPlan
 
 
@@ -86,6 +90,7 @@ def transformer_block(plan: ResidualPlan, shape: BlockShape) -> Pair:
 def attention_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
     """`x or h + dropout(proj(attention(qkv(h))))`, `h = norm1(x)`, as a pair."""
     norm = _norm_settings(plan, shape)
+    input_dropout = shape.dropout if shape.post_norm else 0.0
     again = plan.attention == "recompute"
     settings = attention.Settings(
         kind="qkv" if again else plan.attention,
@@ -100,13 +105,15 @@ def attention_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
 
     def rebuild(params, saved, aux, dy, columns=None):
         h = _rebuild(saved.norm, params["norm1"], dy, columns)
-        return _embedding_dropout(h, aux, shape, dy, columns)
+        return embedding_dropout(h, aux, input_dropout, dy, columns)
 
     def forward(params, x, aux):
         h, norm_saved = layer_norm.forward(params["norm1"], x, norm)
-        h = _embedding_dropout(h, aux, shape, x)
+        h = embedding_dropout(h, aux, input_dropout, x)
         heads = q_k_v(h, params["qkv"])
-        out, attention_saved = attention.forward(heads, _visibility(aux, shape), settings)
+        out, attention_saved = attention.forward(
+            heads, attention_visibility(aux, shape.attention_dropout), settings
+        )
         merged = _merge_heads(out)
         y = linear.project(merged, params["proj"]["kernel"], params["proj"]["bias"])
         saved = AttentionResidual(
@@ -117,10 +124,10 @@ def attention_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
             if isinstance(attention_saved, attention.Flash) and plan.linear in ("dense", "columns")
             else linear.save_input(merged, params["proj"], plan.linear, plan.keep.proj),
         )
-        return (h if shape.post_norm else x) + _dropout(y, aux, 0, shape.dropout), saved
+        return (h if shape.post_norm else x) + dropout(y, aux, Use.PROJ, shape.dropout), saved
 
     def backward(params, saved, aux, dy):
-        d_branch = _dropout(dy, aux, 0, shape.dropout)
+        d_branch = dropout(dy, aux, Use.PROJ, shape.dropout)
         proj_input = saved.proj_input
         if proj_input is None:
             proj_input = linear.save_input(
@@ -136,7 +143,11 @@ def attention_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
             h = rebuild(params, saved, aux, dy)
             attention_saved = q_k_v(h, params["qkv"])
         d_heads = attention.backward(
-            attention_saved, _visibility(aux, shape), d_out, dy.shape[1], settings
+            attention_saved,
+            attention_visibility(aux, shape.attention_dropout),
+            d_out,
+            dy.shape[1],
+            settings,
         )
         d_qkv = _merge_heads(*d_heads)
         qkv_input = saved.qkv_input
@@ -147,7 +158,7 @@ def attention_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
         )
         dh = linear.input_gradient(d_qkv, params["qkv"]["kernel"])
         if shape.post_norm:
-            dh = _embedding_dropout(dh + dy, aux, shape, dy)
+            dh = embedding_dropout(dh + dy, aux, input_dropout, dy)
         skip = None if shape.post_norm else dy
         d_norm, dx = layer_norm.backward(params["norm1"], saved.norm, dh, norm, skip)
         d_params = {"norm1": d_norm, "qkv": d_qkv_params, "proj": d_proj}
@@ -163,7 +174,7 @@ def mlp_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
     hidden_dropout = 0.0 if shape.post_norm else shape.dropout
 
     def code_keys(aux):
-        return _keys(aux, 3) if plan.stochastic_codes else None
+        return keys_for(aux, Use.CODES) if plan.stochastic_codes else None
 
     def forward(params, x, aux):
         h, norm_saved = layer_norm.forward(params["norm2"], x, norm)
@@ -178,7 +189,7 @@ def mlp_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
             columns=None if dropped else columns,
             implementation=plan.implementation,
         )
-        a = _dropout(a, aux, 1, hidden_dropout)
+        a = dropout(a, aux, Use.HIDDEN, hidden_dropout)
         y = linear.project(a, params["fc2"]["kernel"], params["fc2"]["bias"])
         saved = MlpResidual(
             norm=norm_saved,
@@ -188,15 +199,18 @@ def mlp_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
             if packed is None
             else packed,
         )
-        return (h if shape.post_norm else x) + _dropout(y, aux, 2, shape.dropout), saved
+        return (h if shape.post_norm else x) + dropout(y, aux, Use.FC2, shape.dropout), saved
 
     def backward(params, saved, aux, dy):
-        d_branch = _dropout(dy, aux, 2, shape.dropout)
+        d_branch = dropout(dy, aux, Use.FC2, shape.dropout)
         d_fc2 = linear.parameter_gradients(
             params["fc2"], saved.fc2_input, d_branch, plan.implementation
         )
-        da = _dropout(
-            linear.input_gradient(d_branch, params["fc2"]["kernel"]), aux, 1, hidden_dropout
+        da = dropout(
+            linear.input_gradient(d_branch, params["fc2"]["kernel"]),
+            aux,
+            Use.HIDDEN,
+            hidden_dropout,
         )
         du = da * gelu.saved_derivative(
             saved.gelu, da, approximate=approximate, stochastic=plan.stochastic_codes
@@ -249,49 +263,6 @@ def _merge_heads(*parts: jax.Array) -> jax.Array:
     """Arrays `[B, H, N, head]` side by side as `[B, N, parts * H * head]`."""
     merged = [jnp.swapaxes(p, 1, 2).reshape(p.shape[0], p.shape[2], -1) for p in parts]
     return merged[0] if len(merged) == 1 else jnp.concatenate(merged, axis=-1)
-
-
-def _keys(aux: dict, index: int) -> jax.Array:
-    """Keys of one use of randomness in a block, one per sample."""
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(aux["keys"], index)
-
-
-def _visibility(aux: dict, shape: BlockShape) -> Visibility:
-    """What attention is told, with the seeds of its dropout."""
-    given = aux.get("visibility", Visibility())
-    if "keys" not in aux or shape.attention_dropout == 0:
-        return given
-    return given._replace(seeds=dropout_seeds(_keys(aux, 5)))
-
-
-def _dropout(x: jax.Array, aux: dict, index: int, rate: float) -> jax.Array:
-    """Dropout, or its transpose: the same mask is drawn again from the keys, none is stored."""
-    if "keys" not in aux or rate == 0:
-        return x
-    return _masked(x, uniform_like(_keys(aux, index), x) >= rate, rate)
-
-
-def _masked(x: jax.Array, kept: jax.Array, rate: float) -> jax.Array:
-    return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
-
-
-def _embedding_dropout(
-    h: jax.Array, aux: dict, shape: BlockShape, like: jax.Array, columns: jax.Array | None = None
-) -> jax.Array:
-    """Dropout of normalised embeddings, shape of `like`, or of `columns` of them; post-norm only.
-
-    Later blocks share the program of the first, and skip it there.
-    """
-    if not shape.post_norm or "keys" not in aux or shape.dropout == 0:
-        return h
-
-    def dropped():
-        kept = uniform_like(_keys(aux, 4), like) >= shape.dropout
-        if columns is not None:
-            kept = residuals.take_columns(kept, columns)
-        return _masked(h, kept, shape.dropout)
-
-    return lax.cond(aux["embedded"][0], dropped, lambda: h)
 
 
 def check_selection(plan: ResidualPlan, params: dict) -> None:
