@@ -1,15 +1,16 @@
-"""Compiled memory of the whole ViT-B/16 train step on an H200, per plan, without an H200.
+"""Compiled memory of whole train steps on an H200, per plan, without an H200.
 
-Batch 128, 224 px, bfloat16 activations, float32 master weights, SGD with momentum, clipping. Temp
-bytes are the compiler's plan for one step, arguments not included: deterministic for a version of
-JAX.
+ViT-B/16: batch 128, 224 px, SGD with momentum. BERT-base: batch 32, length 512, AdamW, dropout 0.1.
+Both with bfloat16 activations, float32 master weights and clipping. Temp bytes are the compiler's
+plan for one step, arguments not included: deterministic for a version of JAX.
 """
 
 import dataclasses
 
+import jax
 import pytest
 
-from pbr_jax.configs.common import Config, Model, Optimizer
+from pbr_jax.configs.common import Config, Data, Model, Optimizer
 from pbr_jax.gpu import CARDS, compile_for, memory
 from pbr_jax.training import from_config
 from pbr_jax.training.from_config import memory_use, state_shapes
@@ -22,6 +23,15 @@ VIT_B16 = Config(
     optimizer=Optimizer(name="sgd", momentum=0.9, clip_norm=1.0, warmup_steps=100),
 )
 
+BERT_BASE = Config(
+    batch_size=32,
+    model=Model(
+        family="bert", size="B", max_length=512, num_classes=2, dropout=0.1, dtype="bfloat16"
+    ),
+    data=Data(name="glue/rte"),
+    optimizer=Optimizer(name="adamw", learning_rate=5e-5, clip_norm=1.0, schedule="linear"),
+)
+
 CEILINGS = {  # GB of temp
     "full": 7.8,
     "remat": 1.35,
@@ -30,6 +40,7 @@ CEILINGS = {  # GB of temp
     "lean": 1.60,
     "tiny": 0.95,
 }
+BERT_CEILINGS = {"full": 5.3, "prebackrazor": 3.9, "lean": 1.10, "tiny": 0.80}
 
 
 @pytest.fixture(scope="module")
@@ -37,21 +48,34 @@ def report():
     """Method -> memory of its compiled step, each compiled once."""
     found = {}
 
-    def compile_step(method):
-        if method not in found:
-            config = dataclasses.replace(VIT_B16, method=method)
+    def compiled(method, base=VIT_B16):
+        config = dataclasses.replace(base, method=method)
+        if config not in found:
             parts = from_config.build(config)
             args = (state_shapes(config, parts), from_config.batch_specs(config))
             step = compile_for(parts.train_step, args, CARDS["h200"], donate_argnums=0)
-            found[method] = memory(step)
-        return found[method]
+            found[config] = memory(step)
+        return found[config]
 
-    return compile_step
+    return compiled
 
 
 @pytest.mark.parametrize("method", CEILINGS)
 def test_temp_memory_of_the_step_stays_under_its_ceiling(report, method):
     assert report(method).temp_bytes <= CEILINGS[method] * 1e9
+
+
+@pytest.fixture
+def standard_promotion():
+    """Optax's Adam mixes integers and floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.parametrize("method", BERT_CEILINGS)
+@pytest.mark.usefixtures("standard_promotion")
+def test_temp_memory_of_bert_stays_under_its_ceiling(report, method):
+    assert report(method, BERT_BASE).temp_bytes <= BERT_CEILINGS[method] * 1e9
 
 
 def test_the_state_is_updated_in_place(report):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fakes import SMALL, config
 
-from pbr_jax.configs.common import Optimizer, Pruning
+from pbr_jax.configs.common import Config, Data, Model, Optimizer, Pruning
 from pbr_jax.training import from_config
 from pbr_jax.training.memory import MemoryUse, saved_bytes, tree_bytes
 
@@ -127,3 +127,23 @@ def test_more_columns_take_more():
     assert np.all(np.diff([size.activations for size in sizes]) > 0)
     assert np.all(np.diff([size.gradients for size in sizes]) > 0)
     assert sizes[-1].activations == use("full").activations
+
+
+def test_post_norm_keeps_no_more_of_a_block_than_pre_norm():
+    """BERT and ViT of one size, 50 tokens each: what they keep differs around the blocks only."""
+    tokens, sizes = 50, {"width": 64, "depth": 4, "heads": 4, "mlp_dim": 256}
+    vit = Model(**sizes, patch=4, image_size=28, num_classes=2)
+    bert = Model(**sizes, family="bert", vocab_size=100, max_length=tokens, num_classes=2)
+
+    def of_a_block(model, data, method):
+        """Bytes that a block more keeps."""
+        used = []
+        for depth in (4, 5):
+            deep = dataclasses.replace(model, depth=depth)
+            config = Config(batch_size=8, method=method, model=deep, data=Data(name=data))
+            used.append(from_config.memory_use(config).activations)
+        return used[1] - used[0]
+
+    for method in ("full", "prebackrazor", "lean", "tiny", "backrazor"):
+        expected = of_a_block(vit, "digits", method)
+        assert of_a_block(bert, "glue/rte", method) == expected > 8 * tokens * 64
