@@ -36,6 +36,7 @@ HEAVY = {
     "array_record",
     "grain",
     "matplotlib",
+    "safetensors",
     "sklearn",
     "tensorboardX",
     "tensorflow",

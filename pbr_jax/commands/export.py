@@ -2,7 +2,8 @@
 
     pbr export runs/digits-prebackrazor --to safetensors
 
-safetensors  a directory for `from_pretrained` of Hugging Face's Transformers
+safetensors  a directory for `from_pretrained` of Hugging Face's Transformers, with the
+             preprocessing or the tokenizer and the names of the classes
 npz          one file in the layout of Google's ViT
 orbax        a directory with our own tree of parameters
 
@@ -15,7 +16,9 @@ import tempfile
 from pathlib import Path
 
 from pbr_jax import checkpoints
+from pbr_jax.configs.common import Config
 from pbr_jax.flags import add_run
+from pbr_jax.training.metrics import write_json
 from pbr_jax.training.pretrained import architecture
 from pbr_jax.training.run import Run, open_run
 
@@ -58,6 +61,18 @@ def write(run: Run, form: str, out: Path) -> None:
         checkpoints.save_npz(out, run.params, sizes)
     else:
         checkpoints.save_huggingface(out, family, run.params, sizes, run.class_names)
-        tokenizer = getattr(run.config.data, "tokenizer", None)
-        if family == "bert" and tokenizer is not None:
-            shutil.copy(tokenizer, out / Path(tokenizer).name)
+        if family == "bert":
+            _copy_tokenizer(run.config, out)
+
+
+def _copy_tokenizer(config: Config, out: Path) -> None:
+    """The vocabulary beside the weights, and what Hugging Face's tokenizer must know of it."""
+    assert config.data.tokenizer is not None  # a run on text has one
+    source = Path(config.data.tokenizer).expanduser()
+    shutil.copy(source, out / ("tokenizer.json" if source.suffix == ".json" else "vocab.txt"))
+    settings = {
+        "tokenizer_class": "BertTokenizer",
+        "model_max_length": config.model.max_length,
+        "do_lower_case": config.data.lower_case is not False,
+    }
+    write_json(out / "tokenizer_config.json", settings)

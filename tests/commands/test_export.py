@@ -55,6 +55,8 @@ def test_the_classes_and_the_tokenizer_are_in_the_export(runs, tmp_path):
     config = json.loads((tmp_path / "b" / "config.json").read_text())
     assert config["id2label"] == {"0": "none", "1": "one", "2": "two", "3": "three"}
     assert (tmp_path / "b" / "vocab.txt").read_text() == (workdir / "vocab.txt").read_text()
+    settings = json.loads((tmp_path / "b" / "tokenizer_config.json").read_text())
+    assert settings["do_lower_case"] is True and settings["model_max_length"] == 12
 
 
 def test_the_default_place_is_in_the_run_and_is_never_overwritten(tmp_path, capsys):
