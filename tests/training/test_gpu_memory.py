@@ -40,7 +40,7 @@ CEILINGS = {  # GB of temp
     "lean": 1.60,
     "tiny": 0.95,
 }
-BERT_CEILINGS = {"full": 5.3, "prebackrazor": 3.9, "lean": 1.10, "tiny": 0.80}
+BERT_CEILINGS = {"full": 5.3, "prebackrazor": 3.9, "lean": 1.10, "tiny": 0.70}
 
 
 @pytest.fixture(scope="module")

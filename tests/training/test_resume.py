@@ -34,6 +34,19 @@ SETTINGS = {
     "data.augment": "affine",
     "model.dropout": 0.1,
 }
+BERT = {  # on the sentences that are shipped
+    "config": "configs/bert_rte.py:smoke",
+    "steps": 6,
+    "checkpoint_every": 3,
+    "data.augment": "off",
+    "model.size": "none",
+    "model.width": 32,
+    "model.depth": 2,
+    "model.heads": 2,
+    "model.mlp_dim": 64,
+    "model.max_length": 32,
+    "optimizer.learning_rate": 0.01,
+}
 
 
 class Program:
@@ -49,8 +62,8 @@ class Program:
         }
 
     def start(self, workdir: Path, **changes) -> subprocess.Popen:
-        settings = SETTINGS | changes
-        command = [sys.executable, str(PROGRAM), "--config", "configs/digits.py:tiny"]
+        settings = {"config": "configs/digits.py:tiny"} | SETTINGS | changes
+        command = [sys.executable, str(PROGRAM), "--config", settings.pop("config")]
         command += ["--workdir", str(workdir)]
         command += [f"--config.{name}={value}" for name, value in settings.items()]
         return subprocess.Popen(
@@ -192,6 +205,17 @@ def test_the_position_of_the_data_matters(program, straight, tmp_path):
     assert differing(content(same), content(straight)) == []
     changed = differing(content(moved), content(straight))
     assert "data" in changed and any(name.startswith("params/") for name in changed)
+
+
+def test_bert_resumes_with_the_same_bits(program, tmp_path):
+    program.finish(program.start(tmp_path / "straight", **BERT))
+    same, moved = (copy_up_to(3, tmp_path / "straight", tmp_path / str(n), n) for n in (0, 1))
+    outputs = program.finish(program.start(same, **BERT), program.start(moved, **BERT))
+    assert [resumed_step(output) for output in outputs] == [3, 3]
+    straight = content(tmp_path / "straight", 6)
+    assert differing(content(same, 6), straight) == []
+    changed = differing(content(moved, 6), straight)
+    assert any(name.startswith("params/embedding") for name in changed)
 
 
 def test_another_seed_gives_other_bits(finished):
