@@ -235,9 +235,9 @@ def largest_batch(
     """`(batch, slope)`: the largest batch whose peak is within `room`, and bytes per example.
 
     The batch is at most `LARGEST_BATCH`, and 0 if none fits. The peak is nearly affine in the
-    batch. A slope that is given or guessed leads to a second batch, the secant through two peaks
-    to the next, until no larger multiple of `batch_granule` is expected to fit. The answer itself
-    was measured.
+    batch. A slope that is given or guessed leads to a second batch, the secant through the first
+    and it to the next, until no larger multiple of `batch_granule` is expected to fit. The answer
+    itself was measured.
 
     Args:
       config: the run.
@@ -270,7 +270,7 @@ def largest_batch(
             break
         batch = max(batch, granule)
         peaks[batch] = at(batch).peak_bytes
-        slope = (peaks[batch] - peaks[nearest]) / (batch - nearest)
+        slope = (peaks[batch] - first.peak_bytes) / (batch - size)  # over all, as small steps vary
     return max((b for b, peak in peaks.items() if peak <= room), default=0), slope
 
 

@@ -1,5 +1,6 @@
 """Cards by size, by description and as present: fakes only, nothing is compiled."""
 
+import dataclasses
 import types
 
 import jax
@@ -7,6 +8,7 @@ import pytest
 from jaxlib import xla_client
 
 from pbr_jax.gpu import CARDS, parse_target_config, present_card, sized_card, target_config
+from pbr_jax.gpu import compile as compile_module
 
 
 @pytest.mark.parametrize("name", list(CARDS))
@@ -66,6 +68,15 @@ def test_a_gpu_is_described_by_its_own_properties(monkeypatch):
     card = present_card()
     assert (card.cores, card.bandwidth) == (66, CARDS["h200"].bandwidth)
     assert card.name == "NVIDIA H200"
+
+
+@pytest.mark.gpu_compile
+@pytest.mark.parametrize("name", ["h200", "rtx2080ti"])
+def test_jax_itself_describes_a_device_so(monkeypatch, name):
+    """With a device to compile for in the place of one to run on, nothing else is fake."""
+    device = compile_module._device(CARDS[name])
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert present_card() == dataclasses.replace(CARDS[name], name=CARDS[name].description)
 
 
 def test_a_gpu_that_jax_does_not_describe_is_an_error(monkeypatch):
