@@ -1,7 +1,7 @@
 """Says what a train step needs on a graphics card, by every method, before anything runs.
 
-    pbr fit --config configs/digits.py --gpu rtx4090
-    pbr fit --config configs/digits.py --gpu 8GiB --config.batch_size=256 --json
+    pbr fit --config configs/vit_b16.py --gpu rtx4090
+    pbr fit --config configs/vit_b16.py --gpu 8GiB --config.batch_size=64 --json
 
 The real train step is compiled for the card, which need not be there, by the packages of the extra
 `gpu-compiler`; where they are absent the figures are those of a formula, and it says so. A method
