@@ -96,8 +96,9 @@ def from_theirs(lines: Iterable[Line], arrays: Arrays, like: Leaves) -> dict[str
     """
     leaves: dict[str, np.ndarray] = {}
     for line in lines:
-        leaf = leaves.setdefault(line.ours, np.empty(like[line.ours].shape, np.float32))
-        place, array = line.place(leaf), arrays[line.theirs]
+        if line.ours not in leaves:
+            leaves[line.ours] = np.empty(like[line.ours].shape, np.float32)
+        place, array = line.place(leaves[line.ours]), arrays[line.theirs]
         if line.axes:
             ours, theirs = line.words()
             array = array.transpose(_order(theirs, ours)).reshape(place.shape)

@@ -73,7 +73,9 @@ def _fit(
     except ValueError as error:
         raise WeightsError(weights.path, [str(error)]) from error
     expected = {line.theirs: layout.shape_of(line, like[line.ours], sizes) for line in kept}
-    found = faults(weights, arrays, expected)
+    # Our own tree has the lines of what is there.
+    absent = {path for path in like if path.split("/")[0] not in fresh} - {n.ours for n in kept}
+    found = [f"missing: {path}" for path in sorted(absent)] + faults(weights, arrays, expected)
     if weights.sizes.get("heads", sizes["heads"]) != sizes["heads"]:
         found.insert(0, f"{weights.sizes['heads']} attention heads, the model has {sizes['heads']}")
     if found:

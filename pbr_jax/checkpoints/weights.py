@@ -40,7 +40,7 @@ class Weights(NamedTuple):
       names: name in `arrays` -> name in the file.
       unused: what it is -> names in the file, of arrays that no model of ours has.
       sizes: what the words of `format` mean here; no "heads" where only a config would tell.
-      config: Hugging Face's `config.json` beside the file, empty without.
+      config: `config.json` beside a file in Hugging Face's layout, empty without.
     """
 
     path: Path
@@ -93,7 +93,14 @@ def read(path: str | os.PathLike[str]) -> Weights:
     arrays = {full: stored[name] for full, name in names.items()}
     depth = _depth(form, arrays)
     sizes = {"depth": depth} | layout.infer_sizes(form.table(depth), arrays)
-    config = _config_beside(path)
+    config = _config_beside(path) if form.prefix else {}
+    if (
+        config.get("model_type", form.family) != form.family
+    ):  # bare names are alike in some families
+        raise ValueError(
+            f"weights {path}: this is a {config['model_type']} by its config.json; what can be read"
+            f" is {_OURS}"
+        )
     if "num_attention_heads" in config:
         sizes.setdefault("heads", config["num_attention_heads"])
     return Weights(path, form, arrays, names, unused, sizes, config)

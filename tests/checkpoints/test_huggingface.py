@@ -147,6 +147,14 @@ def test_an_orbax_export_can_get_another_head_and_grid(tmp_path):
         load(tmp_path / "vit", model=vit(heads=4))
 
 
+def test_what_an_orbax_export_lacks_is_named(tmp_path):
+    model = vit(pool="mean")
+    family, sizes = architecture(model)
+    checkpoints.save_orbax(tmp_path / "mean", family, random_params(model), sizes)
+    with pytest.raises(ValueError, match="missing: cls\n"):
+        load(tmp_path / "mean", model=vit())
+
+
 def test_names_without_the_prefix_are_known(bert_arrays, bert_params, write):
     bare = {name.removeprefix("bert."): array for name, array in bert_arrays.items()}
     assert_same(load(write(bare)).params, bert_params)
@@ -234,6 +242,14 @@ def test_shards_are_put_together(bert_arrays, bert_params, tmp_path):
     (tmp_path / "b.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 2 shards are not beside it: b.safetensors"):
         load(index)
+
+
+def test_a_config_of_another_family_is_refused(bert_arrays, write, tmp_path):
+    """RoBERTa without its prefix has the names of BERT."""
+    path = write({name.removeprefix("bert."): array for name, array in bert_arrays.items()})
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
+    with pytest.raises(ValueError, match=r"this is a roberta by its config.json"):
+        load(path)
 
 
 def test_a_config_of_other_heads_is_refused_and_another_activation_noted(
