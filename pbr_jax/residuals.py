@@ -18,6 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pbr_jax.ops import dispatch
+from pbr_jax.plans import Implementation
+
 _BITS_PER_BYTE = 8
 
 
@@ -122,21 +125,39 @@ def _ranks(bits: jax.Array) -> tuple[jax.Array, jax.Array]:
     return kept.astype(bool), ranks.reshape(kept.shape)
 
 
-def pack_elements(x: jax.Array, keep: float, dtype: jax.typing.DTypeLike | None = None) -> Elements:
+def pack_elements(
+    x: jax.Array,
+    keep: float,
+    dtype: jax.typing.DTypeLike | None = None,
+    implementation: Implementation | None = None,
+) -> Elements:
     """Keeps the `round(keep * M)` elements of largest magnitude of each sample.
 
     Args:
       x: `[B, ...]`, M elements per sample.
       keep: fraction of elements to keep, in (0, 1].
       dtype: of the stored values; None keeps that of `x`. Values are clipped to its finite range.
+      implementation: see `pbr_jax.ops.dispatch`; None lets the device decide.
 
     Of elements that tie with the k-th largest magnitude those of lowest index are kept, so the
     number kept is exactly k (BackRazor's code keeps all ties; without ties the two are the same).
+
+    Raises:
+      ValueError: `keep` is outside (0, 1], or the named implementation cannot run.
     """
     _check_keep(keep, "elements")
     flat = x.reshape(x.shape[0], -1)
     size = flat.shape[1]
     k = max(1, round(keep * size))
+    dtype = jnp.dtype(dtype or x.dtype)
+    largest = min(float(jnp.finfo(dtype).max), float(jnp.finfo(x.dtype).max))
+    if choose_packing(flat, implementation) == "jax_triton":
+        from pbr_jax.kernels import select_elements
+
+        capability = dispatch.target().capability
+        assert capability is not None  # or it would not have been chosen
+        packed = select_elements.pack(flat, k, dtype, largest, capability=capability)
+        return Elements(*packed)
     order = _magnitude_order(flat)
     threshold = _kth_largest(order, k)
     above, equal = order > threshold, order == threshold
@@ -145,12 +166,22 @@ def pack_elements(x: jax.Array, keep: float, dtype: jax.typing.DTypeLike | None 
     bits = jnp.packbits(kept, axis=1)
     _, ranks = _ranks(bits)
     slots = jnp.where(kept, ranks[:, :size], k)  # k lies outside: dropped
-    dtype = dtype or x.dtype
-    largest = min(float(jnp.finfo(dtype).max), float(jnp.finfo(x.dtype).max))
     stored = jnp.clip(flat, -largest, largest).astype(dtype)
     empty = jnp.zeros((k,), dtype)
     values = jax.vmap(lambda s, v: empty.at[s].set(v, mode="drop"))(slots, stored)
     return Elements(bits, values)
+
+
+def choose_packing(
+    x: jax.Array | jax.ShapeDtypeStruct, implementation: Implementation | None
+) -> Implementation:
+    """The implementation of `pack_elements` for `[B, M]`."""
+    refusal = None
+    if x.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
+        refusal = f"x has dtype {x.dtype}: must be bfloat16, float16 or float32"
+    elif not 0 < x.shape[1] < 2**30 or not x.shape[0]:
+        refusal = f"x has shape {x.shape}: must hold 1 to 2^30 elements per sample"
+    return dispatch.choose("elements", implementation, {"jax_triton": dispatch.Offer(refusal)})
 
 
 def unpack_elements(

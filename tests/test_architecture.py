@@ -35,6 +35,7 @@ SETTINGS = {"config", "config_rules", "flags"}
 HEAVY = {
     "array_record",
     "grain",
+    "jax_triton",
     "matplotlib",
     "safetensors",
     "sklearn",
@@ -42,9 +43,14 @@ HEAVY = {
     "tensorflow",
     "tensorflow_datasets",
     "tokenizers",
+    "triton",
 }
 # Modules that are themselves imported inside the function that uses them, so they may import one.
-LATE = {"pbr_jax.training.figures", "pbr_jax.training.comparison_figures"}
+LATE = {
+    "pbr_jax.kernels.select_elements",
+    "pbr_jax.training.comparison_figures",
+    "pbr_jax.training.figures",
+}
 
 
 def allowed() -> dict[str, set[str]]:
