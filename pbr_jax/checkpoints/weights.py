@@ -94,9 +94,8 @@ def read(path: str | os.PathLike[str]) -> Weights:
     depth = _depth(form, arrays)
     sizes = {"depth": depth} | layout.infer_sizes(form.table(depth), arrays)
     config = _config_beside(path) if form.prefix else {}
-    if (
-        config.get("model_type", form.family) != form.family
-    ):  # bare names are alike in some families
+    # Without their prefix, the names of some families are alike.
+    if config.get("model_type", form.family) != form.family:
         raise ValueError(
             f"weights {path}: this is a {config['model_type']} by its config.json; what can be read"
             f" is {_OURS}"
