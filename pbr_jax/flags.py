@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pbr_jax import config_rules
-from pbr_jax.config import ADVICE, DEFAULT_SPEC, ConfigError, collect
+from pbr_jax.config import ADVICE, DEFAULT_SPEC, ConfigError, collect, load
 from pbr_jax.config_rules import nearest, settings, show, value_at
 from pbr_jax.configs.common import Config
 from pbr_jax.methods import METHODS
@@ -98,6 +98,8 @@ def next_command(arguments: Arguments) -> tuple[str, str]:
     # Full fine-tuning prunes nothing and would refuse to be told how.
     dropped = ["method=", "memory_budget=", *(("pruning.", "plan.") if method == "full" else ())]
     others = [word for word in arguments.overrides if not word.startswith(tuple(dropped))]
+    if method == "full" and load(arguments.spec).pruning.keep is not None:
+        others.append("pruning.keep=none")
     words += [f"--config.{word}" for word in (*others, f"method={method}")]
     if arguments.workdir != default_workdir(config):
         words += ["--workdir", f"{arguments.workdir}-{method}"]

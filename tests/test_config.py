@@ -379,6 +379,8 @@ def test_next_command_is_the_same_run_by_another_method():
     assert "full fine-tuning" in shows
     command, _ = next_command(parse_args(["--config.pruning.keep=0.2", "--config.seed=3"]))
     assert command == "python train.py --config.seed=3 --config.method=full"
+    command, _ = next_command(parse_args(["--config", str(SHIPPED / "bert_rte.py")]))
+    assert command.endswith("--config.pruning.keep=none --config.method=full")
     words = ["--config", DIGITS + ":tiny", "--config.method=full", "--config.seed=3"]
     command, _ = next_command(parse_args([*words, "--workdir", "a b"]))
     given = parse_args(shlex.split(command)[2:])

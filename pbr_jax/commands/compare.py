@@ -33,6 +33,7 @@ from pbr_jax.config_rules import method_fault
 from pbr_jax.configs.common import Config
 from pbr_jax.gpu import gpu_is_present
 from pbr_jax.training import comparison, trials
+from pbr_jax.training.fit import with_method
 from pbr_jax.training.inputs import load_data
 from pbr_jax.training.metrics import write_atomically
 
@@ -75,7 +76,7 @@ def main(args: argparse.Namespace) -> int:
 
         @functools.cache
         def contestant(method: str) -> trials.Contestant:
-            return trials.prepare(dataclasses.replace(config, method=method))
+            return trials.prepare(_by(method, config))
 
         for method in ("full", *(m for m in methods if m != "full")):
             if not book.has_cost(method):
@@ -117,6 +118,11 @@ def _seeds(config: Config, count: int) -> range:
     return range(config.seed, config.seed + count)
 
 
+def _by(method: str, config: Config) -> Config:
+    """The run by another method; what does not prune is not told how, the plan is for all."""
+    return dataclasses.replace(with_method(config, method), plan=config.plan)
+
+
 def _setting(config: Config) -> dict[str, Any]:
     """What makes two results comparable."""
     tree = configuration.to_dict(config)
@@ -129,7 +135,7 @@ def _setting(config: Config) -> dict[str, Any]:
 
 def _measured_peaks(config: Config, methods: Sequence[str]) -> dict[str, int]:
     """Before this process touches the GPU: each in a process of its own."""
-    found = {m: trials.measured_peak(dataclasses.replace(config, method=m)) for m in methods}
+    found = {m: trials.measured_peak(_by(m, config)) for m in methods}
     return {method: peak for method, peak in found.items() if peak is not None}
 
 
