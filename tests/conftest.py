@@ -24,13 +24,10 @@ hypothesis.settings.load_profile("pbr_jax")
 @pytest.fixture(params=["xla", "triton"])
 def implementation(request):
     """Every implementation that an op has; without a GPU its kernels run interpreted."""
-    from pbr_jax.ops import dispatch
+    from measures import implemented
 
-    if request.param == "xla" or jax.default_backend() == "gpu":
+    with implemented():
         yield request.param
-    else:
-        with dispatch.interpreted():
-            yield request.param
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

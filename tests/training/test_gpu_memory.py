@@ -1,4 +1,4 @@
-"""Compiled memory of whole train steps on an H200, per plan, without an H200.
+"""Compiled memory of whole train steps per plan, and their kernels, for GPUs that are not there.
 
 ViT-B/16: batch 128, 224 px, SGD with momentum. BERT-base: batch 32, length 512, AdamW, dropout 0.1.
 Both with bfloat16 activations, float32 master weights and clipping. Temp bytes are the compiler's
@@ -12,6 +12,8 @@ import pytest
 
 from pbr_jax.configs.common import Config, Data, Model, Optimizer
 from pbr_jax.gpu import CARDS, compile_for, memory
+from pbr_jax.gpu.launches import launches
+from pbr_jax.methods import METHODS, resolve
 from pbr_jax.training import from_config
 from pbr_jax.training.from_config import memory_use, state_shapes
 
@@ -44,20 +46,28 @@ BERT_CEILINGS = {"full": 5.3, "prebackrazor": 3.9, "lean": 1.10, "tiny": 0.70}
 
 
 @pytest.fixture(scope="module")
-def report():
-    """Method -> memory of its compiled step, each compiled once."""
+def compiled():
+    """Method, card and implementation -> its compiled step's memory and kernels, each once."""
     found = {}
 
-    def compiled(method, base=VIT_B16):
-        config = dataclasses.replace(base, method=method)
-        if config not in found:
+    def compile_step(method, base=VIT_B16, card="h200", implementation=None):
+        plan = dataclasses.replace(base.plan, implementation=implementation)
+        config = dataclasses.replace(base, method=method, plan=plan)
+        if (config, card) not in found:
             parts = from_config.build(config)
             args = (state_shapes(config, parts), from_config.batch_specs(config))
-            step = compile_for(parts.train_step, args, CARDS["h200"], donate_argnums=0)
-            found[config] = memory(step)
-        return found[config]
+            step = compile_for(parts.train_step, args, CARDS[card], donate_argnums=0)
+            kernels = {one.name for one in launches(step.as_text()) if one.kind == "kernel"}
+            found[config, card] = memory(step), kernels
+        return found[config, card]
 
-    return compiled
+    return compile_step
+
+
+@pytest.fixture(scope="module")
+def report(compiled):
+    """Method, and the configuration that takes it -> memory of its step on an H200."""
+    return lambda method, base=VIT_B16: compiled(method, base)[0]
 
 
 @pytest.mark.parametrize("method", CEILINGS)
@@ -76,6 +86,21 @@ def standard_promotion():
 @pytest.mark.usefixtures("standard_promotion")
 def test_temp_memory_of_bert_stays_under_its_ceiling(report, method):
     assert report(method, BERT_BASE).temp_bytes <= BERT_CEILINGS[method] * 1e9
+
+
+@pytest.mark.parametrize("card", ["h200", "rtx4090"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_compiles_with_its_kernels(compiled, method, card):
+    _, kernels = compiled(method, card=card)
+    plan = resolve(method).plan
+    assert ("weight_gradient" in kernels) == (plan.linear in ("columns", "magnitude"))
+    assert ("row_update_sgd" in kernels) == (plan.linear == "columns")
+    assert ("attention_forward" in kernels) == (plan.attention != "elements")
+
+
+@pytest.mark.parametrize("method", ["full", "prebackrazor", "fast", "lean", "tiny"])
+def test_kernels_need_no_more_memory_than_xla_alone(compiled, method):
+    assert compiled(method)[0].temp_bytes <= compiled(method, implementation="xla")[0].temp_bytes
 
 
 def test_the_state_is_updated_in_place(report):
