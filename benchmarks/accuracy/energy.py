@@ -58,7 +58,7 @@ def trace(arm: str, seed: int) -> list[dict[str, Any]]:
     batches, records = train_batches(config, load_data(config)), []
     for step in range(config.steps):
         batch = next(batches)
-        if step % EVERY == 0:
+        if step and step % EVERY == 0:  # the new head is zero at step 0, and all gradients below
             sites = jax.tree.map(float, shares(state, batch))
             records.append({"step": step, "sites": sites})
         state, _ = one.step(state, batch)
@@ -74,7 +74,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     results = {name: trace(arm, args.seed) for name, arm in POLICIES.items()}
-    write_json(args.out, {"seed": args.seed, "versions": versions(), "policies": results})
+    command = f"python benchmarks/accuracy/energy.py --seed {args.seed}"
+    write_json(args.out, {"command": command, "versions": versions(), "policies": results})
     for name, records in results.items():
         for site in SITES:
             late = [r["sites"][site] for r in records[len(records) // 2 :]]

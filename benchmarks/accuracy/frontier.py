@@ -59,10 +59,14 @@ def floor_time(point: Point) -> float:
     return FLOORS[point.method] + WEIGHT_GRADIENT * more
 
 
-def temp_bytes(point: Point) -> int:
-    """Of the compiled step."""
+def make_config(point: Point) -> Config:
+    """ViT-B/16 with the method and its keep."""
     keep = None if point.keep is None else Keep(**dict(zip(SITES, point.keep, strict=True)))
-    config = dataclasses.replace(BASE, method=point.method, pruning=Pruning(keep=keep))
+    return dataclasses.replace(BASE, method=point.method, pruning=Pruning(keep=keep))
+
+
+def temp_bytes(config: Config) -> int:
+    """Of the compiled step."""
     parts = from_config.build(config)
     shapes = (from_config.state_shapes(config, parts), from_config.batch_specs(config))
     step = compile_for(parts.train_step, shapes, find_card("h200"), donate_argnums=0)
@@ -77,15 +81,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     rows = []
-    print("| method | keep qkv, proj, fc1, fc2 | time, arithmetic | temp |\n|---|---|---|---|")
+    print("| method | keep qkv, proj, fc1, fc2 | time, arithmetic | saved | temp |")
+    print("|---|---|---|---|---|")
     for point in POINTS:
-        row = {**point._asdict(), "time": floor_time(point), "temp_bytes": temp_bytes(point)}
+        config = make_config(point)
+        saved, temp = from_config.memory_use(config).activations, temp_bytes(config)
+        time = floor_time(point)
+        rows.append({**point._asdict(), "time": time, "saved_bytes": saved, "temp_bytes": temp})
         keep = "all" if point.keep is None else ", ".join(map(str, point.keep))
-        cost = f"{row['time']:.2f} | {row['temp_bytes'] / 1e9:.2f} GB"
+        cost = f"{time:.2f} | {saved / 1e9:.2f} GB | {temp / 1e9:.2f} GB"
         print(f"| `{point.method}` | {keep} | {cost} |", flush=True)
-        rows.append(row)
     versions = {"jax": jax.__version__, "pbr_jax": __version__}
-    write_json(args.out, {"command": "frontier.py", "versions": versions, "rows": rows})
+    command = "python benchmarks/accuracy/frontier.py"
+    write_json(args.out, {"command": command, "versions": versions, "rows": rows})
 
 
 if __name__ == "__main__":

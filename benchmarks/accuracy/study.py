@@ -29,6 +29,7 @@ from pbr_jax.training.inputs import load_data
 from pbr_jax.training.metrics import write_json
 from pbr_jax.training.trials import Contestant, prepare, run_trial
 
+COMMAND = "python benchmarks/accuracy/study.py"
 OUT = Path("benchmarks/results/accuracy_glyphs.json")
 CONFIG = str(Path(__file__).with_name("config.py"))
 
@@ -73,7 +74,7 @@ def study(names: list[str], seeds: range, out: Path) -> None:
             folder = Path(settings.FOLDER) / f"run-{name.replace('/', '-')}-{seed}"
             trial = run_trial(one, seed, dataset, folder)
             with _locked(out) as content:
-                content |= {"versions": versions(), "images": digest}
+                content |= {"command": COMMAND, "versions": versions(), "images": digest}
                 runs = content.setdefault("runs", {}).setdefault(name, {})
                 runs[str(seed)] = [point._asdict() for point in trial.curve]
             print(f"{name}, seed {seed}: {trial.accuracy:.2%}", flush=True)
@@ -81,7 +82,7 @@ def study(names: list[str], seeds: range, out: Path) -> None:
 
 def versions() -> dict[str, str]:
     """Of what decides the results."""
-    return {"jax": jax.__version__, "pbr_jax": __version__, "command": "study.py"}
+    return {"jax": jax.__version__, "pbr_jax": __version__}
 
 
 def read(out: Path) -> dict[str, Any]:
