@@ -85,6 +85,8 @@ def plot(runs: dict[str, Any], path: Path) -> None:
         for question in QUESTIONS.values()
         if (measured := [line for line in lines(question, runs) if line.half is not None])
     }
+    if not drawn:
+        return
     heights = [len(measured) + 1 for measured in drawn.values()]
     figure = Figure(figsize=(7.5, 0.28 * sum(heights) + 0.8), layout="constrained")
     panels = figure.subplots(len(drawn), 1, sharex=True, squeeze=False, height_ratios=heights)
