@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from fakes import param_shapes
-from runs import bert_run, vit_run
+from saved_runs import bert_run, vit_run
 
 from pbr_jax import cli
 from pbr_jax.training import from_config

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fakes import quick_jit
 from PIL import Image
-from runs import NAMES, bert_run, vit_run
+from saved_runs import NAMES, bert_run, vit_run
 from scipy import special
 
 from pbr_jax import cli

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from fakes import config
-from runs import NAMES, vit_run
+from saved_runs import NAMES, vit_run
 
 from pbr_jax.training.checkpointing import CheckpointError
 from pbr_jax.training.run import open_run, read_config
