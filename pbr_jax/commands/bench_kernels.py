@@ -25,7 +25,7 @@ import numpy as np
 from pbr_jax import __version__
 from pbr_jax.gpu import find_card
 from pbr_jax.gpu.kernels import kernel_use
-from pbr_jax.ops import attention_cases, weight_gradient
+from pbr_jax.ops import attention_cases, fused_cases, weight_gradient
 from pbr_jax.ops.bench_case import BenchCase
 from pbr_jax.training import optimizer_cases
 from pbr_jax.training.metrics import write_json
@@ -33,6 +33,7 @@ from pbr_jax.training.metrics import write_json
 SOURCES: tuple[Callable[[], list[BenchCase]], ...] = (
     weight_gradient.bench_cases,
     attention_cases.bench_cases,
+    fused_cases.bench_cases,
     optimizer_cases.bench_cases,
 )
 
@@ -106,6 +107,8 @@ def figures(cases: Iterable[BenchCase], card: str) -> list[dict[str, Any]]:
         raise ValueError(f"--card {card}: must be one of {', '.join(CEILINGS)}")
     rows = []
     for case in cases:
+        if case.kernel != "triton":
+            continue
         floor = 1e6 * CEILINGS[target.name].floor(case)
         for use in kernel_use(_jitted(case, "triton"), case.args, target):
             rows.append(
@@ -130,7 +133,8 @@ def times(cases: Iterable[BenchCase], rounds: int) -> dict[str, Any]:
     rows = []
     for case in cases:
         arrays = _random_arrays(case)
-        runs = {name: _jitted(case, name) for name in ("xla", "triton")}
+        names: tuple[str, ...] = ("xla", case.kernel)
+        runs = {name: _jitted(case, name) for name in names}
         runs |= {name: jax.jit(rival) for name, rival in case.rivals.items()}
         seconds, refused = _median_seconds(runs, arrays, case.donate, rounds)
         extra = jax.jit(case.figures)(*arrays) if case.figures else {}

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from pbr_jax.plans import Implementation
+
 
 class BenchCase(NamedTuple):
     """One op on one set of shapes.
@@ -19,6 +21,7 @@ class BenchCase(NamedTuple):
       index_limit: for random integers, drawn without repetition along the last axis.
       donate: which arguments may be overwritten.
       rivals: other implementations to time, name -> `run(*arrays)`.
+      kernel: the implementation to compare with XLA; `kernel_use` reads those of "triton" only.
       figures: other figures to print, `figures(*arrays) -> {name: value}`: errors, cosines.
     """
 
@@ -31,6 +34,7 @@ class BenchCase(NamedTuple):
     index_limit: int = 0
     donate: tuple[int, ...] = ()
     rivals: Mapping[str, Callable[..., Any]] = {}
+    kernel: Implementation = "triton"
     figures: Callable[..., Mapping[str, jax.Array]] | None = None
 
 
