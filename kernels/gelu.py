@@ -62,9 +62,10 @@ class Steps(NamedTuple):
 
     def code(self, u: jax.Array) -> jax.Array:
         """int32, shape of u."""
-        code = jnp.full(u.shape, self.first, jnp.int32)
+        # Products, not selections: with those XLA keeps int32 codes of a whole u beside it.
+        code = jnp.int32(self.first)
         for cut, by in zip(self.cuts, self.by, strict=True):
-            code += jnp.where(u >= cut, by, 0)
+            code = code + (u >= cut).astype(jnp.int32) * by
         return code
 
 
