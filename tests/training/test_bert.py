@@ -31,7 +31,8 @@ def test_every_method_learns_a_batch(name):
         state, metrics = step(state, token_batch())
         losses.append(float(metrics.loss))
         assert bool(metrics.finite)
-    assert losses[-1] < 0.8 * losses[0]  # BackRazor, whose dx is not exact, reaches 0.7
+    # BackRazor, whose dx is not exact, is slower: 0.704 after these steps.
+    assert losses[-1] < (0.75 if name == "backrazor" else 0.7) * losses[0]
     assert step._cache_size() == 1
 
 
