@@ -23,6 +23,7 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
 _PLUMBING = {"while", "body", "closed_call", "cond", "blocks"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
+_CUBLAS = "__cublas"
 
 
 class Loop(NamedTuple):
@@ -107,28 +108,29 @@ def _walk(computations, name: str, loops: tuple[Loop, ...]) -> Iterator[Launch]:
 
 
 def _launch(computations, body, instruction: _Instruction, loops) -> Launch:
-    kind, name, flops = instruction.op, instruction.name, 0
-    if instruction.op == "fusion":
-        fused = computations[_CALLED.findall(instruction.rest)[0]]
-        moved = _fusion_bytes(fused)
-        flops = sum(_dot_flops(fused, one) for one in fused.values() if one.op == "dot")
-        kind = "gemm" if flops else "fusion"
+    within, hero = body, instruction
+    if instruction.op in ("fusion", "fusion-start"):
+        within = computations[_CALLED.findall(instruction.rest)[0]]
+        moved = _fusion_bytes(within)
+        # Slices may be fused with a call of a library or of a hand-written kernel.
+        hero = next((one for one in within.values() if one.op == "custom-call"), instruction)
     else:
         operands = [_bytes(body[operand].shape) for operand in instruction.operands]
-        moved = sum(operands) + _bytes(instruction.shape)
+        moved = sum(operands) + _result_bytes(instruction)
         if instruction.op == "dynamic-update-slice":
             moved = 2 * operands[1]
         elif instruction.op in _SLICES:
             moved = 2 * _bytes(instruction.shape)
-        elif "__cublas" in instruction.rest:
-            kind = "gemm"
-            moved -= _workspace(instruction.shape)
-            flops = _gemm_flops(body, instruction)
-        elif "xla.gpu.triton" in instruction.rest or "triton_kernel_call" in instruction.rest:
-            kind = "kernel"
-            named = re.search(r'name = "(\w+)"', instruction.rest)
-            name = named[1] if named else name
-    return Launch(name, kind, _path(instruction), loops, moved, flops)
+    kind, name, flops = instruction.op, instruction.name, 0
+    if _CUBLAS in hero.rest:
+        kind, flops = "gemm", _gemm_flops(within, hero)
+    elif "xla.gpu.triton" in hero.rest or "triton_kernel_call" in hero.rest:
+        named = re.search(r'name = "(\w+)"', hero.rest)
+        kind, name = "kernel", named[1] if named else name
+    elif within is not body:
+        flops = sum(_dot_flops(within, one) for one in within.values() if one.op == "dot")
+        kind = "gemm" if flops else "fusion"
+    return Launch(name, kind, _path(instruction) or _path(hero), loops, moved, flops)
 
 
 def _path(instruction: _Instruction) -> str:
@@ -163,7 +165,7 @@ def _fusion_bytes(fused: dict[str, _Instruction]) -> int:
             return writes(instruction.operands[0])
         if instruction.op == "dynamic-update-slice":
             return _bytes(fused[instruction.operands[1]].shape)
-        return _bytes(instruction.shape)
+        return _result_bytes(instruction)
 
     read = sum(reads(one.name) for one in fused.values() if one.op == "parameter")
     return read + writes(list(fused)[-1])
@@ -236,5 +238,7 @@ def _dims(shape: str) -> list[int]:
     return [int(n) for n in first["dims"].split(",") if n]
 
 
-def _workspace(shape: str) -> int:
-    return sum(int(n) for n in re.findall(r"s8\[(\d+)\]", shape))
+def _result_bytes(instruction: _Instruction) -> int:
+    """Without the workspace of a library, which is no traffic."""
+    workspace = re.findall(r"s8\[(\d+)\]", instruction.shape) if _CUBLAS in instruction.rest else []
+    return _bytes(instruction.shape) - sum(map(int, workspace))

@@ -37,7 +37,8 @@ def test_matrix_products_are_counted_with_their_loop(found):
     assert product.times == LAYERS
     assert [loop.trips for loop in product.loops] == [LAYERS]
     assert product.flops == 2 * SIDE**3
-    assert product.bytes == 3 * BYTES  # the workspace of the library is no traffic
+    # The workspace of the library is no traffic; newer compilers fuse the slice: its index is read.
+    assert product.bytes - 3 * BYTES in (0, 4)
     assert product.source.endswith("dot_general")
 
 
