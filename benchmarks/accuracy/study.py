@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import Any
 import config as settings
 import glyphs
 import jax
+import optax
+import token_rows
 from arms import ARMS, QUESTIONS, Arm
 
 from pbr_jax import __version__
@@ -31,34 +34,77 @@ from pbr_jax.training.trials import Contestant, prepare, run_trial
 
 COMMAND = "python benchmarks/accuracy/study.py"
 OUT = Path("benchmarks/results/accuracy_glyphs.json")
+Step = Callable[[Any, Any], Any]
 CONFIG = str(Path(__file__).with_name("config.py"))
 
 
 def contestant(arm: Arm) -> Contestant:
     """The arm, compiled."""
+    if arm.token_rows:
+        with token_rows.sampled(*arm.token_rows):
+            return prepare(configuration.load(CONFIG, arm.settings))
     one = prepare(configuration.load(CONFIG, arm.settings))
-    if not (arm.dense_every or arm.dense_last):
-        return one
-    first = round(one.config.steps * (1 - arm.dense_last))
+    if arm.decayed_moments:
+        return one._replace(step=_decayed(one))
+    if arm.dense_every:
+        full = prepare(dataclasses.replace(one.config, method="full", pruning=Pruning()))
+        return one._replace(step=_mixed(one, lambda i: None if i % arm.dense_every else full))
+    if arm.phases:
+        begins = [round(one.config.steps * begin) for begin, _ in arm.phases]
+        later = [prepare(configuration.load(CONFIG, (*arm.settings, *s))) for _, s in arm.phases]
 
-    def whole(step: int) -> bool:
-        return step >= first or (arm.dense_every > 0 and step % arm.dense_every == 0)
+        def phase(step: int) -> Contestant | None:
+            reached = [p for begin, p in zip(begins, later, strict=True) if step >= begin]
+            return reached[-1] if reached else None
 
-    return one._replace(step=_mixed(one, whole))
+        return one._replace(step=_mixed(one, phase))
+    return one
 
 
-def _mixed(one: Contestant, whole: Callable[[int], bool]) -> Callable[[Any, Any], Any]:
-    """Steps of `one`, and of full fine-tuning where `whole(step)` says so."""
-    full = prepare(dataclasses.replace(one.config, method="full", pruning=Pruning()))
-    nothing = full.parts.selector.init()
+def _mixed(one: Contestant, other: Callable[[int], Contestant | None]) -> Step:
+    """Steps of `one`, and of `other(step)` where there is one; its policies start anew."""
 
     def step(state: Any, batch: Any) -> Any:
-        if not whole(int(state.step)):
+        instead = other(int(state.step))
+        if instead is None:
             return one.step(state, batch)
-        trained, metrics = full.step(state._replace(pruning=nothing), batch)
+        theirs = state._replace(pruning=instead.parts.selector.init())
+        trained, metrics = instead.step(theirs, batch)
         return trained._replace(pruning=state.pruning), metrics
 
     return step
+
+
+def _decayed(one: Contestant) -> Step:
+    """Steps of `one`, after which the momentum of rows that were not selected decays too."""
+    momentum, selector = one.config.optimizer.momentum, one.parts.selector
+
+    @jax.jit
+    def chosen(state: Any) -> Any:
+        key, _ = jax.random.split(jax.random.fold_in(state.key, state.step))  # as the step
+        return selector.select(key, state.pruning, state.step)[1].columns
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def decay(opt_state: Any, columns: Any) -> Any:
+        trace = optax.tree.get(opt_state, "trace")
+        kernels = {site: trace["blocks"][site]["kernel"] for site in columns}
+        blocks = {
+            site: trace["blocks"][site] | {"kernel": _decay_others(kernels[site], rows, momentum)}
+            for site, rows in columns.items()
+        }
+        return optax.tree.set(opt_state, trace=trace | {"blocks": trace["blocks"] | blocks})
+
+    def step(state: Any, batch: Any) -> Any:
+        columns = chosen(state)
+        trained, metrics = one.step(state, batch)
+        return trained._replace(opt_state=decay(trained.opt_state, columns)), metrics
+
+    return step
+
+
+def _decay_others(moments: jax.Array, rows: jax.Array, factor: float) -> jax.Array:
+    """`[L, D, F]` times `factor`, but for `rows`, `[L, K]`."""
+    return jax.vmap(lambda m, r: (factor * m).at[r].set(m[r]))(moments, rows)
 
 
 def study(names: list[str], seeds: range, out: Path) -> None:
