@@ -2,11 +2,13 @@
 
 A command's module has `add_arguments(parser)` and `main(args) -> int`, the exit code. One that
 calls `flags.add_config(parser)` takes `--config FILE[:variant]` and `--config.KEY=VALUE` as
-`train.py` does, and finds them, checked, as `args.arguments` where there is one.
+`train.py` does, and finds them, checked, as `args.arguments` where there is one. Every command
+finds all that was typed as `args.command_line`.
 """
 
 import argparse
 import importlib
+import shlex
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -23,6 +25,9 @@ COMMANDS: dict[str, str] = {
     "weights check": "what a file of weights is, and which configuration it fits",
     "data check": "what is in a data set: counts, classes, sizes, what is broken",
     "data prepare": "download a data set and prepare it for training",
+    "bench linear": "a linear layer: dense, BackRazor, pruned; the paper's Figure 1 and Table 3",
+    "bench attention": "implementations of attention: time and memory; the paper's Table 2",
+    "bench step": "time and memory of a train step by every method; the paper's Tables 1, 4, 5",
     "bench kernels": "kernels against XLA and cuDNN; registers, spills and floors without a GPU",
     "fit": "what every method needs on a graphics card, before the run",
 }
@@ -49,6 +54,7 @@ def main(argv: Sequence[str] | None = None, commands: Mapping[str, str] = COMMAN
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     module.add_arguments(parser)
     args, others = parser.parse_known_args(words[name.count(" ") + 1 :])
+    args.command_line = shlex.join(["pbr", *words])
     config = getattr(args, "config", None)
     if others and config is None:
         parser.error(f"unrecognized arguments: {' '.join(others)}")

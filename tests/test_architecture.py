@@ -23,6 +23,7 @@ CHAIN = [
     {"models"},
     {"training"},
     {"weights"},
+    {"bench"},
     {"commands"},
     {"cli"},
 ]
@@ -63,7 +64,7 @@ def allowed() -> dict[str, set[str]]:
             edges[part] = set(below)
     for part in SETTINGS:
         edges[part] = SETTINGS | {"configs", "methods", "plans"}
-    for part in ("training", "weights", "commands", "cli"):
+    for part in ("training", "weights", "bench", "commands", "cli"):
         edges[part] |= INDEPENDENT | SETTINGS
     return edges
 

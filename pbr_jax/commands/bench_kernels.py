@@ -10,25 +10,21 @@ bytes take at its bandwidth. On a GPU both are measured in the same run; elsewhe
 """
 
 import argparse
-import json
-import math
 import statistics
-import time
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pbr_jax import __version__
+from pbr_jax.bench import report, timing
+from pbr_jax.bench.timing import Ceilings
 from pbr_jax.gpu import find_card
 from pbr_jax.gpu.kernels import kernel_use
 from pbr_jax.ops import attention_cases, fused_cases, weight_gradient
 from pbr_jax.ops.bench_case import BenchCase
 from pbr_jax.training import optimizer_cases
-from pbr_jax.training.metrics import write_json
 
 SOURCES: tuple[Callable[[], list[BenchCase]], ...] = (
     weight_gradient.bench_cases,
@@ -36,17 +32,6 @@ SOURCES: tuple[Callable[[], list[BenchCase]], ...] = (
     fused_cases.bench_cases,
     optimizer_cases.bench_cases,
 )
-
-
-class Ceilings(NamedTuple):
-    """Bfloat16 matrix products, operations per second, and memory, bytes per second."""
-
-    flops: float
-    bandwidth: float
-
-    def floor(self, case: BenchCase) -> float:
-        """Least seconds of a case."""
-        return max(case.flops / self.flops, case.num_bytes / self.bandwidth)
 
 
 # H200: measured on one. RTX 4090: its maker's figures (Ada whitepaper), float32 accumulation.
@@ -60,9 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"compile for these instead of timing, of {', '.join(CEILINGS)}; commas between",
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name has it")
-    parser.add_argument("--rounds", type=int, default=30, help="of which the median is taken")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the same JSON to a file")
+    report.add_arguments(parser, rounds=30)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -71,28 +54,16 @@ def main(args: argparse.Namespace) -> int:
     if not cases:
         names = ", ".join(sorted({case.op for case in all_cases()}))
         raise ValueError(f"--only {args.only}: no case has this in its name; there are {names}")
-    if args.rounds < 1:
-        raise ValueError(f"--rounds {args.rounds}: must be 1 or more")
-    timed = args.card is None and jax.default_backend() == "gpu"
-    versions = {"jax": jax.__version__, "pbr_jax": __version__}
-    if timed:
-        found = {"versions": versions, **times(cases, args.rounds)}
-    else:
-        cards = (args.card or ",".join(CEILINGS)).split(",")
-        found = {"versions": versions, "cards": {card: figures(cases, card) for card in cards}}
-    if args.out:
-        write_json(args.out, found)
-    if args.json:
-        print(json.dumps(found, indent=1))
-    elif timed:
-        _print_times(found)
-    else:
-        if args.card is None:
-            print("There is no GPU here, so there is nothing to time: figures of the compiler.")
-        for card, rows in found["cards"].items():
-            print(f"\n{find_card(card).description}\n")
-            _table(rows)
-    return 0
+    report.check_rounds(args.rounds)
+    if args.card is None and jax.default_backend() == "gpu":
+        with report.progress("kernels", len(cases)) as done:
+            found = report.origin(args) | times(cases, args.rounds, done)
+        return report.finish(args, found, _show_times)
+    if args.card is None and not args.json:
+        print("There is no GPU here, so there is nothing to time: figures of the compiler.")
+    cards = (args.card or ",".join(CEILINGS)).split(",")
+    found = report.origin(args) | {"cards": {card: figures(cases, card) for card in cards}}
+    return report.finish(args, found, _show_figures)
 
 
 def all_cases() -> list[BenchCase]:
@@ -109,7 +80,7 @@ def figures(cases: Iterable[BenchCase], card: str) -> list[dict[str, Any]]:
     for case in cases:
         if case.kernel != "triton":
             continue
-        floor = 1e6 * CEILINGS[target.name].floor(case)
+        floor = 1e6 * CEILINGS[target.name].floor(case.flops, case.num_bytes)
         for use in kernel_use(_jitted(case, "triton"), case.args, target):
             rows.append(
                 {
@@ -127,16 +98,19 @@ def figures(cases: Iterable[BenchCase], card: str) -> list[dict[str, Any]]:
     return rows
 
 
-def times(cases: Iterable[BenchCase], rounds: int) -> dict[str, Any]:
+def times(
+    cases: Iterable[BenchCase], rounds: int, done: Callable[[str], None] = lambda name: None
+) -> dict[str, Any]:
     """Median seconds of each implementation of each case, all of a case in turn."""
-    ceilings = _measured_ceilings(rounds)
+    ceilings = timing.ceilings(jnp.bfloat16, rounds)
     rows = []
     for case in cases:
-        arrays = _random_arrays(case)
+        arrays = random_arrays(case)
         names: tuple[str, ...] = ("xla", case.kernel)
-        runs = {name: _jitted(case, name) for name in names}
-        runs |= {name: jax.jit(rival) for name, rival in case.rivals.items()}
-        seconds, refused = _median_seconds(runs, arrays, case.donate, rounds)
+        functions = {name: _jitted(case, name) for name in names}
+        functions |= {name: jax.jit(rival) for name, rival in case.rivals.items()}
+        runs = {name: _run(function, arrays, case.donate) for name, function in functions.items()}
+        spent, refused = timing.in_turn(runs, rounds)
         extra = jax.jit(case.figures)(*arrays) if case.figures else {}
         rows.append(
             {
@@ -144,14 +118,22 @@ def times(cases: Iterable[BenchCase], rounds: int) -> dict[str, Any]:
                 "shape": case.shape,
                 "flops": case.flops,
                 "bytes": case.num_bytes,
-                "floor": ceilings.floor(case),
-                "seconds": seconds,
+                "floor": ceilings.floor(case.flops, case.num_bytes),
+                "seconds": {name: statistics.median(values) for name, values in spent.items()},
+                "quartiles": {name: timing.spread(values)[1:] for name, values in spent.items()},
                 "refused": refused,
                 "figures": {name: float(value) for name, value in extra.items()},
             }
         )
-    device = jax.devices()[0].device_kind
-    return {"device": device, "ceilings": ceilings._asdict(), "rows": rows}
+        done(case.op)
+    return {"ceilings": ceilings._asdict(), "rows": rows}
+
+
+def _run(function: Callable[..., Any], arrays: list[jax.Array], donate) -> timing.Run:
+    """What is donated is copied before every call."""
+    return timing.Run(
+        function, lambda: tuple(jnp.copy(a) if i in donate else a for i, a in enumerate(arrays))
+    )
 
 
 def _jitted(case: BenchCase, implementation: str):
@@ -161,7 +143,7 @@ def _jitted(case: BenchCase, implementation: str):
     return jax.jit(run, donate_argnums=case.donate)
 
 
-def _random_arrays(case: BenchCase) -> list[jax.Array]:
+def random_arrays(case: BenchCase) -> list[jax.Array]:
     """Normal numbers, never zeros; those of float32 positive, since a moment may be a variance."""
     generator = np.random.default_rng(0)
 
@@ -175,68 +157,36 @@ def _random_arrays(case: BenchCase) -> list[jax.Array]:
     return [draw(spec) for spec in case.args]
 
 
-def _median_seconds(runs, arrays, donate, rounds: int) -> tuple[dict[str, float], dict[str, str]]:
-    """Of each implementation that runs, and why the others do not."""
-    spent: dict[str, list[float]] = {}
-    refused = {}
-    for turn in range(rounds + 1):
-        for name, run in runs.items():
-            if name in refused:
-                continue
-            given = [jnp.copy(a) if i in donate else a for i, a in enumerate(arrays)]
-            jax.block_until_ready(given)
-            start = time.perf_counter()
-            try:
-                jax.block_until_ready(run(*given))
-            except (ValueError, RuntimeError, NotImplementedError) as error:
-                refused[name] = str(error).splitlines()[0]
-                continue
-            if turn:  # the first compiles
-                spent.setdefault(name, []).append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in spent.items()}, refused
-
-
-def _measured_ceilings(rounds: int) -> Ceilings:
-    """Of the default device: a large bfloat16 product, and a copy that reads and writes."""
-    side = 8192
-    square = jax.random.normal(jax.random.key(0), (side, side), jnp.bfloat16)
-    runs = {"product": jax.jit(jnp.matmul), "copy": jax.jit(lambda a, b: (-a, -b))}
-    seconds, _ = _median_seconds(runs, [square, square + 1], (), rounds)
-    moved = 2 * 2 * square.size * square.dtype.itemsize
-    return Ceilings(2 * math.prod((side, side, side)) / seconds["product"], moved / seconds["copy"])
-
-
-def _print_times(found: dict[str, Any]) -> None:
-    flops, bandwidth = found["ceilings"]["flops"], found["ceilings"]["bandwidth"]
-    print(
-        f"{found['device']}: {flops / 1e12:.0f} TFLOP/s and {bandwidth / 1e9:.0f} GB/s measured\n"
-    )
+def _show_times(found: Mapping[str, Any]) -> None:
+    print(f"{report.headline(found)}\n")
     rows = []
     for row in found["rows"]:
         for name, seconds in row["seconds"].items():
+            low, high = row["quartiles"][name]
             rows.append(
                 {
                     "op": row["op"],
                     "shape": row["shape"],
                     "implementation": name,
-                    "us": f"{1e6 * seconds:.1f}",
+                    "us": f"{1e6 * seconds:.1f} ±{5e5 * (high - low):.1f}",
                     "TFLOP/s": f"{row['flops'] / seconds / 1e12:.1f}",
                     "GB/s": f"{row['bytes'] / seconds / 1e9:.0f}",
                     "XLA / it": f"{row['seconds']['xla'] / seconds:.2f}",
                     "floor us": f"{1e6 * row['floor']:.1f}",
                 }
             )
-    _table(rows)
+    print(report.markdown(rows))
+    refused = {
+        f"{row['op']}, {row['shape']}, {name}": why
+        for row in found["rows"]
+        for name, why in row["refused"].items()
+    }
+    print(report.show_refusals(refused), end="")
     for row in found["rows"]:
-        for name, reason in row["refused"].items():
-            print(f"{row['op']}, {row['shape']}: no {name}: {reason}")
         for name, value in row["figures"].items():
             print(f"{row['op']}, {row['shape']}: {name} {value:.3f}")
 
 
-def _table(rows: list[dict[str, Any]]) -> None:
-    """Rows as a Markdown table."""
-    print("| " + " | ".join(rows[0]) + " |")
-    print("|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(map(str, row.values())) + " |")
+def _show_figures(found: Mapping[str, Any]) -> None:
+    for card, rows in found["cards"].items():
+        print(f"\n{find_card(card).description}\n\n{report.markdown(rows)}")

@@ -39,7 +39,7 @@ def _forward(shape: str, batch: int, tokens: int) -> BenchCase:
         args=(x, x, x),
         flops=2 * _product(x),
         num_bytes=4 * 2 * x.size,
-        rivals={"cudnn": _cudnn},
+        rivals={"cudnn": cudnn},
     )
 
 
@@ -73,7 +73,7 @@ def _both(
         flops=int((3 + 4 * share) * _product(x)),
         # q, k, v in and the output; what was kept of them and the cotangent in, three gradients.
         num_bytes=int((4 + 3 * share + 4) * 2 * x.size),
-        rivals={} if padded else {"cudnn": functools.partial(_backward_order, _cudnn)},
+        rivals={} if padded else {"cudnn": functools.partial(_backward_order, cudnn)},
         figures=functools.partial(_cosines, run) if residual == "channels" else None,
     )
 
@@ -92,8 +92,8 @@ def _backward_order(op, q, k, v, do):
     return _with_gradients(op, do, q, k, v)
 
 
-def _cudnn(q, k, v):
-    """Each head as a sample of one head, which is how these arrays lie in memory."""
+def cudnn(q, k, v):
+    """Attention by cuDNN; each head is a sample of one head, which is how these arrays lie."""
     flat = (x.reshape(-1, x.shape[2], 1, x.shape[3]) for x in (q, k, v))
     return jax.nn.dot_product_attention(*flat, implementation="cudnn").reshape(q.shape)
 
@@ -101,10 +101,11 @@ def _cudnn(q, k, v):
 def _cosines(run, q, k, v, do) -> dict[str, jax.Array]:
     """Of the gradients of q, k and v with the exact ones, over all samples."""
     approximate, exact = (run(q, k, v, do, residual=kind)[1:] for kind in ("channels", "qkv"))
-
-    def cosine(a, b):
-        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-        return jnp.sum(a * b) / (jnp.linalg.norm(a.ravel()) * jnp.linalg.norm(b.ravel()))
-
     names = ("cosine of dq", "cosine of dk", "cosine of dv")
     return {n: cosine(a, b) for n, a, b in zip(names, approximate, exact, strict=True)}
+
+
+def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Of the angle between two arrays, float32."""
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    return jnp.sum(a * b) / (jnp.linalg.norm(a.ravel()) * jnp.linalg.norm(b.ravel()))

@@ -117,7 +117,7 @@ def calibrated(
     """`(times, measured)`: step times by method with measured ones in their place, and which.
 
     `ratios` and `times` are fractions of full fine-tuning. Measured ones are those of
-    `benchmarks/step.py` in `step_<card>.json`, if it is of the model size, dtype and batch of
+    `pbr bench step` in `step_<card>.json`, if it is of the model size, dtype and batch of
     `config`. The others are scaled by the geometric mean of measured / arithmetic.
     """
     path = folder / f"step_{card.name}.json"

@@ -1,0 +1,169 @@
+"""One linear layer, forward and backward: dense, pruned columns, and BackRazor in three ways.
+
+BackRazor keeps the largest elements of its input. They are found by sorting, as its authors do, by
+counting, which is this package in plain JAX, or by this package's kernel.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pbr_jax import residuals
+from pbr_jax.bench import timing
+from pbr_jax.ops import linear
+from pbr_jax.ops.pair import Pair
+from pbr_jax.plans import Implementation, budget_for
+from pbr_jax.training.memory import tree_bytes
+
+VARIANTS = ("dense", "pruned", "backrazor sort", "backrazor counting", "backrazor kernel")
+PASSES = ("forward", "forward and backward")
+
+
+class Shape(NamedTuple):
+    """Of the input, `[B, N, D]`, and the number of output features."""
+
+    batch: int
+    tokens: int
+    width: int
+    features: int
+
+
+class Variant(NamedTuple):
+    """A way to run the layer: a pair, and the parameters that it takes."""
+
+    pair: Pair
+    params: dict[str, jax.Array]
+
+
+def pack_by_sorting(x: jax.Array, keep: float, dtype: jax.typing.DTypeLike) -> residuals.Elements:
+    """The same as `residuals.pack_elements`, by a sort of all elements of a sample."""
+    flat = x.reshape(x.shape[0], -1)
+    count = max(1, round(keep * flat.shape[1]))
+    order = jnp.argsort(-jnp.abs(flat), axis=1, stable=True)
+    places = jnp.sort(order[:, :count], axis=1)
+    kept = jax.vmap(lambda at: jnp.zeros(flat.shape[1], bool).at[at].set(True))(places)
+    largest = float(jnp.finfo(dtype).max)
+    values = jnp.clip(jnp.take_along_axis(flat, places, axis=1), -largest, largest)
+    return residuals.Elements(jnp.packbits(kept, axis=1), values.astype(dtype))
+
+
+def variants(shape: Shape, keep: float) -> dict[str, Callable[[jax.Array, jax.Array], Variant]]:
+    """By name, made from kernel and bias: what differs at this keep, so not the dense layer."""
+
+    def pruned(kernel: jax.Array, bias: jax.Array) -> Variant:
+        count = budget_for(keep, shape.width)
+        chosen = jax.random.permutation(jax.random.key(3), shape.width)[:count]
+        rows = jnp.zeros((count, shape.features), kernel.dtype)
+        params = {"kernel": kernel, "bias": bias, "rows": rows}
+        params["columns"] = jnp.sort(chosen).astype(jnp.int32)
+        return Variant(linear.linear_pair("columns"), params)
+
+    def backrazor(pack: Callable[..., residuals.Elements]):
+        def forward(params, x, aux):
+            saved = pack(x, keep, residuals.half_precision(x.dtype))
+            return linear.project(x, params["kernel"], params["bias"]), saved
+
+        def made(kernel: jax.Array, bias: jax.Array) -> Variant:
+            backward = linear.linear_pair("elements", keep).backward
+            return Variant(Pair(forward, backward), {"kernel": kernel, "bias": bias})
+
+        return made
+
+    def packed(implementation: Implementation):
+        return functools.partial(residuals.pack_elements, implementation=implementation)
+
+    return {
+        "pruned": pruned,
+        "backrazor sort": backrazor(pack_by_sorting),
+        "backrazor counting": backrazor(packed("xla")),
+        "backrazor kernel": backrazor(packed("jax_triton")),
+    }
+
+
+def measure(
+    shape: Shape,
+    keeps: list[float],
+    dtype: jax.typing.DTypeLike,
+    rounds: int,
+    done: Callable[[str], None] = lambda name: None,
+) -> dict[str, Any]:
+    """Times of both passes, all of one keep in turn with the dense layer, and the bytes saved.
+
+    Returns:
+      `{"ceilings", "rows": [{"keep", "pass", "seconds": {variant: [...]}, "saved_bytes": {variant:
+      ...}, "refused": {variant: reason}}, ...]}`.
+
+    Raises:
+      ValueError: a keep is out of range.
+    """
+    for keep in keeps:
+        budget_for(keep, shape.width)
+    kernel = timing.random_like(jax.ShapeDtypeStruct((shape.width, shape.features), dtype), 0)
+    kernel, bias = kernel / shape.width**0.5, jnp.ones((shape.features,), dtype)
+    x = timing.random_like(jax.ShapeDtypeStruct(shape[:3], dtype), 1)
+    dy = timing.random_like(jax.ShapeDtypeStruct((*shape[:2], shape.features), dtype), 2)
+    dense = Variant(linear.linear_pair("dense"), {"kernel": kernel, "bias": bias})
+    rows = []
+    for keep in keeps:
+        made = {n: variant(kernel, bias) for n, variant in variants(shape, keep).items()}
+        for one in PASSES:
+            rows.append(
+                {"keep": keep, "pass": one}
+                | _row({"dense": dense, **made}, x, dy, one, rounds, done)
+            )
+    return {"ceilings": timing.ceilings(dtype, rounds)._asdict(), "rows": rows}
+
+
+def _row(made, x, dy, one: str, rounds: int, done) -> dict[str, Any]:
+    runs = {}
+    for name, variant in made.items():
+        run = jax.jit(functools.partial(_run, variant.pair))
+        given = (variant.params, x) if one == "forward" else (variant.params, x, dy)
+        runs[name] = timing.same(run, *given)
+    times = timing.in_turn(runs, rounds, done)
+    saved = {
+        name: tree_bytes(jax.eval_shape(variant.pair.forward, variant.params, x, None)[1])
+        for name, variant in made.items()
+        if name in times.seconds
+    }
+    return {"seconds": times.seconds, "saved_bytes": saved, "refused": times.refused}
+
+
+def _run(pair: Pair, params: dict, x: jax.Array, dy: jax.Array | None = None):
+    """The output with what is saved, or with the gradients."""
+    y, saved = pair.forward(params, x, None)
+    if dy is None:
+        return timing.new_leaves((y, saved), params, x)
+    return y, pair.backward(params, saved, None, dy)
+
+
+def table(found: Mapping[str, Any], one: str) -> Iterator[dict[str, Any]]:
+    """A line for each keep of one pass: milliseconds, the pruned layer's speed, megabytes saved."""
+    for row in found["rows"]:
+        if row["pass"] != one:
+            continue
+        seconds, saved = row["seconds"], row["saved_bytes"]
+        line = {"keep": f"{row['keep']:g}"}
+        for name in VARIANTS:
+            milliseconds = 1e3 * timing.spread(seconds[name]).median if name in seconds else None
+            line[f"{_short(name)}, ms"] = _three_digits(milliseconds)
+        for name in VARIANTS:
+            if name != "pruned":
+                speedup = None
+                if name in seconds:
+                    speedup = timing.ratio(seconds[name], seconds["pruned"]).median
+                line[f"{_short(name)} / pruned"] = "-" if speedup is None else f"{speedup:.2f}"
+        several = [saved[n] / 1e6 for n in ("dense", "pruned", "backrazor sort")]
+        line["MB saved"] = ", ".join(map(_three_digits, several))
+        yield line
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("backrazor ")
+
+
+def _three_digits(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

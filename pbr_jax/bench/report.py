@@ -1,0 +1,134 @@
+"""What every benchmark writes beside its figures, and how it shows them."""
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jaxlib
+import rich.console
+import rich.progress
+
+from pbr_jax import __version__
+from pbr_jax.bench.timing import Ceilings, Spread
+from pbr_jax.training.console import format_seconds
+from pbr_jax.training.metrics import write_json
+
+Row = Mapping[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
+    """`--rounds`, `--json` and `--out`."""
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help="that are timed, default %(default)s"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the same JSON to a file")
+
+
+def check_rounds(rounds: int) -> None:
+    """Raises ValueError unless there is a round."""
+    if rounds < 1:
+        raise ValueError(f"--rounds {rounds}: must be 1 or more")
+
+
+def origin(args: argparse.Namespace) -> dict[str, Any]:
+    """The command, versions, device and day of a measurement."""
+    device = jax.devices()[0]
+    versions = {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "pbr_jax": __version__,
+        "platform": device.client.platform_version.splitlines()[0],
+    }
+    return {
+        "command": args.command_line,
+        "versions": versions,
+        "device": device.device_kind,
+        "cores": os.cpu_count(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def finish(
+    args: argparse.Namespace, found: Mapping[str, Any], show: Callable[[Mapping[str, Any]], None]
+) -> int:
+    """Writes and prints what was found; returns the exit code 0."""
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.out, found)
+    if args.json:
+        print(json.dumps(found, indent=1, allow_nan=False))
+    else:
+        show(found)
+    return 0
+
+
+@contextlib.contextmanager
+def progress(description: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on standard error; what it gives is called with a name after each part of `total`."""
+    columns = (
+        rich.progress.TextColumn("{task.description}", markup=False),
+        rich.progress.BarColumn(None),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+    console = rich.console.Console(stderr=True)
+    with rich.progress.Progress(*columns, console=console, transient=True, expand=True) as bar:
+        task = bar.add_task(description, total=total)
+
+        def done(name: str) -> None:
+            bar.update(task, advance=1, description=f"{description}: {name}")
+
+        yield done
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Rows with the same keys as a Markdown table whose columns stand in line."""
+    lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = ["-" * width for width in widths]
+    padded = (
+        [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        for line in (lines[0], rule, *lines[1:])
+    )
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def headline(found: Mapping[str, Any]) -> str:
+    """The device, its ceilings as measured, and the versions."""
+    text = f"{found['device']}, jax {found['versions']['jax']}"
+    if "ceilings" in found:
+        at_most = Ceilings(**found["ceilings"])
+        text += (
+            f": {at_most.flops / 1e12:.3g} TFLOP/s in a matrix product and"
+            f" {at_most.bandwidth / 1e9:.3g} GB/s in a copy, measured in the same run; a call of"
+            f" nothing takes {format_seconds(at_most.launch)}"
+        )
+    return text
+
+
+def show_refusals(refused: Mapping[str, str]) -> str:
+    """A paragraph for each reason, with all that it kept from running."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in refused.items():
+        reasons.setdefault(why, []).append(name)
+    return "".join(f"\nNot run: {', '.join(names)}: {why}\n" for why, names in reasons.items())
+
+
+def show_ratio(value: Spread) -> str:
+    """`0.75 (0.74-0.77)`: median and quartiles."""
+    return f"{value.median:.2f} ({value.low:.2f}-{value.high:.2f})"
+
+
+def show_milliseconds(value: Spread) -> str:
+    """`12.3 ±0.1`: median, and half of the distance between the quartiles."""
+    return f"{1e3 * value.median:.4g} ±{5e2 * (value.high - value.low):.2g}"

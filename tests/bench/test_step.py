@@ -1,0 +1,116 @@
+"""The step benchmark: random batches, memory by method, the table."""
+
+import json
+
+import fakes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pbr_jax import cli
+from pbr_jax.bench import step
+from pbr_jax.training import from_config
+
+
+@pytest.fixture(scope="module")
+def found():
+    """Of a batch that rematerialisation, in 4 parts, cannot take."""
+    jax.config.update("jax_disable_most_optimizations", True)  # compiles in a fraction of the time
+    try:
+        methods = ["full", "prebackrazor", "remat"]
+        return step.measure(fakes.config("full", batch_size=6), methods, rounds=2)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_methods_step_in_turn_and_their_memory_is_the_compilers(found):
+    pruned = "prebackrazor"
+    assert {name: len(s) for name, s in found["seconds"].items()} == {"full": 2, pruned: 2}
+    full, pruned = found["memory"]["full"], found["memory"][pruned]
+    assert 0 < pruned["saved_bytes"] < full["saved_bytes"]
+    for need in (full, pruned):
+        parts = (need["argument_bytes"], need["output_bytes"], need["temp_bytes"])
+        assert need["peak_bytes"] == sum(parts) - need["alias_bytes"]
+
+
+def test_what_cannot_run_is_named_and_the_others_are_timed(found):
+    assert list(found["refused"]) == ["remat"]
+    assert "must divide the batch of 6" in found["refused"]["remat"]
+
+
+def test_the_command_takes_settings_and_writes_what_was_measured(
+    found, monkeypatch, tmp_path, capsys
+):
+    def measure(config, methods, rounds, done):
+        assert (config.model.size, config.batch_size, rounds) == ("B", 3, 4)
+        assert methods == ["full", "remat"]
+        done("full")
+        return found
+
+    monkeypatch.setattr(step, "measure", measure)
+    words = ["--config", "configs/vit_b16.py", "--config.batch_size=3", "--rounds", "4"]
+    words += ["--methods", "full,remat,full", "--out", str(tmp_path / "folder/step.json")]
+    assert cli.main(["bench", "step", *words]) == 0
+    out = capsys.readouterr().out
+    assert "| prebackrazor |" in out and "Not run: remat: batch_chunks = 4" in out
+    written = json.loads((tmp_path / "folder/step.json").read_text())
+    assert written["seconds"] == found["seconds"]
+    assert written["command"].startswith("pbr bench step --config configs/vit_b16.py ")
+
+
+@pytest.mark.parametrize("config", [fakes.config("full"), fakes.bert_config("full")])
+def test_a_batch_is_random_and_of_the_models_shapes(config):
+    batch = step.random_batch(config)
+    for name, spec in from_config.batch_specs(config).items():
+        assert batch[name].shape == spec.shape and batch[name].dtype == spec.dtype
+    assert np.unique(batch["label"]).size > 1
+    assert int(jnp.max(batch["label"])) < config.model.num_classes
+    if config.model.family == "bert":
+        np.testing.assert_array_equal(batch["lengths"], config.model.max_length)
+        assert np.unique(batch["tokens"]).size > 5
+
+
+def test_dense_flops_are_six_for_each_weight_and_token_and_attention():
+    config = fakes.config("full")  # 2 blocks of width 16, hidden 32; 5 tokens
+    layers = 6 * (4 * 16 * 16 + 2 * 16 * 32) * 5
+    attention = 7 * 2 * 5 * 5 * 16
+    assert step.dense_flops(config) == 2 * 8 * (layers + attention)
+
+
+def test_the_table_compares_with_full_and_backrazor():
+    need = {"saved_bytes": 10**6, "temp_bytes": 2 * 10**6, "peak_bytes": 4 * 10**6}
+    found = {
+        "batch": 8,
+        "seconds": {"full": [1.0, 2.0, 4.0], "backrazor": [2.0, 4.0, 8.0], "fast": [0.5, 1.0, 4.0]},
+        "memory": {"full": need, "backrazor": need, "fast": need | {"peak_bytes": 10**6}},
+        "live": {"fast": {"compiling": 1, "running": 3 * 10**6}},
+    }
+    full, _, fast = step.table(found)
+    assert full["live peak"] == "-" and full["examples/s"] == "4"
+    assert fast == {
+        "method": "fast",
+        "ms": "1000 ±8.8e+02",
+        "/ full": "0.50 (0.50-0.75)",
+        "/ backrazor": "0.25",
+        "examples/s": "8",
+        "saved": "1.00 MB",
+        "temp": "2.00 MB",
+        "peak": "1.00 MB",
+        "peak / full": "0.25",
+        "live peak": "3.00 MB",
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--methods", "fast"], "full must be among them"),
+        (["--methods", "full,quick"], "--methods quick: "),
+        (["--live"], "--live: there is no GPU here"),
+        (["--rounds", "0"], "--rounds 0"),
+    ],
+)
+def test_errors(words, message, capsys):
+    assert cli.main(["bench", "step", *words]) == 2
+    assert message in capsys.readouterr().err
