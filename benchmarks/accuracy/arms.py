@@ -65,6 +65,10 @@ ARMS: dict[str, Arm] = {
     "qkv 1; others 0.1": _arm(*_keep(1, 0.1, 0.1, 0.1)),
     "fc1 1; others 0.1": _arm(*_keep(0.1, 0.1, 1, 0.1)),
     "0.1, 1 step in 16 whole": _arm(dense_every=16),
+    "fc1 0.5; others 0.1": _arm(*_keep(0.1, 0.1, 0.5, 0.1)),
+    "fc1 0.4; others 0.1": _arm(*_keep(0.1, 0.1, 0.4, 0.1)),
+    "fc1 0.25; others 0.1": _arm(*_keep(0.1, 0.1, 0.25, 0.1)),
+    "lean, fc1 0.4; others 0.1": _arm("method=lean", *_keep(0.1, 0.1, 0.4, 0.1)),
     "0.1, last 10 % whole": _arm(phases=((0.9, (_FULL,)),)),
     "uniform, keep 0.5, 0.25, 0.1": _arm(
         _UNIFORM, "pruning.keep=0.5", phases=((1 / 3, (_KEEP_025,)), (2 / 3, (_KEEP_01,)))
@@ -126,6 +130,10 @@ QUESTIONS: dict[str, Question] = {
             "fc2 0.1",
             "qkv 1; others 0.1",
             "fc1 1; others 0.1",
+            "fc1 0.5; others 0.1",
+            "fc1 0.4; others 0.1",
+            "fc1 0.25; others 0.1",
+            "lean, fc1 0.4; others 0.1",
         ),
     ),
     "i": Question(
