@@ -28,6 +28,9 @@ COMMANDS: dict[str, str] = {
     "bench linear": "a linear layer: dense, BackRazor, pruned; the paper's Figure 1 and Table 3",
     "bench attention": "implementations of attention: time and memory; the paper's Table 2",
     "bench step": "time and memory of a train step by every method; the paper's Tables 1, 4, 5",
+    "bench memory": "memory of a train step: the compiler's plan and what the GPU has in use",
+    "bench check": "whether kernels and train steps compute on this device what they should",
+    "bench profile": "the kernels of a train step as the device ran them, beside their floors",
     "bench kernels": "kernels against XLA and cuDNN; registers, spills and floors without a GPU",
     "fit": "what every method needs on a graphics card, before the run",
 }

@@ -1,5 +1,6 @@
 """A model, a configuration and a batch that are small enough to compile in a test."""
 
+import contextlib
 import functools
 
 import jax
@@ -19,6 +20,17 @@ quick_jit = functools.partial(
         "xla_llvm_disable_expensive_passes": True,
     },
 )
+
+
+@contextlib.contextmanager
+def quick_compiles():
+    """The same for what the package itself compiles inside."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
 
 CLASSES = 4
 SMALL = Model(

@@ -28,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
     parser.add_argument(
         "--rounds", type=int, default=rounds, help="that are timed, default %(default)s"
     )
+    add_output(parser)
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """`--json` and `--out`."""
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the same JSON to a file")
 

@@ -1,8 +1,6 @@
 """Time and memory of a whole train step by several methods, on random data."""
 
 import dataclasses
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,9 +9,10 @@ import jax.numpy as jnp
 
 from pbr_jax import config as configuration
 from pbr_jax.bench import report, timing
+from pbr_jax.config_rules import method_fault
 from pbr_jax.configs.common import Config
-from pbr_jax.gpu import MemoryReport, memory
-from pbr_jax.training import from_config, trials
+from pbr_jax.gpu import MemoryReport, memory, present_card
+from pbr_jax.training import cost, from_config, trials
 from pbr_jax.training.console import format_bytes
 from pbr_jax.training.fit import with_method
 from pbr_jax.training.step import Batch
@@ -23,6 +22,18 @@ METHODS = (
     *("prebackrazor++", "prebackrazor++/js70", "prebackrazor++/js50"),
     *("fast", "fast/js50", "lean", "lean/js50", "tiny"),
 )
+
+
+def checked_methods(names: str) -> list[str]:
+    """The methods of a list with commas, each once.
+
+    Raises:
+      ValueError: naming all that are none.
+    """
+    methods = list(dict.fromkeys(names.split(",")))
+    if faults := [f"--methods {m}: {fault}" for m in methods if (fault := method_fault(m))]:
+        raise ValueError("\n".join(faults))
+    return methods
 
 
 def by(method: str, config: Config) -> Config:
@@ -53,8 +64,9 @@ def measure(
 
     Returns:
       `{"family", "size", "dtype", "batch", "tokens", "config", "ceilings", "dense_flops",
-      "seconds": {method: [...]}, "memory": {method: bytes by purpose}, "refused"}`; `dense_flops`
-      are those of the matrix products of a full step.
+      "seconds": {method: [...]}, "memory": {method: bytes by purpose}, "arithmetic": {method:
+      seconds}, "refused"}`; `dense_flops` are those of the matrix products of a full step, and
+      `arithmetic` is what `pbr fit` expects of this GPU, or empty.
 
     Raises:
       ValueError: "full" is not among the methods, or cannot be compiled.
@@ -72,8 +84,8 @@ def measure(
     if "full" not in contestants:
         raise ValueError(f"full cannot be compiled: {refused['full']}")
     batch = random_batch(config)
-    params = _random_params(config, contestants["full"].parts)
-    runs = {m: _run(one, params, batch) for m, one in contestants.items()}
+    params = random_params(config, contestants["full"].parts)
+    runs = {m: new_run(one, params, batch) for m, one in contestants.items()}
     times = timing.in_turn(runs, rounds, done)
     return {
         "family": config.model.family,
@@ -86,14 +98,22 @@ def measure(
         "dense_flops": dense_flops(config),
         "seconds": times.seconds,
         "memory": {
-            method: _bytes(one.activation_bytes, memory(one.step))
+            method: memory_bytes(one.use.activations, memory(one.step))
             for method, one in contestants.items()
         },
+        "arithmetic": _arithmetic(contestants),
         "refused": refused | times.refused,
     }
 
 
-def _random_params(config: Config, parts: from_config.Parts) -> Any:
+def _arithmetic(contestants: Mapping[str, trials.Contestant]) -> dict[str, float]:
+    card = present_card()
+    if card is None:
+        return {}
+    return {m: cost.step_seconds(one.config, card, one.use) for m, one in contestants.items()}
+
+
+def random_params(config: Config, parts: from_config.Parts) -> Any:
     """Small random numbers, and ones where a LayerNorm scales; the same for every method."""
 
     def draw(path, spec):
@@ -103,7 +123,7 @@ def _random_params(config: Config, parts: from_config.Parts) -> Any:
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def _run(one: trials.Contestant, params: Any, batch: Batch) -> timing.Run:
+def new_run(one: trials.Contestant, params: Any, batch: Batch) -> timing.Run:
     """A step that goes on from the state of the one before."""
     held = [from_config.new_state(one.config, one.parts, jax.tree.map(jnp.copy, params))]
 
@@ -113,7 +133,8 @@ def _run(one: trials.Contestant, params: Any, batch: Batch) -> timing.Run:
     return timing.Run(one.step, lambda: (held[0], batch), keep, chained=True)
 
 
-def _bytes(activations: int, need: MemoryReport) -> dict[str, int]:
+def memory_bytes(activations: int, need: MemoryReport) -> dict[str, int]:
+    """What a step needs by purpose, and its peak."""
     return {"saved_bytes": activations, **need._asdict(), "peak_bytes": need.peak_bytes}
 
 
@@ -125,44 +146,9 @@ def dense_flops(config: Config) -> int:
     return sizes.depth * config.batch_size * tokens * each
 
 
-def live_memory(config: Config) -> dict[str, int]:
-    """Bytes in use on the GPU, measured in a process of its own: `compiling` and `running` peaks.
-
-    XLA tries out kernels while it compiles, so a peak that is not above that of compiling is not
-    that of the step. Call it before this process uses its GPU, whose memory would be taken.
-
-    Raises:
-      ValueError: the device reports no memory in use.
-      RuntimeError: the step does not run, for want of memory for example.
-    """
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_live_memory, (config,))
-
-
-def _live_memory(config: Config) -> dict[str, int]:
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    device = jax.local_devices()[0]
-    if device.memory_stats() is None:
-        raise ValueError(f"--live: {device.device_kind} does not report its memory in use")
-
-    def peak() -> int:
-        return device.memory_stats()["peak_bytes_in_use"]
-
-    one = trials.prepare(config)
-    found = {"compiling": peak()}
-    batch = random_batch(config)
-    run = _run(one, _random_params(config, one.parts), batch)
-    for _ in range(3):
-        result = jax.block_until_ready(run.function(*run.arguments()))
-        run.keep(result)
-    found["running"] = peak()
-    return found
-
-
 def table(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A line for each method that ran; ratios of times are taken within rounds."""
-    seconds, needs, live = found["seconds"], found["memory"], found.get("live", {})
+    seconds, needs, expected = found["seconds"], found["memory"], found["arithmetic"]
     for method, spent in seconds.items():
         need, full = needs[method], needs["full"]
         median = timing.spread(spent)
@@ -179,6 +165,6 @@ def table(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         }
         if "backrazor" in seconds:
             line["/ backrazor"] = f"{timing.ratio(spent, seconds['backrazor']).median:.2f}"
-        if live:
-            line["live peak"] = format_bytes(live[method]["running"]) if method in live else "-"
+        if expected:
+            line["arithmetic"] = f"{expected[method] / expected['full']:.2f}"
         yield line

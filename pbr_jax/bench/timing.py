@@ -175,8 +175,11 @@ def ceilings(dtype: jax.typing.DTypeLike, rounds: int) -> Ceilings:
     )
 
 
-def random_like(spec: jax.ShapeDtypeStruct, seed: int, below: int = 0) -> jax.Array:
-    """Normal numbers, or integers in `[0, below)`; never zeros, which a GPU multiplies faster."""
+def random_like(spec: Any, seed: int, below: int = 0) -> jax.Array:
+    """Of an array's shape and dtype: normal numbers, or integers in `[0, below)`.
+
+    Never zeros throughout, which a GPU multiplies faster.
+    """
     generator = np.random.default_rng(seed)
     if jnp.issubdtype(spec.dtype, jnp.integer):
         return jnp.asarray(generator.integers(below, size=spec.shape), spec.dtype)

@@ -22,7 +22,7 @@ from pbr_jax.bench import report, timing
 from pbr_jax.bench.timing import Ceilings
 from pbr_jax.gpu import find_card
 from pbr_jax.gpu.kernels import kernel_use
-from pbr_jax.ops import attention_cases, fused_cases, weight_gradient
+from pbr_jax.ops import attention_cases, fused_cases, product_cases, weight_gradient
 from pbr_jax.ops.bench_case import BenchCase
 from pbr_jax.training import optimizer_cases
 
@@ -31,6 +31,7 @@ SOURCES: tuple[Callable[[], list[BenchCase]], ...] = (
     attention_cases.bench_cases,
     fused_cases.bench_cases,
     optimizer_cases.bench_cases,
+    product_cases.bench_cases,
 )
 
 

@@ -7,19 +7,16 @@
         --methods full,remat,prebackrazor,fast,lean,tiny --rounds 7     for a CPU
 
 All methods are in one process and take their steps in turn, ratios are taken within each round.
-Data and weights are random, none are read. Memory is what the compiler planned; with --live, on a
-GPU, also the peak in use, each method in a process of its own.
+Data and weights are random, none are read. Memory is what the compiler planned; `pbr bench memory`
+measures it. On a GPU the last column is the ratio that `pbr fit` expects, by arithmetic.
 """
 
 import argparse
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 from pbr_jax.bench import report, step
-from pbr_jax.config_rules import method_fault
 from pbr_jax.flags import add_config
-from pbr_jax.gpu import gpu_is_present
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,28 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods", default=",".join(step.METHODS), help="names, joined by commas; default: all"
     )
-    parser.add_argument("--live", action="store_true", help="measure the peak on the GPU, too")
     report.add_arguments(parser, rounds=11)
 
 
 def main(args: argparse.Namespace) -> int:
     """Measures, then prints one table."""
-    config, methods = args.arguments.config, list(dict.fromkeys(args.methods.split(",")))
-    if faults := [f"--methods {m}: {fault}" for m in methods if (fault := method_fault(m))]:
-        raise ValueError("\n".join(faults))
+    config, methods = args.arguments.config, step.checked_methods(args.methods)
     report.check_rounds(args.rounds)
-    if args.live and not gpu_is_present():
-        raise ValueError("--live: there is no GPU here; leave it out for the compiler's figures")
-    live: dict[str, Any] = {}
-    if args.live:  # before this process takes the GPU's memory
-        with report.progress("memory in use", len(methods)) as done:
-            for method in methods:
-                with contextlib.suppress(RuntimeError):  # `measure` meets it again and notes it
-                    live[method] = step.live_memory(step.by(method, config))
-                done(method)
     with report.progress("train step", len(methods) * (args.rounds + 3)) as done:
         measured = step.measure(config, methods, args.rounds, done)
-    found = report.origin(args) | measured | ({"live": live} if live else {})
+    found = report.origin(args) | measured
     return report.finish(args, found, _show)
 
 

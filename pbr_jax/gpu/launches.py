@@ -43,6 +43,7 @@ class Launch(NamedTuple):
       loops: around it, outermost first.
       bytes: that one launch reads and writes.
       flops: of matrix products in it; those of hand-written kernels are not seen.
+      instruction: its name in the program, which a profile of a run has too.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Launch(NamedTuple):
     loops: tuple[Loop, ...]
     bytes: int
     flops: int
+    instruction: str = ""
 
     @property
     def times(self) -> int:
@@ -130,7 +132,8 @@ def _launch(computations, body, instruction: _Instruction, loops) -> Launch:
     elif within is not body:
         flops = sum(_dot_flops(within, one) for one in within.values() if one.op == "dot")
         kind = "gemm" if flops else "fusion"
-    return Launch(name, kind, _path(instruction) or _path(hero), loops, moved, flops)
+    path = _path(instruction) or _path(hero)
+    return Launch(name, kind, path, loops, moved, flops, instruction.name)
 
 
 def _path(instruction: _Instruction) -> str:

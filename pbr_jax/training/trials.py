@@ -20,6 +20,7 @@ from pbr_jax.training import from_config
 from pbr_jax.training.checkpointing import Checkpointer
 from pbr_jax.training.inputs import make_inputs
 from pbr_jax.training.loop import check_finite, make_evaluate
+from pbr_jax.training.memory import MemoryUse
 from pbr_jax.training.step import Batch
 
 _ROUNDS = (5, 40)  # fewest and most
@@ -33,15 +34,20 @@ class Contestant(NamedTuple):
       config: with the method in it.
       parts: of the run.
       step: the compiled train step `(state, batch) -> (state, metrics)`; it donates the state.
-      activation_bytes: saved between forward and backward pass.
+      use: bytes by purpose, what is saved between forward and backward pass among them.
       peak_bytes: of the compiled step, as its compiler planned it, arguments included.
     """
 
     config: Config
     parts: from_config.Parts
     step: jax.stages.Compiled
-    activation_bytes: int
+    use: MemoryUse
     peak_bytes: int
+
+    @property
+    def activation_bytes(self) -> int:
+        """Saved between forward and backward pass."""
+        return self.use.activations
 
 
 class Point(NamedTuple):
@@ -76,9 +82,7 @@ def prepare(config: Config) -> Contestant:
     step = jax.jit(parts.train_step, donate_argnums=0)
     compiled = step.lower(shapes, from_config.batch_specs(config)).compile()
     use = from_config.memory_use(config)
-    return Contestant(
-        config, parts, compiled, use.activations, compiled_memory(compiled).peak_bytes
-    )
+    return Contestant(config, parts, compiled, use, compiled_memory(compiled).peak_bytes)
 
 
 def time_against(full: Contestant, other: Contestant, batch: Batch) -> Timing:

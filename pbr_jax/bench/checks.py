@@ -1,0 +1,192 @@
+"""Whether kernels and train steps compute on this device what they should.
+
+A result in a low precision cannot be exact, so each is judged by what XLA's own code in the same
+precision deviates from a reference: float64 where the exact formula is known, else XLA in float32
+with exact products. Codes and bits are compared with those of XLA in the same precision.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pbr_jax.bench import exact, timing
+from pbr_jax.bench.step import by, random_batch, random_params
+from pbr_jax.configs.common import Config, Optimizer
+from pbr_jax.gpu import CARDS, Card
+from pbr_jax.ops.bench_case import BenchCase
+from pbr_jax.plans import Implementation
+from pbr_jax.training import from_config
+
+_FACTOR = 3.0  # of the deviation of XLA's code, as the tests have it for gradients
+_ROUNDING = 1e-5  # that float32 may have in any order of summation
+_STEP_ROUNDING = 1e-4  # the same of a whole step
+_DIFFERING = 0.01  # of codes, at ties
+_RATE = 2.0**20  # of the gradient descent: what it moves then is not lost in rounding
+EXACT_DX = ("full", "remat", "prebackrazor", "tiny")  # whose kept gradients are exact
+
+
+def relative_error(found: Any, expected: Any) -> float:
+    """`|found - expected| / |expected|`, Euclidean norms, float64; 0 if both are zero."""
+    expected = np.asarray(expected, np.float64)
+    distance = np.linalg.norm(np.asarray(found, np.float64) - expected)
+    return float(distance / (np.linalg.norm(expected) or 1.0))
+
+
+def check_case(case: BenchCase, arrays: list[jax.Array]) -> dict[str, Any]:
+    """Compares the results of a kernel with XLA's and with a reference.
+
+    Returns:
+      `{"op", "shape", "implementation", "reference": "float64" or "float32", "errors": one for each
+      result, "xla_errors": the same of XLA's code, "passed", "refused"}`; an error of codes is the
+      share that differs, and `refused` says why a kernel did not run, or is None.
+    """
+    result: dict[str, Any] = {"op": case.op, "shape": case.shape, "implementation": case.kernel}
+    try:
+        found = _results(case, arrays, case.kernel)
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        return result | {"refused": str(error).splitlines()[0], "passed": None}
+    same_precision = _results(case, arrays, "xla")
+    wide = [a.astype(jnp.float32) if a.dtype == jnp.bfloat16 else a for a in arrays]
+    with jax.default_matmul_precision("highest"):
+        reference = _results(case, wide, "xla")
+    known = exact.case_results(case, arrays) or []
+    reference[: len(known)] = known
+    errors, xla_errors = [], []
+    for one, other, right in zip(found, same_precision, reference, strict=True):
+        if jnp.issubdtype(one.dtype, jnp.floating):
+            errors.append(relative_error(one, right))
+            xla_errors.append(relative_error(other, right))
+        else:
+            errors.append(float(np.mean(np.asarray(one) != np.asarray(other))))
+            xla_errors.append(0.0)
+    passed = all(
+        error <= max(_FACTOR * xla, _ROUNDING)
+        if jnp.issubdtype(one.dtype, jnp.floating)
+        else error <= _DIFFERING
+        for error, xla, one in zip(errors, xla_errors, found, strict=True)
+    )
+    return result | {
+        "reference": "float64" if known else "float32",
+        "errors": errors,
+        "xla_errors": xla_errors,
+        "passed": passed,
+        "refused": None,
+    }
+
+
+def _results(case: BenchCase, arrays, implementation: Implementation) -> list[Any]:
+    run = jax.jit(lambda *args: case.run(*args, implementation=implementation))
+    return jax.tree.leaves(run(*arrays))
+
+
+def check_steps(
+    config: Config,
+    methods: Sequence[str],
+    done: Callable[[str], None] = lambda name: None,
+) -> list[dict[str, Any]]:
+    """Compares the gradient that a step applies, by each method, with XLA's and with float64.
+
+    The optimizer is replaced by plain gradient descent, so that a step shows its gradient, and
+    dropout is off, since float64 has no such bits.
+
+    Returns:
+      For each method `{"method", "kernels_to_xla": deviation of the step with the device's kernels
+      from that of XLA alone, both with exact products; "to_float64": of the rows that it moved from
+      the exact gradient; "low_to_float64", "low_xla_to_float64": the same in the dtype and
+      precision of `config`, with kernels and without; "rows": share of rows moved, "passed"}`.
+    """
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, dropout=0.0),
+        optimizer=Optimizer(
+            learning_rate=_RATE, momentum=0.0, clip_norm=None, schedule="constant", warmup_steps=0
+        ),
+    )
+    wide = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
+    batch = random_batch(config)
+    if "lengths" in batch:  # padding, too
+        longest = config.model.max_length
+        short = timing.random_like(batch["lengths"], 0, below=1 + longest // 2)
+        batch = {**batch, "lengths": longest - short}
+    params = random_params(wide, from_config.build(by("full", wide)))
+    gradient = exact.gradient(config, params, batch)
+    rows = []
+    for method in methods:
+        with jax.default_matmul_precision("highest"):
+            xla = _moves(by(method, wide), params, batch, "xla")
+            kernels = _moves(by(method, wide), params, batch, None)
+        low = _moves(by(method, config), params, batch, None)
+        low_xla = _moves(by(method, config), params, batch, "xla")
+        row: dict[str, Any] = {
+            "method": method,
+            "kernels_to_xla": relative_error(_flat(kernels), _flat(xla)),
+            "to_float64": _to_exact(kernels, gradient),
+            "low_to_float64": _to_exact(low, gradient),
+            "low_xla_to_float64": _to_exact(low_xla, gradient),
+            "rows": float(np.mean(np.concatenate([_moved(m).ravel() for m in _kernels(kernels)]))),
+        }
+        # A code at a tie may fall either way in another order of summation.
+        is_exact = method.partition("/")[0] in EXACT_DX
+        row["passed"] = (
+            row["kernels_to_xla"] <= (_STEP_ROUNDING if is_exact else _DIFFERING)
+            and (row["to_float64"] <= _STEP_ROUNDING or not is_exact)
+            and row["low_to_float64"] <= _FACTOR * row["low_xla_to_float64"] + _STEP_ROUNDING
+        )
+        rows.append(row)
+        done(method)
+    return rows
+
+
+def _moves(config: Config, params: Any, batch: Any, implementation: Implementation | None) -> Any:
+    """What one step of gradient descent subtracts from the parameters, float32."""
+    plan = dataclasses.replace(config.plan, implementation=implementation)
+    config = dataclasses.replace(config, plan=plan)
+    parts = from_config.build(config)
+    state = from_config.new_state(config, parts, params)
+    after, metrics = jax.jit(parts.train_step)(state, batch)
+    if not metrics.finite:
+        raise RuntimeError(f"{config.method}: the gradient is not finite")
+    return jax.tree.map(lambda old, new: np.asarray(old - new) / _RATE, params, after.params)
+
+
+def _kernels(moves: Any) -> list[np.ndarray]:
+    return [leaf["kernel"] for leaf in moves["blocks"].values() if "kernel" in leaf]
+
+
+def _moved(stacked: np.ndarray) -> np.ndarray:
+    """Which rows of stacked kernels, `[L, D, 1]`, or which of stacked vectors, `[L, 1]`, moved."""
+    return np.any(stacked != 0, axis=-1, keepdims=True)
+
+
+def _to_exact(moves: Any, gradient: Any) -> float:
+    """Deviation from the exact gradient, of the rows that moved."""
+
+    def seen(path, move, right):
+        return np.where(_moved(move), right, 0.0) if path[0].key == "blocks" else right
+
+    expected = jax.tree_util.tree_map_with_path(seen, moves, gradient)
+    return relative_error(_flat(moves), _flat(expected))
+
+
+def _flat(tree: Any) -> np.ndarray:
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def compare_cards(card: Card) -> dict[str, Any]:
+    """Where the table's description of a card differs from that which the card gives of itself.
+
+    Returns:
+      `{"name": in the table or None, "capability", "differing": {field: [table, card]}}`.
+    """
+    known: Mapping[str, Card] = {one.description: one for one in CARDS.values()}
+    ours = known.get(card.description)
+    differing = {}
+    for field in dataclasses.fields(Card):
+        mine, its = getattr(ours, field.name, None), getattr(card, field.name)
+        if field.name not in ("name", "description") and mine != its:
+            differing[field.name] = [mine, its]
+    return {"name": ours.name if ours else None, "differing": differing}

@@ -1,0 +1,109 @@
+"""Checks on this device that kernels and train steps compute what they should.
+
+    pbr bench check                                          kernels, steps and the card
+    pbr bench check --what kernels --only attention
+    pbr bench check --what steps --config configs/vit_b16.py --config.batch_size=16 \\
+        --config.model.dtype=bfloat16
+
+Kernels run on the shapes of `pbr bench kernels` and are compared with XLA's code and, where the
+formula is known, with float64. Steps are compared with those of XLA alone and with the gradient of
+a plain model in float64. The card's own description is compared with the one that `pbr fit` uses.
+Exit code 1: something is not what it should be.
+"""
+
+import argparse
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from pbr_jax.bench import checks, report, step
+from pbr_jax.commands.bench_kernels import all_cases, random_arrays
+from pbr_jax.flags import add_config
+from pbr_jax.gpu import present_card
+
+_WHAT = ("kernels", "steps", "card")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
+    add_config(parser)
+    parser.add_argument("--what", default=",".join(_WHAT), help="of %(default)s")
+    parser.add_argument("--only", default="", metavar="TEXT", help="kernels whose name has it")
+    parser.add_argument(
+        "--methods", default=",".join(step.METHODS), help="names, joined by commas; default: all"
+    )
+    report.add_output(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Checks, prints the tables, and returns 1 if anything failed."""
+    what, methods = args.what.split(","), step.checked_methods(args.methods)
+    if unknown := sorted({*what} - {*_WHAT}):
+        raise ValueError(f"--what {','.join(unknown)}: must be of {', '.join(_WHAT)}")
+    found: dict[str, Any] = report.origin(args)
+    if "kernels" in what:
+        cases = [case for case in all_cases() if args.only in f"{case.op}, {case.shape}"]
+        found["kernels"] = []
+        with report.progress("kernels", len(cases)) as done:
+            for case in cases:
+                found["kernels"].append(checks.check_case(case, random_arrays(case)))
+                done(case.op)
+    if "steps" in what:
+        with report.progress("steps", len(methods)) as done:
+            found["steps"] = checks.check_steps(args.arguments.config, methods, done)
+    if "card" in what and (card := present_card()) is not None:
+        found["card"] = checks.compare_cards(card)
+    report.finish(args, found, functools.partial(_show, what=what))
+    rows = found.get("kernels", []) + found.get("steps", [])
+    return int(any(row["passed"] is False for row in rows))
+
+
+def _show(found: Mapping[str, Any], what: list[str]) -> None:
+    print(report.headline(found))
+    if rows := [row for row in found.get("kernels", []) if not row["refused"]]:
+        print(f"\nDeviation of each result from the reference\n\n{report.markdown(_kernels(rows))}")
+    refused = {f"{r['op']}, {r['shape']}": r["refused"] for r in found.get("kernels", [])}
+    print(report.show_refusals({name: why for name, why in refused.items() if why}), end="")
+    if "steps" in found:
+        print(f"\nDeviation of the applied gradient\n\n{report.markdown(_steps(found['steps']))}")
+    if "card" in found:
+        print(f"\nThe card and the table's {found['card']['name']}:")
+        for field, (table, its) in found["card"]["differing"].items():
+            print(f"  {field}: {table} in the table, {its} by its own description")
+        if not found["card"]["differing"]:
+            print("  all the same")
+    elif "card" in what:
+        print("\nThere is no GPU here, so no card to compare with its description.")
+
+
+def _kernels(rows):
+    def numbers(errors):
+        return ", ".join(f"{error:.1e}" for error in errors)
+
+    return [
+        {
+            "op": row["op"],
+            "shape": row["shape"],
+            "by": row["implementation"],
+            "deviation": numbers(row["errors"]),
+            "of XLA": numbers(row["xla_errors"]),
+            "reference": row["reference"],
+            "": "passed" if row["passed"] else "FAILED",
+        }
+        for row in rows
+    ]
+
+
+def _steps(rows):
+    return [
+        {
+            "method": row["method"],
+            "kernels from XLA": f"{row['kernels_to_xla']:.1e}",
+            "float32 from float64": f"{row['to_float64']:.1e}",
+            "in its dtype": f"{row['low_to_float64']:.1e}",
+            "that by XLA": f"{row['low_xla_to_float64']:.1e}",
+            "rows moved": f"{row['rows']:.1%}",
+            "": "passed" if row["passed"] else "FAILED",
+        }
+        for row in rows
+    ]

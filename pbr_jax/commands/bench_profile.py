@@ -1,0 +1,43 @@
+"""Profiles a train step on this device: each kernel, its time, and the least that it could take.
+
+    pbr bench profile --config configs/vit_b16.py --config.method=fast --config.model.dtype=bfloat16
+
+The floor of a kernel is the longer of its bytes at the bandwidth of a copy and its matrix products
+at the rate of a large one, both measured in the same run; those of hand-written kernels count bytes
+only. Kernels inside CUDA graphs may lack their instruction's name, and then a floor: switch graphs
+off with XLA_FLAGS=--xla_gpu_enable_command_buffer= in the environment.
+"""
+
+import argparse
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from pbr_jax.bench import profile, report
+from pbr_jax.flags import add_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
+    add_config(parser)
+    report.add_arguments(parser, rounds=5)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Profiles, then prints one table."""
+    report.check_rounds(args.rounds)
+    found = report.origin(args) | profile.measure(args.arguments.config, args.rounds)
+    return report.finish(args, found, _show)
+
+
+def _show(found: Mapping[str, Any]) -> None:
+    kernels = found["kernels"]
+    spent = sum(row["seconds"] for row in kernels)
+    floors = sum(row["floor"] or 0.0 for row in kernels)
+    wall = statistics.median(found["seconds"])
+    print(report.headline(found))
+    print(
+        f"{found['method']}: a step takes {1e3 * wall:.3g} ms, its kernels {1e3 * spent:.3g} ms;"
+        f" the sum of their floors is {1e3 * floors:.3g} ms.\n"
+    )
+    print(report.markdown(list(profile.table(found))))

@@ -1,0 +1,127 @@
+"""The checks pass what is right, kernels interpreted, and fail what is wrong."""
+
+import dataclasses
+import functools
+
+import fakes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from measures import implemented
+
+from pbr_jax import cli
+from pbr_jax.bench import checks, exact, step
+from pbr_jax.commands import bench_kernels
+from pbr_jax.gpu import CARDS
+from pbr_jax.ops import attention_cases, weight_gradient
+from pbr_jax.ops.bench_case import BenchCase
+from pbr_jax.training import from_config
+
+
+def check(case):
+    with implemented():
+        return checks.check_case(case, bench_kernels.random_arrays(case))
+
+
+@pytest.mark.parametrize(
+    ("case", "results"),
+    [
+        (weight_gradient._bench_case("small", 40, 8, 16), 2),
+        (weight_gradient._bench_case("small", 40, 8, 16, width=32), 2),
+        (attention_cases._forward("small", 1, 9), 1),
+        (attention_cases._both("small", 1, 9, residual="qkv"), 4),
+    ],
+    ids=["packed", "unpacked", "forward", "both"],
+)
+def test_kernels_pass_against_float64(case, results):
+    found = check(case)
+    assert found["reference"] == "float64"
+    assert len(found["errors"]) == len(found["xla_errors"]) == results
+    assert found["passed"] and found["refused"] is None
+    assert all(error < 0.02 for error in found["errors"])
+
+
+def wrong(kind):
+    """An op whose kernel is off by one in a hundred, or in one of twenty codes."""
+
+    def run(x, *, implementation):
+        if kind == "values":
+            return x * (1.01 if implementation == "triton" else 1.0)
+        codes = jnp.arange(400) % 7
+        return codes + jnp.where(jnp.arange(400) % 20 == 0, int(implementation == "triton"), 0)
+
+    spec = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+    return BenchCase("wrong", kind, run, (spec,), flops=0, num_bytes=8)
+
+
+@pytest.mark.parametrize(("kind", "error"), [("values", 0.01), ("codes", 0.05)])
+def test_a_wrong_kernel_fails(kind, error):
+    found = check(wrong(kind))
+    assert found["passed"] is False and found["reference"] == "float32"
+    assert found["errors"] == pytest.approx([error], rel=1e-4)
+
+
+def test_without_a_gpu_a_kernel_is_refused_and_nothing_failed():
+    case = weight_gradient._bench_case("small", 40, 8, 16)
+    found = checks.check_case(case, bench_kernels.random_arrays(case))
+    assert found["passed"] is None and "needs a GPU" in found["refused"]
+
+
+def test_float64_results_have_the_shapes_of_the_op():
+    known = [case for case in bench_kernels.all_cases() if exact.is_known(case)]
+    assert {case.op for case in known} == set(exact.OPS)
+    for case in known:
+        run = functools.partial(case.run, implementation="xla")
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            expected = jax.eval_shape(exact.OPS[case.op], *case.args)
+            found = jax.tree.leaves(jax.eval_shape(run, *case.args))
+        assert [leaf.shape for leaf in expected] == [
+            leaf.shape for leaf in found[: len(expected)]
+        ], case.op
+
+
+@pytest.mark.slow
+def test_a_step_of_a_padded_bert_has_the_gradient_of_a_plain_one_in_float64():
+    with fakes.quick_compiles():
+        (found,) = checks.check_steps(fakes.bert_config("full"), ["prebackrazor"])
+    assert found["passed"] and 0 < found["to_float64"] < 1e-5
+    assert found["rows"] == pytest.approx(32 / 80)  # 8 of 16, 16, 16 and 32 columns
+
+
+def test_the_plain_vit_computes_what_ours_does():
+    config = fakes.config("full")
+    parts = from_config.build(config)
+    params, batch = step.random_params(config, parts), step.random_batch(config)
+    ours = fakes.quick_jit(parts.model.apply)({"params": params}, batch["image"])
+    with jax.numpy_rank_promotion("allow"):
+        plain = fakes.quick_jit(lambda params: exact.vit_logits(config, params, batch))(params)
+    assert checks.relative_error(ours, plain) < 1e-5
+
+
+def test_a_gradient_that_is_wrong_in_a_moved_row_is_seen():
+    right = {"blocks": {"fc1": {"kernel": np.ones((1, 4, 2))}}, "head": np.ones(3)}
+    moves = {"blocks": {"fc1": {"kernel": np.ones((1, 4, 2))}}, "head": np.ones(3)}
+    kernel = moves["blocks"]["fc1"]["kernel"]
+    kernel[0, 2] = 0  # a row that was not selected
+    assert checks._to_exact(moves, right) == 0
+    kernel[0, 1, 0] = 1.5
+    assert checks._to_exact(moves, right) == pytest.approx(0.5 / 3)
+
+
+def test_a_card_is_compared_field_by_field():
+    card = dataclasses.replace(CARDS["h200"], name="here", l2_bytes=1)
+    differing = {"l2_bytes": [CARDS["h200"].l2_bytes, 1]}
+    assert checks.compare_cards(card) == {"name": "h200", "differing": differing}
+    unknown = checks.compare_cards(dataclasses.replace(card, description="another"))
+    assert unknown["name"] is None and unknown["differing"]["cores"] == [None, 132]
+
+
+def test_the_command_says_what_passed_and_fails_if_something_did_not(monkeypatch, capsys):
+    monkeypatch.setattr("pbr_jax.commands.bench_check.all_cases", lambda: [wrong("values")])
+    with implemented():
+        assert cli.main(["bench", "check", "--what", "kernels,card"]) == 1
+    out = capsys.readouterr().out
+    assert "FAILED" in out and "There is no GPU here, so no card to compare" in out
+    assert cli.main(["bench", "check", "--what", "kernels,gpu"]) == 2
+    assert "--what gpu: must be of kernels, steps, card" in capsys.readouterr().err
