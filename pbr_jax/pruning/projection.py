@@ -74,7 +74,7 @@ def project(log_weights: jax.Array, budget: int, min_prob: float) -> jax.Array:
         return jnp.full_like(log_weights, budget / num_arms)
     surely_kept = math.floor((budget - num_arms * min_prob) / (1.0 - min_prob))
     log_weights = jnp.clip(log_weights, -_WEIGHTLESS, _WEIGHTLESS)
-    pivot = jnp.sort(log_weights)[num_arms - 1 - surely_kept]
+    pivot = jnp.sort(log_weights, stable=False)[num_arms - 1 - surely_kept]
     # With c in [min_prob, 1] an arm beyond these limits is at a bound whatever c is.
     width = -math.log(min_prob)
     weights = jnp.exp(jnp.clip(log_weights - pivot, -width, width))

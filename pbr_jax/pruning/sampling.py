@@ -59,7 +59,7 @@ def quantize(probs: jax.Array, budget: int) -> jax.Array:
     give = missing >= 0
     room = jnp.where(give, one - units, units)
     remainder = scaled - units.astype(scaled.dtype)
-    order = jnp.argsort(jnp.where(give, -remainder, remainder))
+    order = _argsort(jnp.where(give, -remainder, remainder))
     # One unit each is usual. Float32 rounding of a sum over many arms can ask for a few more: the
     # smallest power of two that suffices.
     shares = 2 ** jnp.arange(max(1, (2**31 // num_arms).bit_length() - 1), dtype=jnp.int32)
@@ -96,12 +96,12 @@ def systematic(key: jax.Array, probs: jax.Array, budget: int) -> jax.Array:
     order_key, offset_key = jax.random.split(key)
     # One sort of random words; `jax.random.permutation` would sort twice to also break rare ties
     # at random.
-    order = jnp.argsort(jax.random.bits(order_key, (num_arms,), jnp.uint32))
+    order = _argsort(jax.random.bits(order_key, (num_arms,), jnp.uint32))
     lengths = quantize(probs, budget)[order]
     offset = (jax.random.bits(offset_key, (), jnp.uint32) >> (32 - bits)).astype(jnp.int32)
     end = jnp.cumsum(lengths) + offset  # at most budget * 2**S + 2**S - 1 < 2**31
     hit = (end >> bits) != ((end - lengths) >> bits)
-    return jnp.sort(jnp.where(hit, order, num_arms).astype(jnp.int32))[:budget]
+    return _increasing(order, hit, num_arms, budget)
 
 
 @functools.cache
@@ -152,6 +152,27 @@ def bernoulli(key: jax.Array, probs: jax.Array, slots: int) -> tuple[jax.Array, 
     drawn = jax.random.uniform(draw_key, (num_arms,), probs.dtype) < probs
     # Drawn arms first, in random order: 31 random bits, and the largest word for the others.
     rank = jax.random.bits(drop_key, (num_arms,), jnp.uint32) >> 1
-    order = jnp.argsort(jnp.where(drawn, rank, jnp.uint32(2**32 - 1)))[:slots]
-    arms = jnp.sort(jnp.where(drawn[order], order, num_arms).astype(jnp.int32))
+    order = _argsort(jnp.where(drawn, rank, jnp.uint32(2**32 - 1)))[:slots]
+    arms = _increasing(order, drawn[order], num_arms, slots)
     return arms, jnp.maximum(jnp.sum(drawn, dtype=jnp.int32) - slots, 0)
+
+
+def _argsort(keys: jax.Array) -> jax.Array:
+    """What `jnp.argsort` gives, equal keys in order of their index.
+
+    XLA would keep that order by a third operand beside keys and indices, and the code that it makes
+    of a sort for a GPU, most of that of a step without this, grows with each.
+    """
+    index = jnp.arange(keys.shape[0], dtype=jnp.int32)
+    return jax.lax.sort((keys, index), num_keys=2, is_stable=False)[1]
+
+
+def _increasing(arms: jax.Array, chosen: jax.Array, num_arms: int, slots: int) -> jax.Array:
+    """Those of the distinct `arms` that are `chosen`, int32 [slots], increasing; then `num_arms`.
+
+    They fall into place by their count: a sort would do more, and takes seconds to compile.
+    """
+    flags = jnp.zeros((num_arms,), bool).at[arms].set(chosen, unique_indices=True)
+    slot = jnp.where(flags, jnp.cumsum(flags) - 1, slots)
+    index = jnp.arange(num_arms, dtype=jnp.int32)
+    return jnp.full((slots,), num_arms, jnp.int32).at[slot].set(index, mode="drop")

@@ -1,6 +1,7 @@
 """A configuration as working parts: the one place where settings meet the library."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -178,12 +179,13 @@ def make_selector(
 ) -> selection.Selector:
     """Policies of all sites that have a budget, and of all tensors."""
     p, columns = config.pruning, num_columns(sizes)
-    policies = {}
-    for site, budget in budgets.items():
+
+    @functools.cache  # sites of one size share their policy, which then draws for all at once
+    def make(num_columns: int, budget: int) -> pruning.PruningPolicy:
         assert method.policy is not None
         policy = pruning.make_policy(
             method.policy,
-            columns[site],
+            num_columns,
             budget,
             group_size=p.group_size,
             sampler=p.sampler,
@@ -191,7 +193,9 @@ def make_selector(
             min_prob=p.min_prob,
             offset=p.offset,
         )
-        policies[site] = pruning.stacked(policy, sizes.depth)
+        return pruning.stacked(policy, sizes.depth)
+
+    policies = {site: make(columns[site], budget) for site, budget in budgets.items()}
     tensors = {}
     if method.joint_spar is not None:
         spar = pruning.joint_spar(

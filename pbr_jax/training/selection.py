@@ -4,6 +4,7 @@
 is part of the train state; nothing else in training knows how columns are chosen.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -82,39 +83,39 @@ def make_selector(
             {site: {name: spar.init() for name in TENSORS} for site, spar in tensors.items()},
         )
 
+    spars = {(site, name): spar for site, spar in tensors.items() for name in TENSORS}
+
     def select(key, state, step):
         spar_key, column_key = jax.random.split(key)
-        drawn: dict[str, dict[str, pruning.JointSparState]] = {}
-        for i, (site, spar) in enumerate(tensors.items()):
+        args: dict[Any, tuple] = {}
+        for i, site in enumerate(tensors):
             keys = jax.random.split(jax.random.fold_in(spar_key, i), len(TENSORS))
-            drawn[site] = {
-                name: spar.sample(k, state.tensors[site][name], step)
-                for name, k in zip(TENSORS, keys, strict=True)
-            }
+            for name, k in zip(TENSORS, keys, strict=True):
+                args[site, name] = (k, state.tensors[site][name])
+        drawn = _by_site(_at_once(spars, lambda spar, *args: spar.sample(*args, step), args))
         active = {site: {n: s.active for n, s in named.items()} for site, named in drawn.items()}
-        columns = {}
-        for i, (site, policy) in enumerate(policies.items()):
-            chosen = policy.sample(jax.random.fold_in(column_key, i), state.columns[site])
-            if site in active:
-                trained = block_flags(active[site]["kernel"], num_blocks)[:, None]
-                chosen = jnp.where(trained, chosen, num_columns[site])
-            columns[site] = chosen
+        args = {
+            site: (jax.random.fold_in(column_key, i), state.columns[site])
+            for i, site in enumerate(policies)
+        }
+        columns = _at_once(policies, lambda policy, *args: policy.sample(*args), args)
+        for site in columns.keys() & active.keys():
+            trained = block_flags(active[site]["kernel"], num_blocks)[:, None]
+            columns[site] = jnp.where(trained, columns[site], num_columns[site])
         return state._replace(tensors=drawn), Selection(columns, active)
 
     def update(state, selection, grads, step, norms=None):
-        columns = {}
-        for site, policy in policies.items():
+        args: dict[Any, tuple] = {}
+        for site in policies:
             squares = norms[site] if norms else _row_norms(grads[site]["kernel"])
-            columns[site] = policy.update(state.columns[site], selection.columns[site], squares)
-        updated = {}
-        for site, spar in tensors.items():
-            updated[site] = {
-                name: spar.update(
-                    state.tensors[site][name], _tensor_norms(grads[site][name], active), step
-                )
-                for name, active in selection.active[site].items()
-            }
-        return SelectorState(columns, updated)
+            args[site] = (state.columns[site], selection.columns[site], squares)
+        columns = _at_once(policies, lambda policy, *args: policy.update(*args), args)
+        args = {}
+        for site, name in spars:
+            squares = _tensor_norms(grads[site][name], selection.active[site][name])
+            args[site, name] = (state.tensors[site][name], squares)
+        moved = _at_once(spars, lambda spar, *args: spar.update(*args, step), args)
+        return SelectorState(columns, _by_site(moved))
 
     def unbias(state, selection, grads):
         out = dict(grads)
@@ -125,6 +126,32 @@ def make_selector(
         return out
 
     return Selector(init, select, update, unbias)
+
+
+def _at_once(policies: Mapping[Any, Any], call: Callable[..., PyTree], args: dict) -> dict:
+    """`{key: call(policy, *args[key])}`, by one call for all keys with the same policy.
+
+    Sites of one width have the same policy, as have all tensors. Together they are fewer and larger
+    operations, of which a train step has hundreds otherwise: to compile, and to launch on a GPU.
+    """
+    alike: dict[Any, list] = {}
+    for key, policy in policies.items():
+        alike.setdefault(policy, []).append(key)
+    found = {}
+    for policy, keys in alike.items():
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(args[key] for key in keys))
+        results = jax.vmap(functools.partial(call, policy))(*stacked)
+        for i, key in enumerate(keys):
+            found[key] = jax.tree.map(lambda leaf, i=i: leaf[i], results)
+    return found
+
+
+def _by_site(found: dict) -> dict:
+    """`{(site, name): value} -> {site: {name: value}}`."""
+    sites: dict[str, dict[str, Any]] = {}
+    for (site, name), value in found.items():
+        sites.setdefault(site, {})[name] = value
+    return sites
 
 
 def block_flags(active: jax.Array, num_blocks: int) -> jax.Array:

@@ -22,10 +22,11 @@ COLUMNS = {"qkv": 16, "proj": 16, "fc2": 24}  # fc1 is trained dense
 
 def policies(name="bandit", **options):
     options = {"step_size": 0.05} | options
-    return {
-        site: pruning.stacked(pruning.make_policy(name, size, KEPT, **options), BLOCKS)
-        for site, size in COLUMNS.items()
+    of_size = {
+        size: pruning.stacked(pruning.make_policy(name, size, KEPT, **options), BLOCKS)
+        for size in set(COLUMNS.values())
     }
+    return {site: of_size[size] for site, size in COLUMNS.items()}
 
 
 def joint(interval=1):
@@ -98,6 +99,17 @@ def test_sites_tensors_and_blocks_draw_independently(drawn):
     qkv, proj = np.asarray(selection.columns["qkv"]), np.asarray(selection.columns["proj"])
     assert not np.array_equal(qkv, proj)
     assert len({tuple(row) for row in [*qkv.tolist(), *proj.tolist()]}) == 2 * BLOCKS
+
+
+def test_sites_of_one_policy_draw_what_each_would_alone(drawn):
+    """They are drawn together; it must not show."""
+    made, key = policies(), jax.random.split(jax.random.key(3))[1]
+    active = drawn[3][1].active
+    for i, (site, policy) in enumerate(made.items()):
+        alone = policy.sample(jax.random.fold_in(key, i), policy.init())
+        trained = block_flags(active[site]["kernel"], BLOCKS)[:, None]
+        alone = jnp.where(trained, alone, COLUMNS[site])
+        np.testing.assert_array_equal(drawn[3][1].columns[site], alone)
 
 
 def test_the_same_key_gives_the_same_selection(both, drawn):
