@@ -10,10 +10,12 @@ but each other, no shuffle between threads.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
@@ -101,6 +103,25 @@ def value(u: jax.Array, approximate: bool) -> jax.Array:
         inner = math.sqrt(2 / math.pi) * (u + 0.044715 * u * u * u)
         return u * lax.logistic(2.0 * inner)  # 0.5 (1 + tanh x) = logistic(2 x)
     return 0.5 * u * (1.0 + erf(u * math.sqrt(0.5)))
+
+
+def derivative(u: jax.Array, approximate: bool) -> jax.Array:
+    """The derivative of GELU, of float32."""
+    if approximate:
+        inner = math.sqrt(2 / math.pi) * (u + 0.044715 * u * u * u)
+        half = lax.logistic(2.0 * inner)  # 0.5 (1 + tanh x)
+        slope = math.sqrt(2 / math.pi) * (1.0 + 3 * 0.044715 * u * u)
+        return half + 2.0 * u * half * (1.0 - half) * slope
+    density = jnp.exp(-0.5 * u * u) * (1 / math.sqrt(2 * math.pi))
+    return 0.5 * (1.0 + erf(u * math.sqrt(0.5))) + u * density
+
+
+def look_up(codes: jax.Array, levels: Sequence[float] | np.ndarray) -> jax.Array:
+    """`levels[codes]`, float32, as nested selections, which fuse, instead of a gather."""
+    out = jnp.full(codes.shape, levels[0], jnp.float32)
+    for i in range(1, len(levels)):
+        out = jnp.where(codes >= i, float(levels[i]), out)
+    return out
 
 
 def gelu(

@@ -24,5 +24,10 @@ class Part(NamedTuple):
         return self.first + lax.iota(jnp.int32, self.size)
 
     @property
+    def whole(self) -> bool:
+        """Whether no part of this size reaches over the end."""
+        return self.length % self.size == 0
+
+    @property
     def inside(self) -> jax.Array:
         return self.indices < self.length

@@ -136,5 +136,6 @@ def weight_gradient(
         ),
         interpret=interpret,
         name="weight_gradient" if columns is None else "gathered_weight_gradient",
+        metadata={"flops": str(2 * num_tokens * num_rows * num_features)},
     )(x, dy, *(() if columns is None else (columns,)))
     return jnp.sum(dw, axis=0), jnp.sum(db, axis=0)

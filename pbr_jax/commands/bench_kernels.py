@@ -149,6 +149,8 @@ def random_arrays(case: BenchCase) -> list[jax.Array]:
     generator = np.random.default_rng(0)
 
     def draw(spec):
+        if spec.dtype == jnp.uint8:
+            return jnp.asarray(generator.integers(0, 256, spec.shape), spec.dtype)
         if jnp.issubdtype(spec.dtype, jnp.integer):
             chosen = generator.permutation(case.index_limit)[: spec.size]
             return jnp.asarray(chosen.reshape(spec.shape), spec.dtype)

@@ -20,6 +20,7 @@ _BRANCHES = re.compile(r"(?:true_computation|false_computation)=%([\w.-]+)")
 _BRANCH_LIST = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
+_SAID_FLOPS = re.compile(r'flops(?:\\22|"): (?:\\22|")(\d+)')
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
 _PLUMBING = {"while", "body", "closed_call", "cond", "blocks"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
@@ -42,7 +43,7 @@ class Launch(NamedTuple):
       path: of the JAX operation that it comes from.
       loops: around it, outermost first.
       bytes: that one launch reads and writes.
-      flops: of matrix products in it; those of hand-written kernels are not seen.
+      flops: of matrix products in it; of a hand-written kernel what its metadata says, or 0.
       instruction: its name in the program, which a profile of a run has too.
     """
 
@@ -129,6 +130,8 @@ def _launch(computations, body, instruction: _Instruction, loops) -> Launch:
     elif "xla.gpu.triton" in hero.rest or "triton_kernel_call" in hero.rest:
         named = re.search(r'name = "(\w+)"', hero.rest)
         kind, name = "kernel", named[1] if named else name
+        said = _SAID_FLOPS.search(hero.rest)
+        flops = int(said[1]) if said else 0
     elif within is not body:
         flops = sum(_dot_flops(within, one) for one in within.values() if one.op == "dot")
         kind = "gemm" if flops else "fusion"

@@ -15,7 +15,8 @@ class BenchCase(NamedTuple):
       op: what it computes, "weight gradient".
       shape: whose shapes these are, "fc1 of ViT-B/16, batch 128".
       run: `run(*arrays, implementation=...)`, jittable.
-      args: shapes and dtypes of its arrays; integers are indices below `index_limit`.
+      args: shapes and dtypes of its arrays; uint8 are any bytes, other integers indices
+        below `index_limit`.
       flops: of its matrix products, as few as there can be.
       num_bytes: that must at least move to and from memory.
       index_limit: for random integers, drawn without repetition along the last axis.

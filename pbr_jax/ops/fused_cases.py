@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from pbr_jax import residuals
-from pbr_jax.ops import gelu, layer_norm
+from pbr_jax.ops import gelu, layer_norm, linear, linear_gelu
 from pbr_jax.ops.bench_case import BenchCase, num_bytes
 from pbr_jax.plans import budget_for
 
 _SPEC = jax.ShapeDtypeStruct
 _VIT = "ViT-B/16, batch 128"
-_BATCH, _TOKENS, _WIDTH = 128, 197, 768
+_BATCH, _TOKENS, _WIDTH, _HIDDEN = 128, 197, 768, 3072
 
 
 def bench_cases() -> list[BenchCase]:
@@ -19,8 +19,10 @@ def bench_cases() -> list[BenchCase]:
         _layer_norm_forward(),
         _layer_norm_backward(),
         _gelu(),
+        _linear_gelu(),
+        _linear_gelu_gradient(),
         _elements("input of fc1", (_TOKENS, _WIDTH)),
-        _elements("input of fc2", (_TOKENS, 4 * _WIDTH)),
+        _elements("input of fc2", (_TOKENS, _HIDDEN)),
     ]
 
 
@@ -62,7 +64,7 @@ def _layer_norm_backward() -> BenchCase:
 
 
 def _gelu() -> BenchCase:
-    u = _SPEC((_BATCH, _TOKENS, 4 * _WIDTH), jnp.bfloat16)
+    u = _SPEC((_BATCH, _TOKENS, _HIDDEN), jnp.bfloat16)
     columns = _SPEC((budget_for(0.1, u.shape[-1]),), jnp.int32)
 
     def run(u, columns, *, implementation):
@@ -77,6 +79,51 @@ def _gelu() -> BenchCase:
         flops=0,
         num_bytes=num_bytes(u, *jax.tree.leaves(results)),
         index_limit=u.shape[-1],
+    )
+
+
+def _linear_gelu() -> BenchCase:
+    x, w = _SPEC((_BATCH, _TOKENS, _WIDTH), jnp.bfloat16), _SPEC((_WIDTH, _HIDDEN), jnp.bfloat16)
+    bias = _SPEC((_HIDDEN,), jnp.float32)
+    columns = _SPEC((budget_for(0.1, _HIDDEN),), jnp.int32)
+
+    def run(x, w, bias, columns, *, implementation):
+        return linear_gelu.forward(
+            x, w, bias, "code2", columns=columns, implementation=implementation
+        )
+
+    def product_then_kernel(x, w, bias, columns):
+        u = linear.project(x, w, bias)
+        return gelu.forward(u, "code2", columns=columns, implementation="triton")
+
+    results = jax.eval_shape(lambda *args: run(*args, implementation="xla"), x, w, bias, columns)
+    return BenchCase(
+        op="fc1 with GELU, 2-bit codes and packed columns",
+        shape=_VIT,
+        run=run,
+        args=(x, w, bias, columns),
+        flops=2 * x.size * _HIDDEN,
+        num_bytes=num_bytes(x, w, *jax.tree.leaves(results)),
+        index_limit=_HIDDEN,
+        rivals={"xla product, GELU kernel": product_then_kernel},
+    )
+
+
+def _linear_gelu_gradient() -> BenchCase:
+    dy, w = _SPEC((_BATCH, _TOKENS, _WIDTH), jnp.bfloat16), _SPEC((_HIDDEN, _WIDTH), jnp.bfloat16)
+    planes = _SPEC((_BATCH, _TOKENS, 2, _HIDDEN // 8), jnp.uint8)
+
+    def run(dy, w, planes, *, implementation):
+        return linear_gelu.input_gradient(dy, w, gelu.Code(planes), implementation=implementation)
+
+    result = _SPEC((_BATCH, _TOKENS, _HIDDEN), jnp.bfloat16)
+    return BenchCase(
+        op="input gradient of fc2 times that of GELU, 2-bit codes",
+        shape=_VIT,
+        run=run,
+        args=(dy, w, planes),
+        flops=2 * dy.size * _HIDDEN,
+        num_bytes=num_bytes(dy, w, planes, result),
     )
 
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pbr_jax.kernels.gelu import Steps
+from pbr_jax.kernels.gelu import Steps, look_up
 
 BITS = (2, 3, 4)
 _BITS_PER_BYTE = 8
@@ -163,11 +163,3 @@ def _positions(ndim: int) -> jax.Array:
     """0 ... 7, of the bits of a byte, along the last axis but one of `ndim`."""
     positions = jnp.arange(_BITS_PER_BYTE, dtype=jnp.int32)
     return positions.reshape(*[1] * (ndim - 2), _BITS_PER_BYTE, 1)
-
-
-def look_up(codes: jax.Array, levels: np.ndarray) -> jax.Array:
-    """`levels[codes]`, float32, as nested selections, which fuse, instead of a gather."""
-    out = jnp.full(codes.shape, levels[0], jnp.float32)
-    for i in range(1, len(levels)):
-        out = jnp.where(codes >= i, float(levels[i]), out)
-    return out

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from pbr_jax import residuals
-from pbr_jax.ops import attention, gelu, layer_norm, linear
+from pbr_jax.ops import attention, layer_norm, linear, linear_gelu
 from pbr_jax.ops.block_dropout import (
     Use,
     attention_visibility,
@@ -178,11 +178,12 @@ def mlp_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
 
     def forward(params, x, aux):
         h, norm_saved = layer_norm.forward(params["norm2"], x, norm)
-        u = linear.project(h, params["fc1"]["kernel"], params["fc1"]["bias"])
         dropped = "keys" in aux and hidden_dropout > 0
         columns = params["fc2"].get("columns") if plan.linear == "columns" else None
-        a, gelu_saved, packed = gelu.forward(
-            u,
+        a, gelu_saved, packed = linear_gelu.forward(
+            h,
+            params["fc1"]["kernel"],
+            params["fc1"]["bias"],
             plan.gelu,
             approximate=approximate,
             keys=code_keys(aux),
@@ -206,15 +207,15 @@ def mlp_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
         d_fc2 = linear.parameter_gradients(
             params["fc2"], saved.fc2_input, d_branch, plan.implementation
         )
-        da = dropout(
-            linear.input_gradient(d_branch, params["fc2"]["kernel"]),
-            aux,
-            Use.HIDDEN,
-            hidden_dropout,
+        du = linear_gelu.input_gradient(
+            d_branch,
+            params["fc2"]["kernel"],
+            saved.gelu,
+            approximate=approximate,
+            stochastic=plan.stochastic_codes,
+            implementation=plan.implementation,
         )
-        du = da * gelu.saved_derivative(
-            saved.gelu, da, approximate=approximate, stochastic=plan.stochastic_codes
-        )
+        du = dropout(du, aux, Use.HIDDEN, hidden_dropout)  # of da: scales it, as the derivative
         fc1_input = saved.fc1_input
         if fc1_input is None:
             fc1_input = _rebuild(saved.norm, params["norm2"], dy, params["fc1"].get("columns"))

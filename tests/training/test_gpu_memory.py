@@ -96,6 +96,8 @@ def test_every_method_compiles_with_its_kernels(compiled, method, card):
     assert ("weight_gradient" in kernels) == (plan.linear in ("columns", "magnitude"))
     assert ("row_update_sgd" in kernels) == (plan.linear == "columns")
     assert ("attention_forward" in kernels) == (plan.attention != "elements")
+    fused = card == "rtx4090" and plan.gelu != "dense"
+    assert fused == ("linear_gelu" in kernels) == ("linear_gelu_gradient" in kernels)
 
 
 # Bytes above XLA alone, as measured: a known excess, which must not grow.

@@ -47,5 +47,6 @@ def test_kernels_change_nothing(settings, examples):
         changes_with_kernels, loss_with_kernels, kernels = two_steps(settings, examples, "triton")
     assert not without
     assert {"weight_gradient", "row_update_sgd", "attention_forward"} <= kernels
+    assert {"linear_gelu", "linear_gelu_gradient"} <= kernels
     assert float(loss_with_kernels) == pytest.approx(float(loss), rel=1e-5)
     assert_close(changes_with_kernels, changes, 1e-4)
