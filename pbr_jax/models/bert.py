@@ -104,6 +104,7 @@ class Bert(nn.Module):
             attention_dropout=self.dropout,
         )
         x = run_blocks(
+            self,
             embeddings(tokens, token_types),
             {"visibility": Visibility(lengths=lengths)},
             depth=self.depth,

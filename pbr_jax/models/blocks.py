@@ -1,6 +1,6 @@
 """Declarations that the model families share: parameters of a layer, and the scanned blocks.
 
-Parameters of the blocks are stacked `[L, ...]` and run under one `nn.scan`: compile time does not
+Parameters of the blocks are stacked `[L, ...]` and the blocks are one loop: compile time does not
 grow with depth, and what a block keeps for the backward pass is exactly what its plan says.
 
     blocks    norm1, norm2 {scale, bias [L, D]}
@@ -54,19 +54,16 @@ class NormParams(nn.Module):
         }
 
 
-class Block(nn.Module):
-    """One transformer block, `[B, N, D] -> [B, N, D]`."""
+class BlockParams(nn.Module):
+    """Declares the parameters of one transformer block."""
 
+    width: int
     mlp_dim: int
-    plan: ResidualPlan
-    shape: half_blocks.BlockShape
     initializer: nn.initializers.Initializer
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, index: jax.Array, aux: dict, train: bool
-    ) -> tuple[jax.Array, None]:
-        width = x.shape[-1]
+    def __call__(self, carry: None) -> tuple[None, dict]:
+        width = self.width
         params = {
             "norm1": NormParams(width, name="norm1")(),
             "qkv": LinearParams(width, 3 * width, self.initializer, name="qkv")(),
@@ -75,18 +72,11 @@ class Block(nn.Module):
             "fc1": LinearParams(width, self.mlp_dim, self.initializer, name="fc1")(),
             "fc2": LinearParams(self.mlp_dim, width, self.initializer, name="fc2")(),
         }
-        dropout = max(self.shape.dropout, self.shape.attention_dropout)
-        if train and (dropout > 0 or self.plan.stochastic_codes):
-            aux = aux | {
-                "keys": sample_keys(self.make_rng("dropout"), x.shape[0]),
-                "embedded": jnp.broadcast_to(index == 0, x.shape[:1]),
-            }
-        block = half_blocks.transformer_block(self.plan, self.shape)
-        apply = pair.bind(block, functools.partial(half_blocks.check_selection, self.plan))
-        return apply(params, x, aux), None
+        return None, params
 
 
 def run_blocks(
+    module: nn.Module,
     x: jax.Array,
     aux: dict,
     *,
@@ -100,18 +90,33 @@ def run_blocks(
     """`depth` blocks one after the other, named `blocks`; call it inside `nn.compact`.
 
     Args:
+      module: that the blocks are part of.
       x: `[B, N, D]`.
       aux: leading axis B, for every block (see `half_blocks`).
       plan: of training; evaluation keeps nothing, whatever the plan.
     """
-    scanned = nn.scan(
-        Block,
+    declared = nn.scan(
+        BlockParams,
         variable_axes={"params": 0, "selection": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=(0, nn.broadcast, nn.broadcast),
+        split_rngs={"params": True},
         length=depth,
     )
+    _, params = declared(x.shape[-1], mlp_dim, initializer, name="blocks")(None)
+    dropout = max(shape.dropout, shape.attention_dropout)
     if not train:
         plan = ResidualPlan(implementation=plan.implementation)
-    blocks = scanned(mlp_dim, plan, shape, initializer, name="blocks")
-    return blocks(x, jnp.arange(depth), aux, train)[0]
+    elif dropout > 0 or plan.stochastic_codes:
+        aux = aux | {"keys": sample_keys(module.make_rng("dropout"), x.shape[0])}
+    blocks = pair.stack(half_blocks.transformer_block(plan, shape), plan.batch_chunks, _enter)
+    return pair.bind(blocks, functools.partial(half_blocks.check_selection, plan))(params, x, aux)
+
+
+def _enter(aux: dict, index: jax.Array) -> dict:
+    """What the block of that number is told: keys of its own, and whether it is the first."""
+    if "keys" not in aux:
+        return aux
+    keys = aux["keys"]
+    return aux | {
+        "keys": jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index),
+        "embedded": jnp.broadcast_to(index == 0, keys.shape),
+    }

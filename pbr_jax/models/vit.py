@@ -57,7 +57,14 @@ class ViT(nn.Module):
         x = self._embed(images)
         shape = half_blocks.BlockShape(self.heads, _EPSILON, self.dropout, self.approximate_gelu)
         x = run_blocks(
-            x, {}, depth=self.depth, mlp_dim=self.mlp_dim, plan=self.plan, shape=shape, train=train
+            self,
+            x,
+            {},
+            depth=self.depth,
+            mlp_dim=self.mlp_dim,
+            plan=self.plan,
+            shape=shape,
+            train=train,
         )
         # LayerNorm acts on each token alone: the class token is taken first, to keep nothing else.
         if self.pool == "cls":

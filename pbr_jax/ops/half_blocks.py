@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from pbr_jax import residuals
 from pbr_jax.ops import attention, layer_norm, linear, linear_gelu
@@ -34,7 +35,7 @@ from pbr_jax.ops.block_dropout import (
     embedding_dropout,
     keys_for,
 )
-from pbr_jax.ops.pair import Pair, in_chunks, recompute, sequence
+from pbr_jax.ops.pair import Pair, recompute, sequence
 from pbr_jax.plans import SITES, ResidualPlan
 
 
@@ -79,12 +80,10 @@ class MlpResidual(NamedTuple):
     fc2_input: Any
 
 
-def transformer_block(plan: ResidualPlan, shape: BlockShape) -> Pair:
-    """A whole block, `[B, N, D] -> [B, N, D]`, that keeps what `plan` says."""
-    block = sequence(attention_half(plan, shape), mlp_half(plan, shape))
-    if plan.recompute:
-        block = recompute(block)
-    return in_chunks(block, plan.batch_chunks)
+def transformer_block(plan: ResidualPlan, shape: BlockShape) -> tuple[Pair, ...]:
+    """A whole block, `[B, N, D] -> [B, N, D]`, that keeps what `plan` says, for `pair.stack`."""
+    halves = attention_half(plan, shape), mlp_half(plan, shape)
+    return (recompute(sequence(*halves)),) if plan.recompute else halves
 
 
 def attention_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
@@ -149,7 +148,9 @@ def attention_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
             dy.shape[1],
             settings,
         )
-        d_qkv = _merge_heads(*d_heads)
+        # Behind attention: XLA would rebuild the input of qkv before it, and hold it meanwhile.
+        d_qkv, norm1 = lax.optimization_barrier((_merge_heads(*d_heads), params["norm1"]))
+        params = params | {"norm1": norm1}
         qkv_input = saved.qkv_input
         if qkv_input is None:
             qkv_input = rebuild(params, saved, aux, dy, params["qkv"].get("columns"))

@@ -14,7 +14,7 @@ The three arguments of a pair are
   None.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,10 +31,12 @@ class Pair(NamedTuple):
       forward: `(params, x, aux) -> (y, residual)`.
       backward: `(params, residual, aux, dy) -> (dparams, dx)`. `dparams` has the structure of
         `params`, with None for what is not differentiated.
+      value: `(params, x, aux) -> y`, where XLA could not drop the residual from `forward`.
     """
 
     forward: Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, PyTree]]
     backward: Callable[[PyTree, PyTree, PyTree, jax.Array], tuple[PyTree, PyTree]]
+    value: Callable[[PyTree, PyTree, PyTree], jax.Array] | None = None
 
 
 def bind(
@@ -48,7 +50,7 @@ def bind(
 
     @jax.custom_vjp
     def apply(params, x, aux):
-        return pair.forward(params, x, aux)[0]
+        return pair.value(params, x, aux) if pair.value else pair.forward(params, x, aux)[0]
 
     def forward(params, x, aux):
         check(params)
@@ -95,17 +97,26 @@ def recompute(pair: Pair) -> Pair:
     return Pair(forward, backward)
 
 
-def in_chunks(pair: Pair, num_chunks: int) -> Pair:
-    """Runs both passes in `num_chunks` equal parts of the batch, one after the other.
+def stack(
+    pairs: Sequence[Pair],
+    num_chunks: int = 1,
+    enter: Callable[[PyTree, jax.Array], PyTree] | None = None,
+) -> Pair:
+    """Many blocks in a row, each of the same `pairs` in sequence, in equal parts of the batch.
 
-    Residuals are as large as before, transients `num_chunks` times smaller; weight gradients
-    accumulate.
+    Leaves of `params` lead with the number of blocks, L, as do the gradients. Within a block one
+    part follows the other, so that transients are `num_chunks` times smaller; weight gradients
+    accumulate. A part writes what it saves straight into the residual of all blocks, `[L *
+    num_chunks, ...]`, and reads it from there: no copy of a block's own share is ever made.
+
+    Args:
+      pairs: each reads its own entries of the `params` dict; `x` and `y` are alike.
+      num_chunks: must divide the batch.
+      enter: `(aux, index) -> aux`, what the block of that number is told.
 
     Raises:
       ValueError: the batch is not a multiple of `num_chunks`.
     """
-    if num_chunks == 1:
-        return pair
 
     def split(array):
         if array.shape[0] % num_chunks:
@@ -115,23 +126,107 @@ def in_chunks(pair: Pair, num_chunks: int) -> Pair:
             )
         return array.reshape(num_chunks, array.shape[0] // num_chunks, *array.shape[1:])
 
+    def told(aux, index):
+        return jax.tree.map(split, aux if enter is None else enter(aux, index))
+
+    def through(params, x, aux):
+        saved = []
+        for pair in pairs:
+            x, residual = pair.forward(params, x, aux)
+            saved.append(residual)
+        return x, saved
+
+    def gradients(params, residuals, aux, dy):
+        found: dict[str, PyTree] = {}
+        for pair, residual in zip(reversed(pairs), reversed(residuals), strict=True):
+            grads, dy = pair.backward(params, residual, aux, dy)
+            found |= grads
+        return found
+
+    def run(params, x, aux, saved):
+        def block(index, carry):
+            own, parts = _at(params, index), told(aux, index)
+
+            def part(chunk, carry):
+                xs, saved = carry
+                x, kept = _at(xs, chunk), []
+                for i, pair in enumerate(pairs):
+                    x, residual = pair.forward(own, x, _at(parts, chunk))
+                    if saved:
+                        slots = _put(saved[i], residual, index * num_chunks + chunk)
+                        # Without the barrier XLA copies residuals late and holds their sources.
+                        x, slots = lax.optimization_barrier((x, slots))
+                        kept.append(slots)
+                return _put(xs, x, chunk), kept
+
+            return lax.fori_loop(0, num_chunks, part, carry)
+
+        y, saved = lax.fori_loop(0, _depth(params), block, (split(x), saved))
+        return y.reshape(x.shape), saved
+
+    def value(params, x, aux):
+        return run(params, x, aux, [])[0]
+
     def forward(params, x, aux):
-        def chunk(parts):
-            return pair.forward(params, *parts)
+        first = _first((params, split(x), told(aux, jnp.int32(0))))
+        _, residuals = jax.eval_shape(through, *first)
+        slots = _depth(params) * num_chunks
+        saved = jax.tree.map(lambda a: jnp.empty((slots, *a.shape), a.dtype), residuals)
+        return run(params, x, aux, saved)
 
-        y, residual = lax.map(chunk, (split(x), jax.tree.map(split, aux)))
-        return y.reshape(x.shape), residual
+    def backward(params, saved, aux, dy):
+        depth = _depth(params)
 
-    def backward(params, residual, aux, dy):
-        def chunk(total, parts):
-            grads, dx = pair.backward(params, *parts)
-            return jax.tree.map(jnp.add, total, grads), dx
+        def block(i, carry):
+            index = depth - 1 - i
+            own, parts = _at(params, index), told(aux, index)
 
-        parts = (residual, jax.tree.map(split, aux), split(dy))
-        first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), parts)
-        shapes, _ = jax.eval_shape(lambda *p: pair.backward(params, *p), *first)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        grads, dx = lax.scan(chunk, zeros, parts)
+            def part(chunk, carry):
+                dys, totals = carry
+                slot, dy = index * num_chunks + chunk, _at(dys, chunk)
+                for pair, residuals in zip(reversed(pairs), reversed(saved), strict=True):
+                    grads, dy = pair.backward(own, _at(residuals, slot), _at(parts, chunk), dy)
+                    totals = totals | {n: add(totals[n], g, index) for n, g in grads.items()}
+                    # Without the barrier XLA puts weight gradients off and holds what they are made
+                    # of, and loads early what only the next pair reads.
+                    totals, dy, slot = lax.optimization_barrier((totals, dy, slot))
+                return _put(dys, dy, chunk), totals
+
+            return lax.fori_loop(0, num_chunks, part, carry)
+
+        def add(total, grads, index):
+            if num_chunks > 1:
+                grads = jax.tree.map(jnp.add, _at(total, index), grads)
+            return _put(total, grads, index)
+
+        first = _first((params, saved, told(aux, jnp.int32(0)), split(dy)))
+        shapes = jax.eval_shape(gradients, *first)
+        totals = jax.tree.map(lambda a: jnp.zeros((depth, *a.shape), a.dtype), shapes)
+        dx, grads = lax.fori_loop(0, depth, block, (split(dy), totals))
         return grads, dx.reshape(dy.shape)
 
-    return Pair(forward, backward)
+    return Pair(forward, backward, value)
+
+
+def _depth(params: PyTree) -> int:
+    return jax.tree.leaves(params)[0].shape[0]
+
+
+def _at(tree: PyTree, index: jax.Array) -> PyTree:
+    # No index is negative. Told so, XLA lets a matrix product read its part where it lies.
+    def at(a):
+        return lax.dynamic_index_in_dim(a, index, keepdims=False, allow_negative_indices=False)
+
+    return jax.tree.map(at, tree)
+
+
+def _put(tree: PyTree, values: PyTree, index: jax.Array) -> PyTree:
+    def put(a, value):
+        return lax.dynamic_update_index_in_dim(a, value, index, 0, allow_negative_indices=False)
+
+    return jax.tree.map(put, tree, values)
+
+
+def _first(tree: PyTree) -> PyTree:
+    """Shapes without the leading axis."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)

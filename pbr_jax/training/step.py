@@ -106,6 +106,8 @@ def make_train_step(
             grads = grads | {"blocks": selector.unbias(drawn, selection, blocks)}
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+        # Behind the gradients: XLA would number the rows with the columns and hold both all along.
+        selection, finite = jax.lax.optimization_barrier((selection, finite))
         rows, packed = _pack(selection, grads, state.params, num_blocks)
         params, opt_state, norms = update_rows(
             tx, packed, state.opt_state, state.params, rows, finite, implementation

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from typing import ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,11 +86,22 @@ def with_selection(params, plan, extra=lambda site: {}):
     }
 
 
+def stacked(plan, shape=SHAPE, check=lambda params: None):
+    """Blocks in chunks of the batch, as training runs them; leaves of `params` are `[L, ...]`."""
+    return pair.bind(
+        pair.stack(half_blocks.transformer_block(plan, shape), plan.batch_chunks), check
+    )
+
+
+def repeated(tree, times):
+    return jax.tree.map(lambda a: jnp.stack([a] * times), tree)
+
+
 def run(plan, dtype=jnp.float32, aux=None, x=X, shape=SHAPE):
-    """Output, gradients of the parameters and of x."""
-    op = pair.bind(half_blocks.transformer_block(plan, shape))
+    """Output, gradients of the parameters and of x, of one block."""
+    op = stacked(plan, shape)
     y, (grads, dx) = value_and_pullback(
-        lambda params, x: op(with_selection(params, plan), x, aux or {}),
+        lambda params, x: op(repeated(with_selection(params, plan), 1), x, aux or {}),
         as_jax(DY, dtype),
         as_jax(PARAMS),
         as_jax(x, dtype),
@@ -189,17 +199,9 @@ class TestBlock:
         }
         expected["backrazor in 2 chunks"] = expected["backrazor"]
         name = next(name for name, p in PLANS.items() if p is plan)
-        op = pair.bind(half_blocks.transformer_block(plan, shape))
-        params = with_selection(as_jax(PARAMS), plan)
-        assert saved_bytes(lambda x: op(params, x, {}), as_jax(X)) == expected[name]
-
-        stacked = jax.tree.map(lambda a: jnp.stack([a] * L), params)
-
-        def scanned(x):
-            return jax.lax.scan(lambda x, params: (op(params, x, {}), None), x, stacked)[0]
-
-        # Nothing is added by the scan: neither copies of the parameters nor the carried activation.
-        assert saved_bytes(scanned, as_jax(X)) == L * expected[name]
+        op, params = stacked(plan, shape), repeated(with_selection(as_jax(PARAMS), plan), L)
+        # Nothing beside: neither copies of the parameters nor the activation between the blocks.
+        assert saved_bytes(lambda x: op(params, x, {}), as_jax(X)) == L * expected[name]
 
 
 @pytest.mark.parametrize("name", ["2 chunks", "columns, qkv"])
@@ -289,8 +291,8 @@ class TestDropout:
     @pytest.mark.parametrize("shape", [SHAPE, POST_NORM], ids=["pre-norm", "post-norm"])
     @pytest.mark.parametrize("name", ["full", "columns", "2 chunks", "recompute", "backrazor"])
     def test_no_mask_is_stored(self, name, shape):
-        op = pair.bind(half_blocks.transformer_block(PLANS[name], shape._replace(dropout=0.3)))
-        params = with_selection(as_jax(PARAMS), PLANS[name])
+        op = stacked(PLANS[name], shape._replace(dropout=0.3))
+        params = repeated(with_selection(as_jax(PARAMS), PLANS[name]), L)
         aux = {"keys": self.KEYS, "embedded": jnp.ones(B, bool)}
         with_keys, without = (
             saved_bytes(lambda x, a=a: op(params, x, a), as_jax(X)) for a in (aux, {})
@@ -360,8 +362,7 @@ class TestBoundedErrors:
             assert_close(grads[site], expected_grads[site], bound, site)
 
     def test_saved_bytes(self):
-        op = pair.bind(half_blocks.transformer_block(self.LEAN, SHAPE))
-        params = with_selection(as_jax(PARAMS), self.LEAN)
+        op, params = stacked(self.LEAN), repeated(with_selection(as_jax(PARAMS), self.LEAN), 1)
         int8_norm = B * N * (D + 2 + 4)  # codes, one bfloat16 scale, rstd
         code = 2 * B * N * F // 8
         packed = 4 * B * N * (len(SELECTION["proj"]) + len(SELECTION["fc2"]))
@@ -392,7 +393,7 @@ def test_bfloat16_error_is_that_of_plain_code():
 
 
 class TestSelection:
-    """Packed rows and JointSPAR flags inside a scan over blocks, as in training."""
+    """Packed rows and JointSPAR flags of several blocks, as in training."""
 
     PLAN = dataclasses.replace(COLUMNS, batch_chunks=2)
     # Block 0 trains all, block 1 no fc1 kernel and no qkv bias, block 2 nothing.
@@ -405,7 +406,7 @@ class TestSelection:
     }
 
     @staticmethod
-    def stacked():
+    def blocks():
         """Three different blocks, and the selection of each."""
         params = jax.tree.map(
             lambda a: jnp.stack([as_jax(a), as_jax(0.9 * a), as_jax(a + 0.01)]), PARAMS
@@ -437,20 +438,17 @@ class TestSelection:
     @classmethod
     @functools.cache
     def gradients(cls):
-        """Of packed rows and of all other parameters, under `lax.scan`."""
-        params, columns, rows = cls.stacked()
+        """Of packed rows and of all other parameters."""
+        params, columns, rows = cls.blocks()
         active = jax.tree.map(jnp.asarray, cls.ACTIVE)
-        op = pair.bind(
-            half_blocks.transformer_block(cls.PLAN, SHAPE),
-            functools.partial(half_blocks.check_selection, cls.PLAN),
-        )
+        op = stacked(cls.PLAN, check=functools.partial(half_blocks.check_selection, cls.PLAN))
 
         def forward(params, rows, active, x):
             extra = {
                 s: {"columns": columns[s], "rows": rows[s], "active": active[s]} for s in SITES
             }
             blocks = params | {s: params[s] | extra[s] for s in SITES}
-            return jax.lax.scan(lambda x, block: (op(block, x, {}), None), x, blocks)[0]
+            return op(blocks, x, {})
 
         _, (dparams, drows, dx) = value_and_pullback(
             lambda p, r, x: forward(p, r, active, x), as_jax(DY), params, rows, as_jax(X)
@@ -464,7 +462,7 @@ class TestSelection:
     @functools.cache
     def dense(cls):
         """The same three blocks, block by block, unpruned, by the oracle."""
-        params = jax.tree.map(lambda a: np.asarray(a, np.float64), cls.stacked()[0])
+        params = jax.tree.map(lambda a: np.asarray(a, np.float64), cls.blocks()[0])
         blocks = [jax.tree.map(lambda a, i=i: a[i], params) for i in range(L)]
         inputs = [X]
         for block in blocks:
@@ -478,7 +476,7 @@ class TestSelection:
     def test_dx_is_exact_and_rows_are_the_selected_dense_rows(self):
         dparams, drows, dx, _ = self.gradients()
         expected, expected_dx = self.dense()
-        _, columns, _ = self.stacked()
+        _, columns, _ = self.blocks()
         assert_close(dx, expected_dx, 1e-5, "dx")
         for site in SITES:
             np.testing.assert_array_equal(dparams[site]["kernel"], 0)
@@ -517,52 +515,16 @@ class TestSelection:
         }
         assert {(len(SELECTION[s]), PARAMS[s]["kernel"].shape[1]) for s in SITES} <= skippable
 
-    def test_works_in_a_flax_scan(self):
-        """Parameters and selection as variables of a scanned module give what `lax.scan` gives."""
-        plan = self.PLAN
-
-        class Module(nn.Module):
-            @nn.compact
-            def __call__(self, x):
-                params = {
-                    name: self.param(name, lambda key, n=name: as_jax(PARAMS[n])) for name in PARAMS
-                }
-                selection = {s: self.get_variable("selection", s) for s in SITES}
-                params |= {s: params[s] | selection[s] for s in SITES}
-                return pair.bind(half_blocks.transformer_block(plan, SHAPE))(params, x, {}), None
-
-        params, columns, rows = self.stacked()
-        active = jax.tree.map(jnp.asarray, self.ACTIVE)
-        scanned = nn.scan(
-            Module,
-            variable_axes={"params": 0, "selection": 0},
-            split_rngs={"params": True},
-            length=L,
-        )()
-
-        def forward(rows, x):
-            selection = {
-                s: {"columns": columns[s], "rows": rows[s], "active": active[s]} for s in SITES
-            }
-            return scanned.apply({"params": params, "selection": selection}, x)[0]
-
-        _, (drows, dx) = value_and_pullback(forward, as_jax(DY), rows, as_jax(X))
-        _, expected_rows, expected_dx, _ = self.gradients()
-        assert_close(dx, expected_dx, 1e-6)
-        assert_close(drows, expected_rows, 1e-6)
-
 
 class TestErrors:
     PARAMS = as_jax(PARAMS)
 
     def test_a_missing_selection_is_named_when_differentiated(self):
-        op = pair.bind(
-            half_blocks.transformer_block(COLUMNS, SHAPE),
-            functools.partial(half_blocks.check_selection, COLUMNS),
-        )
+        op = stacked(COLUMNS, check=functools.partial(half_blocks.check_selection, COLUMNS))
         partly = self.PARAMS | {
             "fc2": self.PARAMS["fc2"] | {"columns": jnp.asarray(SELECTION["fc2"])}
         }
+        partly = repeated(partly, 1)
         assert jax.eval_shape(lambda x: op(partly, x, {}), as_jax(X)).shape == X.shape
         with pytest.raises(
             ValueError, match=r"selection is missing for qkv, proj, fc1: .*keep = 1"
@@ -574,9 +536,9 @@ class TestErrors:
         half_blocks.check_selection(plan, {s: {} for s in SITES} | {"fc2": {"columns": None}})
 
     def test_chunks_that_do_not_divide_the_batch(self):
-        block = half_blocks.transformer_block(ResidualPlan(batch_chunks=3), SHAPE)
+        op = stacked(ResidualPlan(batch_chunks=3))
         with pytest.raises(ValueError, match=r"batch_chunks = 3: must divide the batch of 4"):
-            jax.eval_shape(lambda x: pair.bind(block)(self.PARAMS, x, {}), as_jax(X))
+            jax.eval_shape(lambda x: op(repeated(self.PARAMS, 1), x, {}), as_jax(X))
 
     @pytest.mark.parametrize("field", ["linear", "layer_norm", "attention", "gelu"])
     def test_an_unknown_residual_is_named(self, field):

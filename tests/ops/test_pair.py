@@ -1,4 +1,4 @@
-"""Pairs on a toy op: binding, sequences, recomputation, chunks of the batch."""
+"""Pairs on a toy op: binding, sequences, recomputation, stacks in chunks of the batch."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from measures import as_jax, assert_close, equations, normal, saved_bytes, unchecked
 
-from pbr_jax.ops.pair import Pair, bind, in_chunks, recompute, sequence
+from pbr_jax.ops.pair import Pair, bind, recompute, sequence, stack
 
-B, D = 6, 5
+B, D, L = 6, 5, 3
 
 
 def scaled_sine(name):
@@ -30,17 +30,22 @@ def scaled_sine(name):
 
 
 PARAMS = {n: {"w": as_jax(normal(i, D)), "index": jnp.arange(2)} for i, n in enumerate("ab")}
+STACKED = {
+    n: {"w": as_jax(normal(5 + i, L, D)), "index": jnp.zeros((L, 2), jnp.int32)}
+    for i, n in enumerate("ab")
+}
 X, DY, AUX = as_jax(normal(2, B, D)), as_jax(normal(3, B, D)), {"shift": as_jax(normal(4, B))}
 ONLY_A = {"a": PARAMS["a"]}
-A, THEN_B = scaled_sine("a"), sequence(scaled_sine("a"), scaled_sine("b"))
+A, AND_B = scaled_sine("a"), scaled_sine("b")
+THEN_B = sequence(A, AND_B)
 
 
-def gradients(function, aux=AUX):
+def gradients(function, given=PARAMS):
     def loss(weights, x):
-        params = {n: PARAMS[n] | {"w": w} for n, w in weights.items()}
-        return jnp.vdot(function(params, x, aux), DY)
+        params = {n: given[n] | {"w": w} for n, w in weights.items()}
+        return jnp.vdot(function(params, x, AUX), DY)
 
-    return jax.jit(jax.value_and_grad(loss, (0, 1)))({n: PARAMS[n]["w"] for n in "ab"}, X)
+    return jax.jit(jax.value_and_grad(loss, (0, 1)))({n: given[n]["w"] for n in "ab"}, X)
 
 
 def plain(params, x, aux):
@@ -49,42 +54,56 @@ def plain(params, x, aux):
     return x
 
 
-@pytest.mark.parametrize(
-    "pair",
-    [
-        THEN_B,
-        recompute(THEN_B),
-        *(in_chunks(THEN_B, n) for n in (1, 2, 3, 6)),
-        in_chunks(recompute(THEN_B), 2),
-    ],
-    ids=[
-        "sequence",
-        "recompute",
-        "1 chunk",
-        "2 chunks",
-        "3 chunks",
-        "6 chunks",
-        "recompute in 2 chunks",
-    ],
-)
-def test_equals_autodiff(pair):
-    value, (dw, dx) = gradients(bind(pair))
-    expected_value, (expected_dw, expected_dx) = gradients(plain)
+def assert_equal_gradients(actual, expected):
+    value, (dw, dx) = actual
+    expected_value, (expected_dw, expected_dx) = expected
     assert_close(value, expected_value, 1e-6)
     assert_close(dx, expected_dx, 1e-6)
     assert_close(dw, expected_dw, 1e-6)
+
+
+@pytest.mark.parametrize("pair", [THEN_B, recompute(THEN_B)], ids=["sequence", "recompute"])
+def test_equals_autodiff(pair):
+    assert_equal_gradients(gradients(bind(pair)), gradients(plain))
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [*(stack([A, AND_B], n) for n in (1, 2, 3, 6)), stack([recompute(THEN_B)], 2)],
+    ids=["1 chunk", "2 chunks", "3 chunks", "6 chunks", "recompute in 2 chunks"],
+)
+def test_a_stack_equals_autodiff(pair):
+    def one_by_one(params, x, aux):
+        for i in range(L):
+            x = plain(jax.tree.map(lambda a, i=i: a[i], params), x, aux)
+        return x
+
+    assert_equal_gradients(gradients(bind(pair), STACKED), gradients(one_by_one, STACKED))
 
 
 @pytest.mark.parametrize("chunks", [1, 3])
 def test_saved_bytes(chunks):
     array = X.nbytes
 
-    def saved(pair):
-        return saved_bytes(lambda x: bind(in_chunks(pair, chunks))(PARAMS, x, AUX), X)
+    def saved(*pairs):
+        return saved_bytes(lambda x: bind(stack(pairs, chunks))(STACKED, x, AUX), X)
 
-    assert saved(A) == 2 * array
-    assert saved(THEN_B) == 4 * array
-    assert saved(recompute(THEN_B)) == array
+    assert saved(A) == L * 2 * array
+    assert saved(A, AND_B) == saved(THEN_B) == L * 4 * array
+    assert saved(recompute(THEN_B)) == L * array
+
+
+def test_a_block_is_told_its_number():
+    def enter(aux, index):
+        return {"shift": aux["shift"] * jnp.float32(index)}
+
+    def one_by_one(params, x, aux):
+        for i in range(L):
+            x = plain(jax.tree.map(lambda a, i=i: a[i], params), x, enter(aux, i))
+        return x
+
+    actual = gradients(bind(stack([A, AND_B], 2, enter)), STACKED)
+    assert_equal_gradients(actual, gradients(one_by_one, STACKED))
 
 
 def test_recomputation_stands_behind_a_barrier():
@@ -104,11 +123,11 @@ def test_keys_are_split_like_arrays():
         noise = jax.vmap(lambda key, x: jax.random.normal(key, x.shape))(aux["keys"], x)
         return x * noise, noise
 
-    noisy = Pair(forward, lambda params, noise, aux, dy: (None, dy * noise))
-    keys = {"keys": jax.random.split(jax.random.key(0), B)}
+    noisy = Pair(forward, lambda params, noise, aux, dy: ({"index": None}, dy * noise))
+    keys, params = {"keys": jax.random.split(jax.random.key(0), B)}, {"index": jnp.arange(1)}
     whole, chunked = (
-        jax.grad(lambda x, p=p: jnp.vdot(bind(p)(None, x, keys), DY))(X)
-        for p in (noisy, in_chunks(noisy, 3))
+        jax.grad(lambda x, p=p: jnp.vdot(bind(p)(params, x, keys), DY))(X)
+        for p in (noisy, stack([noisy], 3))
     )
     np.testing.assert_array_equal(whole, chunked)
 
@@ -124,4 +143,4 @@ def test_check_runs_only_when_differentiated():
 
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match=r"batch_chunks = 4: must divide the batch of 6"):
-        unchecked(in_chunks)(A, 4).forward(PARAMS, X, AUX)
+        unchecked(stack)([A], 4).forward(STACKED, X, AUX)

@@ -38,9 +38,9 @@ CEILINGS = {  # GB of temp
     "full": 7.8,
     "remat": 1.35,
     "prebackrazor": 5.6,
-    "fast": 3.15,
-    "lean": 1.60,
-    "tiny": 0.95,
+    "fast": 2.80,
+    "lean": 1.35,
+    "tiny": 0.90,
 }
 BERT_CEILINGS = {"full": 5.3, "prebackrazor": 3.9, "lean": 1.10, "tiny": 0.70}
 
@@ -100,16 +100,12 @@ def test_every_method_compiles_with_its_kernels(compiled, method, card):
     assert fused == ("linear_gelu" in kernels) == ("linear_gelu_gradient" in kernels)
 
 
-# Bytes above XLA alone, as measured: a known excess, which must not grow.
-EXCESS = {"prebackrazor": 20_000, "prebackrazor++": 1_000_000}
-
-
 @pytest.mark.parametrize(
     "method", ["full", "prebackrazor", "prebackrazor++", "fast", "lean", "tiny"]
 )
 def test_kernels_need_no_more_memory_than_xla_alone(compiled, method):
     alone = compiled(method, implementation="xla")[0].temp_bytes
-    assert compiled(method)[0].temp_bytes <= alone + EXCESS.get(method, 0)
+    assert compiled(method)[0].temp_bytes <= alone
 
 
 def test_the_state_is_updated_in_place(report):
