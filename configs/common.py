@@ -283,7 +283,7 @@ class Config:
     name: str = setting("run", "names the run, and its default work directory", resume_safe=True)
     seed: int = setting(0, "seed of parameters, data order, dropout and columns", NOT_NEGATIVE)
     method: str = setting(
-        "prebackrazor", "residual plan; a suffix such as /js50 trains 50 % of the tensors at a time"
+        "lean", "residual plan; a suffix such as /js50 trains 50 % of the tensors at a time"
     )
     memory_budget: str | None = setting(
         None, "train by the fastest plan that fits in this much memory, in place of method", SIZE

@@ -27,7 +27,7 @@ def get_config(variant: str | None = None) -> Config:
 def _digits(weights: str | None) -> Config:
     return Config(
         name="digits",
-        method="prebackrazor",
+        method="lean",
         steps=1200,
         batch_size=64,
         eval_every=100,

@@ -295,7 +295,7 @@ def test_resume_accepts_harmless_changes_and_names_all_others():
     new = load(DIGITS, ["log_every=5", "method=remat", "pruning.keep=0.2", "optimizer.momentum=0"])
     with pytest.raises(ConfigError) as caught:
         check_resume(saved, new, "runs/x")
-    assert "method = remat: was prebackrazor" in caught.value.faults
+    assert "method = remat: was lean" in caught.value.faults
     assert "optimizer.momentum = 0: was 0.9" in caught.value.faults
     assert "pruning.keep.fc2 = 0.2: was none" in caught.value.faults
     assert len(caught.value.faults) == 6
@@ -305,7 +305,7 @@ def test_resume_accepts_harmless_changes_and_names_all_others():
 def test_arguments():
     default = parse_args([])
     assert default.spec == DEFAULT_SPEC
-    assert default.workdir == Path("runs/digits-prebackrazor")
+    assert default.workdir == Path("runs/digits-lean")
     words = ["--config", DIGITS + ":tiny", "--config.steps", "9", "--config.method=remat/js50"]
     given = parse_args([*words, "--debug", "--config.optimizer.learning_rate", "1e-3"])
     assert given.config.steps == 9

@@ -36,7 +36,8 @@ def test_a_preset_is_what_its_name_says(name):
     assert found == PRESETS[name]
     assert (method.name, method.joint_spar) == (name, None)
     keep = 1.0 if name in ("full", "remat") else 0.1
-    assert plan.keep == Keep(keep, keep, keep, keep)
+    fc1 = 0.4 if name in ("fast", "lean", "tiny") else keep
+    assert plan.keep == Keep(keep, keep, fc1, keep)
 
 
 @pytest.mark.parametrize("name", methods.METHODS)

@@ -1,6 +1,6 @@
 """Writes the model of a run in a format that other programs read.
 
-    pbr export runs/digits-prebackrazor --to safetensors
+    pbr export runs/digits-lean --to safetensors
 
 safetensors  a directory for `from_pretrained` of Hugging Face's Transformers, with the
              preprocessing or the tokenizer and the names of the classes

@@ -1,6 +1,6 @@
 """Predicts the classes of images or texts with the model of a run.
 
-    pbr predict runs/digits-prebackrazor images/*.png --csv out.csv
+    pbr predict runs/digits-lean images/*.png --csv out.csv
     pbr predict runs/bert texts.jsonl --csv out.csv --top 2
 
 Images are files, folders of them, or an `.npz` with an array `images` [N, H, W, C]; they are

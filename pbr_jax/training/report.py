@@ -1,6 +1,6 @@
 """One self-contained HTML page about a run, from the files in its work directory.
 
-    write_report("runs/digits-prebackrazor")
+    write_report("runs/digits-lean")
 
 Nothing is loaded from elsewhere, and the page follows the reader's light or dark setting.
 """

@@ -77,7 +77,7 @@ def read_config(workdir: Path) -> Config:
     if not file.is_file():
         raise ValueError(
             f"{workdir}: not a run, there is no config.json; give the work directory of train.py,"
-            " such as runs/digits-prebackrazor"
+            " such as runs/digits-lean"
         )
     try:
         saved = json.loads(file.read_text())
