@@ -117,15 +117,16 @@ def calibrated(
     """`(times, measured)`: step times by method with measured ones in their place, and which.
 
     `ratios` and `times` are fractions of full fine-tuning. Measured ones are those of
-    `pbr bench step` in `step_<card>.json`, if it is of the model size, dtype and batch of
+    `pbr bench step` in `step_<card>.json`, if it is of the family, size, dtype and batch of
     `config`. The others are scaled by the geometric mean of measured / arithmetic.
     """
     path = folder / f"step_{card.name}.json"
     if not path.is_file():
         return dict(ratios), set()
     found = json.loads(path.read_text(encoding="utf-8"))
-    setting = (config.model.size, config.model.dtype, config.batch_size)
-    if (found["size"], found["dtype"], found["batch"]) != setting:
+    model = config.model
+    setting = (model.family, model.size, model.dtype, config.batch_size)
+    if tuple(found[key] for key in ("family", "size", "dtype", "batch")) != setting:
         return dict(ratios), set()
     full = found["seconds"]["full"]
     measured = {

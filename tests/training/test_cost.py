@@ -80,6 +80,7 @@ def test_matrix_rates_follow_the_data_sheets(name, dtype, tera):
 
 def results(folder, **changes):
     content = {
+        "family": "vit",
         "size": "B",
         "dtype": "bfloat16",
         "batch": 128,
@@ -102,8 +103,9 @@ def test_measured_times_replace_arithmetic_and_scale_the_rest(tmp_path):
 def test_results_of_another_card_or_setting_change_nothing(tmp_path):
     nothing = (ARITHMETIC, set())
     assert cost.calibrated(ARITHMETIC, CARDS["h200"], VIT_B16, tmp_path) == nothing
-    folder = results(tmp_path, dtype="float32")
-    assert cost.calibrated(ARITHMETIC, CARDS["h200"], VIT_B16, folder) == nothing
+    for change in ({"dtype": "float32"}, {"family": "bert"}):
+        folder = results(tmp_path, **change)
+        assert cost.calibrated(ARITHMETIC, CARDS["h200"], VIT_B16, folder) == nothing
     folder = results(tmp_path)
     assert cost.calibrated(ARITHMETIC, CARDS["a100"], VIT_B16, folder) == nothing
     other = dataclasses.replace(VIT_B16, batch_size=64)
