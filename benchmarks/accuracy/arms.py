@@ -99,9 +99,9 @@ ARMS: dict[str, Arm] = {
     "full, 1200 steps": _arm(_FULL, *_LONG),
     "0.1, 1200 steps": _arm(*_LONG),
     "0.2, 1200 steps": _arm("pruning.keep=0.2", *_LONG),
-    "fast": _arm("method=fast"),
-    "lean": _arm("method=lean"),
-    "tiny": _arm("method=tiny"),
+    "fast, keep 0.1": _arm("method=fast", _KEEP_01),
+    "lean, keep 0.1": _arm("method=lean", _KEEP_01),
+    "tiny, keep 0.1": _arm("method=tiny", _KEEP_01),
     "full, int8 and codes": _arm(_FULL, "plan.layer_norm=int8", "plan.gelu=code2"),
     "BackRazor": _arm("method=backrazor"),
     "BackRazor, keep 0.85": _arm("method=backrazor", "pruning.keep=0.85"),
@@ -139,7 +139,8 @@ QUESTIONS: dict[str, Question] = {
         ),
     ),
     "i": Question(
-        "int8 LayerNorm and GELU codes", ("full", "full, int8 and codes", "fast", "lean", "tiny")
+        "int8 LayerNorm and GELU codes",
+        ("full", "full, int8 and codes", "fast, keep 0.1", "lean, keep 0.1", "tiny, keep 0.1"),
     ),
     "e": Question(
         "Each method's own learning rate",
@@ -179,7 +180,14 @@ QUESTIONS: dict[str, Question] = {
     ),
     "k": Question(
         "BackRazor's approximate dx, and exact dx",
-        ("full", "BackRazor", "fast", "BackRazor, keep 0.85", "BackRazor, exact dx", "0.1"),
+        (
+            "full",
+            "BackRazor",
+            "fast, keep 0.1",
+            "BackRazor, keep 0.85",
+            "BackRazor, exact dx",
+            "0.1",
+        ),
     ),
     "j": Question(
         "JointSPAR",

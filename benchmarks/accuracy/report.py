@@ -79,11 +79,12 @@ def table(question: Question, runs: dict[str, Any]) -> str:
 
 
 def plot(runs: dict[str, Any], path: Path) -> None:
-    """Gap of every arm with its interval, a panel for each question that has two seeds or more."""
+    """Gap of every arm with its interval, a panel for each question that has been run in full."""
     drawn = {
         question.title: measured
         for question in QUESTIONS.values()
         if (measured := [line for line in lines(question, runs) if line.half is not None])
+        and len(measured) == len(question.arms) - 1
     }
     if not drawn:
         return

@@ -52,7 +52,7 @@ def test_it_learns_which_word_matters(run):
     test = token_batch(64, seed=10**6) | {"mask": np.ones(64, bool)}
     evaluate = quick_jit(parts.eval_step)
     assert int(evaluate(state.params, test)[1]) < 32
-    for i in range(120):
+    for i in range(180):
         state, _ = step(state, token_batch(32, seed=i))
     loss, correct = evaluate(state.params, test)
     assert int(correct) >= 62
