@@ -18,7 +18,7 @@ from pbr_jax.training.report import read_columns, write_report
 
 S, L, A = 3, 2, 8
 SUMMARY = {
-    "method": "prebackrazor",
+    "method": "lean",
     "accuracy": 0.9678,
     "steps": 40,
     "seconds_per_step": 0.0512,
@@ -67,7 +67,7 @@ def test_page_of_a_finished_run(workdir):
     assert path == workdir / "report.html"
     page = path.read_text()
     text = text_of(page)
-    assert "digits: prebackrazor" in text
+    assert "digits: lean" in text
     assert "96.8% best 97.0% at step 20" in text
     assert "1.00 MB 8.1x less than full fine-tuning" in text
     assert "9.30 MB" in text
