@@ -208,8 +208,6 @@ def mlp_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
         d_fc2 = linear.parameter_gradients(
             params["fc2"], saved.fc2_input, d_branch, plan.implementation
         )
-        # First of all: XLA would hold the input of fc2 beside da and du.
-        d_fc2, d_branch = lax.optimization_barrier((d_fc2, d_branch))
         du = linear_gelu.input_gradient(
             d_branch,
             params["fc2"]["kernel"],

@@ -170,37 +170,39 @@ def stack(
     def forward(params, x, aux):
         first = _first((params, split(x), told(aux, jnp.int32(0))))
         _, residuals = jax.eval_shape(through, *first)
-        return run(params, x, aux, _empty(residuals, _depth(params) * num_chunks))
+        slots = _depth(params) * num_chunks
+        saved = jax.tree.map(lambda a: jnp.empty((slots, *a.shape), a.dtype), residuals)
+        return run(params, x, aux, saved)
 
     def backward(params, saved, aux, dy):
         depth = _depth(params)
 
-        def block(step, carry):
-            index = depth - 1 - step
-            dys, grads = carry
+        def block(i, carry):
+            index = depth - 1 - i
             own, parts = _at(params, index), told(aux, index)
 
             def part(chunk, carry):
                 dys, totals = carry
                 slot, dy = index * num_chunks + chunk, _at(dys, chunk)
-                for i in reversed(range(len(pairs))):
-                    residual = _at(saved[i], slot)
-                    found, dy = pairs[i].backward(own, residual, _at(parts, chunk), dy)
-                    sums = jax.tree.map(jnp.add, {n: totals[n] for n in found}, found)
-                    totals = totals | sums
-                    if i > 0:
-                        # Else XLA puts weight gradients off and holds what they are made of, and
-                        # loads early what only the next pair reads.
-                        totals, dy, slot = lax.optimization_barrier((totals, dy, slot))
+                for pair, residuals in zip(reversed(pairs), reversed(saved), strict=True):
+                    grads, dy = pair.backward(own, _at(residuals, slot), _at(parts, chunk), dy)
+                    totals = totals | {n: add(totals[n], g, index) for n, g in grads.items()}
+                    # Without the barrier XLA puts weight gradients off and holds what they are made
+                    # of, and loads early what only the next pair reads.
+                    totals, dy, slot = lax.optimization_barrier((totals, dy, slot))
                 return _put(dys, dy, chunk), totals
 
-            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), grads)
-            dys, totals = lax.fori_loop(0, num_chunks, part, (dys, zeros))
-            return dys, _put(grads, totals, index)
+            return lax.fori_loop(0, num_chunks, part, carry)
+
+        def add(total, grads, index):
+            if num_chunks > 1:
+                grads = jax.tree.map(jnp.add, _at(total, index), grads)
+            return _put(total, grads, index)
 
         first = _first((params, saved, told(aux, jnp.int32(0)), split(dy)))
         shapes = jax.eval_shape(gradients, *first)
-        dx, grads = lax.fori_loop(0, depth, block, (split(dy), _empty(shapes, depth)))
+        totals = jax.tree.map(lambda a: jnp.zeros((depth, *a.shape), a.dtype), shapes)
+        dx, grads = lax.fori_loop(0, depth, block, (split(dy), totals))
         return grads, dx.reshape(dy.shape)
 
     return Pair(forward, backward, value)
@@ -223,11 +225,6 @@ def _put(tree: PyTree, values: PyTree, index: jax.Array) -> PyTree:
         return lax.dynamic_update_index_in_dim(a, value, index, 0, allow_negative_indices=False)
 
     return jax.tree.map(put, tree, values)
-
-
-def _empty(shapes: PyTree, size: int) -> PyTree:
-    """Arrays to be written: `size` of each."""
-    return jax.tree.map(lambda a: jnp.empty((size, *a.shape), a.dtype), shapes)
 
 
 def _first(tree: PyTree) -> PyTree:
