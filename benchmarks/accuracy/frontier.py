@@ -47,7 +47,9 @@ POINTS = (
     *(Point(m, (k, 0.1, k, 0.1)) for m in ("lean", "fast") for k in (0.1, 0.25, 0.5, 1.0)),
     Point("lean", (0.2, 0.2, 0.2, 0.2)),
     Point("lean", (0.5, 0.5, 0.5, 0.5)),
+    *(Point(m, (0.1, 0.1, k, 0.1)) for m in ("lean", "fast") for k in (0.4, 0.5, 1.0)),
     Point("tiny", (0.1, 0.1, 0.1, 0.1)),
+    Point("tiny", (0.1, 0.1, 0.4, 0.1)),
 )
 
 
