@@ -101,7 +101,8 @@ def test_every_method_compiles_with_its_kernels(compiled, method, card):
 
 
 @pytest.mark.parametrize(
-    "method", ["full", "prebackrazor", "prebackrazor++", "fast", "lean", "tiny"]
+    "method",
+    ["full", "prebackrazor-", "prebackrazor", "prebackrazor++", "fast", "lean", "tiny"],
 )
 def test_kernels_need_no_more_memory_than_xla_alone(compiled, method):
     alone = compiled(method, implementation="xla")[0].temp_bytes
