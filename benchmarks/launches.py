@@ -45,15 +45,15 @@ def main() -> None:
         model=Model(size="B", patch=16, num_classes=100, dtype="bfloat16"),
         optimizer=Optimizer(name="sgd", momentum=0.9, clip_norm=1.0, warmup_steps=100),
     )
-    if args.implementation:
-        plan = dataclasses.replace(base.plan, implementation=args.implementation)
-        base = dataclasses.replace(base, plan=plan)
+    plan = dataclasses.replace(base.plan, implementation=args.implementation)
     found = {}
     for method in args.methods.split(","):
         config = dataclasses.replace(base, method=method)
-        parts = from_config.build(config)
-        shapes = (from_config.state_shapes(config, parts), from_config.batch_specs(config))
-        step = compile_for(parts.train_step, shapes, find_card(args.card), donate_argnums=0)
+        state = from_config.state_shapes(config, from_config.build(config))
+        # Only now: outside `compile_for` there is no card that the named implementation could use.
+        step = from_config.build(dataclasses.replace(config, plan=plan)).train_step
+        shapes = (state, from_config.batch_specs(config))
+        step = compile_for(step, shapes, find_card(args.card), donate_argnums=0)
         listed = launches(step.as_text() or "")
         temp = memory(step).temp_bytes
         sums = report(method, listed, temp, 12, args)
