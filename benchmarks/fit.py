@@ -45,15 +45,16 @@ def main() -> None:
     found = json.loads(args.out.read_text()) if args.out.is_file() else {"cards": {}}
     found |= {"size": args.size, "batch": args.batch, "reserve_bytes": RESERVE}
     found["versions"] = {"jax": jax.__version__, "pbr_jax": __version__}
-    cards, names = args.cards.split(","), args.methods.split(",")
+    names = args.methods.split(",")
+    cards = {CARDS[name]: fit.compiled(CARDS[name]) for name in args.cards.split(",")}
     for name in names:
         slope = None  # of one card, a good guess on the next
-        for card in (CARDS[card] for card in cards):
+        for card, measure in cards.items():
             rows = found["cards"].setdefault(card.name, {})
             if name in rows:
                 slope = rows[name]["bytes_per_example"] or slope
                 continue
-            row, slope = fit.find_row(config, name, card, RESERVE, fit.compiled(card), slope=slope)
+            row, slope = fit.find_row(config, name, card, RESERVE, measure, slope=slope)
             rows[name] = json_row(row) | {"bytes_per_example": slope}
             write_json(args.out, found)
             print(f"{name} on {card.name}", file=sys.stderr, flush=True)

@@ -89,7 +89,7 @@ def _advice(config: Config, error: str) -> list[str]:
         "What needs less, the least time first (memory by a formula; `pbr fit` compiles):",
     ]
     card = sized_card(device.device_kind, limit or need)
-    options = {f"--config.method={n}": fit.with_method(config, n) for n in fit.candidates(config)}
+    options = {f"--config.method={n}": fit.with_method(config, n) for n in fit.method_names(config)}
     parts = 2 * config.optimizer.accumulation_steps
     halved = dataclasses.replace(config.optimizer, accumulation_steps=parts)
     options[f"--config.optimizer.accumulation_steps={parts}"] = dataclasses.replace(

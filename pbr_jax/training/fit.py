@@ -7,7 +7,6 @@ MemoryReport`, so that everything else is the same for both.
 
 import dataclasses
 import functools
-import itertools
 import os
 import shutil
 import tempfile
@@ -32,8 +31,8 @@ Measure = Callable[[Config], MemoryReport]
 memory_use = functools.lru_cache(256)(from_config.memory_use)  # tracing takes a second
 
 LARGEST_BATCH = 2**16  # nothing above it is tried
+_TOLERANCE = 0.01  # of the room may be left by the largest batch: a compilation more costs seconds
 _MOST_TRIALS = 6
-_WITH_JOINT_SPAR = ("full", "fast", "lean", "tiny")
 
 
 class Row(NamedTuple):
@@ -68,15 +67,14 @@ class Row(NamedTuple):
 
 
 def method_names(config: Config) -> list[str]:
-    """Every method and plan, `config`'s own among them, each with JointSPAR behind it where useful.
+    """Every method and plan, all with the JointSPAR suffix of `config.method` if it has one.
 
-    JointSPAR saves time and no memory: it is left out where another method is faster and smaller.
+    JointSPAR saves time and no memory, so that scarce memory is no reason to choose it or to leave
+    it. `config.method` is the first where it is none of them.
     """
-    names = []
-    spar = f"/js{config.method.partition('/js')[2] or 50}"
-    for method in methods.METHODS:
-        names += [method] + ["remat/chunks1"] * (method == "remat")
-        names += [method + spar] * (method in _WITH_JOINT_SPAR)
+    _, spar, percent = config.method.partition("/js")
+    names = [f"{method}{spar}{percent}" for method in methods.METHODS]
+    names.insert(names.index(f"remat{spar}{percent}") + 1, f"remat/chunks1{spar}{percent}")
     return names if config.method in names else [config.method, *names]
 
 
@@ -172,17 +170,13 @@ def find_rows(
       done: called with each row, on one of several threads.
     """
 
-    def find(group: Sequence[str]) -> list[Row]:
-        found, slope = [], None
-        for name in group:
-            row, slope = find_row(config, name, card, reserve_bytes, measure, slope=slope)
-            found.append(row)
-            done(row)
-        return found
+    def find(name: str) -> Row:
+        row, _ = find_row(config, name, card, reserve_bytes, measure)
+        done(row)
+        return row
 
-    groups = [list(g) for _, g in itertools.groupby(names, lambda name: name.partition("/js")[0])]
     with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
-        rows = [row for rows in pool.map(find, groups) for row in rows]
+        rows = list(pool.map(find, names))
     ratios = {row.method: row.time for row in rows if row.time is not None}
     times, measured = cost.calibrated(ratios, card, config)
     return [r._replace(time=times.get(r.method), measured=r.method in measured) for r in rows]
@@ -248,10 +242,10 @@ def largest_batch(
 ) -> tuple[int, float]:
     """`(batch, slope)`: the largest batch whose peak is within `room`, and bytes per example.
 
-    The batch is at most `LARGEST_BATCH`, and 0 if none fits. The peak is nearly affine in the
-    batch. A slope that is given or guessed leads to a second batch, the secant through the first
-    and it to the next, until no larger multiple of `batch_granule` is expected to fit. The answer
-    itself was measured.
+    The batch is at most `LARGEST_BATCH`, and 0 if none fits. It was itself measured, and leaves at
+    most 1 % of `room` or less than one more multiple of `batch_granule` is expected to need. The
+    peak is nearly affine in the batch: a slope that is given or guessed leads to a second batch,
+    the secant through the first and it to the next.
 
     Args:
       config: the run.
@@ -278,9 +272,12 @@ def largest_batch(
         nearest = min(peaks, key=lambda batch: abs(peaks[batch] - room))
         fitting = max((b for b, peak in peaks.items() if peak <= room), default=0)
         too_large = min((b for b, peak in peaks.items() if peak > room), default=most + granule)
-        expected = nearest + (room - peaks[nearest]) / max(slope, 1.0)
-        batch = min(int(expected) // granule * granule, too_large - granule)
-        if (batch <= fitting and fitting > 0) or too_large == granule:
+        expected = int(nearest + (room - peaks[nearest]) / max(slope, 1.0)) // granule * granule
+        # Half the tolerance less, for a peak somewhat above what is expected to fit too.
+        expected -= int(_TOLERANCE / 2 * expected) // granule * granule
+        batch = min(expected, too_large - granule)
+        enough = fitting > 0 and peaks[fitting] >= (1 - _TOLERANCE) * room
+        if enough or (batch <= fitting and fitting > 0) or too_large == granule:
             break
         batch = max(batch, granule)
         peaks[batch] = at(batch).peak_bytes
@@ -289,27 +286,18 @@ def largest_batch(
 
 
 def fastest(rows: Sequence[Row], config: Config) -> Row | None:
-    """The row that takes least time of those that fit, among the `candidates` of `config`."""
-    names = candidates(config)
-    fitting = [row for row in rows if row.fits and row.method in names]
+    """The row that takes least time of those that fit and train as many tensors as `config`."""
+
+    def share(run: Config) -> float | None:
+        return from_config.resolve_method(run).joint_spar
+
+    fitting = [row for row in rows if row.fits and share(row.config) == share(config)]
     return min(fitting, key=lambda row: row.time or 0.0, default=None)
 
 
-def candidates(config: Config) -> list[str]:
-    """What a memory budget may choose from: methods that train the same share of the tensors.
-
-    JointSPAR saves no memory, so that scarce memory is no reason for it.
-    """
-
-    def share(name: str) -> float | None:
-        return from_config.resolve_method(with_method(config, name)).joint_spar
-
-    return [name for name in method_names(config) if share(name) == share(config.method)]
-
-
 def by_time(config: Config, card: Card) -> dict[str, float]:
-    """The `candidates` with their times, fastest first; without those that cannot run."""
-    runs = {name: with_method(config, name) for name in candidates(config)}
+    """Every method with its time, fastest first; without those that cannot run."""
+    runs = {name: with_method(config, name) for name in method_names(config)}
     full = _full_seconds(with_method(config, "full"), card)
     ratios = {
         name: cost.step_seconds(run, card, memory_use(run)) / full

@@ -176,12 +176,6 @@ def print_table(table: Table, out: rich.console.Console, arguments: Arguments) -
             Text.assemble(("◀ fastest that fits  ", "bold green"), _command(best, arguments)),
             soft_wrap=True,
         )
-        for spar in (row for row in table.rows if row.method.startswith(f"{best.method}/js")):
-            share = spar.method.partition("/js")[2]
-            out.print(
-                f"{spar.method} would take {spar.time:.2f} instead of {best.time:.2f}, training "
-                f"{share} % of the tensors at a time"
-            )
     for note in notes(table):
         out.print(Text(note, style="dim"))
 

@@ -43,22 +43,32 @@ def search(run, room, fixed, slope, wobble=0, known=None):
         ("full", 100, 70, 169, 0),
         ("full", 100, 70, 170, 1),
         ("lean", 10_000, 130, 100_000, 692),  # in chunks of 4
-        ("tiny", 4_000_000, 300_000, 8_000_000_000, 26_648),  # of 8
         ("lean", 499_900, 130, 500_950, 8),
         ("full", 0, 1, 10**9, fit.LARGEST_BATCH),
     ],
 )
-def test_the_largest_batch_of_affine_memory_is_exact(method, fixed, slope, room, largest):
+def test_a_small_largest_batch_of_affine_memory_is_exact(method, fixed, slope, room, largest):
     found, tried = search(config(method), room, fixed, slope)
-    assert found == largest
-    assert largest in tried or largest == 0
-    assert len(tried) <= 4  # the batch itself, a guess, the secant, and what is left
+    assert room >= 100 * slope or found == largest
+    assert found == largest or 0.99 * largest <= found < largest
+    assert found in tried or found == 0
+    assert len(tried) <= 4
+
+
+@pytest.mark.parametrize("slope", [100, 4_000, 300_000])
+def test_three_compilations_find_a_large_batch_within_a_hundredth(slope):
+    room = 8_000_000_000
+    found, tried = search(config("tiny"), room, 4_000_000, slope)
+    most = min((room - 4_000_000) // slope, fit.LARGEST_BATCH) // 8 * 8
+    assert 0.989 * most <= found <= most
+    assert found in tried
+    assert len(tried) <= 3  # the batch itself, a guess, the secant
 
 
 def test_a_known_slope_saves_a_trial():
     found, tried = search(config("full"), 1_000_000, 100, 70, known=70.0)
-    assert found == 14_284
-    assert tried == [8, 14_284]
+    assert 0.99 * 14_284 <= found <= 14_284
+    assert tried == [8, found]
 
 
 def test_with_noise_the_answer_still_fits():
@@ -73,13 +83,14 @@ def test_with_noise_the_answer_still_fits():
 def test_accumulation_and_chunks_divide_the_largest_batch():
     run = config("lean", optimizer=Optimizer(accumulation_steps=3), batch_size=24)
     assert fit.batch_granule(run) == 12
-    assert search(run, 100_000, 0, 130)[0] == 768
+    found, _ = search(run, 100_000, 0, 130)
+    assert found % 12 == 0 and 0.98 * 769 < found <= 768
 
 
 def test_every_method_has_a_row():
     names = fit.method_names(config("fast/js30"))
-    assert set(METHODS) <= set(names)
-    assert {"remat/chunks1", "lean/js30"} <= set(names)  # its own share of tensors
+    assert names == [f"{name}/js30" for name in fit.method_names(config())]  # its share of tensors
+    assert {*METHODS, "remat/chunks1"} == set(fit.method_names(config()))
     assert len(names) == len(set(names))
     assert fit.method_names(config("lean/chunks2"))[0] == "lean/chunks2"
     for name in names:
@@ -98,13 +109,6 @@ def test_settings_stay_where_they_mean_something():
     assert (full.keep, full.policy) == (None, None)
     sites = config("fast", pruning=Pruning(keep=Keep(fc2=0.2)))
     assert fit.with_method(sites, "tiny").pruning == sites.pruning
-
-
-def test_candidates_train_the_same_share_of_the_tensors():
-    assert "lean" in fit.candidates(config()) and "lean/js50" not in fit.candidates(config())
-    spar = fit.candidates(config("fast/js50"))
-    assert "lean/js50" in spar and "lean" not in spar
-    assert "lean" in fit.candidates(config(pruning=Pruning(joint_spar=0.5)))
 
 
 @pytest.fixture(scope="module")
