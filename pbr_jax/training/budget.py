@@ -25,7 +25,7 @@ class OutOfMemory(RuntimeError):
 def settle(config: Config, saved: Mapping[str, Any] | None) -> tuple[Config, list[str]]:
     """`config` with the method that its `memory_budget` chooses, and lines that say so.
 
-    The fastest plan that fits, by `fit.fastest`: compiled for the GPU at hand with the budget as
+    The fastest of `fit.candidates` that fits: compiled for the GPU at hand with the budget as
     its memory, or for a card of that size, or estimated where the compiler is not installed.
 
     Args:
@@ -89,7 +89,7 @@ def _advice(config: Config, error: str) -> list[str]:
         "What needs less, the least time first (memory by a formula; `pbr fit` compiles):",
     ]
     card = sized_card(device.device_kind, limit or need)
-    options = {f"--config.method={n}": fit.with_method(config, n) for n in fit.method_names(config)}
+    options = {f"--config.method={n}": fit.with_method(config, n) for n in fit.candidates(config)}
     parts = 2 * config.optimizer.accumulation_steps
     halved = dataclasses.replace(config.optimizer, accumulation_steps=parts)
     options[f"--config.optimizer.accumulation_steps={parts}"] = dataclasses.replace(

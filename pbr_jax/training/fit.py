@@ -31,7 +31,8 @@ Measure = Callable[[Config], MemoryReport]
 memory_use = functools.lru_cache(256)(from_config.memory_use)  # tracing takes a second
 
 LARGEST_BATCH = 2**16  # nothing above it is tried
-_TOLERANCE = 0.01  # of the room may be left by the largest batch: a compilation more costs seconds
+_MARGIN = 0.01  # of the room, left by a largest batch that is interpolated
+_NEAR = 0.05  # of the room: from a peak that is measured so near, the secant leads to the answer
 _MOST_TRIALS = 6
 
 
@@ -67,15 +68,17 @@ class Row(NamedTuple):
 
 
 def method_names(config: Config) -> list[str]:
-    """Every method and plan, all with the JointSPAR suffix of `config.method` if it has one.
+    """Every method and plan, and `config.method` first where it is another; without JointSPAR.
 
-    JointSPAR saves time and no memory, so that scarce memory is no reason to choose it or to leave
-    it. `config.method` is the first where it is none of them.
+    JointSPAR saves time and no memory, so that it stays the run's own choice.
     """
-    _, spar, percent = config.method.partition("/js")
-    names = [f"{method}{spar}{percent}" for method in methods.METHODS]
-    names.insert(names.index(f"remat{spar}{percent}") + 1, f"remat/chunks1{spar}{percent}")
-    return names if config.method in names else [config.method, *names]
+    own = config.method.removesuffix(joint_spar_suffix(config.method))
+    return [*methods.METHODS] if own in methods.METHODS else [own, *methods.METHODS]
+
+
+def joint_spar_suffix(method: str) -> str:
+    """`/js50` or the like at the end of a method's name, or nothing."""
+    return method[method.find("/js") :] if "/js" in method else ""
 
 
 def with_method(config: Config, method: str) -> Config:
@@ -175,8 +178,10 @@ def find_rows(
         done(row)
         return row
 
-    with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
-        rows = list(pool.map(find, names))
+    # One more than processors: a compilation is not parallel in all of its parts.
+    with ThreadPoolExecutor(min(4, (os.cpu_count() or 1) + 1)) as pool:
+        # Pruned methods come last and take longest: begun first, they end beside the others.
+        rows = list(pool.map(find, reversed(names)))[::-1]
     ratios = {row.method: row.time for row in rows if row.time is not None}
     times, measured = cost.calibrated(ratios, card, config)
     return [r._replace(time=times.get(r.method), measured=r.method in measured) for r in rows]
@@ -242,10 +247,10 @@ def largest_batch(
 ) -> tuple[int, float]:
     """`(batch, slope)`: the largest batch whose peak is within `room`, and bytes per example.
 
-    The batch is at most `LARGEST_BATCH`, and 0 if none fits. It was itself measured, and leaves at
-    most 1 % of `room` or less than one more multiple of `batch_granule` is expected to need. The
-    peak is nearly affine in the batch: a slope that is given or guessed leads to a second batch,
-    the secant through the first and it to the next.
+    The batch is at most `LARGEST_BATCH`, and 0 if none fits. The peak is nearly affine in the
+    batch. A slope that is given or guessed leads to a second batch, the secant through the first
+    and it to the next, until a peak is within 5 % of `room`: from there the secant gives the batch
+    that needs 99 % of it, or the largest that was measured to fit.
 
     Args:
       config: the run.
@@ -272,32 +277,33 @@ def largest_batch(
         nearest = min(peaks, key=lambda batch: abs(peaks[batch] - room))
         fitting = max((b for b, peak in peaks.items() if peak <= room), default=0)
         too_large = min((b for b, peak in peaks.items() if peak > room), default=most + granule)
-        expected = int(nearest + (room - peaks[nearest]) / max(slope, 1.0)) // granule * granule
-        # Half the tolerance less, for a peak somewhat above what is expected to fit too.
-        expected -= int(_TOLERANCE / 2 * expected) // granule * granule
-        batch = min(expected, too_large - granule)
-        enough = fitting > 0 and peaks[fitting] >= (1 - _TOLERANCE) * room
-        if enough or (batch <= fitting and fitting > 0) or too_large == granule:
-            break
+        left = (1 - _MARGIN) * room - peaks[nearest]
+        batch = int(nearest + left / max(slope, 1.0)) // granule * granule
+        batch = max(min(batch, too_large - granule), fitting)
+        near = len(peaks) > 1 and abs(peaks[nearest] - room) <= _NEAR * room
+        if near or 0 < batch == fitting or too_large == granule:
+            return batch, slope
         batch = max(batch, granule)
         peaks[batch] = at(batch).peak_bytes
         slope = (peaks[batch] - first.peak_bytes) / (batch - size)  # over all, as small steps vary
     return max((b for b, peak in peaks.items() if peak <= room), default=0), slope
 
 
-def fastest(rows: Sequence[Row], config: Config) -> Row | None:
-    """The row that takes least time of those that fit and train as many tensors as `config`."""
+def fastest(rows: Sequence[Row]) -> Row | None:
+    """The row that takes least time of those that fit; one with JointSPAR if all have it."""
+    fitting = [row for row in rows if row.fits]
+    plain = [row for row in fitting if not joint_spar_suffix(row.method)]
+    return min(plain or fitting, key=lambda row: row.time or 0.0, default=None)
 
-    def share(run: Config) -> float | None:
-        return from_config.resolve_method(run).joint_spar
 
-    fitting = [row for row in rows if row.fits and share(row.config) == share(config)]
-    return min(fitting, key=lambda row: row.time or 0.0, default=None)
+def candidates(config: Config) -> list[str]:
+    """What a memory budget chooses from: every method, with the JointSPAR of `config.method`."""
+    return [name + joint_spar_suffix(config.method) for name in method_names(config)]
 
 
 def by_time(config: Config, card: Card) -> dict[str, float]:
-    """Every method with its time, fastest first; without those that cannot run."""
-    runs = {name: with_method(config, name) for name in method_names(config)}
+    """The `candidates` with their times, fastest first; without those that cannot run."""
+    runs = {name: with_method(config, name) for name in candidates(config)}
     full = _full_seconds(with_method(config, "full"), card)
     ratios = {
         name: cost.step_seconds(run, card, memory_use(run)) / full

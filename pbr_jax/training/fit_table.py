@@ -14,7 +14,7 @@ from pbr_jax.configs.common import Config
 from pbr_jax.flags import Arguments
 from pbr_jax.gpu import CARDS, Card
 from pbr_jax.training.console import format_bytes
-from pbr_jax.training.fit import LARGEST_BATCH, Row, fastest
+from pbr_jax.training.fit import LARGEST_BATCH, Row, fastest, joint_spar_suffix
 
 _WIDE = 96  # columns from which on every row has its parameters and optimizer
 _JAX_TAKES = 0.75  # of a card, unless XLA_CLIENT_MEM_FRACTION says otherwise
@@ -39,8 +39,8 @@ class Table(NamedTuple):
 
     @property
     def fastest(self) -> Row | None:
-        """The method that a memory budget would choose."""
-        return fastest(self.rows, self.config)
+        """The fastest method that fits."""
+        return fastest(self.rows)
 
     def smallest_need(self) -> str:
         """What there would have to be, where nothing fits."""
@@ -181,10 +181,14 @@ def print_table(table: Table, out: rich.console.Console, arguments: Arguments) -
 
 
 def _command(row: Row, arguments: Arguments) -> str:
+    """Trains by the method of `row`, with the JointSPAR of the configuration."""
+    method = row.method
+    if not joint_spar_suffix(method):
+        method += joint_spar_suffix(arguments.config.method)
     words = ["python", "train.py"]
     words += ["--config", arguments.spec] if arguments.spec != DEFAULT_SPEC else []
     words += [f"--config.{o}" for o in arguments.overrides if not o.startswith("method=")]
-    return shlex.join([*words, f"--config.method={row.method}"])
+    return shlex.join([*words, f"--config.method={method}"])
 
 
 def notes(table: Table) -> list[str]:
@@ -209,6 +213,10 @@ def notes(table: Table) -> list[str]:
         "time: a step's, as a fraction of full fine-tuning's; estimated by arithmetic, not measured"
         + (" but for those marked *." if any(row.measured for row in table.rows) else ".")
     )
+    if any(not joint_spar_suffix(row.method) for row in table.rows):
+        lines.append(
+            "JointSPAR (/js50 or the like behind a method) takes less time and as much memory."
+        )
     share = int(100 * (1 - table.reserve_bytes / card.memory_bytes)) / 100
     if share > _JAX_TAKES:
         lines.append(

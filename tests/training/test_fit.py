@@ -39,35 +39,33 @@ def search(run, room, fixed, slope, wobble=0, known=None):
 @pytest.mark.parametrize(
     ("method", "fixed", "slope", "room", "largest"),
     [
-        ("full", 100, 70, 10_000, 141),
         ("full", 100, 70, 169, 0),
         ("full", 100, 70, 170, 1),
-        ("lean", 10_000, 130, 100_000, 692),  # in chunks of 4
-        ("lean", 499_900, 130, 500_950, 8),
+        ("full", 100, 70, 1000, 12),
+        ("lean", 499_900, 130, 500_950, 8),  # in chunks of 4
         ("full", 0, 1, 10**9, fit.LARGEST_BATCH),
     ],
 )
-def test_a_small_largest_batch_of_affine_memory_is_exact(method, fixed, slope, room, largest):
+def test_the_smallest_and_the_largest_answer_are_exact(method, fixed, slope, room, largest):
     found, tried = search(config(method), room, fixed, slope)
-    assert room >= 100 * slope or found == largest
-    assert found == largest or 0.99 * largest <= found < largest
+    assert found == largest
     assert found in tried or found == 0
     assert len(tried) <= 4
 
 
-@pytest.mark.parametrize("slope", [100, 4_000, 300_000])
-def test_three_compilations_find_a_large_batch_within_a_hundredth(slope):
+@pytest.mark.parametrize("slope", [200_000, 300_000, 1_000_000])
+def test_few_compilations_find_a_batch_that_needs_all_but_a_hundredth(slope):
     room = 8_000_000_000
     found, tried = search(config("tiny"), room, 4_000_000, slope)
-    most = min((room - 4_000_000) // slope, fit.LARGEST_BATCH) // 8 * 8
-    assert 0.989 * most <= found <= most
-    assert found in tried
-    assert len(tried) <= 3  # the batch itself, a guess, the secant
+    exact = int(0.99 * room - 4_000_000) // slope // 8 * 8
+    assert exact <= found <= exact + 8
+    assert len(tried) <= 3  # the batch itself, a guess, and the secant's where the guess was bad
+    assert any(abs(4_000_000 + slope * batch - room) < 0.05 * room for batch in tried)
 
 
-def test_a_known_slope_saves_a_trial():
+def test_a_known_slope_saves_a_compilation():
     found, tried = search(config("full"), 1_000_000, 100, 70, known=70.0)
-    assert 0.99 * 14_284 <= found <= 14_284
+    assert found == 14_141  # (0.99 * 1_000_000 - 100) / 70
     assert tried == [8, found]
 
 
@@ -77,22 +75,19 @@ def test_with_noise_the_answer_still_fits():
         found, tried = search(config("lean"), room, 10_000 + seed, 130, wobble=3000)
         measure, _ = affine(10_000 + seed, 130, 3000)
         assert measure(config("lean", batch_size=found)).peak_bytes <= room
-        assert found in tried and found > 0.98 * (room - 13_000) / 130
+        assert found > 0.97 * (room - 13_000) / 130
 
 
 def test_accumulation_and_chunks_divide_the_largest_batch():
     run = config("lean", optimizer=Optimizer(accumulation_steps=3), batch_size=24)
     assert fit.batch_granule(run) == 12
-    found, _ = search(run, 100_000, 0, 130)
-    assert found % 12 == 0 and 0.98 * 769 < found <= 768
+    assert search(run, 100_000, 0, 130)[0] == 756  # of 761, a multiple of 12
 
 
 def test_every_method_has_a_row():
     names = fit.method_names(config("fast/js30"))
-    assert names == [f"{name}/js30" for name in fit.method_names(config())]  # its share of tensors
-    assert {*METHODS, "remat/chunks1"} == set(fit.method_names(config()))
-    assert len(names) == len(set(names))
-    assert fit.method_names(config("lean/chunks2"))[0] == "lean/chunks2"
+    assert names == [*METHODS]
+    assert fit.method_names(config("lean/chunks2/js30")) == ["lean/chunks2", *METHODS]
     for name in names:
         from_config.resolve_method(fit.with_method(config("prebackrazor"), name))
 
@@ -109,6 +104,14 @@ def test_settings_stay_where_they_mean_something():
     assert (full.keep, full.policy) == (None, None)
     sites = config("fast", pruning=Pruning(keep=Keep(fc2=0.2)))
     assert fit.with_method(sites, "tiny").pruning == sites.pruning
+
+
+def test_candidates_train_the_same_share_of_the_tensors():
+    assert fit.candidates(config()) == fit.method_names(config())
+    spar = fit.candidates(config("fast/js30"))
+    runs = [fit.with_method(config("fast/js30"), name) for name in spar]
+    assert {from_config.resolve_method(run).joint_spar for run in runs} == {0.3}
+    assert len(spar) == len(METHODS)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +143,8 @@ def test_rows_come_in_their_order_and_say_what_fits(rows):
         at_most = dataclasses.replace(row.config, batch_size=row.largest_batch)
         beyond = row.largest_batch + fit.batch_granule(row.config)
         too_many = dataclasses.replace(row.config, batch_size=beyond)
-        assert fit.estimated(at_most).peak_bytes <= 1_500_000 < fit.estimated(too_many).peak_bytes
+        assert fit.estimated(at_most).peak_bytes <= 1_500_000
+        assert 0.99 * 1_500_000 < fit.estimated(too_many).peak_bytes
     assert rows["full"].time == 1.0
     assert rows["fast/js50"].time < rows["fast"].time
 
@@ -158,10 +162,10 @@ def test_a_batch_that_cannot_be_cut_is_said_and_the_largest_still_found(rows):
 
 def test_the_fastest_that_fits(rows):
     found = list(rows.values())
-    assert fit.fastest(found, config("full")).method in ("full", "fast")
-    assert fit.fastest([rows["fast"], rows["fast/js50"]], config()) == rows["fast"]
-    assert fit.fastest([rows["fast/js50"]], config("full/js50")) == rows["fast/js50"]
-    assert fit.fastest([rows["backrazor"]], config("full")) is None
+    assert fit.fastest(found).method in ("full", "fast")
+    assert fit.fastest([rows["fast"], rows["fast/js50"]]) == rows["fast"]
+    assert fit.fastest([rows["fast/js50"]]) == rows["fast/js50"]
+    assert fit.fastest([rows["backrazor"]]) is None
 
 
 # Peak of a ViT-B/16 step, batch 128, as the GPU compiler plans it for an H200 (docs/fit.md), GB.
