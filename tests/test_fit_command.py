@@ -93,7 +93,7 @@ def test_a_batch_that_cannot_be_cut_is_no_failure(pbr_fit):
         (["--gpu", "rtx4900"], ["--gpu 'rtx4900': no such card; did you mean 'rtx4090'?", "8GiB"]),
         ([], ["--gpu: JAX sees no GPU here; name one (h200, h100"]),
         (["--gpu", "h100", "--gpu-file", "x"], ["--gpu and --gpu-file: give one of them"]),
-        (["--gpu-file", "nowhere.txt"], ["nowhere.txt"]),
+        (["--gpu-file", "nowhere.txt"], ["--gpu-file nowhere.txt: No such file"]),
         (
             ["--gpu", "h20", "--reserve", "1G", "--methods", "fasst,lean/x"],
             [

@@ -82,7 +82,7 @@ def _read(args: argparse.Namespace, config: Config) -> tuple[Card, list[str], in
     card = None
     try:
         card = _card(args.gpu, args.gpu_file)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         faults.append(str(error))
     names = args.methods.split(",") if args.methods else fit.method_names(config)
     for name in names:
@@ -100,7 +100,10 @@ def _card(gpu: str | None, file: Path | None) -> Card:
     if gpu is not None and file is not None:
         raise ValueError("--gpu and --gpu-file: give one of them")
     if file is not None:
-        return parse_target_config(file.read_text(encoding="utf-8"), str(file))
+        try:
+            return parse_target_config(file.read_text(encoding="utf-8"), str(file))
+        except OSError as error:
+            raise ValueError(f"--gpu-file {file}: {error.strerror}") from None
     if gpu is None:
         card = present_card()
         if card is None:

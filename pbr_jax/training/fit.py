@@ -107,7 +107,7 @@ def compiled(card: Card) -> Measure:
     that tries to rematerialise: for long, and here in vain, since what is kept is kept on purpose.
     So it is told of more, for all of the card's memory to be within its limit.
 
-    Most kernels of a step are those of the same method at another batch, or of other methods. XLA
+    Many kernels of a step are those of the same method at another batch, or of other methods. XLA
     keeps them in a file and compiles what is new; one for each thread, since it does not lock it.
     """
     folder = tempfile.mkdtemp(prefix="pbr-fit-")
