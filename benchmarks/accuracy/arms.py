@@ -27,11 +27,12 @@ class Arm(NamedTuple):
 
 
 class Question(NamedTuple):
-    """Arms that belong together; gaps are to the arm `base` of the same seed."""
+    """Arms that belong together; gaps are to the arm `base` of the same seed, of which `seeds`."""
 
     title: str
     arms: tuple[str, ...]
     base: str = "full"
+    seeds: int = 3
 
 
 def _arm(*settings: str, **others: Any) -> Arm:
@@ -156,6 +157,11 @@ QUESTIONS: dict[str, Question] = {
             "0.1, lr 0.3",
             "0.1, lr 0.6",
         ),
+    ),
+    "v": Question(
+        "The default, with more seeds",
+        ("full", "full, lr 0.1", "lean, fc1 0.4; others 0.1", "lean, fc1 0.4, lr 0.2"),
+        seeds=8,
     ),
     "b": Question("Who chooses the columns", ("full", "uniform", "importance", "0.1", "magnitude")),
     "f": Question(

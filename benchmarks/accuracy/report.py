@@ -3,7 +3,8 @@
     python benchmarks/accuracy/report.py
 
 writes `docs/images/accuracy.png`, and the tables into `docs/accuracy.md` between the marks
-`<!-- table LETTER -->` and `<!-- end -->`; the text around them is written by hand.
+`<!-- table LETTER -->` and `<!-- end -->`; the text around them is written by hand. Each file of
+results is of other pretrained weights: runs are paired within a file only, and pairs pooled.
 """
 
 import argparse
@@ -23,40 +24,38 @@ _TABLE = re.compile(r"(<!-- table (\w) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 class Line(NamedTuple):
-    """An arm over its seeds, in percent; gaps are paired with the base of the same seed.
+    """An arm over its runs that have one of the base beside them, of the same weights and seed.
 
     Attributes:
       arm: name.
-      accuracy, test_loss: means over the seeds.
-      gap, half: mean gap of accuracy, and half of its 95 % interval; None for the base.
-      seeds: that the gap is over.
+      gap, half: mean gap of accuracy in percent points, and half of its 95 % interval.
+      loss_gap: mean gap of the test loss.
+      pairs: how many.
     """
 
     arm: str
-    accuracy: float
-    test_loss: float
-    gap: float | None
+    gap: float
     half: float | None
-    seeds: int
+    loss_gap: float
+    pairs: int
 
 
 def lines(question: Question, runs: dict[str, Any]) -> list[Line]:
     """What has been run of a question."""
     base, found = runs.get(question.base, {}), []
     for arm in question.arms:
-        ends = {seed: curve[-1] for seed, curve in runs.get(arm, {}).items()}
-        if not ends:
+        keys = runs.get(arm, {}).keys() & base.keys()
+        if arm == question.base or not keys:
             continue
-        paired = [seed for seed in ends if seed in base and arm != question.base]
-        gaps = [100 * (ends[s]["accuracy"] - base[s][-1]["accuracy"]) for s in paired]
+        ends = [(runs[arm][key][-1], base[key][-1]) for key in keys]
+        gaps = [100 * (end["accuracy"] - other["accuracy"]) for end, other in ends]
         found.append(
             Line(
                 arm,
-                100 * statistics.fmean(end["accuracy"] for end in ends.values()),
-                statistics.fmean(end["test_loss"] for end in ends.values()),
-                statistics.fmean(gaps) if gaps else None,
+                statistics.fmean(gaps),
                 half_interval(gaps) if len(gaps) > 1 else None,
-                len(ends),
+                statistics.fmean(end["test_loss"] - other["test_loss"] for end, other in ends),
+                len(gaps),
             )
         )
     return found
@@ -64,18 +63,28 @@ def lines(question: Question, runs: dict[str, Any]) -> list[Line]:
 
 def table(question: Question, runs: dict[str, Any]) -> str:
     """In Markdown, with the arms that were not run below it."""
-    rows = ["| arm | accuracy % | test loss | gap to base | seeds |", "|---|---|---|---|---|"]
+    rows = [
+        f"| arm | accuracy, points from `{question.base}` | test loss, from it | pairs |",
+        "|---|---|---|---|",
+    ]
     known = lines(question, runs)
     for line in known:
         half = "" if line.half is None else f" ± {line.half:.2f}"
-        gap = "" if line.gap is None else f"{line.gap:+.2f}{half}"
-        rows.append(
-            f"| {line.arm} | {line.accuracy:.2f} | {line.test_loss:.3f} | {gap} | {line.seeds} |"
-        )
-    missing = [arm for arm in question.arms if arm not in {line.arm for line in known}]
+        rows.append(f"| {line.arm} | {line.gap:+.2f}{half} | {line.loss_gap:+.3f} | {line.pairs} |")
+    missing = {*question.arms} - {line.arm for line in known} - {question.base}
     if missing:
-        rows += ["", f"Not run: {'; '.join(missing)}."]
+        rows += ["", f"Not run: {'; '.join(arm for arm in question.arms if arm in missing)}."]
     return "\n".join(rows) + "\n"
+
+
+def pooled(files: list[Path]) -> dict[str, Any]:
+    """`{arm: {(file, seed): curve}}`."""
+    runs: dict[str, Any] = {}
+    for file in files:
+        for arm, seeds in read(file).get("runs", {}).items():
+            found = runs.setdefault(arm, {})
+            found.update({(file.name, seed): curve for seed, curve in seeds.items()})
+    return runs
 
 
 def plot(runs: dict[str, Any], path: Path) -> None:
@@ -111,11 +120,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", type=Path, default=OUT)
+    default = sorted(OUT.parent.glob(f"{OUT.stem}*.json"))
+    parser.add_argument("--results", type=Path, nargs="+", default=default)
     args = parser.parse_args()
-    runs = read(args.results).get("runs", {})
+    runs = pooled(args.results)
     if not runs:
-        raise SystemExit(f"{args.results} has no runs: run study.py first")
+        raise SystemExit(f"{', '.join(map(str, args.results))}: no runs; run study.py first")
 
     def filled(match: re.Match[str]) -> str:
         return match[1] + table(QUESTIONS[match[2]], runs) + match[3]

@@ -1,11 +1,12 @@
 """The accuracy study: trains every arm of `arms.py` with several seeds, all paired.
 
     python benchmarks/accuracy/glyphs.py && python benchmarks/accuracy/pretrain.py
-    python benchmarks/accuracy/study.py --questions l,i --seeds 3
+    python benchmarks/accuracy/study.py --questions l,i
 
 Each arm of a seed sees the same batches, augmentation and weights. Results are in the file after
 each run, and runs that it holds are not repeated, so that an interrupted study goes on. Several
-processes may write the file: `--part 0/2` and `--part 1/2` share the work.
+processes may write the file: `--part 0/2` and `--part 1/2` share the work. Pretraining gives other
+weights on another machine, worth a point of accuracy: their runs need a file of their own (--out).
 """
 
 import argparse
@@ -107,11 +108,13 @@ def _decay_others(moments: jax.Array, rows: jax.Array, factor: float) -> jax.Arr
     return jax.vmap(lambda m, r: (factor * m).at[r].set(m[r]))(moments, rows)
 
 
-def study(names: list[str], seeds: range, out: Path) -> None:
-    """Runs what the file lacks."""
+def study(seeds: dict[str, int], out: Path) -> None:
+    """Runs what the file lacks of so many seeds of each arm."""
     dataset, digest = None, glyphs.digest_of(Path(settings.FOLDER) / "glyphs.npz")
-    for name in names:
-        missing = [seed for seed in seeds if not _has(out, name, seed)]
+    weights = glyphs.digest_of(Path(settings.WEIGHTS))
+    _check_weights(read(out), weights, out)
+    for name, count in seeds.items():
+        missing = [seed for seed in range(count) if not _has(out, name, seed)]
         if not missing:
             continue
         one = contestant(ARMS[name])
@@ -120,10 +123,20 @@ def study(names: list[str], seeds: range, out: Path) -> None:
             folder = Path(settings.FOLDER) / f"run-{name.replace('/', '-')}-{seed}"
             trial = run_trial(one, seed, dataset, folder)
             with _locked(out) as content:
-                content |= {"command": COMMAND, "versions": versions(), "images": digest}
+                _check_weights(content, weights, out)
+                content |= {"command": COMMAND, "versions": versions()}
+                content |= {"images": digest, "weights": weights}
                 runs = content.setdefault("runs", {}).setdefault(name, {})
                 runs[str(seed)] = [point._asdict() for point in trial.curve]
             print(f"{name}, seed {seed}: {trial.accuracy:.2%}", flush=True)
+
+
+def _check_weights(content: dict[str, Any], weights: str, out: Path) -> None:
+    if content.get("weights", weights) != weights:
+        raise SystemExit(
+            f"--out {out}: holds runs of weights {content['weights']}, and these are {weights}; "
+            "gaps between them mean nothing, so name another file"
+        )
 
 
 def versions() -> dict[str, str]:
@@ -156,13 +169,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--questions", default=",".join(QUESTIONS), help="letters, in this order")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, help="instead of those of each question")
     parser.add_argument("--part", default="0/1", help="i/n: every n-th arm, from the i-th")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     part, parts = map(int, args.part.split("/"))
-    wanted = [arm for letter in args.questions.split(",") for arm in QUESTIONS[letter].arms]
-    study(list(dict.fromkeys(wanted))[part::parts], range(args.seeds), args.out)
+    wanted: dict[str, int] = {}
+    for question in (QUESTIONS[letter] for letter in args.questions.split(",")):
+        for arm in question.arms:
+            wanted[arm] = max(wanted.get(arm, 0), args.seeds or question.seeds)
+    study(dict(list(wanted.items())[part::parts]), args.out)
 
 
 if __name__ == "__main__":
