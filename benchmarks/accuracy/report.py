@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from arms import QUESTIONS, Question
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from study import OUT, read
 
 from pbr_jax.training.comparison import half_interval
 
 PAGE, FIGURE = Path("docs/accuracy.md"), Path("docs/images/accuracy.png")
+_LIMITS = (-6.0, 2.5)  # of the figure, points of accuracy
 _TABLE = re.compile(r"(<!-- table (\w) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -97,22 +98,41 @@ def plot(runs: dict[str, Any], path: Path) -> None:
     }
     if not drawn:
         return
-    heights = [len(measured) + 1 for measured in drawn.values()]
-    figure = Figure(figsize=(7.5, 0.28 * sum(heights) + 0.8), layout="constrained")
-    panels = figure.subplots(len(drawn), 1, sharex=True, squeeze=False, height_ratios=heights)
-    for axes, (title, measured) in zip(panels[:, 0], drawn.items(), strict=True):
-        ranks = range(len(measured))
-        gaps, halves = [m.gap for m in measured], [m.half for m in measured]
-        axes.errorbar(gaps, ranks, xerr=halves, fmt="o", color="#31688e", capsize=2, markersize=4)
+    half = sum(map(_height, drawn.values())) / 2
+    columns: list[dict[str, list[Line]]] = [{}, {}]
+    for title, measured in drawn.items():
+        full = sum(map(_height, columns[0].values())) + _height(measured) / 2 > half
+        columns[full or bool(columns[1])][title] = measured
+    figure = Figure(figsize=(13, 0.28 * half + 1.2), layout="constrained")
+    for part, column in zip(figure.subfigures(1, 2), columns, strict=True):
+        _draw(part, column)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def _height(measured: list[Line]) -> int:
+    return len(measured) + 2
+
+
+def _draw(part: SubFigure, column: dict[str, list[Line]]) -> None:
+    """Panels below each other; arms to the left of `_LIMITS` as numbers at the edge."""
+    heights = [_height(measured) for measured in column.values()]
+    panels = part.subplots(len(column), 1, sharex=True, squeeze=False, height_ratios=heights)
+    for axes, (title, measured) in zip(panels[:, 0], column.items(), strict=True):
+        for rank, line in enumerate(measured):
+            if line.gap < _LIMITS[0]:
+                axes.annotate(f"\u25c0 {line.gap:.0f}", (_LIMITS[0] + 0.1, rank), va="center")
+                continue
+            style = {"fmt": "o", "color": "#31688e", "capsize": 2, "markersize": 4}
+            axes.errorbar(line.gap, rank, xerr=line.half, **style)
         axes.axvline(0, color="#888", linewidth=0.8)
-        axes.set_yticks(ranks, [m.arm for m in measured], fontsize=8)
+        axes.set_yticks(range(len(measured)), [m.arm for m in measured], fontsize=8)
         axes.set_ylim(len(measured) - 0.5, -0.5)
+        axes.set_xlim(*_LIMITS)
         axes.set_title(title, loc="left", fontsize=9, fontweight="bold")
         axes.grid(axis="x", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     panels[-1, 0].set_xlabel("accuracy, percent points from full fine-tuning; 95 % interval")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
 
 
 def main() -> None:
