@@ -67,7 +67,10 @@ def table(cards: dict, names: list[str]) -> list[str]:
     for name in names:
         cells = []
         for rows in cards.values():
-            row = rows[name]
+            row = rows.get(name)
+            if row is None:
+                cells.append("-")
+                continue
             cell = f"{row['peak_bytes'] / 1e9:.2f} · {row['largest_batch']}"
             fitting = [other for other in rows.values() if other["fits"]]
             best = min(fitting, key=lambda other: other["time"], default=None)
