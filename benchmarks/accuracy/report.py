@@ -68,6 +68,13 @@ def table(question: Question, runs: dict[str, Any]) -> str:
         f"| arm | accuracy, points from `{question.base}` | test loss, from it | pairs |",
         "|---|---|---|---|",
     ]
+    base = runs.get(question.base, {})
+    means = [
+        statistics.fmean(100 * curve[-1]["accuracy"] for (f, _), curve in base.items() if f == file)
+        for file in dict.fromkeys(file for file, _ in base)
+    ]
+    shown = ", ".join(f"{mean:.2f} %" for mean in means)
+    rows.append(f"| {question.base}, by pretraining | {shown} |  | {len(base)} runs |")
     known = lines(question, runs)
     for line in known:
         half = "" if line.half is None else f" ± {line.half:.2f}"
@@ -142,10 +149,16 @@ def main() -> None:
     )
     default = sorted(OUT.parent.glob(f"{OUT.stem}*.json"))
     parser.add_argument("--results", type=Path, nargs="+", default=default)
+    parser.add_argument("--base", help="print gaps to this arm instead, and write nothing")
     args = parser.parse_args()
     runs = pooled(args.results)
     if not runs:
         raise SystemExit(f"{', '.join(map(str, args.results))}: no runs; run study.py first")
+
+    if args.base:
+        for question in QUESTIONS.values():
+            print(f"\n{question.title}\n\n{table(question._replace(base=args.base), runs)}")
+        return
 
     def filled(match: re.Match[str]) -> str:
         return match[1] + table(QUESTIONS[match[2]], runs) + match[3]
