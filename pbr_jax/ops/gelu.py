@@ -70,7 +70,7 @@ def saved_derivative(
         return derivative(saved, approximate=approximate)
     levels = gelu_codes.codebook(saved.planes.shape[-2], stochastic, approximate)
     codes = gelu_codes.unpack(saved.planes, like.shape[-1])
-    return gelu_codes.look_up(codes, levels).astype(like.dtype)
+    return gelu_codes.look_up(codes, levels, like.dtype)
 
 
 def forward(

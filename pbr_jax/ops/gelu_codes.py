@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pbr_jax.kernels.gelu import Steps, look_up
+from pbr_jax.kernels.gelu import Steps
 
 BITS = (2, 3, 4)
 _BITS_PER_BYTE = 8
@@ -127,8 +127,17 @@ def at_random(g: jax.Array, levels: np.ndarray, noise: jax.Array) -> jax.Array:
     """
     above = [(g >= float(level)).astype(jnp.int32) for level in levels[1:-1]]
     lower = functools.reduce(jnp.add, above)
-    low, high = look_up(lower, levels[:-1]), look_up(lower, levels[1:])
+    low, high = (look_up(lower, few, g.dtype) for few in (levels[:-1], levels[1:]))
     return lower + (noise * (high - low) < g - low).astype(jnp.int32)
+
+
+def look_up(codes: jax.Array, levels: np.ndarray, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """`levels[codes]` in `dtype`, shape of `codes`, none of which may lie outside.
+
+    A gather, not the selections of the kernels: XLA's loop for a CPU makes branches of those, and
+    codes are nothing that a processor could predict.
+    """
+    return jnp.asarray(levels, dtype).at[codes].get(mode="promise_in_bounds")
 
 
 def pack(codes: jax.Array, bits: int) -> jax.Array:
