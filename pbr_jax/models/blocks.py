@@ -102,6 +102,8 @@ def run_blocks(
         length=depth,
     )
     _, params = declared(x.shape[-1], mlp_dim, initializer, name="blocks")(None)
+    if module.is_initializing():
+        return x  # of the same shape and dtype: parameters are drawn without running the blocks
     dropout = max(shape.dropout, shape.attention_dropout)
     if not train:
         plan = ResidualPlan(implementation=plan.implementation)
