@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import columns, param_shapes, quick_jit, random_params, vit
+from fakes import bert, columns, param_shapes, quick_jit, random_params, vit
 from measures import assert_close, equations, value_and_pullback
 
 from pbr_jax.configs.common import MODEL_SIZES
@@ -176,6 +176,19 @@ def test_parameters_start_as_they_should():
         assert np.abs(first).max() > 0.8 * math.sqrt(6 / fan)
     assert not np.any(params["head"]["kernel"])
     assert np.std(params["pos_embedding"]) == pytest.approx(0.02, rel=0.3)
+
+
+@pytest.mark.parametrize("model", [vit(), bert()], ids=["vit", "bert"])
+def test_parameters_are_drawn_without_running_the_blocks(model):
+    def primitives(method):
+        inputs = model.inputs(model.input_specs(1))
+        jaxpr = jax.make_jaxpr(method)(jax.random.key(0), inputs).jaxpr
+        return {equation.primitive.name for equation in equations(jaxpr)}
+
+    def run(key, inputs):
+        return model.apply({"params": random_params(model)}, inputs)
+
+    assert {"exp", "erfc"} <= primitives(run) - primitives(model.init)  # softmax and GELU
 
 
 @pytest.mark.parametrize(
