@@ -99,9 +99,10 @@ def make_selector(
             for i, site in enumerate(policies)
         }
         columns = _at_once(policies, lambda policy, *args: policy.sample(*args), args)
-        for site in columns.keys() & active.keys():
-            trained = block_flags(active[site]["kernel"], num_blocks)[:, None]
-            columns[site] = jnp.where(trained, columns[site], num_columns[site])
+        for site in columns:
+            if site in active:
+                trained = block_flags(active[site]["kernel"], num_blocks)[:, None]
+                columns[site] = jnp.where(trained, columns[site], num_columns[site])
         return state._replace(tensors=drawn), Selection(columns, active)
 
     def update(state, selection, grads, step, norms=None):
