@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from fakes import CLASSES, bert_config, config, quick_jit, random_params, token_batch
 
-from pbr_jax.methods import METHODS
 from pbr_jax.training import from_config
 from pbr_jax.training.checkpointing import Checkpointer
 
@@ -23,8 +22,9 @@ def start(settings):
     return parts, from_config.new_state(settings, parts, random_params(parts.model))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_learns_a_batch(name):
+@pytest.mark.parametrize("name", ["full", "backrazor", "prebackrazor++", "fast", "tiny"])
+def test_it_learns_a_batch(name):
+    """By methods that keep every kind of residual between them."""
     parts, state = start(bert_config(name))
     step, losses = quick_jit(parts.train_step), []
     for _ in range(25):
