@@ -92,7 +92,7 @@ def test_temp_memory_of_bert_stays_under_its_ceiling(report, method):
     ("method", "card"),
     [
         *((method, "h200") for method in METHODS),
-        # An older card, other blocks of the kernels: between them these methods run all kernels.
+        # An older card, other blocks: between them these methods run all of Pallas's kernels.
         *((method, "rtx4090") for method in ("full", "prebackrazor++", "fast")),
     ],
 )
