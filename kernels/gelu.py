@@ -117,7 +117,7 @@ def derivative(u: jax.Array, approximate: bool) -> jax.Array:
 
 
 def look_up(codes: jax.Array, levels: Sequence[float] | np.ndarray) -> jax.Array:
-    """`levels[codes]`, float32, as nested selections: a kernel has no gather from registers."""
+    """`levels[codes]`, float32, as nested selections, which stay in registers."""
     out = jnp.full(codes.shape, levels[0], jnp.float32)
     for i in range(1, len(levels)):
         out = jnp.where(codes >= i, float(levels[i]), out)

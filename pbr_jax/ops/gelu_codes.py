@@ -134,8 +134,8 @@ def at_random(g: jax.Array, levels: np.ndarray, noise: jax.Array) -> jax.Array:
 def look_up(codes: jax.Array, levels: np.ndarray, dtype: jax.typing.DTypeLike) -> jax.Array:
     """`levels[codes]` in `dtype`, shape of `codes`, none of which may lie outside.
 
-    A gather, not the selections of the kernels: XLA's loop for a CPU makes branches of those, and
-    codes are nothing that a processor could predict.
+    A gather, not the selections of the kernels: with those the loop over da that XLA makes for a
+    CPU takes longer, most likely in branches, and codes make those unpredictable.
     """
     return jnp.asarray(levels, dtype).at[codes].get(mode="promise_in_bounds")
 

@@ -212,12 +212,12 @@ def test_the_position_of_the_data_matters(program, straight, tmp_path):
 
 def test_bert_resumes_with_the_same_bits(program, tmp_path):
     program.finish(program.start(tmp_path / "straight", **BERT))
-    stopped = copy_up_to(3, tmp_path / "straight", tmp_path / "stopped", shift=0)
-    (output,) = program.finish(program.start(stopped, **BERT))
-    assert resumed_step(output) == 3
+    same, moved = (copy_up_to(3, tmp_path / "straight", tmp_path / str(n), n) for n in (0, 1))
+    outputs = program.finish(program.start(same, **BERT), program.start(moved, **BERT))
+    assert [resumed_step(output) for output in outputs] == [3, 3]
     straight = content(tmp_path / "straight", 6)
-    assert differing(content(stopped, 6), straight) == []
-    changed = differing(content(tmp_path / "straight", 3), straight)
+    assert differing(content(same, 6), straight) == []
+    changed = differing(content(moved, 6), straight)
     assert any(name.startswith("params/embedding") for name in changed)
 
 
