@@ -16,23 +16,24 @@ from typing import Any
 
 import jax
 
-from pbr_jax import config as configuration
 from pbr_jax import data
 from pbr_jax.configs.common import Config, Plan, Pruning
-from pbr_jax.flags import Arguments, next_command, run_cli
 from pbr_jax.gpu import memory as compiled_memory
 from pbr_jax.gpu import use_cpu_without_gpu
-from pbr_jax.training import from_config, metrics
-from pbr_jax.training.budget import OutOfMemory, explain_out_of_memory, settle
-from pbr_jax.training.checkpointing import Checkpointer, CheckpointError
-from pbr_jax.training.console import Console
-from pbr_jax.training.history import PruningHistory
+from pbr_jax.memory.budget import OutOfMemory, explain_out_of_memory, settle
+from pbr_jax.memory.use import MemoryUse
+from pbr_jax.report.page import write_report
+from pbr_jax.runs import metrics
+from pbr_jax.runs.checkpoints import Checkpointer, CheckpointError
+from pbr_jax.runs.console import Console
+from pbr_jax.runs.history import PruningHistory
+from pbr_jax.runs.run import save_class_names
+from pbr_jax.runs.signals import StopSignals
+from pbr_jax.settings import load as configuration
+from pbr_jax.settings.flags import Arguments, next_command, run_cli
+from pbr_jax.training import from_config
 from pbr_jax.training.inputs import load_data, make_inputs
 from pbr_jax.training.loop import Diverged, Intervals, make_evaluate, train
-from pbr_jax.training.memory import MemoryUse
-from pbr_jax.training.report import write_report
-from pbr_jax.training.run import save_class_names
-from pbr_jax.training.signals import StopSignals
 
 
 def main(args: Arguments) -> int:

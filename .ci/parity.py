@@ -24,7 +24,7 @@ import transformers
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from pbr_jax import checkpoints
+from pbr_jax import weights as checkpoints
 from pbr_jax.models.bert import Bert
 from pbr_jax.models.vit import ViT
 from pbr_jax.training.pretrained import architecture

@@ -18,9 +18,9 @@ import jax
 from pbr_jax import __version__, methods
 from pbr_jax.configs.common import Config, Model, Optimizer
 from pbr_jax.gpu import CARDS
-from pbr_jax.training import fit
-from pbr_jax.training.fit_table import json_row
-from pbr_jax.training.metrics import write_json
+from pbr_jax.memory import fit
+from pbr_jax.memory.table import json_row
+from pbr_jax.runs.metrics import write_json
 
 RESERVE = round(0.75 * 2**30)
 

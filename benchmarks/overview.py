@@ -11,8 +11,8 @@ import json
 import statistics
 from pathlib import Path
 
-from pbr_jax.training.comparison import Row
-from pbr_jax.training.comparison_figures import frontier
+from pbr_jax.compare.figures import frontier
+from pbr_jax.compare.table import Row
 
 RESULTS, FIGURE = Path("benchmarks/results"), Path("docs/images/overview.png")
 

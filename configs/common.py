@@ -1,8 +1,8 @@
 """Every setting, once: its type, default, meaning, and the rule that a value must obey.
 
 A configuration is a tree of frozen dataclasses. The type annotation, the comment and the rule of a
-field are the only source for validation (`pbr_jax.config_rules`), for the conversion of
-`--config.a.b=value` (`pbr_jax.config`) and for `python train.py --help` (`pbr_jax.flags`).
+field are the only source for validation (`pbr_jax.settings.rules`), for the conversion of
+`--config.a.b=value` (`pbr_jax.settings.load`) and for `--help` (`pbr_jax.settings.flags`).
 `None` stands for "not set": the chosen method, or the model size, then decides.
 """
 

@@ -14,8 +14,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 
 from pbr_jax import __version__
-from pbr_jax.flags import error_text, parse_args
 from pbr_jax.gpu import use_cpu_without_gpu
+from pbr_jax.settings.flags import error_text, parse_args
 
 # Name -> what it does. `pbr a b` is the module `pbr_jax.commands.a_b`.
 COMMANDS: dict[str, str] = {

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from fakes import bert_config, config, random_params
 from small_data import VOCABULARY, write_vocabulary
 
-from pbr_jax import config as configuration
 from pbr_jax.configs.common import Config, Data
+from pbr_jax.runs.checkpoints import Checkpointer
+from pbr_jax.runs.metrics import write_json
+from pbr_jax.runs.run import save_class_names
+from pbr_jax.settings import load as configuration
 from pbr_jax.training import from_config
-from pbr_jax.training.checkpointing import Checkpointer
-from pbr_jax.training.metrics import write_json
-from pbr_jax.training.run import save_class_names
 
 NAMES = ("none", "one", "two", "three")
 

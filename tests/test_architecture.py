@@ -18,19 +18,18 @@ PROGRAM = TESTS.parent / "train.py"
 CHAIN = [
     {"gpu"},
     {"kernels"},
-    {"ops", "plans", "residuals", "methods"},
+    {"ops", "plans", "methods"},
     {"layers"},
     {"models"},
-    {"training"},
-    {"weights"},
+    {"training", "memory", "runs", "report", "compare"},
     {"bench"},
     {"commands"},
     {"cli"},
 ]
 # Each of these imports no other part, and `training` and what is above it may import it.
-INDEPENDENT = {"pruning", "data", "configs", "checkpoints", "freeze"}
+INDEPENDENT = {"pruning", "data", "configs", "weights", "freeze"}
 # From the command line to a `Config`, which only `training` and what is above it may see.
-SETTINGS = {"config", "config_rules", "flags"}
+SETTINGS = {"settings"}
 
 # Imported where they are used: slow to import, or not installed everywhere.
 HEAVY = {
@@ -49,8 +48,8 @@ HEAVY = {
 # Modules that are themselves imported inside the function that uses them, so they may import one.
 LATE = {
     "pbr_jax.kernels.select_elements",
-    "pbr_jax.training.comparison_figures",
-    "pbr_jax.training.figures",
+    "pbr_jax.compare.figures",
+    "pbr_jax.report.figures",
 }
 
 
@@ -64,7 +63,7 @@ def allowed() -> dict[str, set[str]]:
             edges[part] = set(below)
     for part in SETTINGS:
         edges[part] = SETTINGS | {"configs", "methods", "plans"}
-    for part in ("training", "weights", "bench", "commands", "cli"):
+    for part in ("training", "memory", "runs", "report", "compare", "bench", "commands", "cli"):
         edges[part] |= INDEPENDENT | SETTINGS
     return edges
 

@@ -3,7 +3,8 @@ import types
 
 import pytest
 
-from pbr_jax import cli, flags
+from pbr_jax import cli
+from pbr_jax.settings import flags
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ import numpy as np
 from arms import ARMS
 from study import CONFIG, versions
 
-from pbr_jax import config as configuration
+from pbr_jax.compare.trials import prepare, train_batches
 from pbr_jax.plans import SITES
+from pbr_jax.runs.metrics import write_json
+from pbr_jax.settings import load as configuration
 from pbr_jax.training import from_config
 from pbr_jax.training.inputs import load_data
-from pbr_jax.training.metrics import write_json
 from pbr_jax.training.step import make_loss
-from pbr_jax.training.trials import prepare, train_batches
 
 OUT = Path("benchmarks/results/accuracy_energy.json")
 POLICIES = {"uniform": "uniform", "bandit": "0.1", "importance": "importance"}

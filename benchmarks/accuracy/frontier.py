@@ -19,8 +19,8 @@ from pbr_jax import __version__
 from pbr_jax.configs.common import Config, Keep, Model, Optimizer, Pruning
 from pbr_jax.gpu import compile_for, find_card, memory
 from pbr_jax.plans import SITES
+from pbr_jax.runs.metrics import write_json
 from pbr_jax.training import from_config
-from pbr_jax.training.metrics import write_json
 
 OUT = Path("benchmarks/results/accuracy_frontier_h200.json")
 FLOORS = {"prebackrazor": 0.78, "fast": 0.75, "lean": 0.82, "tiny": 0.98}  # at keep 0.1

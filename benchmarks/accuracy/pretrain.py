@@ -13,12 +13,13 @@ import config as settings
 import jax
 import numpy as np
 
-from pbr_jax import checkpoints, data
+from pbr_jax import data
+from pbr_jax import weights as checkpoints
+from pbr_jax.compare.trials import prepare, train_batches
 from pbr_jax.training import from_config
 from pbr_jax.training.inputs import load_data, make_inputs
 from pbr_jax.training.loop import make_evaluate
 from pbr_jax.training.pretrained import architecture
-from pbr_jax.training.trials import prepare, train_batches
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from arms import QUESTIONS, Question
 from matplotlib.figure import Figure, SubFigure
 from study import OUT, read
 
-from pbr_jax.training.comparison import half_interval
+from pbr_jax.compare.table import half_interval
 
 PAGE, FIGURE = Path("docs/accuracy.md"), Path("docs/images/accuracy.png")
 _LIMITS = (-6.0, 2.5)  # of the figure, points of accuracy

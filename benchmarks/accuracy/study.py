@@ -27,11 +27,11 @@ import token_rows
 from arms import ARMS, QUESTIONS, Arm
 
 from pbr_jax import __version__
-from pbr_jax import config as configuration
+from pbr_jax.compare.trials import Contestant, prepare, run_trial
 from pbr_jax.configs.common import Pruning
+from pbr_jax.runs.metrics import write_json
+from pbr_jax.settings import load as configuration
 from pbr_jax.training.inputs import load_data
-from pbr_jax.training.metrics import write_json
-from pbr_jax.training.trials import Contestant, prepare, run_trial
 
 COMMAND = "python benchmarks/accuracy/study.py"
 OUT = Path("benchmarks/results/accuracy_glyphs.json")

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from pbr_jax.bench import timing
+from pbr_jax.bench.cases.attention import cosine, cudnn
 from pbr_jax.gpu import memory
+from pbr_jax.memory.use import saved_bytes
 from pbr_jax.ops import attention as op
-from pbr_jax.ops.attention_cases import cosine, cudnn
 from pbr_jax.plans import Implementation
-from pbr_jax.training.memory import saved_bytes
 
 PASSES = ("forward", "forward and backward")
 EXACT = "flash, xla"  # with whose gradients those of all others are compared

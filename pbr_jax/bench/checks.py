@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pbr_jax.bench import exact, timing
+from pbr_jax.bench.cases.case import BenchCase
 from pbr_jax.bench.step import by, random_batch, random_params
 from pbr_jax.configs.common import Config, Optimizer
 from pbr_jax.gpu import CARDS, Card
-from pbr_jax.ops.bench_case import BenchCase
 from pbr_jax.plans import Implementation
 from pbr_jax.training import from_config
 

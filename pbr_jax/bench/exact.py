@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pbr_jax.bench.cases.case import BenchCase
 from pbr_jax.configs.common import Config
-from pbr_jax.ops.bench_case import BenchCase
 from pbr_jax.training.step import Batch
 
 

@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pbr_jax import residuals
 from pbr_jax.bench import timing
-from pbr_jax.ops import linear
+from pbr_jax.memory.use import tree_bytes
+from pbr_jax.ops import linear, residuals
 from pbr_jax.ops.pair import Pair
 from pbr_jax.plans import Implementation, budget_for
-from pbr_jax.training.memory import tree_bytes
 
 VARIANTS = ("dense", "pruned", "backrazor sort", "backrazor counting", "backrazor kernel")
 PASSES = ("forward", "forward and backward")

@@ -10,12 +10,12 @@ from typing import Any
 
 import jax
 
-from pbr_jax import config as configuration
 from pbr_jax.bench import step
+from pbr_jax.compare import trials
 from pbr_jax.configs.common import Config
 from pbr_jax.gpu import memory
-from pbr_jax.training import trials
-from pbr_jax.training.console import format_bytes
+from pbr_jax.runs.console import format_bytes
+from pbr_jax.settings import load as configuration
 
 
 def measure(

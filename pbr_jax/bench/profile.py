@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import jax
 
 from pbr_jax.bench import step, timing
+from pbr_jax.compare import trials
 from pbr_jax.configs.common import Config
 from pbr_jax.gpu.launches import Launch, launches
-from pbr_jax.training import trials
 
 _SHOWN = 0.005  # of the step
 _CONTAINERS = ("while", "conditional", "call")  # on a CPU, of what is listed by itself

@@ -17,8 +17,8 @@ import rich.progress
 
 from pbr_jax import __version__
 from pbr_jax.bench.timing import Ceilings, Spread
-from pbr_jax.training.console import format_seconds
-from pbr_jax.training.metrics import write_json
+from pbr_jax.runs.console import format_seconds
+from pbr_jax.runs.metrics import write_json
 
 Row = Mapping[str, Any]
 

@@ -7,14 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pbr_jax import config as configuration
 from pbr_jax.bench import report, timing
-from pbr_jax.config_rules import method_fault
+from pbr_jax.compare import trials
 from pbr_jax.configs.common import Config
 from pbr_jax.gpu import MemoryReport, memory, present_card
-from pbr_jax.training import cost, from_config, trials
-from pbr_jax.training.console import format_bytes
-from pbr_jax.training.fit import with_method
+from pbr_jax.memory import cost
+from pbr_jax.memory.fit import with_method
+from pbr_jax.runs.console import format_bytes
+from pbr_jax.settings import load as configuration
+from pbr_jax.settings.rules import method_fault
+from pbr_jax.training import from_config
 from pbr_jax.training.step import Batch
 
 METHODS = (

@@ -18,8 +18,8 @@ from typing import Any
 
 from pbr_jax.bench import checks, report, step
 from pbr_jax.commands.bench_kernels import all_cases, random_arrays
-from pbr_jax.flags import add_config
 from pbr_jax.gpu import present_card
+from pbr_jax.settings.flags import add_config
 
 _WHAT = ("kernels", "steps", "card")
 

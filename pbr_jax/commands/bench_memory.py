@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pbr_jax.bench import live, report, step
-from pbr_jax.flags import add_config
+from pbr_jax.settings.flags import add_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

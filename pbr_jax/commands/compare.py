@@ -28,14 +28,15 @@ import rich.progress
 import rich.table
 
 from pbr_jax import __version__, data
-from pbr_jax import config as configuration
-from pbr_jax.config_rules import method_fault
+from pbr_jax.compare import table as comparison
+from pbr_jax.compare import trials
 from pbr_jax.configs.common import Config
 from pbr_jax.gpu import gpu_is_present
-from pbr_jax.training import comparison, trials
-from pbr_jax.training.fit import with_method
+from pbr_jax.memory.fit import with_method
+from pbr_jax.runs.metrics import write_atomically
+from pbr_jax.settings import load as configuration
+from pbr_jax.settings.rules import method_fault
 from pbr_jax.training.inputs import load_data
-from pbr_jax.training.metrics import write_atomically
 
 _WIDE = 104  # characters that the whole table takes
 _PAPERS = ("prebackrazor-", "prebackrazor", "prebackrazor++")
@@ -48,7 +49,7 @@ METHODS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `pbr compare`."""
-    from pbr_jax import flags
+    from pbr_jax.settings import flags
 
     flags.add_config(parser)
     parser.add_argument(
@@ -213,7 +214,7 @@ def _table(rows: Sequence[comparison.Row], narrow: bool) -> rich.table.Table:
 
 
 def _write(book: comparison.Comparison, rows: Sequence[comparison.Row], out: Path) -> None:
-    from pbr_jax.training import comparison_figures  # matplotlib takes a while to import
+    from pbr_jax.compare import figures as comparison_figures
 
     write_atomically(out / "comparison.md", f"{comparison.markdown(rows)}\n{_how_measured(book)}\n")
     write_atomically(out / "comparison.csv", comparison.csv_text(rows))

@@ -15,12 +15,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from pbr_jax import checkpoints
+from pbr_jax import weights as checkpoints
 from pbr_jax.configs.common import Config
-from pbr_jax.flags import add_run
-from pbr_jax.training.metrics import write_json
+from pbr_jax.runs.metrics import write_json
+from pbr_jax.runs.run import Run, open_run
+from pbr_jax.settings.flags import add_run
 from pbr_jax.training.pretrained import architecture
-from pbr_jax.training.run import Run, open_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

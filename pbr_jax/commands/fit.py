@@ -18,10 +18,7 @@ from pathlib import Path
 import rich.console
 import rich.progress
 
-from pbr_jax.config import ConfigError
-from pbr_jax.config_rules import method_fault
 from pbr_jax.configs.common import SIZE, Config, size_in_bytes
-from pbr_jax.flags import add_config
 from pbr_jax.gpu import (
     CARDS,
     Card,
@@ -30,9 +27,12 @@ from pbr_jax.gpu import (
     present_card,
     sized_card,
 )
-from pbr_jax.training import fit
-from pbr_jax.training.budget import RESERVE, measure_for
-from pbr_jax.training.fit_table import Table, print_table, to_json, to_markdown
+from pbr_jax.memory import fit
+from pbr_jax.memory.budget import RESERVE, measure_for
+from pbr_jax.memory.table import Table, print_table, to_json, to_markdown
+from pbr_jax.settings.flags import add_config
+from pbr_jax.settings.load import ConfigError
+from pbr_jax.settings.rules import method_fault
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

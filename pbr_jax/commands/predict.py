@@ -23,11 +23,11 @@ import rich.progress
 
 from pbr_jax.configs.common import Config
 from pbr_jax.data import Prepare, unlabelled
-from pbr_jax.flags import add_run
+from pbr_jax.runs.metrics import write_atomically
+from pbr_jax.runs.predict import Prediction, predict
+from pbr_jax.runs.run import open_run
+from pbr_jax.settings.flags import add_run
 from pbr_jax.training.inputs import make_inputs
-from pbr_jax.training.metrics import write_atomically
-from pbr_jax.training.predict import Prediction, predict
-from pbr_jax.training.run import open_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,12 +12,12 @@ import collections
 
 import jax
 
-from pbr_jax import checkpoints
-from pbr_jax.checkpoints import Weights, WeightsError
-from pbr_jax.config import SHIPPED, ConfigError, load, relative
+from pbr_jax import weights as checkpoints
 from pbr_jax.configs.common import Config, Model
-from pbr_jax.flags import add_config
+from pbr_jax.settings.flags import add_config
+from pbr_jax.settings.load import SHIPPED, ConfigError, load, relative
 from pbr_jax.training import from_config, pretrained
+from pbr_jax.weights import Weights, WeightsError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

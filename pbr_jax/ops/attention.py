@@ -19,9 +19,8 @@ from typing import Any, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from pbr_jax import residuals
 from pbr_jax.kernels.attention_arguments import Rules, Visibility
-from pbr_jax.ops import attention_xla, dispatch, pair
+from pbr_jax.ops import attention_xla, dispatch, pair, residuals
 from pbr_jax.ops.attention_sparse import (
     Channels,
     PrunedAttention,

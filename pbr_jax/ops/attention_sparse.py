@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pbr_jax import residuals
 from pbr_jax.kernels.attention_arguments import Rules, Visibility
+from pbr_jax.ops import residuals
 from pbr_jax.ops.attention_xla import Block, all_rows, over_samples, score_bytes
 from pbr_jax.plans import budget_for
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pbr_jax import residuals
+from pbr_jax.ops import residuals
 from pbr_jax.ops.arrays import uniform_like
 from pbr_jax.ops.visibility import Visibility, dropout_seeds
 

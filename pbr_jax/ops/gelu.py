@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pbr_jax import residuals
 from pbr_jax.kernels import gelu as kernel
-from pbr_jax.ops import dispatch, gelu_codes, pair
+from pbr_jax.ops import dispatch, gelu_codes, pair, residuals
 from pbr_jax.ops.arrays import sample_keys, uniform_like
 from pbr_jax.ops.dispatch import Offer
 from pbr_jax.plans import GeluKind, Implementation

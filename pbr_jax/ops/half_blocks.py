@@ -26,8 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pbr_jax import residuals
-from pbr_jax.ops import attention, layer_norm, linear, linear_gelu
+from pbr_jax.ops import attention, layer_norm, linear, linear_gelu, residuals
 from pbr_jax.ops.block_dropout import (
     Use,
     attention_visibility,

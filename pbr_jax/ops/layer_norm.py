@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pbr_jax import residuals
 from pbr_jax.kernels import layer_norm as kernel
-from pbr_jax.ops import dispatch, pair
+from pbr_jax.ops import dispatch, pair, residuals
 from pbr_jax.ops.arrays import as_row
 from pbr_jax.ops.dispatch import Offer
 from pbr_jax.plans import Implementation, LayerNormKind

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pbr_jax import residuals
-from pbr_jax.ops import pair, weight_gradient
+from pbr_jax.ops import pair, residuals, weight_gradient
 from pbr_jax.ops.arrays import as_row
 from pbr_jax.plans import Implementation, LinearKind, budget_for
 

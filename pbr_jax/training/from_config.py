@@ -12,10 +12,10 @@ import optax
 from pbr_jax import methods, pruning
 from pbr_jax.configs.common import Config
 from pbr_jax.configs.common import Keep as ConfigKeep
+from pbr_jax.memory.use import MemoryUse, saved_bytes, tree_bytes
 from pbr_jax.models import Bert, Classifier, ViT
 from pbr_jax.plans import SITES, Keep, ResidualPlan, budget_for
 from pbr_jax.training import pretrained, selection
-from pbr_jax.training.memory import MemoryUse, saved_bytes, tree_bytes
 from pbr_jax.training.optimizer import learning_rate, make_optimizer
 from pbr_jax.training.state import TrainState, init_state
 from pbr_jax.training.step import (

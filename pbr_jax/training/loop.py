@@ -6,11 +6,11 @@ from typing import Any, NamedTuple, Protocol
 
 import optax
 
-from pbr_jax.training.checkpointing import Checkpointer
-from pbr_jax.training.console import Console
-from pbr_jax.training.history import PruningHistory
-from pbr_jax.training.metrics import MetricsWriter
-from pbr_jax.training.signals import StopSignals
+from pbr_jax.runs.checkpoints import Checkpointer
+from pbr_jax.runs.console import Console
+from pbr_jax.runs.history import PruningHistory
+from pbr_jax.runs.metrics import MetricsWriter
+from pbr_jax.runs.signals import StopSignals
 from pbr_jax.training.state import TrainState
 from pbr_jax.training.step import Batch, EvalStep, StepMetrics, TrainStep
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from pbr_jax import checkpoints
-from pbr_jax.checkpoints import Family, Weights, WeightsError
-from pbr_jax.config_rules import show
+from pbr_jax import weights as checkpoints
 from pbr_jax.configs.common import MODEL_SIZES, Model
 from pbr_jax.models.bert import Bert
 from pbr_jax.models.vit import ViT
+from pbr_jax.settings.rules import show
+from pbr_jax.weights import Family, Weights, WeightsError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SHAPE = ("width", "depth", "heads", "mlp_dim")
@@ -22,7 +22,7 @@ def find_weights(name: str) -> Path:
 
 
 def architecture(model: ViT | Bert) -> tuple[Family, dict[str, int]]:
-    """The family of a model and its sizes, in the words of `pbr_jax.checkpoints`."""
+    """The family of a model and its sizes, in the words of `pbr_jax.weights`."""
     sizes = {name: getattr(model, name) for name in _SHAPE} | {"classes": model.num_classes}
     if isinstance(model, Bert):
         return "bert", sizes | {

@@ -12,10 +12,11 @@ from measures import implemented
 
 from pbr_jax import cli
 from pbr_jax.bench import checks, exact, step
+from pbr_jax.bench.cases import attention as attention_cases
+from pbr_jax.bench.cases import weight_gradient
+from pbr_jax.bench.cases.case import BenchCase
 from pbr_jax.commands import bench_kernels
 from pbr_jax.gpu import CARDS
-from pbr_jax.ops import attention_cases, weight_gradient
-from pbr_jax.ops.bench_case import BenchCase
 from pbr_jax.training import from_config
 
 

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from pbr_jax import cli, flags
+from pbr_jax import cli
+from pbr_jax.settings import flags
 
 FILE = pathlib.Path(__file__).parents[2] / "benchmarks/gpu.py"
 

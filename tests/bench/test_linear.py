@@ -10,8 +10,9 @@ import pytest
 from fakes import quick_jit
 from measures import assert_close
 
-from pbr_jax import cli, residuals
+from pbr_jax import cli
 from pbr_jax.bench import linear
+from pbr_jax.ops import residuals
 
 SHAPE = linear.Shape(2, 5, 16, 8)
 

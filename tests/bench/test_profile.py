@@ -61,7 +61,7 @@ def test_events_are_read_from_a_trace(tmp_path):
 
 def test_the_command_profiles_a_step(monkeypatch, tmp_path, capsys):
     config = fakes.config("full", batch_size=2)
-    monkeypatch.setattr("pbr_jax.flags.collect", lambda spec, overrides: (config, []))
+    monkeypatch.setattr("pbr_jax.settings.flags.collect", lambda spec, overrides: (config, []))
     out = tmp_path / "profile.json"
     with fakes.quick_compiles():
         assert cli.main(["bench", "profile", "--rounds", "1", "--out", str(out)]) == 0

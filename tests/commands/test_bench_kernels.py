@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from pbr_jax import cli
+from pbr_jax.bench.cases.case import BenchCase
 from pbr_jax.commands import bench_kernels
-from pbr_jax.ops.bench_case import BenchCase
 
 
 def run(*words):

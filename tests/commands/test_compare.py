@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pbr_jax import cli
-from pbr_jax.training import trials
+from pbr_jax.compare import trials
 
 WORDS = ["compare", "--config", "configs/digits.py:tiny", "--config.steps=3", "--seeds", "2"]
 WORDS += ["--config.pruning.keep=0.2"]  # which full fine-tuning has no use for

@@ -10,9 +10,9 @@ from fakes import param_shapes
 from saved_runs import bert_run, vit_run
 
 from pbr_jax import cli
+from pbr_jax.runs.run import read_config
 from pbr_jax.training import from_config
 from pbr_jax.training.pretrained import load_weights
-from pbr_jax.training.run import read_config
 
 RUNS = {"vit": vit_run, "bert": bert_run}
 

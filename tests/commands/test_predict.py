@@ -17,8 +17,8 @@ from pbr_jax import cli
 from pbr_jax.configs.common import Data
 from pbr_jax.data import ImageInputs, TextInputs
 from pbr_jax.data.records import ImageRecord, TextRecord
+from pbr_jax.runs.run import read_config
 from pbr_jax.training import from_config
-from pbr_jax.training.run import read_config
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pbr_jax import residuals
 from pbr_jax.gpu import CARDS, compile_for, memory
 from pbr_jax.gpu.kernels import ptx_use
 from pbr_jax.gpu.launches import launches
-from pbr_jax.ops import dispatch
+from pbr_jax.ops import dispatch, residuals
 
 try:
     import jax_triton

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from fakes import CLASSES, bert_config, config, quick_jit, random_params, token_batch
 
+from pbr_jax.runs.checkpoints import Checkpointer
 from pbr_jax.training import from_config
-from pbr_jax.training.checkpointing import Checkpointer
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from fakes import batch, config, quick_jit, random_params
 
+from pbr_jax.runs.checkpoints import Checkpointer
 from pbr_jax.training import from_config
-from pbr_jax.training.checkpointing import Checkpointer
 from pbr_jax.training.loop import Diverged, Intervals, make_evaluate, train
 from pbr_jax.training.step import StepMetrics
 

@@ -7,7 +7,7 @@ import pytest
 from fakes import SMALL, bert, param_shapes, random_params, vit
 from published import google_vit, huggingface_bert
 
-from pbr_jax import checkpoints
+from pbr_jax import weights as checkpoints
 from pbr_jax.configs.common import MODEL_SIZES, Model
 from pbr_jax.training import pretrained
 

@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from pbr_jax.training import manifest
+from pbr_jax.runs import manifest
 
 pytestmark = pytest.mark.slow
 

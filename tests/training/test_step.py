@@ -12,10 +12,10 @@ from fakes import CLASSES, batch, config, param_shapes, quick_jit, random_params
 from measures import equations
 
 from pbr_jax.configs.common import Keep, Optimizer, Pruning
+from pbr_jax.memory.use import tree_bytes
 from pbr_jax.methods import METHODS
 from pbr_jax.plans import SITES
 from pbr_jax.training import from_config
-from pbr_jax.training.memory import tree_bytes
 from pbr_jax.training.step import make_eval_step, make_loss, split_params
 
 ADAMW = Optimizer(name="adamw", learning_rate=0.01, schedule="constant", weight_decay=0.3)

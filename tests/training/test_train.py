@@ -10,9 +10,9 @@ import pytest
 from small_data import truncate, write_image_folder
 
 from pbr_jax import cli, data
-from pbr_jax.flags import run_cli
+from pbr_jax.runs.metrics import SUMMARY_KEYS, read_metrics
+from pbr_jax.settings.flags import run_cli
 from pbr_jax.training import from_config
-from pbr_jax.training.metrics import SUMMARY_KEYS, read_metrics
 
 PROGRAM = Path(__file__).parents[2] / "train.py"
 TINY = ["--config", f"{PROGRAM.parent / 'configs' / 'digits.py'}:tiny", "--config.steps=4"]
@@ -198,7 +198,7 @@ def test_image_files_are_trained_on_and_broken_ones_counted(start, tmp_path, cap
 
 
 def test_full_fine_tuning_is_compared_with_nothing(program):
-    from pbr_jax import config as configuration
+    from pbr_jax.settings import load as configuration
 
     pruned = configuration.load(TINY[1], ["method=prebackrazor/js50", "pruning.keep=0.2"])
     full = program.fully_fine_tuned(pruned)

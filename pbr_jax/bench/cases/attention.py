@@ -1,0 +1,111 @@
+"""What `pbr bench kernels` runs of attention: the shapes of a ViT-B/16 and of a BERT-base."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pbr_jax.bench.cases.case import BenchCase
+from pbr_jax.ops.attention import Kind, attention
+from pbr_jax.plans import budget_for
+
+_HEADS, _HEAD = 12, 64
+_KEEP = 0.2
+
+
+def bench_cases() -> list[BenchCase]:
+    """Forward alone, and forward and backward with each residual that has a kernel; bfloat16."""
+    vit = ("ViT-B/16, batch 128", 128, 197)
+    berts = [(f"BERT-base, 32 x {n}", 32, n) for n in (128, 512)]
+    kinds: tuple[Kind, ...] = ("flash", "qkv", "channels")
+    return [
+        *[_forward(*shape) for shape in (vit, *berts)],
+        *[_both(*vit, residual=kind) for kind in kinds],
+        *[
+            _both(*shape, residual="flash", padded=padded)
+            for shape in berts
+            for padded in (False, True)
+        ],
+    ]
+
+
+def _forward(shape: str, batch: int, tokens: int) -> BenchCase:
+    x = jax.ShapeDtypeStruct((batch, _HEADS, tokens, _HEAD), jnp.bfloat16)
+    return BenchCase(
+        op="attention, forward",
+        shape=shape,
+        run=attention,
+        args=(x, x, x),
+        flops=2 * _product(x),
+        num_bytes=4 * 2 * x.size,
+        rivals={"cudnn": cudnn},
+    )
+
+
+def _both(
+    shape: str, batch: int, tokens: int, *, residual: Kind, padded: bool = False
+) -> BenchCase:
+    """Forward and backward; `padded` adds lengths, all of them full, and dropout, as BERT has."""
+    x = jax.ShapeDtypeStruct((batch, _HEADS, tokens, _HEAD), jnp.bfloat16)
+
+    def run(q, k, v, do, implementation=None, residual=residual):
+        told: dict[str, Any] = {}
+        if padded:
+            told = {
+                "lengths": jnp.full((batch,), tokens, jnp.int32),
+                "dropout": 0.1,
+                "dropout_keys": jax.random.split(jax.random.key(0), batch),
+            }
+        op = functools.partial(
+            attention, residual=residual, keep=_KEEP, implementation=implementation, **told
+        )
+        return _with_gradients(op, do, q, k, v)
+
+    # Seven products: q k^T and p v, then q k^T again, and one for each of dp, dv, dq and dk. With
+    # few channels those of dp, dq, dk and the second q k^T shrink.
+    share = budget_for(_KEEP, _HEAD) / _HEAD if residual == "channels" else 1.0
+    return BenchCase(
+        op=f"attention, forward and backward, {residual}",
+        shape=f"{shape}, lengths and dropout" if padded else shape,
+        run=run,
+        args=(x, x, x, x),
+        flops=int((3 + 4 * share) * _product(x)),
+        # q, k, v in and the output; what was kept of them and the cotangent in, three gradients.
+        num_bytes=int((4 + 3 * share + 4) * 2 * x.size),
+        rivals={} if padded else {"cudnn": functools.partial(_backward_order, cudnn)},
+        figures=functools.partial(_cosines, run) if residual == "channels" else None,
+    )
+
+
+def _product(x: jax.ShapeDtypeStruct) -> int:
+    """Operations of a product with all scores, N x N x head of every head."""
+    return 2 * x.size * x.shape[2]
+
+
+def _with_gradients(op, do, q, k, v):
+    out, pullback = jax.vjp(op, q, k, v)
+    return out, *pullback(do)
+
+
+def _backward_order(op, q, k, v, do):
+    return _with_gradients(op, do, q, k, v)
+
+
+def cudnn(q, k, v):
+    """Attention by cuDNN; each head is a sample of one head, which is how these arrays lie."""
+    flat = (x.reshape(-1, x.shape[2], 1, x.shape[3]) for x in (q, k, v))
+    return jax.nn.dot_product_attention(*flat, implementation="cudnn").reshape(q.shape)
+
+
+def _cosines(run, q, k, v, do) -> dict[str, jax.Array]:
+    """Of the gradients of q, k and v with the exact ones, over all samples."""
+    approximate, exact = (run(q, k, v, do, residual=kind)[1:] for kind in ("channels", "qkv"))
+    names = ("cosine of dq", "cosine of dk", "cosine of dv")
+    return {n: cosine(a, b) for n, a, b in zip(names, approximate, exact, strict=True)}
+
+
+def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Of the angle between two arrays, float32."""
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    return jnp.sum(a * b) / (jnp.linalg.norm(a.ravel()) * jnp.linalg.norm(b.ravel()))

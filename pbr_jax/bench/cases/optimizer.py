@@ -1,0 +1,48 @@
+"""What `pbr bench kernels` runs of the optimizer: the pruned kernels of ViT-B/16 and BERT-base."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pbr_jax.bench.cases.case import BenchCase, num_bytes
+from pbr_jax.plans import budget_for
+from pbr_jax.training.optimizer import Rows, make_optimizer, update_rows
+
+_BLOCKS, _KEEP = 12, 0.1
+_LAYERS = {"qkv": (768, 2304), "proj": (768, 768), "fc1": (768, 3072), "fc2": (3072, 768)}
+
+
+def bench_cases() -> list[BenchCase]:
+    """One step of a stacked kernel at keep 0.1, float32."""
+    names: tuple[Literal["sgd", "adamw"], ...] = ("sgd", "adamw")
+    return [_case(name, site) for name in names for site in _LAYERS]
+
+
+def _case(name: Literal["sgd", "adamw"], site: str) -> BenchCase:
+    columns, features = _LAYERS[site]
+    num_rows = _BLOCKS * budget_for(_KEEP, columns)
+    tx = make_optimizer(name, lambda count: jnp.asarray(1e-3, jnp.float32), clip_norm=None)
+    kernel = jax.ShapeDtypeStruct((_BLOCKS, columns, features), jnp.float32)
+    moments = (kernel,) * len(tx.rule.moments)
+    slots = jax.ShapeDtypeStruct((num_rows,), jnp.int32)
+    grad = jax.ShapeDtypeStruct((num_rows, features), jnp.float32)
+
+    def run(slots, grad, param, *moments, implementation):
+        params, rows = {"kernel": param}, {"kernel": Rows(slots, axes=2)}
+        given = {n: {"kernel": m} for n, m in zip(tx.rule.moments, moments, strict=True)}
+        state = optax.tree.set(tx.init(params), **given)
+        grads, apply = {"kernel": grad}, jnp.asarray(True)
+        return update_rows(tx, grads, state, params, rows, apply, implementation)
+
+    return BenchCase(
+        op=f"{name} of selected rows",
+        shape=f"{site} of ViT-B/16 or BERT-base, 12 blocks",
+        run=run,
+        args=(slots, grad, kernel, *moments),
+        flops=0,
+        num_bytes=num_bytes(slots, grad) + 2 * (1 + len(moments)) * num_bytes(grad),
+        index_limit=_BLOCKS * columns,
+        donate=tuple(range(2, 3 + len(moments))),
+    )

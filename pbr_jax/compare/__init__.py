@@ -1,0 +1,1 @@
+"""Methods side by side: trials, the table, and its figures."""

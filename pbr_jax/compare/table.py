@@ -1,0 +1,201 @@
+"""The table of a comparison: what each method costs and what it reaches, against two baselines.
+
+A comparison is a JSON file that grows: costs of a method as soon as they are known, a trial for
+each seed. An interrupted one goes on where it was.
+"""
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scipy import stats
+
+from pbr_jax.runs.console import format_bytes, format_seconds
+from pbr_jax.runs.metrics import write_json
+
+
+class Row(NamedTuple):
+    """A line of the table; None where something was not measured (yet).
+
+    Attributes:
+      method: name.
+      activation_bytes: saved between forward and backward pass.
+      compiled_peak_bytes: of the compiled step.
+      measured_peak_bytes: in use on the accelerator.
+      seconds_per_step: median.
+      time_to_full, time_to_backrazor: ratios of step times.
+      memory_to_full: ratio of peaks, of measured ones where both are.
+      accuracy, accuracy_std: mean and standard deviation over seeds, fractions.
+      gap, gap_interval: mean difference of accuracy to full fine-tuning, paired by seed, and half
+        of its 95 % interval (Student's t).
+      seeds: that have been run.
+    """
+
+    method: str
+    activation_bytes: int | None = None
+    compiled_peak_bytes: int | None = None
+    measured_peak_bytes: int | None = None
+    memory_to_full: float | None = None
+    seconds_per_step: float | None = None
+    time_to_full: float | None = None
+    time_to_backrazor: float | None = None
+    accuracy: float | None = None
+    accuracy_std: float | None = None
+    gap: float | None = None
+    gap_interval: float | None = None
+    seeds: int = 0
+
+
+class Comparison:
+    """The growing file of a comparison.
+
+    Attributes:
+      path: of the JSON file.
+      content: `setting`, of what makes results comparable; `costs`, method -> figures; `trials`,
+        method -> seed -> accuracy and curve.
+
+    Raises:
+      ValueError: the file is of another setting; the message names what differs.
+    """
+
+    def __init__(self, path: Path, setting: Mapping[str, Any]) -> None:
+        self.path = path
+        self.content: dict[str, Any] = {"setting": dict(setting), "costs": {}, "trials": {}}
+        if not path.is_file():
+            return
+        found = json.loads(path.read_text(encoding="utf-8"))
+        here = json.loads(json.dumps(dict(setting)))
+        if found["setting"] != here:
+            differing = sorted(k for k in here if found["setting"].get(k) != here[k])
+            raise ValueError(
+                f"{path} is a comparison with other {', '.join(differing)}; take another --out, or"
+                " remove it"
+            )
+        self.content = found
+
+    def record_cost(self, method: str, **figures: Any) -> None:
+        """Adds figures of `method` and saves."""
+        self.content["costs"].setdefault(method, {}).update(figures)
+        self._save()
+
+    def has_cost(self, method: str) -> bool:
+        """Whether memory and time are known."""
+        return "seconds_per_step" in self.content["costs"].get(method, {})
+
+    def record_trial(self, method: str, seed: int, trial: Any) -> None:
+        """Adds a finished run and saves."""
+        curve = [point._asdict() for point in trial.curve]
+        runs = self.content["trials"].setdefault(method, {})
+        runs[str(seed)] = {"accuracy": trial.accuracy, "curve": curve}
+        self._save()
+
+    def has_trial(self, method: str, seed: int) -> bool:
+        """Whether this run is finished."""
+        return str(seed) in self.content["trials"].get(method, {})
+
+    def rows(self, methods: Iterable[str]) -> list[Row]:
+        """The table as far as it is known."""
+        return [self._row(method) for method in methods]
+
+    def _save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, self.content)
+
+    def _row(self, method: str) -> Row:
+        costs, trials = self.content["costs"], self.content["trials"]
+        cost, full, backrazor = (costs.get(m, {}) for m in (method, "full", "backrazor"))
+        runs, full_runs = trials.get(method, {}), trials.get("full", {})
+        accuracies = [run["accuracy"] for run in runs.values()]
+        gaps = [runs[s]["accuracy"] - full_runs[s]["accuracy"] for s in runs if s in full_runs]
+        paired = gaps if method != "full" else []
+        source = "measured_peak_bytes"
+        if None in (cost.get(source), full.get(source)):
+            source = "compiled_peak_bytes"
+        return Row(
+            method=method,
+            activation_bytes=cost.get("activation_bytes"),
+            compiled_peak_bytes=cost.get("compiled_peak_bytes"),
+            measured_peak_bytes=cost.get("measured_peak_bytes"),
+            memory_to_full=_ratio(cost.get(source), full.get(source)),
+            seconds_per_step=cost.get("seconds_per_step"),
+            time_to_full=cost.get("time_to_full"),
+            time_to_backrazor=_ratio(cost.get("time_to_full"), backrazor.get("time_to_full")),
+            accuracy=statistics.fmean(accuracies) if accuracies else None,
+            accuracy_std=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+            gap=statistics.fmean(paired) if paired else None,
+            gap_interval=half_interval(paired) if len(paired) > 1 else None,
+            seeds=len(runs),
+        )
+
+
+def half_interval(differences: Sequence[float]) -> float:
+    """Half of the 95 % interval of the mean of at least two paired differences."""
+    n = len(differences)
+    return float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+
+
+def _ratio(mine: float | None, theirs: float | None) -> float | None:
+    return None if mine is None or not theirs else mine / theirs
+
+
+HEADER = (
+    "method",
+    "saved",
+    "peak",
+    "/ full",
+    "step",
+    "/ full",
+    "/ BackRazor",
+    "accuracy %",
+    "gap to full",
+)
+
+
+def cells(row: Row) -> list[str]:
+    """A row as text; what is not known is a hyphen."""
+
+    def show(value, form):
+        return "-" if value is None else form(value)
+
+    def ratio(value):
+        return f"{value:.2f}"
+
+    accuracy = show(row.accuracy, lambda a: f"{100 * a:.2f}")
+    gap = show(row.gap, lambda g: f"{100 * g:+.2f}")
+    peak = row.measured_peak_bytes or row.compiled_peak_bytes
+    return [
+        row.method,
+        show(row.activation_bytes, format_bytes),
+        show(peak, format_bytes),
+        show(row.memory_to_full, ratio),
+        show(row.seconds_per_step, format_seconds),
+        show(row.time_to_full, ratio),
+        show(row.time_to_backrazor, ratio),
+        accuracy + show_spread(row.accuracy_std),
+        "" if row.method == "full" else gap + show_spread(row.gap_interval),
+    ]
+
+
+def show_spread(value: float | None) -> str:
+    """` ± 0.42` in percent points, or nothing."""
+    return "" if value is None else f" ± {100 * value:.2f}"
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    """The table in Markdown."""
+    lines = [HEADER, ("---",) * len(HEADER), *map(cells, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def csv_text(rows: Iterable[Row]) -> str:
+    """The table in CSV, in bytes, seconds and fractions."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(Row._fields)
+    writer.writerows(["" if v is None else v for v in row] for row in rows)
+    return out.getvalue()

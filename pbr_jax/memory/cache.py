@@ -1,0 +1,97 @@
+"""Memory reports of compiled steps, kept between programs: compiling takes seconds, reading none.
+
+A report is valid for what was compiled: the settings that shape the program, the card, the versions
+of JAX and its plugin, and every source file of this package. Each is a small file of its own in the
+user's cache folder; one that is damaged is as good as absent.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from pbr_jax.configs.common import Config
+from pbr_jax.gpu import Card, MemoryReport, target_config
+from pbr_jax.memory.fit import Measure
+from pbr_jax.settings.rules import settings
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_NOT_IN_THE_PROGRAM = ("seed", "memory_budget", "data.path", "model.weights")
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/pbr_jax/fit`, by default below `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base else Path.home() / ".cache") / "pbr_jax" / "fit"
+
+
+def cached(measure: Measure, card: Card, folder: Path) -> Measure:
+    """`measure` for `card`, remembered in `folder`, which is made if it does not exist.
+
+    A folder that cannot be written remembers nothing.
+    """
+
+    def remembered(config: Config) -> MemoryReport:
+        key = cache_key(config, card)
+        path = folder / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+        found = _read(path, key)
+        if found is None:
+            found = measure(config)
+            with contextlib.suppress(OSError):
+                _write(path, json.dumps({"key": key, "report": found._asdict()}))
+        return found
+
+    return remembered
+
+
+def cache_key(config: Config, card: Card) -> str:
+    """All that a report depends on, as text."""
+    skipped = {entry.key for entry in settings() if entry.field.metadata["resume_safe"]}
+    skipped.update(_NOT_IN_THE_PROGRAM)
+    flat = {
+        entry.key: repr(functools.reduce(getattr, entry.key.split("."), config))
+        for entry in settings()
+        if entry.key not in skipped and not entry.key.startswith("pruning.keep.")
+    }
+    versions = {
+        name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "jax-cuda13-plugin")
+    }
+    return json.dumps([flat, target_config(card), versions, source_digest()])
+
+
+@functools.cache
+def source_digest() -> str:
+    """A hash of the package's Python files."""
+    digest = hashlib.sha256()
+    for folder, _, names in sorted(os.walk(_PACKAGE, followlinks=True)):
+        for name in sorted(names):
+            if name.endswith(".py"):
+                path = Path(folder, name)
+                digest.update(str(path.relative_to(_PACKAGE)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, key: str) -> MemoryReport | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["key"] != key:
+            return None
+        return MemoryReport(**{name: int(size) for name, size in found["report"].items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

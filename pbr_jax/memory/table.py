@@ -1,0 +1,226 @@
+"""The table of `pbr fit` on the terminal, in JSON and in Markdown."""
+
+import shlex
+from typing import Any, NamedTuple
+
+import jax
+import rich.box
+import rich.console
+import rich.table
+from rich.text import Text
+
+from pbr_jax.configs.common import Config
+from pbr_jax.gpu import CARDS, Card
+from pbr_jax.memory.fit import LARGEST_BATCH, Row, fastest, joint_spar_suffix
+from pbr_jax.runs.console import format_bytes
+from pbr_jax.settings.flags import Arguments
+from pbr_jax.settings.load import DEFAULT_SPEC
+
+_WIDE = 96  # columns from which on every row has its parameters and optimizer
+_JAX_TAKES = 0.75  # of a card, unless XLA_CLIENT_MEM_FRACTION says otherwise
+
+
+class Table(NamedTuple):
+    """All that was found out.
+
+    Attributes:
+      config: the run.
+      card: its name, memory and what was compiled for.
+      reserve_bytes: left free.
+      rows: one for each method.
+      missing: why nothing was compiled and the figures are a formula's; empty if they are not.
+    """
+
+    config: Config
+    card: Card
+    reserve_bytes: int
+    rows: tuple[Row, ...]
+    missing: str = ""
+
+    @property
+    def fastest(self) -> Row | None:
+        """The fastest method that fits."""
+        return fastest(self.rows)
+
+    def smallest_need(self) -> str:
+        """What there would have to be, where nothing fits."""
+        peaks = [(row.need.peak_bytes, row.method) for row in self.rows if row.need is not None]
+        if not peaks:
+            return f"nothing is known to fit in {format_bytes(self.card.memory_bytes)}"
+        peak, least = min(peaks)
+        smaller = [row.largest_batch or 0 for row in self.rows]
+        hint = f"a batch of {max(smaller)} would fit" if any(smaller) else "no batch would fit"
+        return (
+            f"nothing fits in {format_bytes(self.card.memory_bytes)}: {least}, the smallest, needs"
+            f" {format_bytes(peak + self.reserve_bytes)} with the reserve at batch"
+            f" {self.config.batch_size}; {hint}"
+        )
+
+
+def to_json(table: Table) -> dict[str, Any]:
+    """The table as JSON values; sizes in bytes."""
+    best = table.fastest
+    return {
+        "gpu": table.card.name,
+        "compiled_for": table.card.description,
+        "compiled": not table.missing,
+        "memory_bytes": table.card.memory_bytes,
+        "reserve_bytes": table.reserve_bytes,
+        "batch_size": table.config.batch_size,
+        "dtype": table.config.model.dtype,
+        "fastest": best and best.method,
+        "notes": notes(table),
+        "versions": {"jax": jax.__version__},
+        "rows": [json_row(row) for row in table.rows],
+    }
+
+
+def json_row(row: Row) -> dict[str, Any]:
+    """One method, with every key, null where it is not known."""
+    need, use = row.need, row.use
+    return {
+        "method": row.method,
+        "argument_bytes": need and need.argument_bytes,
+        "output_bytes": need and need.output_bytes,
+        "temp_bytes": need and need.temp_bytes,
+        "alias_bytes": need and need.alias_bytes,
+        "peak_bytes": need and need.peak_bytes,
+        "fits": row.fits,
+        "largest_batch": row.largest_batch,
+        "parameter_bytes": use and use.parameters,
+        "gradient_bytes": use and use.gradients,
+        "optimizer_bytes": use and use.optimizer,
+        "activation_bytes": use and use.activations,
+        "time": row.time and round(row.time, 4),
+        "time_measured": row.measured,
+        "fault": row.fault,
+    }
+
+
+def to_markdown(table: Table) -> str:
+    """The table in Markdown, its notes below."""
+    lines = [
+        f"{headline(table)}:",
+        "",
+        "| method | gradients | activations | temp | peak | fits | largest batch | time |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in table.rows:
+        name = f"**`{row.method}`**" if row == table.fastest else f"`{row.method}`"
+        lines.append(f"| {name} | {' | '.join(_cells(row)[2:])} |")
+    return "\n".join([*lines, "", *(f"* {note}" for note in notes(table))])
+
+
+def _cells(row: Row) -> list[str]:
+    """From parameters on, without the name."""
+    use, need = row.use, row.need
+    sizes = (use.parameters, use.optimizer, use.gradients, use.activations) if use else [None] * 4
+    sizes = (*sizes, *((need.temp_bytes, need.peak_bytes) if need else (None, None)))
+    batch = "-" if row.largest_batch is None else f"{row.largest_batch}"
+    more = row.largest_batch is not None and row.largest_batch > 0.99 * LARGEST_BATCH
+    return [
+        *("-" if size is None else format_bytes(size) for size in sizes),
+        "-" if row.fits is None else "yes" if row.fits else "no",
+        f"≥ {batch}" if more else batch,
+        "-" if row.time is None else f"{row.time:.2f}" + ("*" if row.measured else ""),
+    ]
+
+
+def headline(table: Table) -> str:
+    """What was asked."""
+    config, card = table.config, table.card
+    reserve = format_bytes(table.reserve_bytes)
+    return (
+        f"{config.name} · batch {config.batch_size} · {config.model.dtype} · {card.name}: "
+        f"{format_bytes(card.memory_bytes)} with {reserve} in reserve"
+    )
+
+
+def in_brief(table: Table) -> str:
+    """The fastest method that fits and what its figures are, in one line."""
+    best = table.fastest
+    assert best is not None and best.need is not None
+    how = f"by a formula, since {table.missing}" if table.missing else "compiled"
+    return (
+        f"{best.method}, the fastest plan that fits: {format_bytes(best.need.peak_bytes)} {how}, "
+        f"{format_bytes(table.reserve_bytes)} in reserve, {best.time:.2f} of full fine-tuning's "
+        "time"
+    )
+
+
+def print_table(table: Table, out: rich.console.Console, arguments: Arguments) -> None:
+    """Prints the table, the fastest method that fits, and what to know about the figures."""
+    wide, best = out.width >= _WIDE, table.fastest
+    out.print(Text(headline(table), style="bold"))
+    drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    drawn.add_column("method", no_wrap=True)
+    heads = ["gradients", "activations", "temp", "peak", "fits", "largest\nbatch", "time"]
+    for head in ["parameters", "optimizer"] * wide + heads:
+        drawn.add_column(head, justify="right", no_wrap=True, vertical="bottom")
+    for row in table.rows:
+        cells = _cells(row)[0 if wide else 2 :]
+        colour = {True: "green", False: "red", None: "yellow"}[row.fits]
+        cells[-3] = f"[{colour}]{cells[-3]}[/]"
+        name = f"{row.method} ◀" if row == best else row.method
+        drawn.add_row(name, *cells, style="bold" if row == best else "")
+    out.print(drawn)
+    use = next((row.use for row in table.rows if row.use), None)
+    if not wide and use is not None:
+        state = f"parameters {format_bytes(use.parameters)}, optimizer"
+        out.print(Text(f"{state} {format_bytes(use.optimizer)} by every method"), soft_wrap=True)
+    for row in table.rows:
+        if row.fault:
+            out.print(Text(f"{row.method}: {row.fault}", style="yellow"), soft_wrap=True)
+    if best is not None:
+        out.print(
+            Text.assemble(("◀ fastest that fits  ", "bold green"), _command(best, arguments)),
+            soft_wrap=True,
+        )
+    for note in notes(table):
+        out.print(Text(note, style="dim"))
+
+
+def _command(row: Row, arguments: Arguments) -> str:
+    """Trains by the method of `row`, with the JointSPAR of the configuration."""
+    method = row.method
+    if not joint_spar_suffix(method):
+        method += joint_spar_suffix(arguments.config.method)
+    words = ["python", "train.py"]
+    words += ["--config", arguments.spec] if arguments.spec != DEFAULT_SPEC else []
+    words += [f"--config.{o}" for o in arguments.overrides if not o.startswith("method=")]
+    return shlex.join([*words, f"--config.method={method}"])
+
+
+def notes(table: Table) -> list[str]:
+    """What the figures are and are not."""
+    card, config = table.card, table.config
+    lines = []
+    if table.missing:
+        lines.append(f"Estimated by a formula, not compiled: {table.missing}.")
+    else:
+        lines.append(
+            f"Compiled by XLA for {card.description} with jax {jax.__version__}, not run: a peak on"
+            " a live card is unverified."
+        )
+    if card.name not in CARDS and not table.missing:
+        lines.append(f"{card.name} is taken for a card like the {card.description}.")
+    if config.model.dtype == "bfloat16" and not card.has_bfloat16:
+        lines.append(
+            f"{card.description} has no bfloat16 units: XLA computes in float32 and stores bfloat16"
+            " where the program says so."
+        )
+    lines.append(
+        "time: a step's, as a fraction of full fine-tuning's; estimated by arithmetic, not measured"
+        + (" but for those marked *." if any(row.measured for row in table.rows) else ".")
+    )
+    if any(not joint_spar_suffix(row.method) for row in table.rows):
+        lines.append(
+            "JointSPAR (/js50 or the like behind a method) takes less time and as much memory."
+        )
+    share = int(100 * (1 - table.reserve_bytes / card.memory_bytes)) / 100
+    if share > _JAX_TAKES:
+        lines.append(
+            f"JAX takes at most {_JAX_TAKES:.0%} of a card; what needs more of it needs"
+            f" XLA_CLIENT_MEM_FRACTION={share:.2f} in the environment."
+        )
+    return lines

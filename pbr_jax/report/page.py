@@ -1,0 +1,303 @@
+"""One self-contained HTML page about a run, from the files in its work directory.
+
+    write_report("runs/digits-lean")
+
+Nothing is loaded from elsewhere, and the page follows the reader's light or dark setting.
+"""
+
+import html
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pbr_jax.memory.use import MemoryUse
+from pbr_jax.runs.console import format_bytes, format_ratio, format_seconds
+from pbr_jax.runs.metrics import read_metrics, write_atomically
+
+
+class Columns(NamedTuple):
+    """What `pruning.npz` holds: S snapshots of L blocks with A arms each, by site."""
+
+    steps: np.ndarray  # int [S], ascending
+    probs: dict[str, np.ndarray]  # float [S, L, A]
+    counts: dict[str, np.ndarray]  # int [L, A], steps in which an arm was trained
+
+
+def write_report(workdir: Path | str) -> Path:
+    """Write `report.html` into `workdir` and return its path.
+
+    Reads `config.json` and, where they exist, `metrics.jsonl`, `summary.json` and `pruning.npz`:
+    a run that is under way or prunes nothing has a shorter page. From the summary the page also
+    shows `seconds`, `examples_per_second`, `device`, and `memory` and `full_memory`, each the
+    fields of a `MemoryUse`, of this run and of full fine-tuning.
+
+    Raises:
+        ValueError: `workdir` is no work directory, or a file in it is damaged.
+    """
+    workdir = Path(workdir)
+    config = _read_json(workdir / "config.json")
+    if config is None:
+        raise ValueError(
+            f"workdir = {workdir}: has no config.json, so no run was started there; "
+            f"give the folder that train.py printed"
+        )
+    path = workdir / "report.html"
+    summary = _read_json(workdir / "summary.json") or {}
+    write_atomically(path, _page(config, summary, read_metrics(workdir), read_columns(workdir)))
+    return path
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: is not JSON: {error.msg}") from error
+
+
+def read_columns(workdir: Path | str) -> Columns | None:
+    """The content of `pruning.npz`, None when there is no such file.
+
+    Raises:
+        ValueError: an array is missing or has another shape than its neighbours.
+    """
+    path = Path(workdir) / "pruning.npz"
+    if not path.is_file():
+        return None
+    with np.load(path) as arrays:
+        sites = [name.removeprefix("probs/") for name in arrays.files if name.startswith("probs/")]
+        missing = {"steps", *(f"counts/{site}" for site in sites)} - {*arrays.files}
+        if missing:
+            raise ValueError(f"{path}: lacks {', '.join(sorted(missing))}")
+        found = Columns(
+            arrays["steps"],
+            {site: arrays[f"probs/{site}"] for site in sites},
+            {site: arrays[f"counts/{site}"] for site in sites},
+        )
+    for site in sites:
+        expected = (len(found.steps), *found.counts[site].shape)
+        if found.probs[site].shape != expected:
+            raise ValueError(
+                f"{path}: probs/{site} has shape {found.probs[site].shape}, must be {expected}: "
+                f"snapshots, blocks and columns as in steps and counts/{site}"
+            )
+    return found if sites and len(found.steps) else None
+
+
+def _page(
+    config: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    columns: Columns | None,
+) -> str:
+    # matplotlib takes a while to import, and only the page needs it.
+    from pbr_jax.report import figures
+
+    title = f"{config.get('name', 'run')}: {config.get('method', '')}"
+    evaluations = [
+        record
+        for record in records
+        if record.get("split") == "test" and record.get("accuracy") is not None
+    ]
+    sections = [_cards(summary, evaluations)]
+    if records:
+        sections.append(_section("Training", figures.curves(records)))
+    sections += _memory(summary)
+    if columns is not None:
+        sections.append(
+            _section(
+                "Which columns were trained",
+                figures.columns(*columns),
+                "Left: every block is a row, every column (or group) of the activation a cell; the "
+                "stronger its colour, the more often its row of the weights was trained. "
+                "Right: the probability of being chosen against an even choice, for the columns of "
+                "all blocks; orange became likelier, blue less likely.",
+                _table(*_site_table(columns)),
+            )
+        )
+    if evaluations:
+        rows = [[str(e["step"]), _loss(e["loss"]), f"{e['accuracy']:.2%}"] for e in evaluations]
+        table = _table(("step", "test loss", "test accuracy"), rows)
+        sections.append(_details("Evaluations", table))
+    settings = [[key, _text(value)] for key, value in _flatten(config)]
+    sections.append(_details("Settings", _table(("key", "value"), settings, words=True)))
+    subtitle = [
+        f"{summary.get('steps', config.get('steps'))} steps of {config.get('batch_size')} examples",
+        *([str(summary["device"])] if summary.get("device") else []),
+        *([] if summary else ["not finished yet"]),
+    ]
+    return _TEMPLATE.format(
+        title=html.escape(title),
+        subtitle=html.escape(" · ".join(subtitle)),
+        body="\n".join(sections),
+        style=_STYLE,
+    )
+
+
+def _cards(summary: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """The four figures one looks for first; those that are unknown are left out."""
+    cards = []
+    if summary.get("accuracy") is not None:
+        best = max(evaluations, key=lambda e: e["accuracy"], default=None)
+        note = f"best {best['accuracy']:.1%} at step {best['step']}" if best else ""
+        cards.append(("test accuracy", f"{summary['accuracy']:.1%}", note))
+    if summary.get("activation_bytes") is not None:
+        size, full = summary["activation_bytes"], summary.get("full_memory")
+        ratio = format_ratio(size, full["activations"]) if full else ""
+        note = f"{ratio} than full fine-tuning" if ratio else "kept for the backward pass"
+        cards.append(("activations", format_bytes(size), note))
+    if summary.get("compiled_peak_bytes") is not None:
+        peak = format_bytes(summary["compiled_peak_bytes"])
+        cards.append(("compiled peak", peak, "the whole step, as compiled"))
+    if summary.get("seconds_per_step") is not None:
+        speed = summary.get("examples_per_second")
+        note = f"{speed:,.0f} examples per second" if speed else ""
+        cards.append(("time per step", format_seconds(summary["seconds_per_step"]), note))
+    cells = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>"
+        f"<small>{html.escape(note)}</small></div>"
+        for name, value, note in cards
+    )
+    return f"<dl class=cards>{cells}</dl>" if cards else ""
+
+
+def _memory(summary: Mapping[str, Any]) -> list[str]:
+    if not summary.get("memory"):
+        return []
+    from pbr_jax.report import figures
+
+    method = summary["method"]
+    uses = {method: MemoryUse(**summary["memory"])}
+    if summary.get("full_memory") and method != "full":
+        uses["full fine-tuning"] = MemoryUse(**summary["full_memory"])
+    rows = [
+        [name, *(format_bytes(size) for size in (*use, use.total))] for name, use in uses.items()
+    ]
+    return [
+        _section(
+            "Memory",
+            figures.memory(uses, summary["compiled_peak_bytes"], method),
+            "Activations are what is kept between the forward and the backward pass. The compiled "
+            "peak is what the compiler plans for the whole step, temporary arrays included, and "
+            "reuses space: it may lie below or above the sum.",
+            _table(("", *MemoryUse._fields, "total"), rows),
+        )
+    ]
+
+
+def _site_table(columns: Columns) -> tuple[tuple[str, ...], list[list[str]]]:
+    rows = []
+    for site, counts in columns.counts.items():
+        last = columns.probs[site][-1]
+        arms = counts.shape[1]
+        chosen = last.sum(axis=1).mean()
+        tenth = max(arms // 10, 1)
+        ranked = np.sort(counts, axis=1)[:, ::-1]
+        top = ranked[:, :tenth].sum() / max(counts.sum(), 1)
+        rows.append(
+            [
+                site,
+                f"{chosen:.0f} of {arms}",
+                f"{(counts > 0).mean():.0%}",
+                f"{top:.0%}",
+                f"{last.min():.3f} to {last.max():.3f}",
+            ]
+        )
+    head = ("site", "chosen per step", "ever trained", "draws of the busiest tenth", "probability")
+    return head, rows
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _loss(loss: float | None) -> str:
+    return "not finite" if loss is None else f"{loss:.4f}"
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def _section(title: str, figure: str, caption: str = "", table: str = "") -> str:
+    note = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    return (
+        f"<section><h2>{html.escape(title)}</h2>"
+        f"<figure><div class=scroll>{figure}</div>{note}</figure>{table}</section>"
+    )
+
+
+def _details(title: str, content: str) -> str:
+    return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], words: bool = False) -> str:
+    """A table; cells after the first are numbers, aligned to the right, unless `words`."""
+    kind = "words" if words else "numbers"
+    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return (
+        f"<div class=scroll><table class={kind}><thead><tr>{top}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d2128; --soft: #626a76; --page: #f6f7f9;
+  --card: #ffffff; --line: #e1e4e9; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e7ec; --soft: #98a1ae; --page: #121417;
+  --card: #1a1d22; --line: #2c3138; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 980px; margin: 0 auto; padding: 32px 20px 64px; }
+h1 { font-size: 24px; line-height: 1.2; margin: 0; letter-spacing: -0.01em; }
+h2 { font-size: 16px; margin: 0 0 12px; }
+header p { color: var(--soft); margin: 4px 0 24px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px;
+  margin: 0 0 16px; }
+.cards div, section, details { background: var(--card); border: 1px solid var(--line);
+  border-radius: 8px; padding: 14px 16px; }
+.cards dt, .cards small, figcaption, th { color: var(--soft); font-size: 13px; }
+.cards small { font-size: 12.5px; white-space: nowrap; }
+.cards dd { margin: 2px 0; font-size: 26px; line-height: 1.2; font-weight: 600;
+  font-variant-numeric: tabular-nums; }
+section, details { margin: 0 0 16px; }
+summary { font-weight: 600; cursor: pointer; }
+figure { margin: 0; }
+figcaption { margin-top: 8px; max-width: 75ch; }
+.scroll { overflow-x: auto; }
+svg { display: block; width: 100%; min-width: 600px; height: auto; }
+svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif !important; }
+table { border-collapse: collapse; margin-top: 12px; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: 5px 24px 5px 0; border-bottom: 1px solid var(--line);
+  font-weight: normal; white-space: nowrap; }
+.numbers th:not(:first-child), .numbers td:not(:first-child) { text-align: right; }
+tbody tr:last-child td { border-bottom: 0; }
+"""
+_TEMPLATE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+<header><h1>{title}</h1><p>{subtitle}</p></header>
+{body}
+</main>
+</body>
+</html>
+"""

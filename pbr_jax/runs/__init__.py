@@ -1,0 +1,1 @@
+"""A run on disk: opening, checkpoints, metrics, signals, and what the console shows."""

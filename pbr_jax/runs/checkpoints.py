@@ -1,0 +1,414 @@
+"""Checkpoints that are either proven whole or not used.
+
+Orbax's `CheckpointManager` writes and restores; a manifest (`manifest.py`) proves. Orbax runs
+`post_finalization_callback` once all files of a step are written and before it renames the step's
+temporary directory. The manifest is written there, so that one rename publishes data and manifest
+together: a process killed at any moment leaves a verified step or a temporary directory that is
+ignored, and Orbax, which deletes old steps after that rename, never deletes the last verified one.
+Two files that Orbax writes between manifest and rename, `_CHECKPOINT_METADATA` and
+`commit_success.txt`, are not listed; restoring does not need them.
+
+    with Checkpointer(workdir / "checkpoints", keep=2) as checkpointer:
+        restored = checkpointer.restore(jax.eval_shape(init))
+        checkpointer.check_space(checkpointer.bytes_needed(state))
+        checkpointer.save(step, state, loader.state(), metrics={"accuracy": 0.9})
+"""
+
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from pbr_jax.runs import manifest
+
+_LOGGER = logging.getLogger(__name__)
+_CHANGED_LATER = frozenset({"_CHECKPOINT_METADATA"})  # by Orbax, between manifest and rename
+
+
+class CheckpointError(RuntimeError):
+    """Checkpoints cannot be written or trusted; the message says what, where, and what to do."""
+
+
+class Restored(NamedTuple):
+    """What `Checkpointer.restore` found."""
+
+    step: int
+    state: PyTree
+    data_state: dict[str, Any]
+
+
+class _Pending(NamedTuple):
+    """The save in progress."""
+
+    step: int
+    metrics: dict[str, float] | None
+    tree: dict[str, str]
+    num_bytes: int
+
+
+class Checkpointer:
+    """Saves in the background, keeps the last steps and the best, restores verified steps only.
+
+    Leave it through its context manager or `close()`: a save still running when the interpreter
+    exits is lost (it leaves a temporary directory, never a broken step). One process may write to a
+    directory at a time.
+
+    Attributes:
+      directory: holds `<step>/` for each checkpoint and the link `best`. Created by the first save.
+      keep: number of latest steps to keep, at least 1. The most accurate step is kept besides.
+      notify: receives one message for each checkpoint that is passed over or set aside, and why.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        keep: int,
+        notify: Callable[[str], None] = _LOGGER.warning,
+    ) -> None:
+        if keep < 1:
+            raise ValueError(
+                f"keep = {keep}: must be at least 1, the number of latest checkpoints to keep"
+            )
+        self.directory = Path(directory).absolute()
+        self.keep = keep
+        self.notify = notify
+        self._manager: ocp.CheckpointManager | None = None
+        self._pending: _Pending | None = None
+        self._writing = False
+        # Steps newer than the newest verified one and what is wrong with them; None before
+        # `restore` has looked.
+        self._faults: dict[int, manifest.BrokenCheckpoint] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def save(
+        self,
+        step: int,
+        state: PyTree,
+        data_state: dict[str, Any],
+        metrics: dict[str, float] | None = None,
+    ) -> None:
+        """Starts saving `state` as `step`.
+
+        First waits for the previous save. Returns as soon as `state` may be donated; whether it was
+        written, the next `save`, `wait` or `close` says.
+
+        Args:
+          step: number of finished steps; not saved before.
+          state: pytree of `jax.Array`, which includes typed PRNG keys and empty arrays.
+          data_state: JSON-able position of the data.
+          metrics: evaluation of this state; `"accuracy"` decides which step is the best. None if
+            not evaluated.
+
+        Raises:
+          ValueError: a leaf is no `jax.Array`, or `step` is there already.
+          CheckpointError: this or the previous save failed; names the checkpoint that is intact.
+        """
+        self.wait()
+        metrics = _checked_metrics(metrics)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+            if not isinstance(leaf, jax.Array):
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise ValueError(
+                    f"state leaf {name} is a {type(leaf).__name__}: must be a jax.Array; "
+                    "wrap it in jnp.asarray"
+                )
+        json.dumps(data_state)  # a TypeError here, rather than in a background thread
+        manager = self._open_for_writing()
+        if step in self.steps():
+            raise ValueError(
+                f"step = {step}: already saved in {self.directory}; save each step once"
+            )
+        num_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
+        self._pending = _Pending(step, metrics, manifest.describe(state), num_bytes)
+        # Orbax refuses arrays of size zero: they are in the manifest's tree only. It skips a step
+        # below its newest one without a word unless forced.
+        stored = jax.tree.map(lambda x: x if x.size else None, state)
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(stored), data=ocp.args.JsonSave(data_state)
+        )
+        try:
+            manager.save(step, args=arguments, force=True)
+        except (OSError, ValueError) as error:
+            raise self._failure(error) from error
+
+    def wait(self) -> None:
+        """Blocks until the save in progress, if any, is complete and old steps are deleted.
+
+        Raises:
+          CheckpointError: the save failed; names the checkpoint that is intact.
+        """
+        if self._pending is None:
+            return
+        assert self._manager is not None
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # Orbax's threads raise ValueError, OSError or TimeoutError
+            raise self._failure(error) from error
+        self._pending = None
+        self._link_best()
+
+    def close(self) -> None:
+        """Waits for the save in progress and releases Orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            if self._manager is not None:
+                self._manager.close()
+                self._manager = None
+
+    def restore(self, state_like: PyTree, step: int | None = None) -> Restored | None:
+        """Restores the newest step that verifies, or exactly `step`.
+
+        Args:
+          state_like: the structure, shapes, dtypes and shardings wanted, as `jax.ShapeDtypeStruct`s
+            (for example from `jax.eval_shape`, so that no second state is allocated) or arrays.
+            Without a sharding: the default device.
+          step: restore this one and no other.
+
+        Returns:
+          None if there are no checkpoints. A save that was interrupted before it was complete is
+          none.
+
+        Raises:
+          CheckpointError: there are checkpoints and none verifies, or `step` does not.
+          ValueError: the checkpoint holds another tree than `state_like`; names the paths that
+            differ.
+        """
+        self.wait()
+        steps = sorted(self.steps(), reverse=True) if step is None else [step]
+        if not steps:
+            for path in self._interrupted():
+                self.notify(
+                    f"{path} is an interrupted save and is ignored; no checkpoint is complete yet"
+                )
+            return None
+        found, faults = self._newest_verified(steps)
+        if step is None:
+            self._faults = faults
+        if found is None:
+            raise CheckpointError(
+                f"no checkpoint to be trusted in {self.directory}:\n"
+                + "\n".join(f"  {candidate}: {fault}" for candidate, fault in faults.items())
+                + "\nUse another work directory, or delete these checkpoints to start anew."
+            )
+        for candidate, fault in faults.items():
+            self.notify(
+                f"checkpoint {candidate} is not used: {fault}; "
+                f"using checkpoint {found.step} instead"
+            )
+        if lines := manifest.difference(found.tree, manifest.describe(state_like)):
+            raise ValueError(
+                f"checkpoint {self.directory / str(found.step)} does not fit this run:\n  "
+                + "\n  ".join(lines)
+                + "\nIt was saved with another model, method or optimizer: "
+                "use its config, or another work directory."
+            )
+        leaves, treedef = jax.tree.flatten(state_like)
+        targets = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_sharding(x)) for x in leaves]
+        stored = jax.tree.unflatten(treedef, [x if math.prod(x.shape) else None for x in targets])
+        items = self._open().restore(
+            found.step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(stored), data=ocp.args.JsonRestore()
+            ),
+        )
+        arrays = iter(jax.tree.leaves(items["state"]))
+        filled = (
+            next(arrays) if math.prod(x.shape) else jnp.zeros(x.shape, x.dtype, device=x.sharding)
+            for x in targets
+        )
+        return Restored(found.step, jax.tree.unflatten(treedef, filled), items["data"])
+
+    def steps(self) -> list[int]:
+        """Steps on disk, in ascending order, verified or not; without a save in progress."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(
+            int(p.name) for p in self.directory.iterdir() if p.name.isdigit() and p.is_dir()
+        )
+
+    def best_step(self) -> int | None:
+        """The step with the highest accuracy (the later of equals), or None if none was evaluated.
+
+        Judged by the manifests; `restore(state_like, step=best_step())` verifies its data.
+        """
+        return self._best(self.steps())
+
+    def bytes_needed(self, state_like: PyTree) -> int:
+        """Bytes that this run may still have to write.
+
+        Counts `keep` steps, the best and one in progress, less what is there. Orbax compresses, so
+        that this is an upper bound.
+        """
+        size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state_like))
+        present = sum(
+            p.stat().st_size for s in self.steps() for p in (self.directory / str(s)).rglob("*")
+        )
+        return max(size, size * (self.keep + 2) - present)
+
+    def check_space(self, bytes_needed: int) -> None:
+        """Raises `CheckpointError` unless `bytes_needed` are free where `directory` lies."""
+        free = _free_bytes(self.directory)
+        if free < bytes_needed:
+            raise CheckpointError(
+                f"not enough disk space for checkpoints: {_megabytes(bytes_needed)} needed, "
+                f"{_megabytes(free)} free\n"
+                f"in {self.directory}\n"
+                "Free some space, use another work directory, or keep fewer checkpoints."
+            )
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Keeps the last `keep` steps and the best; Orbax's `PreservationPolicy`.
+
+        Orbax asks while it starts a save, which `checkpoints` includes, and deletes once that save
+        is complete.
+        """
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*sorted(steps)[-self.keep :], self._best(steps)}
+        return [step in kept for step in steps]
+
+    def _best(self, steps: Sequence[int]) -> int | None:
+        accuracies = {}
+        for step in steps:
+            if self._pending is not None and step == self._pending.step:
+                metrics = self._pending.metrics
+            else:
+                try:
+                    metrics = manifest.read(self.directory / str(step)).metrics
+                except manifest.BrokenCheckpoint:
+                    continue
+            if metrics is not None and not math.isnan(metrics["accuracy"]):
+                accuracies[step] = metrics["accuracy"]
+        return max(accuracies, key=lambda step: (accuracies[step], step), default=None)
+
+    def _newest_verified(
+        self, steps: Sequence[int]
+    ) -> tuple[manifest.Manifest | None, dict[int, manifest.BrokenCheckpoint]]:
+        """The first of `steps` that verifies, and what is wrong with those before it."""
+        faults: dict[int, manifest.BrokenCheckpoint] = {}
+        for step in steps:
+            try:
+                return manifest.verify(self.directory / str(step)), faults
+            except manifest.BrokenCheckpoint as fault:
+                faults[step] = fault
+        return None, faults
+
+    def _open(self) -> ocp.CheckpointManager:
+        if self._manager is None:
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                item_names=("state", "data"),
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=self,
+                    lightweight_initialize=True,  # the manifests are the metadata
+                    async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
+                ),
+            )
+        return self._manager
+
+    def _open_for_writing(self) -> ocp.CheckpointManager:
+        """Opens Orbax; the first time, removes interrupted saves and sets broken steps aside.
+
+        A broken step would count as one of the last, and collide when its number comes again.
+        """
+        if not self._writing:
+            for path in self._interrupted():
+                shutil.rmtree(path)
+            if self._faults is None:
+                _, self._faults = self._newest_verified(sorted(self.steps(), reverse=True))
+            for step in self._faults:
+                path = self.directory / str(step)
+                aside = path.with_name(f"{step}.broken")
+                if aside.exists():
+                    shutil.rmtree(aside)
+                path.rename(aside)
+                self.notify(
+                    f"broken checkpoint {step} is now {aside}; delete it when you no longer need it"
+                )
+            if self._faults and self._manager is not None:
+                self._manager.reload()
+            self._writing = True
+        return self._open()
+
+    def _write_manifest(self) -> None:
+        assert self._pending is not None
+        step, metrics, tree, _ = self._pending
+        manifest.write(self._temporary(step), step, metrics, tree, _CHANGED_LATER)
+
+    def _failure(self, error: Exception) -> CheckpointError:
+        """Cleans up after the failed save in progress and explains it."""
+        assert self._pending is not None and self._manager is not None
+        step, _, _, num_bytes = self._pending
+        self._pending = None
+        # What it managed to write would keep a full disk full. A second fault here must not replace
+        # the first.
+        shutil.rmtree(self._temporary(step), ignore_errors=True)
+        self._manager.reload()
+        intact, _ = self._newest_verified(sorted(self.steps(), reverse=True))
+        what = f"checkpoint {step} was not saved: {error}"
+        if "No space left" in str(error):
+            free = _free_bytes(self.directory)
+            what = (
+                f"checkpoint {step} was not saved: the disk is full "
+                f"({_megabytes(num_bytes)} needed, {_megabytes(free)} free)"
+            )
+        rest = f"Checkpoint {intact.step} is intact" if intact else "No checkpoint is intact"
+        return CheckpointError(f"{what}\nin {self.directory}\n{rest}; free some space and resume.")
+
+    def _link_best(self) -> None:
+        best = self.best_step()
+        if best is not None:
+            temporary = self.directory / "best.tmp"
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(str(best))
+            temporary.replace(self.directory / "best")
+
+    def _temporary(self, step: int) -> Path:
+        return self.directory / f"{step}{ocp.utils.TMP_DIR_SUFFIX}"
+
+    def _interrupted(self) -> list[Path]:
+        return sorted(self.directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"))
+
+
+def _checked_metrics(metrics: dict[str, float] | None) -> dict[str, float] | None:
+    if metrics is None:
+        return None
+    if "accuracy" not in metrics:
+        raise ValueError(
+            f"metrics = {metrics}: must have 'accuracy', which decides the best checkpoint"
+        )
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _sharding(x: Any) -> jax.sharding.Sharding:
+    return getattr(x, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def _free_bytes(directory: Path) -> int:
+    existing = next(p for p in (directory, *directory.parents) if p.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"

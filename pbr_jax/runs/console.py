@@ -1,0 +1,260 @@
+"""What a run shows while it goes on: memory first, then progress, evaluations and the outcome.
+
+On a terminal progress is a live bar; into a file or a pipe it is a line now and then. Everything is
+printed through one `Console`, so that a message never tears the bar.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+import jax
+import rich.console
+import rich.progress
+import rich.table
+from rich.text import Text
+
+from pbr_jax.gpu import MemoryReport
+from pbr_jax.memory.use import MemoryUse
+
+Metrics = Mapping[str, float]
+
+
+def format_bytes(count: float) -> str:
+    """Three digits and a decimal unit: `38.7 MB` is 38.7 million bytes."""
+    units = ("B", "kB", "MB", "GB", "TB")
+    index = 0
+    while count >= 999.5 and index < len(units) - 1:
+        count, index = count / 1000, index + 1
+    return f"{count:.0f} {units[0]}" if index == 0 else f"{_three_digits(count)} {units[index]}"
+
+
+def _three_digits(number: float) -> str:
+    decimals = 2 if number < 9.995 else 1 if number < 99.95 else 0
+    return f"{number:.{decimals}f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """`850 us`, `51.2 ms`, `1.20 s`, and from a minute on `1:02 min` or `1:02:05 h`."""
+    if seconds >= 59.995:
+        return format_clock(seconds) + (" h" if round(seconds) >= 3600 else " min")
+    if seconds >= 0.9995:
+        return f"{_three_digits(seconds)} s"
+    small = seconds * 1e3
+    return f"{_three_digits(small)} ms" if small >= 0.9995 else f"{seconds * 1e6:.0f} us"
+
+
+def format_clock(seconds: float) -> str:
+    """`0:41`, `12:05` or `1:02:05`."""
+    whole = round(seconds)
+    hours = f"{whole // 3600}:" if whole >= 3600 else ""
+    minutes = whole // 60 % 60
+    return f"{hours}{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def format_ratio(mine: float, full: float) -> str:
+    """How `mine` compares to `full`: `8.1x less`, `1.2x more`, or nothing when about equal."""
+    if mine <= 0 or full <= 0 or abs(mine / full - 1) < 0.01:
+        return ""
+    return f"{full / mine:.1f}x less" if mine < full else f"{mine / full:.1f}x more"
+
+
+def memory_in_use() -> str:
+    """The largest memory use so far: of the accelerator, or of this process where there is none."""
+    statistics = jax.local_devices()[0].memory_stats()
+    if statistics:
+        return f"GPU {format_bytes(statistics['peak_bytes_in_use'])}"
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    return f"RAM {format_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}"
+
+
+class Console:
+    """Prints one run. Use as a context manager around the loop: leaving it ends the bar.
+
+    Do not call it from inside a signal handler: let the handler set a flag and the loop call
+    `message`. Ordinary prints inside the context appear above the bar.
+
+    Args:
+        steps: Steps of the whole run.
+        start: Steps that are already done, when it is resumed.
+        file: Where to print, standard output by default.
+        live: Whether to draw a bar; None decides by whether `file` is a terminal.
+        memory: Called now and then for the text about memory.
+        clock: Seconds, for the pauses between lines when there is no bar.
+        pause: Seconds between two lines of progress when there is no bar.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        *,
+        start: int = 0,
+        file: TextIO | None = None,
+        live: bool | None = None,
+        memory: Callable[[], str] = memory_in_use,
+        clock: Callable[[], float] = time.monotonic,
+        pause: float = 10.0,
+    ):
+        file = sys.stdout if file is None else file
+        self._out = rich.console.Console(file=file, highlight=False, force_terminal=live)
+        self._live = file.isatty() and not self._out.is_dumb_terminal if live is None else live
+        self._steps, self._start = steps, start
+        self._memory, self._clock, self._pause = memory, clock, pause
+        self._last_line = -float("inf")
+        self._bar: rich.progress.Progress | None = None
+        self._task = rich.progress.TaskID(0)
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._bar = _progress(self._out)
+            self._task = self._bar.add_task("", total=self._steps, completed=self._start, note="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def message(self, text: str, style: str = "") -> None:
+        """Print lines above the bar."""
+        self._out.print(Text(text, style=style), soft_wrap=True)
+
+    def header(
+        self, title: str, method: str, memory: MemoryUse, full: MemoryUse | None = None
+    ) -> None:
+        """What the run will use, and what full fine-tuning would use.
+
+        Args:
+            title: One line, such as "digits · 1200 steps of 64 examples · 0.45 M parameters".
+            method: Name of the row.
+            memory: Of this method, per step.
+            full: Of full fine-tuning; None when this is full fine-tuning.
+        """
+        self.message(title, "bold")
+        self._memory_row("memory", [*MemoryUse._fields, "total"], "dim")
+        self._memory_row(method, [format_bytes(size) for size in (*memory, memory.total)], "green")
+        if full is not None:
+            pairs = zip((*memory, memory.total), (*full, full.total), strict=True)
+            self._memory_row("full fine-tuning", [format_bytes(n) for n in (*full, full.total)])
+            self._memory_row("", [format_ratio(mine, other) for mine, other in pairs], "green")
+
+    def compiled(self, need: MemoryReport) -> None:
+        """What the compiler plans for a step, before the first one."""
+        device = jax.local_devices()[0]
+        limit = (device.memory_stats() or {}).get("bytes_limit")
+        self.message(
+            f"{'compiled step':<20}temp {format_bytes(need.temp_bytes)}, peak "
+            f"{format_bytes(need.peak_bytes)} with state and batch, on {device.device_kind}"
+            + (f", where JAX has {format_bytes(limit)}" if limit else "")
+        )
+
+    def _memory_row(self, name: str, cells: list[str], style: str = "") -> None:
+        self.message((f"{name:<20}" + "".join(f"{cell:>12}" for cell in cells)).rstrip(), style)
+
+    def step(self, step: int) -> None:
+        """Move the bar: `step` steps are done. Cheap enough for every step."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def train(self, metrics: Metrics) -> None:
+        """Show the metrics of a step: `step`, `loss`, `accuracy` and `seconds_per_step`."""
+        step = int(metrics["step"])
+        figures = f"loss {metrics['loss']:.4f} accuracy {metrics['accuracy']:.1%}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, note=f"{figures} {self._memory()}")
+            return
+        now = self._clock()
+        if now - self._last_line < self._pause and step < self._steps:
+            return
+        self._last_line = now
+        seconds = metrics["seconds_per_step"]
+        left = format_clock((self._steps - step) * seconds)
+        speed = f"{_three_digits(1 / seconds)} it/s ETA {left}"
+        self.message(f"{self._place(step)}  {speed}  {figures}  {self._memory()}")
+
+    def evaluation(self, step: int, metrics: Metrics, best: bool) -> None:
+        """Print an evaluation: `loss` and `accuracy` on the test split after `step` steps.
+
+        Args:
+            step: Steps done.
+            metrics: With `loss` and `accuracy`.
+            best: Whether this is the best so far.
+        """
+        figures = f"test loss {metrics['loss']:.4f}  test accuracy {metrics['accuracy']:.1%}"
+        self.message(
+            f"{self._place(step)}  {figures}" + ("  best so far" if best else ""),
+            "green" if best else "",
+        )
+
+    def _place(self, step: int) -> str:
+        return f"step {step:>{len(str(self._steps))}}/{self._steps}"
+
+    def finish(
+        self,
+        summary: Mapping[str, Any],
+        workdir: Path | str,
+        next_command: tuple[str, str],
+        full: MemoryUse | None = None,
+    ) -> None:
+        """Print the outcome, where it is, and what to try next.
+
+        Args:
+            summary: As in `summary.json`, with `seconds`, the duration of the run, if known.
+            workdir: Place of the report and the checkpoints.
+            next_command: A command and what it shows.
+            full: Of full fine-tuning, to compare the activations with.
+        """
+        lines = []
+        took = f" in {format_seconds(summary['seconds'])}" if summary.get("seconds") else ""
+        pace = f"{format_seconds(summary['seconds_per_step'])} per step"
+        lines.append(("done", f"{summary['method']}, {summary['steps']} steps{took}, {pace}"))
+        if summary["accuracy"] is not None:
+            lines.append(("accuracy", f"{summary['accuracy']:.1%} on the test split"))
+        activations = summary["activation_bytes"]
+        text = f"activations {format_bytes(activations)}"
+        if full is not None and (ratio := format_ratio(activations, full.activations)):
+            text += f", {ratio} than the {format_bytes(full.activations)} of full fine-tuning"
+        if summary["compiled_peak_bytes"] is not None:
+            text += f"\n{'':10}compiled peak {format_bytes(summary['compiled_peak_bytes'])}"
+        lines.append(("memory", text))
+        lines.append(("report", str(Path(workdir) / "report.html")))
+        command, shows = next_command
+        lines.append(("next", f"{command}\n{'':10}{shows}"))
+        self.message("")
+        for name, line in lines:
+            self._out.print(Text.assemble((f"{name:<10}", "bold"), line), soft_wrap=True)
+
+
+def _progress(out: rich.console.Console) -> rich.progress.Progress:
+    fixed = rich.table.Column(no_wrap=True)
+    return rich.progress.Progress(
+        rich.progress.BarColumn(None, table_column=rich.table.Column(ratio=1, min_width=4)),
+        rich.progress.MofNCompleteColumn(),
+        _Pace(table_column=fixed),
+        rich.progress.TextColumn("{task.fields[note]}", markup=False, table_column=fixed.copy()),
+        console=out,
+        expand=True,
+    )
+
+
+class _Pace(rich.progress.ProgressColumn):
+    """`23.1 it/s ETA 0:41`, from the steps of the last half minute."""
+
+    def render(self, task: rich.progress.Task) -> Text:
+        if task.finished:
+            return Text(f"in {format_seconds(task.finished_time or 0)}", style="dim")
+        if not task.speed or task.time_remaining is None:
+            return Text("compiling" if task.speed is None else "", style="dim")
+        left = format_clock(task.time_remaining)
+        return Text(f"{_three_digits(task.speed)} it/s ETA {left}", style="cyan")

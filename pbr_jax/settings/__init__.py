@@ -1,0 +1,1 @@
+"""From the command line and a configuration file to a checked `Config`."""

@@ -1,0 +1,284 @@
+"""Load a configuration file, apply overrides, and say everything that is wrong at once.
+
+    config = load("configs/digits.py:tiny", ["steps=20", "pruning.keep.fc2=0.1"])
+
+A configuration file is Python: it defines `get_config(variant: str | None) -> Config` and, if it
+has variants, their names in a module-level `VARIANTS` (a tuple, or a dict with a line on each).
+"""
+
+import dataclasses
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast, get_args, get_origin, get_type_hints
+
+from pbr_jax.configs import common
+from pbr_jax.configs.common import Config, Keep
+from pbr_jax.settings import rules as config_rules
+from pbr_jax.settings.rules import alternatives, nearest, settings, show
+
+SHIPPED = Path(__file__).parent / "configs"
+ADVICE = "Correct the file or the flags; `python train.py --help` lists every key and its rule."
+
+
+class ConfigError(ValueError):
+    """All faults of a configuration; `faults` has one line for each.
+
+    Args:
+        faults: One line each.
+        where: What the faults are in, such as the path of the file.
+        advice: What to do, the last line of the message.
+    """
+
+    def __init__(self, faults: Sequence[str], where: str, advice: str = ""):
+        self.faults = tuple(faults)
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        lines = [f"{count} in {where}", *(f"  {fault}" for fault in faults)]
+        super().__init__("\n".join([*lines, advice] if advice else lines))
+
+
+class Change(NamedTuple):
+    """A setting that differs between a saved and a new configuration."""
+
+    key: str
+    old: Any
+    new: Any
+    resume_safe: bool  # a resumed run still takes the same course
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of `spec`, `FILE` or `FILE:variant`, with `overrides`, `a.b=value` each.
+
+    Raises:
+        ConfigError: naming every fault of the file, the overrides and the values.
+    """
+    config, faults = collect(spec, overrides)
+    if faults:
+        raise ConfigError(faults, f"the configuration {spec}", ADVICE)
+    return config
+
+
+def collect(spec: str, overrides: Sequence[str]) -> tuple[Config, list[str]]:
+    """As `load`, but returns the faults.
+
+    When the file itself is faulty, the overrides are still checked one by one, and the
+    configuration returned is the default.
+    """
+    loaded, faults = _execute(spec)
+    config = loaded or Config()
+    for override in overrides:
+        config, fault = _override(config, override)
+        faults += [fault] if fault else []
+    wrong = config_rules.field_faults(config)
+    faults += wrong.values()
+    if loaded is not None:
+        faults += config_rules.tie_faults(config, wrong)
+    return config, faults
+
+
+def split_spec(spec: str) -> tuple[Path, str | None]:
+    """`FILE:variant` -> the path and the variant, None when there is none."""
+    path, colon, variant = spec.rpartition(":")
+    return (Path(path), variant) if colon and "/" not in variant else (Path(spec), None)
+
+
+def _execute(spec: str) -> tuple[Config | None, list[str]]:
+    path, variant = split_spec(spec)
+    if not path.is_file():
+        return None, [_missing_file(path)]
+    namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    # The file is the user's own program: whatever it raises is a fault to report with its line.
+    try:
+        exec(compile(path.read_bytes(), str(path), "exec"), namespace)
+        if not callable(namespace.get("get_config")):
+            return None, [f"{path}: defines no get_config; add `def get_config(variant=None)`"]
+        if fault := _variant_fault(path, variant, namespace.get("VARIANTS")):
+            return None, [fault]
+        config = namespace["get_config"](variant)
+    except Exception as error:
+        return None, [_raised(path, error)]
+    if not isinstance(config, Config):
+        kind = f"{type(config).__module__}.{type(config).__qualname__}"
+        return None, [
+            f"{path}: get_config returned {kind}; return a Config of pbr_jax.configs.common"
+        ]
+    wrong = config_rules.section_faults(config)
+    return (None if wrong else config), wrong
+
+
+def _missing_file(path: Path) -> str:
+    known = [
+        str(relative(file))
+        for folder in (path.parent, SHIPPED)
+        for file in sorted(folder.glob("*.py"))
+        if file.stem not in ("__init__", "common")
+    ]
+    names = {Path(file).stem: file for file in known}
+    close = nearest(path.stem, names)
+    hint = (
+        f"the nearest is {names[close]}"
+        if close
+        else "there are " + ", ".join(dict.fromkeys(known))
+    )
+    return f"{path}: no such configuration file" + (f"; {hint}" if known else "")
+
+
+def relative(path: Path) -> Path:
+    """The path as one would type it here: from the current directory where it lies below that."""
+    real = path.resolve()
+    return real.relative_to(Path.cwd()) if real.is_relative_to(Path.cwd()) else path
+
+
+DEFAULT_SPEC = str(relative(SHIPPED / "digits.py"))
+
+
+def _variant_fault(path: Path, variant: str | None, variants: Iterable[str] | None) -> str | None:
+    if variant is None or variants is None or variant in variants:
+        return None
+    close = nearest(variant, variants)
+    hint = f"the nearest is {close}; " if close else ""
+    return f"{path}:{variant}: no such variant; {hint}there are {', '.join(variants)}"
+
+
+def _raised(path: Path, error: Exception) -> str:
+    """The exception with the last line of the file that led to it, and the key probably meant."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    hint = ""
+    if isinstance(error, TypeError) and "unexpected keyword argument" in text:
+        close = nearest(text.split("'")[1], [entry.field.name for entry in settings()])
+        hint = f"; the nearest is {close}" if close else ""
+    place = f"{path}, line {line}" if line else str(path)
+    return f"{place}: {type(error).__name__}: {text}{hint}"
+
+
+def _override(config: Config, override: str) -> tuple[Config, str | None]:
+    key, equals, text = override.partition("=")
+    if not equals:
+        return config, f"{override}: has no value; write {override}=VALUE"
+    for entry in settings():
+        if entry.key == key:
+            return _replace(config, key, _parse(text, entry.annotation)), None
+    return config, config_rules.unknown_key(key)
+
+
+def _parse(text: str, annotation: Any) -> Any:
+    """`text` as the first type of the annotation that can read it.
+
+    When none can, it stays text, which validation then rejects by its type.
+    """
+    members = alternatives(annotation)
+    if type(None) in members and text.lower() == "none":
+        return None
+    for member in members:
+        if member is bool and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        if get_origin(member) is Literal and text in get_args(member):
+            return text
+        if member in (int, float):
+            number = _number(text)
+            if number is not None:
+                return int(number) if member is int and float(number).is_integer() else number
+    return text
+
+
+def _number(text: str) -> float | int | None:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return None
+
+
+def _replace(tree: Any, key: str, value: Any) -> Any:
+    """`tree` with the value under the dotted key; a single keep becomes one keep per site."""
+    name, _, rest = key.partition(".")
+    if name in common.SITES and not isinstance(tree, Keep):
+        tree = Keep(**dict.fromkeys(common.SITES, tree))
+    if rest:
+        value = _replace(getattr(tree, name), rest, value)
+    return dataclasses.replace(tree, **{name: value})
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as nested dictionaries of JSON values, as in `config.json`."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(saved: dict[str, Any], where: str) -> Config:
+    """The inverse of `to_dict`; a key that is not there has its default.
+
+    Args:
+        saved: Content of a `config.json`.
+        where: Its path, for the message.
+
+    Raises:
+        ConfigError: naming every key that does not exist and every value that is wrong.
+    """
+    keys = {entry.key for entry in settings()}
+    faults = [config_rules.unknown_key(key) for key in _flatten(saved) if key not in keys]
+    config = Config()
+    if not faults:
+        config = _section(Config, saved)
+        wrong = config_rules.field_faults(config)
+        faults = [*wrong.values(), *config_rules.tie_faults(config, wrong)]
+    if faults:
+        raise ConfigError(faults, where, "It was written by another version of pbr_jax.")
+    return config
+
+
+def _section(kind: type, tree: dict[str, Any]) -> Any:
+    hints = get_type_hints(kind)
+    values = {}
+    for name, value in tree.items():
+        inner = [one for one in alternatives(hints[name]) if dataclasses.is_dataclass(one)]
+        nested = inner and isinstance(value, dict)
+        values[name] = _section(cast(type, inner[0]), value) if nested else value
+    return kind(**values)
+
+
+def changes(saved: dict[str, Any], config: Config) -> list[Change]:
+    """What differs between a saved `to_dict` and `config`. A key that either lacks is None."""
+    old, new = _flatten(saved), _flatten(to_dict(config))
+    safe = {entry.key: entry.field.metadata["resume_safe"] for entry in settings()}
+    return [
+        Change(key, old.get(key), new.get(key), safe.get(key, False))
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value; a keep that is one number counts as that number at every site."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if prefix + name == "pruning.keep" and not isinstance(value, dict):
+            value = dict.fromkeys(common.SITES, value)
+        inner = isinstance(value, dict)
+        flat |= _flatten(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return flat
+
+
+def check_resume(saved: dict[str, Any], config: Config, workdir: Path | str) -> list[str]:
+    """One line for each harmless change since the run in `workdir` was started.
+
+    Raises:
+        ConfigError: a change that would make the resumed run another run; all are named.
+    """
+    found = changes(saved, config)
+    lines = {change: _describe(change) for change in found}
+    serious = [line for change, line in lines.items() if not change.resume_safe]
+    if serious:
+        raise ConfigError(
+            serious,
+            f"the configuration: the run in {workdir} was started with other settings",
+            f"Resume with the old settings, or start afresh with another --workdir than {workdir}.",
+        )
+    return list(lines.values())
+
+
+def _describe(change: Change) -> str:
+    return f"{change.key} = {show(change.new)}: was {show(change.old)}"

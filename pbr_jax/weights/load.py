@@ -1,0 +1,134 @@
+"""Weights of a file as parameters of our model."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pbr_jax.weights import layout
+from pbr_jax.weights.formats import Family
+from pbr_jax.weights.layout import Arrays, Leaves, Line, Sizes
+from pbr_jax.weights.positions import resize_grid
+from pbr_jax.weights.read import Weights, faults
+
+_COMPUTED = {"hidden_act": "gelu", "position_embedding_type": "absolute"}  # by our models
+
+
+class WeightsError(ValueError):
+    """Weights that do not fit the model; `faults` has a line for each reason."""
+
+    def __init__(self, path: Path, faults: Sequence[str], advice: str = "") -> None:
+        self.path, self.faults = path, tuple(faults)
+        lines = [f"weights {path} do not fit the model:", *(f"  {fault}" for fault in faults)]
+        super().__init__("\n".join([*lines, advice] if advice else lines))
+
+
+class Loaded(NamedTuple):
+    """Parameters of our tree, and what a reader should know about their origin."""
+
+    params: dict[str, Any]
+    notes: list[str]
+
+
+def load(weights: Weights, family: Family, sizes: Sizes, initial: Mapping[str, Any]) -> Loaded:
+    """Weights as parameters of a model, NumPy float32.
+
+    A head of another number of classes, and a head or pooler that the file lacks, keep their
+    initial values. Positions of a ViT are resized to its grid, those of BERT cut to its length.
+    The notes say so.
+
+    Args:
+      weights: as `weights.read` gives them.
+      family, sizes: of the model: width, depth, heads, mlp_dim, positions and classes; of a ViT
+        patch and channels, of BERT vocab and types.
+      initial: the model's parameter tree.
+
+    Raises:
+      WeightsError: they are of another family, or arrays are missing, superfluous, misshapen or not
+        finite: all of them are listed.
+    """
+    like = layout.flatten(initial)
+    lines, arrays, notes = _fit(weights, family, sizes, like)
+    leaves = like | layout.from_theirs(lines, arrays, like)
+    return Loaded(layout.unflatten(leaves), [f"{weights.path}: {note}" for note in notes])
+
+
+def check(weights: Weights, family: Family, sizes: Sizes, like: Mapping[str, Any]) -> list[str]:
+    """The notes of `load`, or its error, without converting anything; `like` may be shapes."""
+    return _fit(weights, family, sizes, layout.flatten(like))[2]
+
+
+def _fit(
+    weights: Weights, family: Family, sizes: Sizes, like: Leaves
+) -> tuple[list[Line], Arrays, list[str]]:
+    """The lines to read, the arrays that they speak of in the model's shapes, and notes."""
+    if weights.family != family:
+        raise WeightsError(weights.path, [f"they are a {weights.family}, the model is a {family}"])
+    lines = [line for line in weights.format.table(sizes["depth"]) if line.ours in like]
+    fresh = _fresh_parts(weights, lines, sizes)
+    kept = [line for line in lines if line.ours.split("/")[0] not in fresh]
+    dropped = [name for part in fresh for name in weights.names_of(part)]
+    arrays = {name: array for name, array in weights.arrays.items() if name not in dropped}
+    try:
+        notes = [*fresh.values(), *_fit_positions(weights, arrays, lines, like, sizes)]
+    except ValueError as error:
+        raise WeightsError(weights.path, [str(error)]) from error
+    expected = {line.theirs: layout.shape_of(line, like[line.ours], sizes) for line in kept}
+    # Our own tree has the lines of what is there.
+    absent = {path for path in like if path.split("/")[0] not in fresh} - {n.ours for n in kept}
+    found = [f"missing: {path}" for path in sorted(absent)] + faults(weights, arrays, expected)
+    if weights.sizes.get("heads", sizes["heads"]) != sizes["heads"]:
+        found.insert(0, f"{weights.sizes['heads']} attention heads, the model has {sizes['heads']}")
+    if found:
+        raise WeightsError(weights.path, found)
+    notes += [f"not used: {', '.join(names)} ({why})" for why, names in weights.unused.items()]
+    notes += [
+        f"its config.json says {key} = {weights.config[key]}, the model computes {value}"
+        for key, value in _COMPUTED.items()
+        if weights.config.get(key, value) != value
+    ]
+    return kept, arrays, notes
+
+
+def _fresh_parts(weights: Weights, lines: Sequence[Line], sizes: Sizes) -> dict[str, str]:
+    """Parts of our tree that keep their initial values, each with a note that says why."""
+    ours = {line.ours.split("/")[0] for line in lines}
+    fresh = {}
+    classes = weights.sizes.get("classes")
+    if "head" in ours and (not weights.names_of("head") or classes != sizes["classes"]):
+        found = f"a head of {classes} classes" if weights.names_of("head") else "no head"
+        fresh["head"] = f"{found}; the head of {sizes['classes']} classes starts afresh"
+    if "pooler" in ours and not weights.names_of("pooler"):
+        fresh["pooler"] = "no pooler; it starts afresh"
+    return fresh
+
+
+def _fit_positions(
+    weights: Weights, arrays: Arrays, lines: Sequence[Line], like: Leaves, sizes: Sizes
+) -> list[str]:
+    """Fits the positions in `arrays` to the model where that can be done; notes what it did.
+
+    Raises:
+      ValueError: a grid of patches is not square.
+    """
+    ours = "pos_embedding" if weights.family == "vit" else "embedding/position"
+    name = next(line.theirs for line in lines if line.ours == ours)
+    if name not in arrays:
+        return []
+    positions, wanted, notes = arrays[name], sizes["positions"], []
+    if weights.family == "bert":
+        if len(positions) > wanted:
+            arrays[name] = positions[:wanted]
+            notes.append(f"the first {wanted} of {len(positions)} positions are used")
+        return notes
+    if "cls" not in like:
+        for cls in weights.names_of("cls"):
+            del arrays[cls]
+            positions = arrays[name] = positions[:, 1:]
+            notes.append("the class token is not used: the head reads the mean of all tokens")
+    found = positions.shape[1] if positions.ndim == 3 else wanted
+    class_token = "cls" in like
+    if found != wanted and (weights.names_of("cls") or not class_token):
+        arrays[name] = resize_grid(positions, wanted, class_token)
+        sides = (round((n - class_token) ** 0.5) for n in (found, wanted))
+        notes.append("positions resized from a grid of {0} x {0} to {1} x {1}".format(*sides))
+    return notes

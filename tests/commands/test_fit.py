@@ -1,0 +1,208 @@
+"""`pbr fit` from its flags to its exit code, with made-up memory instead of a compiler."""
+
+import io
+import json
+
+import jax
+import pytest
+import rich.console
+
+from pbr_jax import cli
+from pbr_jax.commands import fit as command
+from pbr_jax.gpu import CARDS, MemoryReport, find_card, sized_card, target_config
+from pbr_jax.memory import fit
+from pbr_jax.memory.table import Table, notes, print_table, to_json, to_markdown
+from pbr_jax.memory.use import MemoryUse
+from pbr_jax.settings.flags import parse_args
+from pbr_jax.settings.load import SHIPPED
+
+TINY = ["--config", f"{SHIPPED / 'digits.py'}:tiny"]
+METHODS = "full,fast,lean"
+
+
+def measure(run):
+    """1 GB and, for an example, 100 MB by `full` and 20 MB by other methods."""
+    if run.pruning.keep == 0.5:
+        raise jax.errors.JaxRuntimeError("INTERNAL: no tile for keep 0.5")
+    each = 100e6 if run.method == "full" else 20e6
+    return MemoryReport(10**9, 10**9, round(each * run.batch_size), 10**9)
+
+
+@pytest.fixture
+def pbr_fit(monkeypatch, capsys):
+    """Runs `pbr fit` with flags; returns its exit code, stdout and stderr."""
+    monkeypatch.setattr(command, "measure_for", lambda card, cache: (measure, ""))
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*flags):
+        code = cli.main(["fit", *TINY, *flags])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def test_the_table_names_the_fastest_that_fits(pbr_fit):
+    code, out, _ = pbr_fit("--gpu", "rtx3090", "--methods", METHODS)
+    assert code == 0
+    assert "digits-tiny · batch 16 · float32 · rtx3090: 25.2 GB with 805 MB in reserve" in out
+    lines = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
+    assert lines["full"][-3:-1] == ["yes", "231"]  # (0.99 (25.206 - 0.805) - 1) / 0.1
+    assert lines["fast"][-3:-1] == ["yes", "1156"]  # / 0.02, a multiple of 4
+    assert "◀ fastest that fits" in out and "--config.method=fast" in out
+    assert "Compiled by XLA for NVIDIA GeForce RTX 3090" in out
+
+
+def test_json_has_the_promised_keys_and_nothing_else_on_stdout(pbr_fit):
+    code, out, _ = pbr_fit("--gpu", "3GiB", "--methods", METHODS, "--reserve", "0", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["gpu"], found["compiled"], found["fastest"]) == ("3GiB", True, "fast")
+    promised = {"method", "argument_bytes", "output_bytes", "temp_bytes", "peak_bytes"}
+    assert all(promised | {"fits", "largest_batch"} <= set(row) for row in found["rows"])
+    full, fast, _ = found["rows"]
+    assert (full["peak_bytes"], full["fits"], full["largest_batch"]) == (2_600_000_000, True, 21)
+    assert (fast["peak_bytes"], fast["largest_batch"]) == (1_320_000_000, 108)
+    assert full["time"] == 1.0 and not full["time_measured"]
+
+
+def test_when_nothing_fits_the_smallest_need_is_said(pbr_fit):
+    code, _, err = pbr_fit("--gpu", "2GB", "--methods", METHODS)
+    assert code == 1
+    assert "nothing fits in 2.00 GB: fast, the smallest, needs 2.13 GB with the reserve" in err
+    assert "at batch 16; a batch of 8 would fit" in err
+
+
+def test_a_failing_compile_is_named_and_the_exit_code_is_1(pbr_fit):
+    flags = ("--gpu", "h100", "--methods", METHODS, "--config.pruning.keep=0.5")
+    code, out, err = pbr_fit(*flags, "--config.method=fast")
+    assert code == 1
+    assert "fast: JaxRuntimeError: INTERNAL: no tile for keep 0.5" in out
+    assert "lean: JaxRuntimeError: INTERNAL: no tile for keep 0.5" in out
+    assert "nothing fits" not in err  # full does, whose keep is its own
+
+
+def test_a_batch_that_cannot_be_cut_is_no_failure(pbr_fit):
+    code, out, _ = pbr_fit("--gpu", "h100", "--methods", METHODS, "--config.batch_size=6")
+    assert code == 0
+    assert "lean: batch_size = 6: must be a multiple of 4" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "messages"),
+    [
+        (["--gpu", "rtx4900"], ["--gpu 'rtx4900': no such card; did you mean 'rtx4090'?", "8GiB"]),
+        ([], ["--gpu: JAX sees no GPU here; name one (h200, h100"]),
+        (["--gpu", "h100", "--gpu-file", "x"], ["--gpu and --gpu-file: give one of them"]),
+        (["--gpu-file", "nowhere.txt"], ["--gpu-file nowhere.txt: No such file"]),
+        (
+            ["--gpu", "h20", "--reserve", "1G", "--methods", "fasst,lean/x"],
+            [
+                "4 faults in the command line",
+                "did you mean 'h200'?",
+                "--reserve 1G: must be a size with its unit",
+                "--methods fasst: no such method; the nearest is fast",
+                "--methods lean/x: the suffix must be",
+            ],
+        ),
+        (["--gpu", "h100", "--config.stps=3"], ["stps: no such key; the nearest is steps"]),
+        (["--gpu", "h100", "--config.memory_budget=8"], ["must be a size with its unit, such as"]),
+    ],
+)
+def test_mistakes_are_lines_and_exit_code_2(pbr_fit, flags, messages):
+    code, out, err = pbr_fit(*flags)
+    assert (code, out) == (2, "")
+    assert "Traceback" not in err
+    for message in messages:
+        assert message in err
+
+
+def test_a_card_of_ones_own(pbr_fit, tmp_path):
+    file = tmp_path / "card.txt"
+    file.write_text(target_config(CARDS["rtx4090"]))
+    code, out, _ = pbr_fit("--gpu-file", str(file), "--methods", "full", "--json")
+    assert code == 0
+    assert json.loads(out)["memory_bytes"] == CARDS["rtx4090"].memory_bytes
+    file.write_text("cores: many")
+    code, _, err = pbr_fit("--gpu-file", str(file))
+    assert code == 2
+    assert "card.txt: no description of a card" in err
+
+
+# What a table looks like, without a program behind it.
+
+
+def made_up(missing="", card=None, dtype="bfloat16"):
+    flags = ["--config.method=lean", f"--config.model.dtype={dtype}"]
+    arguments = parse_args([*TINY, *flags])
+    use = MemoryUse(343_502_224, 343_502_224, 343_502_228, 6_524_329_604)
+    rows = [
+        fit.Row(name, fit.with_method(arguments.config, name))._replace(
+            use=use,
+            need=MemoryReport(764_075_312, 687_004_853, temp, 687_004_464),
+            fits=temp < 6e9,
+            largest_batch=batch,
+            time=time,
+            fault=fault,
+        )
+        for name, temp, batch, time, fault in (
+            ("full", 7_694_764_040, 10, 1.0, ""),
+            ("prebackrazor++/js50", 3_813_000_000, 65536, 0.7, ""),
+            ("lean", 1_391_051_736, 1280, 0.79, ""),
+        )
+    ]
+    broken = fit.Row("tiny", arguments.config, fault="INTERNAL: no tile")
+    table = Table(arguments.config, card or CARDS["rtx3090"], 805_306_368, (*rows, broken), missing)
+    return table, arguments
+
+
+def drawn(width):
+    table, arguments = made_up()
+    out = io.StringIO()
+    print_table(table, rich.console.Console(file=out, width=width, highlight=False), arguments)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_the_table_fits_the_terminal(width):
+    text = drawn(width)
+    rows = [line for line in text.splitlines() if line.startswith((" full", " lean", " preb"))]
+    assert len(rows) == 3
+    assert all(len(line.rstrip()) <= width for line in rows)
+    assert "…" not in text
+    assert ("parameters 344 MB, optimizer 344 MB by every method" in text) == (width == 80)
+    assert " ≥ 65536 " in text
+    assert "tiny: INTERNAL: no tile" in text
+
+
+def test_the_command_of_the_fastest_plan_is_printed():
+    text = drawn(100)
+    assert "python train.py --config" in text and "--config.method=lean\n" in text
+    assert text.count("--config.method=") == 1  # what was asked for is replaced
+
+
+def test_the_markdown_is_a_table():
+    lines = to_markdown(made_up()[0]).splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert {line.count("|") for line in table} == {9}
+    assert any(line.startswith("| **`lean`** | 344 MB | 6.52 GB | 1.39 GB |") for line in table)
+
+
+def test_the_notes_say_what_the_figures_are():
+    def said(**changes):
+        return "\n".join(notes(made_up(**changes)[0]))
+
+    assert "not run: a peak on a live card is unverified" in said()
+    assert "estimated by arithmetic, not measured" in said()
+    assert "JAX takes at most 75% of a card" in said() and "XLA_CLIENT_MEM_FRACTION=0.96" in said()
+    assert "no bfloat16 units" in said(card=find_card("rtx2080ti"))
+    assert "no bfloat16 units" not in said(card=find_card("rtx2080ti"), dtype="float32")
+    sized = said(card=sized_card("8GiB", 8 * 2**30))
+    assert "8GiB is taken for a card like the NVIDIA GeForce RTX 3090" in sized
+    absent = said(missing="jax-cuda13-plugin is not installed: install the extra")
+    assert "Estimated by a formula, not compiled: jax-cuda13-plugin is not installed" in absent
+    assert "Compiled by XLA" not in absent
+
+
+def test_an_estimate_is_marked_in_json():
+    assert to_json(made_up(missing="no plugin")[0])["compiled"] is False
+    assert to_json(made_up()[0])["fastest"] == "lean"

@@ -1,0 +1,214 @@
+"""What a run prints: into a file, and on a terminal that a pseudo-terminal stands in for."""
+
+import io
+import os
+import pty
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pbr_jax.runs import console
+from pbr_jax.runs.console import Console, MemoryUse
+
+MINE = MemoryUse(2_000_000, 200_000, 2_000_000, 1_000_000)
+FULL = MemoryUse(2_000_000, 2_000_000, 2_000_000, 8_100_000)
+SUMMARY = {
+    "method": "fast",
+    "steps": 100,
+    "seconds": 65.0,
+    "seconds_per_step": 0.05,
+    "accuracy": 0.978,
+    "activation_bytes": 1_000_000,
+    "compiled_peak_bytes": 12_300_000,
+}
+
+
+def metrics(step: int, **more: float) -> dict[str, float]:
+    return {"step": step, "loss": 0.5, "accuracy": 0.75, "seconds_per_step": 0.05, **more}
+
+
+class Plain(Console):
+    """A console that prints into `text`, with a clock that stands at `now`."""
+
+    def __init__(self, **more):
+        self.text, self.now = io.StringIO(), 0.0
+        arguments = {"steps": 100, "memory": lambda: "RAM 1 MB", "clock": lambda: self.now} | more
+        super().__init__(file=self.text, **arguments)
+
+    def lines(self) -> list[str]:
+        return self.text.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (38_732_544, "38.7 MB"),
+        (999_499, "999 kB"),
+        (999_600, "1.00 MB"),
+        (7.68e9, "7.68 GB"),
+        (139e9, "139 GB"),
+        (5e16, "50000 TB"),
+    ],
+)
+def test_bytes(count, text):
+    assert console.format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.00085, "850 us"),
+        (0.0512, "51.2 ms"),
+        (0.9999, "1.00 s"),
+        (59.9, "59.9 s"),
+        (62, "1:02 min"),
+        (3725, "1:02:05 h"),
+    ],
+)
+def test_seconds(seconds, text):
+    assert console.format_seconds(seconds) == text
+
+
+def test_clock():
+    assert [console.format_clock(s) for s in (0, 41.4, 725, 3725)] == [
+        "0:00",
+        "0:41",
+        "12:05",
+        "1:02:05",
+    ]
+
+
+def test_ratio():
+    assert console.format_ratio(1.0, 8.1) == "8.1x less"
+    assert console.format_ratio(3.0, 2.0) == "1.5x more"
+    assert console.format_ratio(1.0, 1.005) == ""
+    assert console.format_ratio(0, 1) == ""
+
+
+def test_header_compares_with_full_fine_tuning():
+    plain = Plain()
+    plain.header("digits", "prebackrazor++/js50", MINE, FULL)
+    title, names, mine, full, ratios = plain.lines()
+    assert title == "digits"
+    assert _one_space(names) == "memory parameters gradients optimizer activations total"
+    assert _one_space(mine) == "prebackrazor++/js50 2.00 MB 200 kB 2.00 MB 1.00 MB 5.20 MB"
+    assert _one_space(full) == "full fine-tuning 2.00 MB 2.00 MB 2.00 MB 8.10 MB 14.1 MB"
+    assert _one_space(ratios) == " 10.0x less 8.1x less 2.7x less"
+    assert max(map(len, plain.lines())) <= 80
+
+
+def test_header_of_full_fine_tuning_has_nothing_to_compare():
+    plain = Plain()
+    plain.header("digits", "full", FULL)
+    assert len(plain.lines()) == 3
+
+
+def test_plain_progress_is_a_line_now_and_then_and_at_the_end():
+    plain = Plain(pause=10.0)
+    with plain:
+        for step in range(10, 101, 10):
+            plain.now = step / 2  # 5 seconds apart
+            plain.step(step)
+            plain.train(metrics(step))
+    steps = [int(line.split()[1].split("/")[0].lstrip()) for line in map(_one_space, plain.lines())]
+    assert steps == [10, 30, 50, 70, 90, 100]
+    assert _one_space(plain.lines()[0]) == (
+        "step 10/100 20.0 it/s ETA 0:04 loss 0.5000 accuracy 75.0% RAM 1 MB"
+    )
+    assert "\x1b" not in plain.text.getvalue()
+
+
+def _one_space(line: str) -> str:
+    return re.sub(r"\s+", " ", line)
+
+
+def test_evaluation_says_when_it_is_the_best():
+    plain = Plain()
+    plain.evaluation(20, {"loss": 0.25, "accuracy": 0.9}, best=True)
+    plain.evaluation(40, {"loss": 0.3, "accuracy": 0.8}, best=False)
+    first, second = plain.lines()
+    assert first == "step  20/100  test loss 0.2500  test accuracy 90.0%  best so far"
+    assert second == "step  40/100  test loss 0.3000  test accuracy 80.0%"
+
+
+def test_messages_are_printed_as_they_are():
+    plain = Plain()
+    text = "saved [bold]runs/[x][/bold] :smile: " + "x" * 200
+    plain.message(text)
+    assert plain.lines() == [text]
+
+
+def test_finish_gives_the_outcome_and_the_next_command():
+    plain = Plain()
+    command = ("python train.py --config.method=full", "for comparison")
+    plain.finish(SUMMARY, "runs/x", command, FULL)
+    assert plain.lines() == [
+        "",
+        "done      fast, 100 steps in 1:05 min, 50.0 ms per step",
+        "accuracy  97.8% on the test split",
+        "memory    activations 1.00 MB, 8.1x less than the 8.10 MB of full fine-tuning",
+        "          compiled peak 12.3 MB",
+        "report    runs/x/report.html",
+        "next      python train.py --config.method=full",
+        "          for comparison",
+    ]
+
+
+def test_finish_without_accuracy_or_compiled_peak():
+    plain = Plain()
+    unknown = {"accuracy": None, "compiled_peak_bytes": None}
+    plain.finish(SUMMARY | unknown, "runs/x", ("command", "why"))
+    text = plain.text.getvalue()
+    assert "accuracy" not in text
+    assert "compiled" not in text
+    assert "None" not in text
+
+
+def read_to_the_end(leader: int) -> str:
+    """All that was written to a pseudo-terminal until its other end was closed."""
+    parts = []
+    while True:
+        try:
+            parts.append(os.read(leader, 4096))
+        except OSError:  # Linux's way to say that the other end is closed
+            return b"".join(parts).decode()
+
+
+def test_live_bar_on_a_terminal_keeps_messages_whole(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    leader, follower = pty.openpty()
+    with ThreadPoolExecutor(1) as pool:  # reads along: a terminal holds little that is not read
+        reading = pool.submit(read_to_the_end, leader)
+        with os.fdopen(follower, "w") as terminal:
+            with Console(100, start=40, file=terminal, memory=lambda: "RAM 1 MB") as live:
+                live.train(metrics(60))
+                live.message("SIGTERM: saving at step 60")
+                live.train(metrics(100))
+        output = reading.result()
+    os.close(leader)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output)
+    assert "\nSIGTERM: saving at step 60" in text.replace("\r", "\n")
+    last = text.replace("\r", "\n").rstrip("\n").splitlines()[-1]
+    assert "100/100" in last
+    assert "loss 0.5000 accuracy 75.0% RAM 1 MB" in last
+    assert len(last) <= 80
+
+
+def test_an_error_ends_the_bar(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    with pytest.raises(ZeroDivisionError):
+        with Console(100, file=io.StringIO(), live=True) as live:
+            raise ZeroDivisionError
+    assert live._bar is None
+
+
+def test_memory_in_use_is_that_of_this_process_without_an_accelerator():
+    kind, number, unit = console.memory_in_use().split()
+    assert kind in ("RAM", "GPU")
+    assert float(number) > 0
+    assert unit in ("MB", "GB")

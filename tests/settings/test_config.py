@@ -1,0 +1,450 @@
+"""Configuration files, overrides and the list of everything that is wrong with them."""
+
+import dataclasses
+import json
+import shlex
+import typing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pbr_jax import data
+from pbr_jax.configs import common
+from pbr_jax.configs.common import Config, Keep, Pruning
+from pbr_jax.settings import rules as config_rules
+from pbr_jax.settings.flags import next_command, parse_args, run_cli
+from pbr_jax.settings.load import (
+    DEFAULT_SPEC,
+    SHIPPED,
+    ConfigError,
+    changes,
+    check_resume,
+    from_dict,
+    load,
+    to_dict,
+)
+
+DIGITS = str(SHIPPED / "digits.py")
+
+
+def faults_of(spec: str, *overrides: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        load(spec, overrides)
+    for fault in caught.value.faults:
+        assert f"\n  {fault}\n" in str(caught.value)
+    return caught.value.faults
+
+
+def write(folder: Path, text: str, name: str = "mine.py") -> str:
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def test_every_setting_has_a_comment_and_numbers_have_a_rule():
+    for key, annotation, field in config_rules.settings():
+        assert field.metadata["comment"], key
+        members = config_rules.alternatives(annotation)
+        if int in members or float in members:
+            assert field.metadata["rule"] is not None, key
+
+
+def test_every_data_set_can_be_named():
+    (name,) = [entry for entry in config_rules.settings() if entry.key == "data.name"]
+    assert set(config_rules.choices(name.annotation)) == set(data.NAMES)
+
+
+def test_every_default_obeys_its_rule():
+    assert config_rules.field_faults(Config()) == {}
+
+
+@pytest.mark.parametrize("variant", ["", ":tiny", ":scratch"])
+def test_shipped_configuration_is_valid(variant):
+    config = load(DIGITS + variant)
+    assert config.model.num_classes == 10
+    assert (config.model.weights is None) == bool(variant)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("steps=2000", 2000),
+        ("steps=2e3", 2000),
+        ("optimizer.learning_rate=1e-3", 1e-3),
+        ("optimizer.learning_rate=1", 1),
+        ("optimizer.clip_norm=none", None),
+        ("optimizer.clip_norm=None", None),
+        ("data.augment=off", "off"),
+        ("data.augment=none", None),
+        ("pruning.importance_weighting=True", True),
+        ("pruning.importance_weighting=false", False),
+        ("method=remat/js50", "remat/js50"),
+        ("method=remat/chunks1/js50", "remat/chunks1/js50"),
+        ("plan.recompute=true", True),
+        ("pruning.offset=none", "none"),
+        ("pruning.policy=uniform", "uniform"),
+        ("model.weights=a=b.npz", "a=b.npz"),
+        ("pruning.keep=0.2", 0.2),
+    ],
+)
+def test_override_takes_the_type_of_its_field(override, expected):
+    config = load(DIGITS, [override])
+    value = config_rules.value_at(config, override.partition("=")[0])
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+def test_keep_of_one_site_leaves_the_others_as_they_were():
+    assert load(DIGITS, ["pruning.keep.fc2=0.1"]).pruning.keep == Keep(fc2=0.1)
+    config = load(DIGITS, ["pruning.keep=0.5", "pruning.keep.fc2=0.1", "pruning.keep.proj=none"])
+    assert config.pruning.keep == Keep(qkv=0.5, proj=None, fc1=0.5, fc2=0.1)
+    assert load(DIGITS, ["pruning.keep.fc2=0.1", "pruning.keep=0.3"]).pruning.keep == 0.3
+
+
+# Each fault alone: the override and what the message must say.
+FAULTS = {
+    "pruning.keep=1.5": 'must be in (0, 1]; 0.1 keeps 10 % of the columns, the paper\'s "90 %"',
+    "pruning.keep.fc1=0": "pruning.keep.fc1 = 0: must be in (0, 1]",
+    "pruning.min_prob=0": "must be in (0, 1]",
+    "optimizer.learning_rate=nan": "learning_rate = nan: must be a finite number",
+    "optimizer.eps=-1": "must be above 0",
+    "optimizer.momentum=1": "must be in [0, 1)",
+    "optimizer.weight_decay=-1": "must be 0 or more",
+    "model.num_classes=1": "must be 2 or more",
+    "steps=0": "must be 1 or more",
+    "eval_every=2.5": "eval_every = 2.5: must be a whole number",
+    "seed=abc": "seed = abc: must be a whole number",
+    "seed=inf": "seed = inf: must be a whole number",
+    "pruning.importance_weighting=yes": "weighting = yes: must be true or false",
+    "data.augment=afine": "must be off, affine, crop or none; the nearest is affine",
+    "data.workers=-1": "must be 0 or more",
+    "data.name=cifar": "the nearest is cifar10",
+    "data.name=rte": "glue/rte",
+    "data.on_error=ignore": "must be stop or skip",
+    "model.family=brt": "model.family = brt: must be vit or bert; the nearest is bert",
+    "model.family=bert": "reads texts, and data set digits has images; set model.family=vit or",
+    "model.max_length=0": "must be 1 or more",
+    "optimizer.name=adam": "optimizer.name = adam: must be sgd or adamw; the nearest is adamw",
+    "pruning.policy=bandits": "the nearest is bandit",
+    "method=remt": "no such method; the nearest is remat; there are full, remat, backrazor",
+    "method=prebackrazr/js50": "the nearest is prebackrazor/js50",
+    "method=remat/js0": "such as remat/js50",
+    "method=remat/js100": "the suffix must be /js1 to /js99",
+    "method=remat/js50/chunks2": "or /chunks4/js50",
+    "stepz=3": "stepz: no such key; the nearest is steps",
+    "pruning.kep=0.1": "the nearest is pruning.keep",
+    "prunning.keep=0.1": "it is pruning.keep",
+    "learning_rate=0.1": "key in the wrong section; it is optimizer.learning_rate",
+    "model.learning_rate=0.1": "it is optimizer.learning_rate",
+    "pruning.fc2=0.1": "it is pruning.keep.fc2",
+    "optimiser.momentun=0.1": "the nearest is optimizer.momentum",
+    "optimizer=sgd": "is a section; set one of its keys, such as optimizer.name",
+    "data.zzz=1": "data has name, path, test_split, max_test, on_error, augment, workers",
+    "zzz=1": "--help lists them all",
+    "steps": "write steps=VALUE",
+    "optimizer.accumulation_steps=7": "batch_size = 64: not divisible by "
+    "optimizer.accumulation_steps = 7; the nearest that is: 63 and 70",
+    "plan.batch_chunks=5": "the nearest batch_size that works: 60 and 65",
+    "model.heads=5": "model.width = 96: not divisible by model.heads = 5; the nearest that is: 95",
+    "model.patch=3": "the nearest that is: 6 and 9",
+    "data.name=cifar100": "affine: is for small images in arrays, but cifar100 has files; set crop",
+    "optimizer.warmup_steps=1200": "must be below steps = 1200",
+    "pruning.group_size=7": "must divide model.width = 96 and model.mlp_dim = 384; the nearest "
+    "that does: 6",
+    "model.width=none": "model.width: must be set unless model.size",
+    "model.size=B": "model.size = B: fixes the shape, but model.width = 96",
+}
+
+
+@pytest.mark.parametrize("override", FAULTS)
+def test_each_fault_alone(override):
+    (fault,) = faults_of(DIGITS, override)
+    assert FAULTS[override] in fault
+
+
+def test_min_prob_must_fit_the_budget():
+    # 384 columns at 0.1: K = 8 * ceil(4.8) = 40, so 40/384 = 0.10416... fits and 0.105 does not.
+    load(DIGITS, ["pruning.keep=0.1", "pruning.min_prob=0.104"])
+    (fault,) = faults_of(DIGITS, "pruning.keep=0.1", "pruning.min_prob=0.105")
+    assert "site fc2 is 40.32, above its budget of 40 columns; at most 0.104 fits" in fault
+
+
+def test_all_faults_are_listed_at_once():
+    independent = [
+        "pruning.keep=1.5",
+        "seed=abc",
+        "data.augment=afine",
+        "optimizer.name=adam",
+        "method=remt",
+        "stepz=3",
+        "learning_rate=0.1",
+        "zzz=1",
+        "optimizer.accumulation_steps=7",
+        "model.heads=5",
+        "model.patch=3",
+        "optimizer.warmup_steps=1200",
+    ]
+    faults = faults_of(DIGITS, *independent)
+    assert len(faults) == len(independent)
+    for override in independent:
+        assert any(FAULTS[override] in fault for fault in faults), override
+
+
+def test_a_faulty_value_is_not_reported_twice_through_a_tie():
+    (fault,) = faults_of(DIGITS, "batch_size=abc", "optimizer.accumulation_steps=7")
+    assert fault.startswith("batch_size = abc")
+
+
+def test_missing_file_names_the_nearest(tmp_path):
+    (fault,) = faults_of("digit.py")
+    assert "digit.py: no such configuration file; the nearest is" in fault
+    assert fault.endswith("digits.py")
+    write(tmp_path, "", "cifar.py")
+    (fault,) = faults_of(str(tmp_path / "cifra.py"))
+    assert fault.endswith("cifar.py")
+
+
+def test_unknown_variant_lists_the_variants():
+    (fault,) = faults_of(DIGITS + ":tinny")
+    assert "no such variant; the nearest is tiny; there are tiny, scratch" in fault
+
+
+HEAD = "from pbr_jax.configs.common import Config, Pruning\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "defines no get_config"),
+        (
+            HEAD + "def get_config(variant=None):\n    return Config(pruning=Pruning(kep=1))\n",
+            "line 3: TypeError: Pruning.__init__() got an unexpected keyword argument 'kep'; "
+            "the nearest is keep",
+        ),
+        (HEAD + "def get_config(variant):\n    return 1 / 0\n", "line 3: ZeroDivisionError"),
+        (HEAD + "def get_config(:\n", "line 2: SyntaxError"),
+        ("import nowhere_at_all\n", "line 1: ModuleNotFoundError"),
+        ("def get_config(variant):\n    return {}\n", "get_config returned builtins.dict"),
+        (
+            HEAD + "def get_config(v):\n    return Config(plan=None)\n",
+            "plan = none: must be a Plan",
+        ),
+    ],
+)
+def test_faulty_file_is_reported_beside_faulty_overrides(tmp_path, text, expected):
+    spec = write(tmp_path, text)
+    fault, other = faults_of(spec, "pruning.keep=1.5")
+    assert expected in fault
+    assert "mine.py" in fault or "plan" in fault
+    assert other.startswith("pruning.keep = 1.5")
+
+
+def test_values_in_the_file_are_checked_like_overrides(tmp_path):
+    text = HEAD + "def get_config(v):\n    return Config(steps='many', pruning=Pruning(keep=2))\n"
+    faults = faults_of(write(tmp_path, text))
+    assert faults[0] == "steps = many: must be a whole number"
+    assert faults[1].startswith("pruning.keep = 2: must be in (0, 1]")
+
+
+def test_named_size_fills_in_the_shape():
+    assert common.Model(size="B").resolved().mlp_dim == 3072
+    model = common.Model(width=8, depth=1, heads=1, mlp_dim=8)
+    assert model.resolved() is model
+
+
+def test_config_json_round_trip_has_no_changes():
+    config = load(DIGITS, ["pruning.keep.fc2=0.1"])
+    assert changes(json.loads(json.dumps(to_dict(config))), config) == []
+
+
+@pytest.mark.parametrize("overrides", [[], ["pruning.keep=0.1"], ["pruning.keep.fc2=0.1"]])
+def test_config_json_gives_the_configuration_again(overrides):
+    config = load(DIGITS, overrides)
+    assert from_dict(json.loads(json.dumps(to_dict(config))), "config.json") == config
+
+
+def test_an_older_config_json_has_defaults_for_what_it_lacks():
+    saved = to_dict(load(DIGITS))
+    del saved["seed"], saved["model"]["dropout"]
+    assert from_dict(saved, "config.json") == load(DIGITS)
+
+
+def test_what_config_json_should_not_have_is_named():
+    saved = to_dict(load(DIGITS))
+    saved["model"]["widht"] = 3
+    with pytest.raises(ConfigError, match=r"x/config.json\n.*model.widht: no such key; .*width"):
+        from_dict(saved, "x/config.json")
+    saved = to_dict(load(DIGITS)) | {"steps": 0, "plan": None}
+    with pytest.raises(ConfigError, match="plan: is a section; set one of its keys"):
+        from_dict(saved, "x/config.json")
+    saved = to_dict(load(DIGITS)) | {"steps": 0}
+    with pytest.raises(ConfigError, match="steps = 0: must be 1 or more"):
+        from_dict(saved, "x/config.json")
+
+
+def test_one_keep_for_all_equals_the_same_keep_at_each_site():
+    one = dataclasses.replace(Config(), pruning=Pruning(keep=0.1))
+    each = Keep(qkv=0.1, proj=0.1, fc1=0.1, fc2=0.1)
+    assert changes(to_dict(one), dataclasses.replace(one, pruning=Pruning(keep=each))) == []
+
+
+def test_resume_accepts_harmless_changes_and_names_all_others():
+    saved = to_dict(load(DIGITS))
+    notes = check_resume(saved, load(DIGITS, ["log_every=5", "eval_every=50"]), "runs/x")
+    assert notes == ["eval_every = 50: was 100", "log_every = 5: was 20"]
+    new = load(DIGITS, ["log_every=5", "method=remat", "pruning.keep=0.2", "optimizer.momentum=0"])
+    with pytest.raises(ConfigError) as caught:
+        check_resume(saved, new, "runs/x")
+    assert "method = remat: was lean" in caught.value.faults
+    assert "optimizer.momentum = 0: was 0.9" in caught.value.faults
+    assert "pruning.keep.fc2 = 0.2: was none" in caught.value.faults
+    assert len(caught.value.faults) == 6
+    assert "another --workdir than runs/x" in str(caught.value)
+
+
+def test_arguments():
+    default = parse_args([])
+    assert default.spec == DEFAULT_SPEC
+    assert default.workdir == Path("runs/digits-lean")
+    words = ["--config", DIGITS + ":tiny", "--config.steps", "9", "--config.method=remat/js50"]
+    given = parse_args([*words, "--debug", "--config.optimizer.learning_rate", "1e-3"])
+    assert given.config.steps == 9
+    assert given.config.optimizer.learning_rate == 1e-3
+    assert given.workdir == Path("runs/digits-tiny-remat-js50")
+    assert given.debug
+    assert not default.debug
+    assert parse_args(["--workdir=a/b"]).workdir == Path("a/b")
+
+
+def test_unknown_flags_join_the_list_of_faults():
+    words = "--steps 3 --debugg --conifg=a.py --zzz --config.seed=-1 mine.py --workdir"
+    with pytest.raises(ConfigError) as caught:
+        parse_args(words.split())
+    assert caught.value.faults == (
+        "--steps: no such flag; settings are given as --config.steps",
+        "--debugg: no such flag; the nearest is --debug",
+        "--conifg: no such flag; the nearest is --config",
+        "--zzz: no such flag; there are --config.KEY, --config, --workdir, --debug, --help",
+        "mine.py: not a flag; a configuration file is given as --config mine.py",
+        "--workdir: has no value; write --workdir=VALUE",
+        "seed = -1: must be 0 or more",
+    )
+
+
+def test_help_lists_every_key_with_its_value_here(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_args(["--help", "--config", DIGITS + ":tiny"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for key, _, _ in config_rules.settings():
+        assert f"  {key}=" in text
+    assert "  steps=8 " in text
+    # Paths are as long as they are: an installed package may lie deep.
+    lines = [line for line in text.splitlines() if DEFAULT_SPEC not in line and DIGITS not in line]
+    assert max(map(len, lines)) <= 100
+
+
+def test_errors_are_plain_lines_with_exit_code_2(capsys):
+    assert run_cli(lambda arguments: None, ["--config.seed=-1"]) == 2
+    output = capsys.readouterr()
+    assert output.err.splitlines()[1] == "  seed = -1: must be 0 or more"
+    assert "Traceback" not in output.err
+    assert not output.out
+    assert run_cli(lambda arguments: None, ["--config.seed=-1", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_exit_codes_of_main_and_errors_from_elsewhere(capsys):
+    assert run_cli(lambda arguments: None, []) == 0
+    assert run_cli(lambda arguments: 3, []) == 3
+
+    def fails(arguments) -> typing.NoReturn:
+        raise ValueError("of a library")
+
+    assert run_cli(fails, []) == 2
+    text = capsys.readouterr().err
+    assert text.splitlines()[0] == "ValueError: of a library"
+    assert "--debug" in text
+
+    def bug(arguments) -> typing.NoReturn:
+        raise KeyError("a bug keeps its traceback")
+
+    with pytest.raises(KeyError):
+        run_cli(bug, [])
+
+
+def test_next_command_is_the_same_run_by_another_method():
+    command, shows = next_command(parse_args([]))
+    assert command == "python train.py --config.method=full"
+    assert "full fine-tuning" in shows
+    command, _ = next_command(parse_args(["--config.pruning.keep=0.2", "--config.seed=3"]))
+    assert command == "python train.py --config.seed=3 --config.method=full"
+    command, _ = next_command(parse_args(["--config", str(SHIPPED / "bert_rte.py")]))
+    assert command.endswith("--config.pruning.keep=none --config.method=full")
+    words = ["--config", DIGITS + ":tiny", "--config.method=full", "--config.seed=3"]
+    command, _ = next_command(parse_args([*words, "--workdir", "a b"]))
+    given = parse_args(shlex.split(command)[2:])
+    assert (given.config.method, given.config.seed) == ("prebackrazor", 3)
+    assert given.spec == DIGITS + ":tiny"
+    assert given.workdir == Path("a b-prebackrazor")
+
+
+def test_texts_are_for_bert_and_are_not_augmented():
+    augment, family = faults_of(DIGITS, "data.name=csv")
+    assert "affine: changes images, but csv is text; set off" in augment
+    assert "model.family = vit: reads images, and data set csv has texts" in family
+
+
+def test_rules_of_images_do_not_bind_a_bert():
+    override = ["model.family=bert", "data.name=glue/rte", "data.augment=none", "model.patch=3"]
+    assert load(DIGITS, override).model.patch == 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("vit_b16.py", ("cifar100", 100, 20_000, 128)),
+        ("vit_b16.py:cifar100", ("cifar100", 100, 20_000, 128)),
+        ("vit_b16.py:cifar10", ("cifar10", 10, 20_000, 128)),
+        ("vit_b16.py:cub200", ("cub200", 200, 6_000, 128)),
+        ("vit_b16.py:smoke", ("digits", 10, 2, 4)),
+        ("bert_rte.py", ("glue/rte", 2, 5 * 77, 32)),
+        ("bert_rte.py:batch32-keep20", ("glue/rte", 2, 5 * 77, 32)),
+        ("bert_rte.py:batch8-keep10", ("glue/rte", 2, 5 * 311, 8)),
+        ("bert_rte.py:smoke", ("csv", 2, 2, 4)),
+    ],
+)
+def test_recipes(spec, expected):
+    config = load(str(SHIPPED / spec))
+    assert config.model.size == "B"
+    assert expected == (
+        config.data.name,
+        config.model.num_classes,
+        config.steps,
+        config.batch_size,
+    )
+    assert (config.model.weights is None) == spec.endswith(":smoke")
+    load(str(SHIPPED / spec), ["method=full", "pruning.keep=none"])
+
+
+@pytest.mark.parametrize(
+    ("variant", "batch", "keep"),
+    [("", 32, 0.1), (":batch32-keep20", 32, 0.2), (":batch8-keep10", 8, 0.1)],
+)
+def test_variants_of_the_bert_recipe_differ_in_batch_and_keep(variant, batch, keep):
+    config = load(str(SHIPPED / "bert_rte.py") + variant)
+    assert (config.batch_size, config.pruning.keep) == (batch, keep)
+    assert f"batch{batch}-keep{round(100 * keep)}" in config.name
+
+
+def test_the_shipped_sentences_are_all_in_their_vocabulary():
+    d = load(str(SHIPPED / "bert_rte.py:smoke")).data
+    dataset = data.load(d.name, d.path)
+    inputs = data.TextInputs(d.tokenizer, 64)
+    assert dataset.class_names == ("entailment", "not_entailment")
+    unknown = Path(d.tokenizer).read_text().split("\n").index("[UNK]")
+    for records in (dataset.train, dataset.test):
+        batch = inputs([records[i] for i in range(len(records))])
+        assert batch["lengths"].max() < 64 and not np.any(batch["tokens"] == unknown)
+        assert np.bincount(batch["label"]).tolist() == [len(records) / 2] * 2
