@@ -16,12 +16,14 @@ import jax.numpy as jnp
 from pbr_jax import data
 from pbr_jax.configs.common import Config
 from pbr_jax.gpu import memory as compiled_memory
-from pbr_jax.memory.use import MemoryUse
+from pbr_jax.memory.use import MemoryUse, memory_use
 from pbr_jax.runs.checkpoints import Checkpointer
 from pbr_jax.training import from_config
 from pbr_jax.training.inputs import make_inputs
-from pbr_jax.training.loop import check_finite, make_evaluate
-from pbr_jax.training.step import Batch
+from pbr_jax.training.begin import begin, compile_step
+from pbr_jax.training.loop import Observer, train
+from pbr_jax.training.state import TrainState
+from pbr_jax.training.step import Batch, StepMetrics
 
 _ROUNDS = (5, 40)  # fewest and most
 _SECONDS = 4.0  # spent on timing one method, if the fewest rounds allow
@@ -57,7 +59,6 @@ class Point(NamedTuple):
     seconds: float  # of training so far, evaluations excluded
     loss: float  # mean training loss since the point before
     accuracy: float  # on the test split
-    test_loss: float  # its mean
 
 
 class Trial(NamedTuple):
@@ -78,11 +79,8 @@ class Timing(NamedTuple):
 def prepare(config: Config) -> Contestant:
     """Builds and compiles `config` for the device at hand."""
     parts = from_config.build(config)
-    shapes = from_config.state_shapes(config, parts)
-    step = jax.jit(parts.train_step, donate_argnums=0)
-    compiled = step.lower(shapes, from_config.batch_specs(config)).compile()
-    use = from_config.memory_use(config)
-    return Contestant(config, parts, compiled, use, compiled_memory(compiled).peak_bytes)
+    step, use = compile_step(config, parts), memory_use(config)
+    return Contestant(config, parts, step, use, compiled_memory(step).peak_bytes)
 
 
 def time_against(full: Contestant, other: Contestant, batch: Batch) -> Timing:
@@ -131,44 +129,56 @@ def run_trial(
     Raises:
       Diverged: the loss or gradient of a step was not finite.
     """
-    config = dataclasses.replace(contestant.config, seed=seed)
-    parts = contestant.parts
-    inputs, workers = make_inputs(config), config.data.workers
-    evaluate = make_evaluate(
-        jax.jit(parts.eval_step),
-        lambda: data.eval_batches(dataset.test, inputs, config.batch_size, workers),
+    config = dataclasses.replace(
+        contestant.config,
+        seed=seed,
+        log_every=contestant.config.eval_every,
+        checkpoint_every=contestant.config.eval_every,
     )
-    batches = train_batches(config, dataset)
+    parts, curve = contestant.parts, _Curve(on_step)
     with Checkpointer(folder, keep=1) as checkpoints:
-        restored = checkpoints.restore(from_config.state_shapes(config, parts))
-        if restored is None:
-            params, _ = from_config.init_params(config, parts.model)
-            state, curve = from_config.new_state(config, parts, params), []
-        else:
-            state = restored.state
-            curve = [Point(**point) for point in restored.data_state["curve"]]
-            batches.restore(restored.data_state["batches"])
-        seconds = curve[-1].seconds if curve else 0.0
-        losses: list[jax.Array] = []
-        start = time.perf_counter()
-        for step in range((curve[-1].step if curve else 0) + 1, config.steps + 1):
-            state, metrics = contestant.step(state, next(batches))
-            losses.append(metrics.loss)
-            on_step(step)
-            if step % config.eval_every and step < config.steps:
-                continue
-            check_finite(step, metrics)
-            jax.block_until_ready(state)
-            seconds += time.perf_counter() - start
-            loss = statistics.fmean(map(float, losses))
-            test = evaluate(state.params)
-            curve.append(Point(step, seconds, loss, test["accuracy"], test["loss"]))
-            if step < config.steps:
-                position = {"batches": batches.state(), "curve": [p._asdict() for p in curve]}
-                checkpoints.save(step, state, position)
-            losses, start = [], time.perf_counter()
+        saved = checkpoints.restore(from_config.state_shapes(config, parts))
+        if saved is not None:
+            curve.points = [Point(**point) for point in saved.data_state["curve"]]
+
+        def save(step: int, state: TrainState, position: dict[str, Any], evaluated: Any) -> None:
+            curve_so_far = [point._asdict() for point in curve.points]
+            checkpoints.save(step, state, position | {"curve": curve_so_far}, evaluated)
+
+        run, _ = begin(config, parts, dataset, saved, contestant.step)
+        train(run._replace(save=save, wait=checkpoints.wait), (curve,))
     shutil.rmtree(folder, ignore_errors=True)
-    return Trial(curve[-1].accuracy, curve)
+    return Trial(curve.points[-1].accuracy, curve.points)
+
+
+class _Curve(Observer):
+    """Points of a trial: at every evaluation, with the loss and the seconds since the one before."""
+
+    def __init__(self, on_step: Callable[[int], None]) -> None:
+        self.points: list[Point] = []
+        self._on_step = on_step
+        self._losses: list[jax.Array] = []
+        self._since = 0  # the step of the last line
+        self._seconds = 0.0
+
+    def began(self, step: int, state: TrainState) -> None:
+        self._since = step
+        self._seconds = self.points[-1].seconds if self.points else 0.0
+
+    def stepped(self, step: int, metrics: StepMetrics) -> None:
+        self._losses.append(metrics.loss)
+        self._on_step(step)
+
+    def logged(self, line: dict[str, float]) -> None:
+        self._seconds += line["seconds_per_step"] * (line["step"] - self._since)
+        self._since = int(line["step"])
+
+    def evaluated(
+        self, step: int, state: TrainState, test: dict[str, float], improved: bool
+    ) -> None:
+        loss = statistics.fmean(map(float, self._losses))
+        self.points.append(Point(step, self._seconds, loss, test["accuracy"]))
+        self._losses = []
 
 
 def train_batches(config: Config, dataset: data.Dataset) -> data.TrainBatches:

@@ -49,3 +49,27 @@ def saved_bytes(function: Callable[..., PyTree], primal: PyTree, *others: PyTree
     given = {*jaxpr.invars, *jaxpr.constvars}
     kept = {v for v in jaxpr.outvars if not isinstance(v, Literal)} - given
     return sum(_leaf_bytes(v.aval) for v in kept)
+
+
+def memory_use(config: Config) -> MemoryUse:
+    """Bytes that a step of the configured run needs: read off its program, nothing is computed."""
+    parts = from_config.build(config)
+    state = from_config.state_shapes(config, parts)
+    _, drawn = jax.eval_shape(parts.selector.select, state.key, state.pruning, state.step)
+    trained, frozen = jax.eval_shape(
+        lambda *args: split_params(*args, parts.architecture), state.params, drawn
+    )
+    micro = config.batch_size // config.optimizer.accumulation_steps
+    batch = {
+        name: jax.ShapeDtypeStruct((micro, *spec.shape[1:]), spec.dtype)
+        for name, spec in from_config.batch_specs(config).items()
+    }
+    loss = make_loss(parts.model, parts.task, parts.architecture)
+    return MemoryUse(
+        parameters=tree_bytes(state.params),
+        gradients=tree_bytes(trained),
+        optimizer=tree_bytes(state.opt_state),
+        activations=saved_bytes(
+            lambda *args: loss(*args)[0], trained, frozen, drawn, batch, state.key
+        ),
+    )

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from pbr_jax.configs.common import SHAPE, Model
 from pbr_jax.models.blocks import LinearParams, NormParams, run_blocks
 from pbr_jax.ops import half_blocks, layer_norm, linear
 from pbr_jax.ops.visibility import Visibility
@@ -149,3 +150,17 @@ class Bert(nn.Module):
                 f" {tokens.shape} and {tokens.shape[:1]}, those of tokens"
             )
         return tokens, token_types, lengths
+
+
+def build(model: Model, plan: ResidualPlan) -> Bert:
+    """The BERT that a configuration describes."""
+    m = model.resolved()
+    return Bert(
+        **{name: getattr(m, name) for name in SHAPE},
+        vocab_size=m.vocab_size,
+        max_length=m.max_length,
+        num_classes=m.num_classes,
+        dropout=m.dropout,
+        dtype=jnp.dtype(m.dtype),
+        plan=plan,
+    )

@@ -16,6 +16,7 @@ from flax import linen as nn
 from jax import lax
 from jax.typing import DTypeLike
 
+from pbr_jax.configs.common import SHAPE, Model
 from pbr_jax.models.blocks import LinearParams, NormParams, run_blocks
 from pbr_jax.ops import half_blocks, layer_norm, linear, pair
 from pbr_jax.plans import ResidualPlan
@@ -104,6 +105,22 @@ class ViT(nn.Module):
         positions = nn.initializers.normal(0.02)
         pos = self.param("pos_embedding", positions, (1, x.shape[1], self.width))
         return x + pos.astype(x.dtype)
+
+
+def build(model: Model, plan: ResidualPlan) -> ViT:
+    """The ViT that a configuration describes."""
+    m = model.resolved()
+    return ViT(
+        **{name: getattr(m, name) for name in SHAPE},
+        patch=m.patch,
+        image_size=m.image_size,
+        num_classes=m.num_classes,
+        channels=m.channels,
+        pool=m.pool,
+        dropout=m.dropout,
+        dtype=jnp.dtype(m.dtype),
+        plan=plan,
+    )
 
 
 def patch_embedding(patch: int, dtype: DTypeLike) -> pair.Pair:

@@ -73,7 +73,7 @@ def memory_in_use() -> str:
     return f"RAM {format_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}"
 
 
-class Console:
+class Console(Observer):
     """Prints one run. Use as a context manager around the loop: leaving it ends the bar.
 
     Do not call it from inside a signal handler: let the handler set a flag and the loop call
@@ -162,13 +162,20 @@ class Console:
     def _memory_row(self, name: str, cells: list[str], style: str = "") -> None:
         self.message((f"{name:<20}" + "".join(f"{cell:>12}" for cell in cells)).rstrip(), style)
 
-    def step(self, step: int) -> None:
-        """Move the bar: `step` steps are done. Cheap enough for every step."""
+    def began(self, step: int, state: TrainState) -> None:
+        """Moves the bar to where a resumed run goes on."""
+        self._move(step)
+
+    def stepped(self, step: int, metrics: StepMetrics) -> None:
+        """Moves the bar. Cheap enough for every step."""
+        self._move(step)
+
+    def _move(self, step: int) -> None:
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
-    def train(self, metrics: Metrics) -> None:
-        """Show the metrics of a step: `step`, `loss`, `accuracy` and `seconds_per_step`."""
+    def logged(self, metrics: dict[str, float]) -> None:
+        """Shows the metrics of a step: `step`, `loss`, `accuracy` and `seconds_per_step`."""
         step = int(metrics["step"])
         figures = f"loss {metrics['loss']:.4f} accuracy {metrics['accuracy']:.1%}"
         if self._bar is not None:
@@ -183,14 +190,10 @@ class Console:
         speed = f"{_three_digits(1 / seconds)} it/s ETA {left}"
         self.message(f"{self._place(step)}  {speed}  {figures}  {self._memory()}")
 
-    def evaluation(self, step: int, metrics: Metrics, best: bool) -> None:
-        """Print an evaluation: `loss` and `accuracy` on the test split after `step` steps.
-
-        Args:
-            step: Steps done.
-            metrics: With `loss` and `accuracy`.
-            best: Whether this is the best so far.
-        """
+    def evaluated(
+        self, step: int, state: TrainState, test: dict[str, float], improved: bool
+    ) -> None:
+        """Prints an evaluation: `loss` and `accuracy` on the test split after `step` steps."""
         figures = f"test loss {metrics['loss']:.4f}  test accuracy {metrics['accuracy']:.1%}"
         self.message(
             f"{self._place(step)}  {figures}" + ("  best so far" if best else ""),

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from pbr_jax.training.loop import Observer
 from pbr_jax.training.selection import SelectorState
+from pbr_jax.training.state import TrainState
 
 FILE = "pruning.npz"
 
 
-class PruningHistory:
+class PruningHistory(Observer):
     """Snapshots of every site's probabilities, on disk after each one.
 
     The file holds `steps` int64 [S], `probs/<site>` float16 [S, L, A] and `counts/<site>` int32
@@ -34,6 +36,17 @@ class PruningHistory:
                 self._steps = file["steps"][:kept].tolist()
                 names = [n for n in file.files if n.startswith("probs/")]
                 self._probs = {n.removeprefix("probs/"): list(file[n][:kept]) for n in names}
+
+    def began(self, step: int, state: TrainState) -> None:
+        self.record(step, state.pruning)
+
+    def evaluated(
+        self, step: int, state: TrainState, test: dict[str, float], improved: bool
+    ) -> None:
+        self.record(step, state.pruning)
+
+    def stopped(self, step: int, state: TrainState) -> None:
+        self.record(step, state.pruning)
 
     def record(self, step: int, state: SelectorState) -> None:
         """Adds a snapshot, unless there is one of this step."""

@@ -14,6 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from pbr_jax.training.loop import Observer
+from pbr_jax.training.state import TrainState
+
 Split = Literal["train", "test"]
 SUMMARY_KEYS = (
     "method",
@@ -25,7 +28,7 @@ SUMMARY_KEYS = (
 )
 
 
-class MetricsWriter:
+class MetricsWriter(Observer):
     """Appends records to `metrics.jsonl` and to TensorBoard events in `workdir`.
 
     Args:
@@ -50,6 +53,14 @@ class MetricsWriter:
         self._file = path.open("a", encoding="utf-8")
         # TensorBoard itself hides events from purge_step on.
         self._events = SummaryWriter(str(self.workdir), purge_step=last + 1, flush_secs=10)
+
+    def logged(self, line: dict[str, float]) -> None:
+        self.write(line)
+
+    def evaluated(
+        self, step: int, state: TrainState, test: dict[str, float], improved: bool
+    ) -> None:
+        self.write({"step": step, **test}, "test")
 
     def write(self, metrics: Mapping[str, float], split: Split = "train") -> None:
         """Append one record.

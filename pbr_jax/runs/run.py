@@ -1,21 +1,102 @@
-"""A work directory of `train.py`, opened for use: prediction, export, inspection."""
+"""A work directory: started or gone on with by training, opened by prediction and export."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
+
 from pbr_jax.configs.common import Config
+from pbr_jax.data import Dataset
 from pbr_jax.runs.checkpoints import Checkpointer
 from pbr_jax.runs.metrics import write_json
-from pbr_jax.settings import load as configuration
+from pbr_jax.settings import load as settings
 from pbr_jax.training import from_config
+from pbr_jax.training.begin import begin, compile_step
+from pbr_jax.training.from_config import Parts
+from pbr_jax.training.loop import Run
 from pbr_jax.training.state import TrainState
 
 CLASSES = "classes.json"
+CONFIG = "config.json"
+SUMMARY = "summary.json"
 
 
-class Run(NamedTuple):
+class Started(NamedTuple):
+    """A run that is ready to train.
+
+    Attributes:
+      run: for `training.loop.train`; it saves into the work directory.
+      train_step: the compiled step.
+      resumed: the checkpoint from which it goes on, None if it begins.
+      notes: what a reader should know of its beginning.
+    """
+
+    run: Run
+    train_step: jax.stages.Compiled
+    resumed: int | None
+    notes: list[str]
+
+
+def start(
+    config: Config,
+    workdir: Path,
+    parts: Parts,
+    dataset: Dataset,
+    checkpoints: Checkpointer,
+) -> Started:
+    """Begins the run in `workdir`, or goes on from its newest sound checkpoint.
+
+    Args:
+      config: of the run; `check_resume` has found that it may go on with it.
+      workdir: made if it is not there.
+      parts: built from `config`.
+      dataset: as `load_data` gives it.
+      checkpoints: of `workdir`.
+
+    Raises:
+      CheckpointError: checkpoints are damaged, or there is too little space for new ones.
+      ValueError: weights or a checkpoint do not fit.
+    """
+    shapes = from_config.state_shapes(config, parts)
+    restored = checkpoints.restore(shapes)
+    checkpoints.check_space(checkpoints.bytes_needed(shapes))
+    run, notes = begin(config, parts, dataset, restored)
+    # Nothing is written before all that can be wrong has been looked at.
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / CONFIG, settings.to_dict(config))
+    names = {str(label): name for label, name in enumerate(dataset.class_names)}
+    write_json(workdir / CLASSES, names)
+    train_step = compile_step(config, parts)
+    run = run._replace(train_step=train_step, save=checkpoints.save, wait=checkpoints.wait)
+    if restored is None:
+        return Started(run, train_step, None, notes)
+    notes.append(f"resumed from checkpoint {restored.step}")
+    return Started(run, train_step, restored.step, notes)
+
+
+def is_complete(config: Config, workdir: Path, checkpoints: Checkpointer) -> bool:
+    """Whether the run in `workdir` has had its last step and said so."""
+    return config.steps in checkpoints.steps() and (workdir / SUMMARY).is_file()
+
+
+def saved_settings(workdir: Path) -> dict[str, Any]:
+    """The settings with which the run in `workdir` was started.
+
+    Raises:
+      ValueError: it has checkpoints and no settings.
+    """
+    saved = workdir / CONFIG
+    if not saved.is_file():
+        raise ValueError(
+            f"{workdir} has checkpoints but no {CONFIG}, so they may be of another run;"
+            " take another --workdir"
+        )
+    return json.loads(saved.read_text())
+
+
+class OpenRun(NamedTuple):
     """A run and one of its checkpoints.
 
     Attributes:
@@ -29,7 +110,7 @@ class Run(NamedTuple):
 
     workdir: Path
     config: Config
-    parts: from_config.Parts
+    parts: Parts
     state: TrainState
     step: int
     class_names: tuple[str, ...]
@@ -44,7 +125,7 @@ def open_run(
     workdir: Path,
     checkpoint: Literal["best", "last"] = "best",
     notify: Callable[[str], None] = print,
-) -> Run:
+) -> OpenRun:
     """Opens a run at its most accurate checkpoint or at its last one that verifies.
 
     Args:
@@ -64,7 +145,7 @@ def open_run(
     if restored is None:
         raise ValueError(f"{workdir}: has no checkpoint yet")
     names = _class_names(workdir, config.model.num_classes)
-    return Run(workdir, config, parts, restored.state, restored.step, names)
+    return OpenRun(workdir, config, parts, restored.state, restored.step, names)
 
 
 def read_config(workdir: Path) -> Config:
@@ -73,7 +154,7 @@ def read_config(workdir: Path) -> Config:
     Raises:
       ValueError: there is none, or this version cannot read it.
     """
-    file = workdir / "config.json"
+    file = workdir / CONFIG
     if not file.is_file():
         raise ValueError(
             f"{workdir}: not a run, there is no config.json; give the work directory of train.py,"
@@ -83,12 +164,7 @@ def read_config(workdir: Path) -> Config:
         saved = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file}: damaged ({error})") from error
-    return configuration.from_dict(saved, str(file))
-
-
-def save_class_names(workdir: Path, names: Sequence[str]) -> None:
-    """Writes what the classes are called, label -> name, for whoever uses the run."""
-    write_json(workdir / CLASSES, {str(label): name for label, name in enumerate(names)})
+    return settings.from_dict(saved, str(file))
 
 
 def _class_names(workdir: Path, num_classes: int) -> tuple[str, ...]:

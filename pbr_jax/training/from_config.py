@@ -16,7 +16,7 @@ from pbr_jax.memory.use import MemoryUse, saved_bytes, tree_bytes
 from pbr_jax.models import Bert, Classifier, ViT
 from pbr_jax.plans import SITES, Keep, ResidualPlan, budget_for
 from pbr_jax.training import pretrained, selection
-from pbr_jax.training.optimizer import learning_rate, make_optimizer
+from pbr_jax.training.optimizer import Optimizer, learning_rate, make_optimizer
 from pbr_jax.training.state import TrainState, init_state
 from pbr_jax.training.step import (
     EvalStep,
@@ -28,31 +28,28 @@ from pbr_jax.training.step import (
 )
 
 
-class Sizes(NamedTuple):
-    """Sizes of a transformer: D, L, H and the hidden width of the MLP."""
-
-    width: int
-    depth: int
-    heads: int
-    mlp_dim: int
-
-
 class Parts(NamedTuple):
     """What a run is made of.
 
     Attributes:
       method: as resolved.
+      family: of the model.
+      architecture: its sizes.
+      task: loss and figures.
       model: the Flax module, with the method's residual plan.
-      tx: optimizer with clipping and schedule.
+      optimizer: with clipping and schedule.
       selector: chooses columns and tensors.
       schedule: step -> learning rate.
       train_step: `(state, batch) -> (state, metrics)`, not yet jitted.
-      eval_step: `(params, batch) -> (summed loss, correct)`, not yet jitted.
+      eval_step: `(params, batch) -> {"loss" and each figure: sum}`, not yet jitted.
     """
 
     method: methods.Method
-    model: Classifier
-    tx: optax.GradientTransformation
+    family: Family
+    architecture: Architecture
+    task: Task
+    model: nn.Module
+    optimizer: Optimizer
     selector: selection.Selector
     schedule: optax.Schedule
     train_step: TrainStep
@@ -65,15 +62,16 @@ def build(config: Config) -> Parts:
     Raises:
       ValueError: settings that each are valid do not go together.
     """
-    method, sizes = resolve_method(config), model_sizes(config)
+    method, family = resolve_method(config), find(config.model.family)
+    sizes, task = family.describe(config.model), late(family.task)
     budgets = column_budgets(config, method, sizes)
     plan = method.plan
     if plan.linear == "columns":  # a site without a budget is trained dense
         keep = {site: getattr(plan.keep, site) if site in budgets else 1.0 for site in SITES}
         plan = dataclasses.replace(plan, keep=Keep(**keep))
-    model, o = make_model(config, plan), config.optimizer
+    model, o = late(family.build)(config.model, plan), config.optimizer
     schedule = learning_rate(o.learning_rate, config.steps, o.warmup_steps, o.schedule)
-    tx = make_optimizer(
+    optimizer = make_optimizer(
         o.name,
         schedule,
         momentum=o.momentum,
@@ -86,40 +84,18 @@ def build(config: Config) -> Parts:
     selector = make_selector(config, method, sizes, budgets)
     train_step = make_train_step(
         model,
-        tx,
+        task,
+        sizes,
+        optimizer,
         selector,
-        num_blocks=sizes.depth,
         accumulation_steps=o.accumulation_steps,
         interval=config.pruning.interval,
         importance_weighting=config.pruning.importance_weighting,
         implementation=plan.implementation,
     )
-    return Parts(method, model, tx, selector, schedule, train_step, make_eval_step(model))
-
-
-def make_model(config: Config, plan: ResidualPlan) -> Classifier:
-    """The model of the configured family and sizes."""
-    m, sizes, dtype = config.model, model_sizes(config)._asdict(), jnp.dtype(config.model.dtype)
-    if m.family == "bert":
-        return Bert(
-            **sizes,
-            vocab_size=m.vocab_size,
-            max_length=m.max_length,
-            num_classes=m.num_classes,
-            dropout=m.dropout,
-            dtype=dtype,
-            plan=plan,
-        )
-    return ViT(
-        **sizes,
-        patch=m.patch,
-        image_size=m.image_size,
-        num_classes=m.num_classes,
-        channels=m.channels,
-        pool=m.pool,
-        dropout=m.dropout,
-        dtype=dtype,
-        plan=plan,
+    eval_step = make_eval_step(model, task)
+    return Parts(
+        method, family, sizes, task, model, optimizer, selector, schedule, train_step, eval_step
     )
 
 
@@ -148,15 +124,16 @@ def _keep(config: Config) -> float | Keep | None:
     return Keep(**{s: getattr(own, s) if (v := getattr(keep, s)) is None else v for s in SITES})
 
 
-def model_sizes(config: Config) -> Sizes:
-    """The sizes in `config`, given there one by one or by name."""
-    m = config.model.resolved()
-    if m.width is None or m.depth is None or m.heads is None or m.mlp_dim is None:
-        raise ValueError(f"model = {m}: needs width, depth, heads and mlp_dim, or else size")
-    return Sizes(m.width, m.depth, m.heads, m.mlp_dim)
+def architecture(config: Config) -> Architecture:
+    """Sizes of the configured model.
+
+    Raises:
+      ValueError: they are incomplete.
+    """
+    return find(config.model.family).describe(config.model)
 
 
-def column_budgets(config: Config, method: methods.Method, sizes: Sizes) -> dict[str, int]:
+def column_budgets(config: Config, method: methods.Method, sizes: Architecture) -> dict[str, int]:
     """K of each site where a policy chooses columns; not of those that keep all of them."""
     if method.plan.linear != "columns":
         return {}
@@ -166,19 +143,18 @@ def column_budgets(config: Config, method: methods.Method, sizes: Sizes) -> dict
             " take a method that has one, such as prebackrazor"
         )
     budgets = {}
-    for site, columns in num_columns(sizes).items():
-        keep = getattr(method.plan.keep, site)
-        budget = budget_for(keep, columns, config.pruning.group_size)
-        if budget < columns:
-            budgets[site] = budget
+    for name, site in sizes.sites.items():
+        budget = budget_for(method.plan.keep[name], site.columns, config.pruning.group_size)
+        if budget < site.columns:
+            budgets[name] = budget
     return budgets
 
 
 def make_selector(
-    config: Config, method: methods.Method, sizes: Sizes, budgets: Mapping[str, int]
+    config: Config, method: methods.Method, sizes: Architecture, budgets: Mapping[str, int]
 ) -> selection.Selector:
     """Policies of all sites that have a budget, and of all tensors."""
-    p, columns = config.pruning, num_columns(sizes)
+    p, columns = config.pruning, {name: site.columns for name, site in sizes.sites.items()}
 
     @functools.cache  # sites of one size share their policy, which then draws for all at once
     def make(num_columns: int, budget: int) -> pruning.PruningPolicy:
@@ -204,30 +180,17 @@ def make_selector(
             interval=p.joint_spar_interval,
             step_size=p.joint_spar_step_size,
         )
-        tensors = dict.fromkeys(SITES, spar)
+        tensors = dict.fromkeys(sizes.sites, spar)
     return selection.make_selector(policies, tensors, columns, sizes.depth)
 
 
-def num_columns(sizes: Sizes) -> dict[str, int]:
-    """D of each site."""
-    return {"qkv": sizes.width, "proj": sizes.width, "fc1": sizes.width, "fc2": sizes.mlp_dim}
-
-
-def num_tokens(config: Config) -> int:
-    """N: tokens of an example, padding included."""
-    m = config.model.resolved()
-    if m.family == "bert":
-        return m.max_length
-    return (m.image_size // m.patch) ** 2 + (m.pool == "cls")
-
-
-def random_params(config: Config, model: Classifier) -> Any:
+def random_params(config: Config, model: nn.Module) -> Any:
     """Fresh parameters, float32."""
     example = jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), model.input_specs(1))
     return model.init(jax.random.key(config.seed), model.inputs(example))["params"]
 
 
-def init_params(config: Config, model: Classifier) -> tuple[Any, list[str]]:
+def init_params(config: Config, model: nn.Module) -> tuple[Any, list[str]]:
     """Fresh or pretrained parameters, and notes on the conversion of the latter."""
     params = random_params(config, model)
     if config.model.weights is None:
@@ -239,7 +202,7 @@ def init_params(config: Config, model: Classifier) -> tuple[Any, list[str]]:
 def new_state(config: Config, parts: Parts, params: Any) -> TrainState:
     """The state before the first step."""
     run_key = jax.random.fold_in(jax.random.key(config.seed), 1)  # 0 gave the parameters
-    return init_state(run_key, params, parts.tx, parts.selector)
+    return init_state(run_key, params, parts.optimizer, parts.selector)
 
 
 def state_shapes(config: Config, parts: Parts) -> TrainState:
@@ -249,27 +212,6 @@ def state_shapes(config: Config, parts: Parts) -> TrainState:
 
 def batch_specs(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of a training batch."""
-    inputs = make_model(config, ResidualPlan()).input_specs(config.batch_size)
-    return inputs | {"label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)}
-
-
-def memory_use(config: Config) -> MemoryUse:
-    """Bytes that a step of the configured run needs: read off its program, nothing is computed."""
-    parts = build(config)
-    state = state_shapes(config, parts)
-    _, drawn = jax.eval_shape(parts.selector.select, state.key, state.pruning, state.step)
-    trained, frozen = jax.eval_shape(split_params, state.params, drawn)
-    micro = config.batch_size // config.optimizer.accumulation_steps
-    batch = {
-        name: jax.ShapeDtypeStruct((micro, *spec.shape[1:]), spec.dtype)
-        for name, spec in batch_specs(config).items()
-    }
-    loss = make_loss(parts.model, parts.model.depth)
-    return MemoryUse(
-        parameters=tree_bytes(state.params),
-        gradients=tree_bytes(trained),
-        optimizer=tree_bytes(state.opt_state),
-        activations=saved_bytes(
-            lambda *args: loss(*args)[0], trained, frozen, drawn, batch, state.key
-        ),
-    )
+    family = find(config.model.family)
+    model = late(family.build)(config.model, ResidualPlan())
+    return model.input_specs(config.batch_size) | late(family.task).targets(config.batch_size)

@@ -1,18 +1,15 @@
 """The training loop: steps, evaluations, checkpoints, and an orderly stop."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import optax
 
-from pbr_jax.runs.checkpoints import Checkpointer
-from pbr_jax.runs.console import Console
-from pbr_jax.runs.history import PruningHistory
-from pbr_jax.runs.metrics import MetricsWriter
-from pbr_jax.runs.signals import StopSignals
 from pbr_jax.training.state import TrainState
 from pbr_jax.training.step import Batch, EvalStep, StepMetrics, TrainStep
+
+Figures = dict[str, float]
 
 
 class Diverged(ArithmeticError):
@@ -27,6 +24,14 @@ class Batches(Protocol):
     def state(self) -> dict[str, Any]: ...
 
 
+class Save(Protocol):
+    """Keeps a state: `evaluated` are the figures of its evaluation, None without one."""
+
+    def __call__(
+        self, step: int, state: TrainState, position: dict[str, Any], evaluated: Figures | None
+    ) -> None: ...
+
+
 class Intervals(NamedTuple):
     """Steps between two log lines, evaluations and checkpoints; the last step has all three."""
 
@@ -35,98 +40,140 @@ class Intervals(NamedTuple):
     save: int
 
 
+class Run(NamedTuple):
+    """A training, ready to begin or to go on.
+
+    Attributes:
+      state: after `start` steps; `train` donates it.
+      start, steps: finished steps, and those of the whole run.
+      train_step: compiled, its state donated.
+      evaluate: `params -> {"loss" and each figure: mean}` on the test split.
+      batches: at the position of `start`.
+      schedule: step -> learning rate.
+      batch_size: examples of a step.
+      every: intervals.
+      criterion: the figure whose highest value makes the best checkpoint.
+      best: its highest value before `start`; a better one is saved at once.
+      save: starts to save a state.
+      wait: returns when what is being saved is on disk.
+    """
+
+    state: TrainState
+    start: int
+    steps: int
+    train_step: TrainStep
+    evaluate: Callable[[Any], Figures]
+    batches: Batches
+    schedule: optax.Schedule
+    batch_size: int
+    every: Intervals
+    criterion: str
+    best: float = -1.0
+    save: Save = lambda step, state, position, evaluated: None
+    wait: Callable[[], None] = lambda: None
+
+
 class Outcome(NamedTuple):
-    """How a run ended: after its last step, or earlier by a signal."""
+    """How a run ended: after its last step, or earlier because it was asked to stop."""
 
     state: TrainState
     step: int
-    accuracy: float | None  # of the last evaluation in this process
     stopped: bool
 
 
+class Observer:
+    """Told what happens in a run; what a subclass does not override, it ignores."""
+
+    def began(self, step: int, state: TrainState) -> None:
+        """The run begins or goes on after `step`."""
+
+    def stepped(self, step: int, metrics: StepMetrics) -> None:
+        """`step` was given to the device; its metrics may not be there yet."""
+
+    def logged(self, line: dict[str, float]) -> None:
+        """A line of metrics: `step`, `loss`, the task's figures, rates and times."""
+
+    def evaluated(self, step: int, state: TrainState, test: Figures, improved: bool) -> None:
+        """The test split was evaluated; `improved`: it is the best so far."""
+
+    def stopped(self, step: int, state: TrainState) -> None:
+        """The run was asked to stop, and `step` is saved."""
+
+
 def train(
-    state: TrainState,
-    start: int,
-    steps: int,
-    *,
-    train_step: TrainStep,
-    evaluate: Callable[[Any], dict[str, float]],
-    batches: Batches,
-    schedule: optax.Schedule,
-    batch_size: int,
-    best: float,
-    every: Intervals,
-    checkpoints: Checkpointer,
-    history: PruningHistory,
-    writer: MetricsWriter,
-    console: Console,
-    stop: StopSignals,
+    run: Run,
+    observers: Sequence[Observer] = (),
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Runs steps `start + 1 ... steps`.
 
     Args:
-      state: after step `start`; it is donated.
-      train_step: compiled, its state donated.
-      evaluate: `params -> {"loss", "accuracy"}` on the test split.
-      best: highest test accuracy before `start`. A better one is saved at once.
-      stop: asked after every step; when it asks to stop, the state is saved first.
+      run: its state is donated.
+      observers: told of everything, in their order.
+      stop_requested: asked after every step; when it says so, the state is saved first.
 
     Raises:
       Diverged: a step was not finite; its update was not applied. It is noticed one step later, so
         that the device never waits for the host.
     """
-    history.record(start, state.pruning)
-    accuracy, previous = None, None
-    since, since_step = time.monotonic(), start
-    for step in range(start + 1, steps + 1):
-        state, metrics = train_step(state, next(batches))
+    state, best, every = run.state, run.best, run.every
+    for observer in observers:
+        observer.began(run.start, state)
+    previous: StepMetrics | None = None
+    since, since_step = time.monotonic(), run.start
+    for step in range(run.start + 1, run.steps + 1):
+        state, metrics = run.train_step(state, next(run.batches))
         if previous is not None:
             check_finite(step - 1, previous)
         previous = metrics
-        console.step(step)
-        last = step == steps
-        stopping = stop.requested  # asked once: a signal that comes later waits for the next step
+        for observer in observers:
+            observer.stepped(step, metrics)
+        last = step == run.steps
+        stopping = stop_requested()  # asked once: a signal that comes later waits for the next step
         logging = last or stopping or step % every.log == 0
         evaluating = last or step % every.evaluate == 0
         saving = last or stopping or step % every.save == 0
         if not (logging or evaluating or saving):
             continue
 
+        # Only now does the host wait for the device: nothing is said or saved of a broken step.
         check_finite(step, metrics)
         seconds = (time.monotonic() - since) / (step - since_step)
         if logging:
-            line = {
-                "step": step,
-                "loss": float(metrics.loss),
-                "accuracy": float(metrics.accuracy),
-                "grad_norm": float(metrics.grad_norm),
-                "learning_rate": float(schedule(step - 1)),
-                "seconds_per_step": seconds,
-                "examples_per_second": batch_size / seconds,
-            }
-            writer.write(line)
-            console.train(line)
+            line = _line(run, step, metrics, seconds)
+            for observer in observers:
+                observer.logged(line)
         evaluated = None
         if evaluating:
-            test = evaluate(state.params)
-            accuracy = test["accuracy"]
-            evaluated = {"accuracy": accuracy}
-            improved = accuracy > best
-            best = max(best, accuracy)
+            test = run.evaluate(state.params)
+            evaluated = {run.criterion: test[run.criterion]}
+            improved = test[run.criterion] > best
+            best = max(best, test[run.criterion])
             saving |= improved
-            writer.write({"step": step, **test}, "test")
-            console.evaluation(step, test, improved)
-            history.record(step, state.pruning)
+            for observer in observers:
+                observer.evaluated(step, state, test, improved)
         if saving:
-            position = {"batches": batches.state(), "best": best}
-            checkpoints.save(step, state, position, evaluated)
+            run.save(step, state, {"batches": run.batches.state(), "best": best}, evaluated)
         if stopping:
-            checkpoints.wait()
-            history.record(step, state.pruning)
-            return Outcome(state, step, accuracy, stopped=not last)
+            run.wait()
+            for observer in observers:
+                observer.stopped(step, state)
+            return Outcome(state, step, stopped=not last)
         since, since_step = time.monotonic(), step
-    checkpoints.wait()
-    return Outcome(state, steps, accuracy, stopped=False)
+    run.wait()
+    return Outcome(state, run.steps, stopped=False)
+
+
+def _line(run: Run, step: int, metrics: StepMetrics, seconds: float) -> dict[str, float]:
+    return {
+        "step": step,
+        "loss": float(metrics.loss),
+        **{name: float(value) for name, value in metrics.figures.items()},
+        "grad_norm": float(metrics.grad_norm),
+        "learning_rate": float(run.schedule(step - 1)),
+        "seconds_per_step": seconds,
+        "examples_per_second": run.batch_size / seconds,
+    }
 
 
 def check_finite(step: int, metrics: StepMetrics) -> None:
@@ -144,16 +191,16 @@ def check_finite(step: int, metrics: StepMetrics) -> None:
 def make_evaluate(
     eval_step: EvalStep,
     batches: Callable[[], Iterable[Batch]],
-) -> Callable[[Any], dict[str, float]]:
-    """`params -> {"loss", "accuracy"}` over all examples whose `mask` is True."""
+) -> Callable[[Any], Figures]:
+    """`params -> {"loss" and each figure: mean}` over all examples whose `mask` is True."""
 
-    def evaluate(params: Any) -> dict[str, float]:
-        total = correct = count = 0.0
+    def evaluate(params: Any) -> Figures:
+        totals: Figures = {}
+        count = 0.0
         for batch in batches():
-            loss, hits = eval_step(params, batch)
-            total += float(loss)
-            correct += float(hits)
+            for name, value in eval_step(params, batch).items():
+                totals[name] = totals.get(name, 0.0) + float(value)
             count += float(batch["mask"].sum())
-        return {"loss": total / count, "accuracy": correct / count}
+        return {name: total / count for name, total in totals.items()}
 
     return evaluate

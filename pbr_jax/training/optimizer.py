@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pbr_jax.families import KERNEL
 from pbr_jax.kernels import row_update
 from pbr_jax.kernels.row_update import Rule, Scalars
 from pbr_jax.ops import dispatch
@@ -57,18 +58,24 @@ class _All:
 ALL = _All()
 
 
-class Optimizer(optax.GradientTransformation):
-    """An Optax transformation with what it does, for the kernel that does the same.
+class Optimizer(NamedTuple):
+    """An Optax transformation, and a description of it for the kernel that does the same.
 
     Attributes:
-      rule: elementwise, its weight decay for kernels only.
+      tx: the transformation.
+      rule: elementwise, its weight decay for kernels only; None where there is no description.
       schedule: step -> learning rate.
       clip_norm: largest global norm of the gradient, or None.
     """
 
-    rule: Rule
-    schedule: optax.Schedule
-    clip_norm: float | None
+    tx: optax.GradientTransformation
+    rule: Rule | None = None
+    schedule: optax.Schedule = lambda count: 1.0
+    clip_norm: float | None = None
+
+    def init(self, params: PyTree) -> optax.OptState:
+        """The state of `tx` before the first step."""
+        return self.tx.init(params)
 
 
 class Updated(NamedTuple):
@@ -117,26 +124,23 @@ def make_optimizer(
     embeddings of position are left alone. That of SGD is part of its gradient, behind the clipping.
     """
     if name == "sgd":
-        rule = optax.sgd(schedule, momentum=momentum or None)
+        tx = optax.sgd(schedule, momentum=momentum or None)
         if weight_decay:
-            rule = optax.chain(optax.add_decayed_weights(weight_decay, _is_kernel), rule)
+            tx = optax.chain(optax.add_decayed_weights(weight_decay, _is_kernel), tx)
     elif name == "adamw":
-        rule = optax.adamw(
+        tx = optax.adamw(
             schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_is_kernel
         )
     else:
         raise ValueError(f"optimizer.name = {name!r}: must be sgd or adamw")
     if clip_norm is not None:
-        rule = optax.chain(optax.clip_by_global_norm(clip_norm), rule)
-    optimizer = Optimizer(*rule)
-    optimizer.rule = Rule(name, momentum, b1, b2, eps, weight_decay)
-    optimizer.schedule, optimizer.clip_norm = schedule, clip_norm
-    return optimizer
+        tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)
+    return Optimizer(tx, Rule(name, momentum, b1, b2, eps, weight_decay), schedule, clip_norm)
 
 
 def is_kernel(path: tuple) -> bool:
     """Whether weight decay applies to the leaf at `path`."""
-    return path[-1].key == "kernel"
+    return path[-1].key == KERNEL
 
 
 def _is_kernel(params: PyTree) -> PyTree:
@@ -144,7 +148,7 @@ def _is_kernel(params: PyTree) -> PyTree:
 
 
 def update_rows(
-    tx: optax.GradientTransformation,
+    optimizer: Optimizer,
     grads: PyTree,
     opt_state: optax.OptState,
     params: PyTree,
@@ -159,9 +163,9 @@ def update_rows(
     decay) or through the global gradient norm.
 
     Args:
-      tx: initialised on `params`.
+      optimizer: its state was made for `params`.
       grads: like `params`, with `[R, ...]` in place of a leaf that has `Rows`.
-      opt_state: of `tx`.
+      opt_state: of `optimizer.tx`.
       params: all parameters.
       rows: like `params`, each leaf a `Rows` or `ALL`.
       apply: bool scalar; where False nothing changes (a step whose gradient is not finite).
@@ -171,9 +175,9 @@ def update_rows(
       ValueError: the named implementation cannot run.
     """
     selected = [leaf for leaf in jax.tree.leaves(rows, is_leaf=_is_rows) if isinstance(leaf, Rows)]
-    if selected and _choose(tx, params, implementation) == "triton":
-        assert isinstance(tx, Optimizer)
-        return _update_in_place(tx, grads, opt_state, params, rows, apply)
+    if selected and _choose(optimizer, params, implementation) == "triton":
+        return _update_in_place(optimizer, grads, opt_state, params, rows, apply)
+    tx = optimizer.tx
     # The same tree for the optimizer state: moments follow their parameter, counters are whole.
     state_rows = optax.tree_utils.tree_map_params(
         tx, lambda _, r: r, opt_state, rows, transform_non_params=lambda _: ALL
@@ -201,29 +205,31 @@ def _squared_norms(grad: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(grad.astype(jnp.float32)), axis=tuple(range(1, grad.ndim)))
 
 
-def _choose(tx, params: PyTree, implementation: Implementation | None) -> Implementation:
+def _choose(
+    optimizer: Optimizer, params: PyTree, implementation: Implementation | None
+) -> Implementation:
     refusal = None
     dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(params)}
-    if not isinstance(tx, Optimizer):
+    if optimizer.rule is None:
         refusal = "it knows the optimizers of make_optimizer, and this is another"
     elif dtypes != {"float32"}:
         refusal = f"parameters are {', '.join(sorted(dtypes))}: must be float32"
     return dispatch.choose("the optimizer", implementation, {"triton": dispatch.Offer(refusal)})
 
 
-def _update_in_place(tx: Optimizer, grads, opt_state, params, rows, apply) -> Updated:
+def _update_in_place(optimizer: Optimizer, grads, opt_state, params, rows, apply) -> Updated:
     """`update_rows` by the kernel where there are rows, and by the same rule elsewhere."""
-    rule = tx.rule
-    count = optax.tree.get_all_with_path(opt_state, "count")[0][
-        1
-    ]  # Adam's and the schedule's agree
+    rule = optimizer.rule
+    assert rule is not None
+    # Adam's count and the schedule's agree, and a step that is not applied does not count.
+    _, count = optax.tree.get_all_with_path(opt_state, "count")[0]
     steps = optax.safe_increment(count)
     scale = jnp.ones((), jnp.float32)
-    if tx.clip_norm is not None:
-        scale = jnp.minimum(scale, tx.clip_norm / optax.tree.norm(grads))
+    if optimizer.clip_norm is not None:
+        scale = jnp.minimum(scale, optimizer.clip_norm / optax.tree.norm(grads))
     now = Scalars(
         apply=apply.astype(jnp.float32),
-        rate=tx.schedule(count),
+        rate=optimizer.schedule(count),
         scale=scale,
         correction1=1 - rule.b1 ** steps.astype(jnp.float32),
         correction2=1 - rule.b2 ** steps.astype(jnp.float32),

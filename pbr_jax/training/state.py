@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pbr_jax.training.optimizer import Optimizer
 from pbr_jax.training.selection import Selector, SelectorState
 
 
@@ -28,7 +29,7 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    key: jax.Array, params: Any, tx: optax.GradientTransformation, selector: Selector
+    key: jax.Array, params: Any, optimizer: Optimizer, selector: Selector
 ) -> TrainState:
     """State before the first step. `key` seeds selections and dropout of the whole run."""
-    return TrainState(jnp.zeros((), jnp.int32), key, params, tx.init(params), selector.init())
+    return TrainState(jnp.zeros((), jnp.int32), key, params, optimizer.init(params), selector.init())

@@ -12,12 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 
-from pbr_jax.models import Classifier
-from pbr_jax.plans import SITES, Implementation
+from pbr_jax.families import KERNEL, Architecture
+from pbr_jax.plans import Implementation
 from pbr_jax.training import selection as selecting
-from pbr_jax.training.optimizer import ALL, update_rows
+from pbr_jax.training.optimizer import ALL, Optimizer, update_rows
+from pbr_jax.training.sites import collection, layers, with_layers
 from pbr_jax.training.state import TrainState
+from pbr_jax.training.task import Task
 
 PyTree = Any
 Batch = Mapping[str, jax.Array | np.ndarray]
@@ -27,47 +30,50 @@ class StepMetrics(NamedTuple):
     """Scalars of one step, float32 but for `finite`.
 
     Attributes:
-      loss, accuracy: means over the batch.
+      loss: mean over the batch.
+      figures: means over the batch of what the task counts beside the loss, such as accuracy.
       grad_norm: global norm of all gradients, before clipping.
       finite: bool; False means that the update was not applied.
     """
 
     loss: jax.Array
-    accuracy: jax.Array
+    figures: dict[str, jax.Array]
     grad_norm: jax.Array
     finite: jax.Array
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
-EvalStep = Callable[[PyTree, Batch], tuple[jax.Array, jax.Array]]
+EvalStep = Callable[[PyTree, Batch], dict[str, jax.Array]]
+Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
 
-def make_loss(model: Classifier, num_blocks: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """`loss(trained, frozen, selection, batch, key) -> (loss, accuracy)`.
+def make_loss(model: nn.Module, task: Task, architecture: Architecture) -> Loss:
+    """`loss(trained, frozen, selection, batch, key) -> (loss, figures)`.
 
     It is differentiated in its first argument: `trained` is the parameter tree with packed zeros
     `[L, K, F]` in place of the kernels that are pruned; `frozen` holds these, `{site: [L, D, F]}`.
     """
 
     def loss(trained: PyTree, frozen: PyTree, selection, batch: Batch, key: jax.Array):
-        rows = {site: trained["blocks"][site]["kernel"] for site in frozen}
-        params = _with_kernels(trained, frozen)
-        variables = {
-            "params": params,
-            "selection": selecting.model_variables(selection, rows, num_blocks),
-        }
-        logits = _logits(model, variables, batch, train=True, rngs={"dropout": key})
-        return _cross_entropy(logits, batch["label"]), _accuracy(logits, batch["label"])
+        packed = layers(trained, architecture)
+        rows = {site: packed[site][KERNEL] for site in frozen}
+        params = with_layers(trained, architecture, _kernels(frozen))
+        entries = selecting.model_variables(selection, rows, architecture.depth)
+        variables = {"params": params, "selection": collection(architecture, entries)}
+        outputs = _outputs(model, variables, batch, train=True, rngs={"dropout": key})
+        figures = jax.tree.map(jnp.mean, task.figures(outputs, batch))
+        return jnp.mean(task.losses(outputs, batch)), figures
 
     return loss
 
 
 def make_train_step(
-    model: Classifier,
-    tx: optax.GradientTransformation,
+    model: nn.Module,
+    task: Task,
+    architecture: Architecture,
+    optimizer: Optimizer,
     selector: selecting.Selector,
     *,
-    num_blocks: int,
     accumulation_steps: int = 1,
     interval: int = 1,
     importance_weighting: bool = False,
@@ -76,85 +82,98 @@ def make_train_step(
     """The train step `(state, batch) -> (state, metrics)`; jit it with the state donated.
 
     Args:
-      model: its blocks are stacked under `params["blocks"]`, its sites are `pbr_jax.plans.SITES`.
-      tx: initialised on all parameters.
+      model: of this architecture.
+      task: loss and figures.
+      architecture: where the layers are that sites feed.
+      optimizer: initialised on all parameters.
       selector: chooses columns and tensors.
-      num_blocks: L.
       accumulation_steps: micro-batches per step; one selection serves them all.
       interval: steps that draw columns with the same random numbers: the same columns where p
         does not change, and nearly the same ones under a policy that learns.
       importance_weighting: divide kept rows by their probability (Theorem 1) or not (the authors'
         code).
-      implementation: of the optimizer, see `pbr_jax.ops.dispatch`.
+      implementation: of the update, see `pbr_jax.ops.dispatch`.
 
     A step whose loss or gradient is not finite changes neither parameters nor optimizer nor
     policies.
     """
-    loss = make_loss(model, num_blocks)
+    loss = make_loss(model, task, architecture)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        # 1. Draw, before the forward pass, what will be kept (Algorithm 1, lines 5-6).
         _, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         draw = state.step - state.step % interval
         select_key, _ = jax.random.split(jax.random.fold_in(state.key, draw))
         drawn, selection = selector.select(select_key, state.pruning, state.step)
-        trained, frozen = split_params(state.params, selection)
-        (value, accuracy), grads = _accumulate(
+
+        # 2. Forward and backward pass; the gradient of a pruned kernel has the drawn rows alone.
+        trained, frozen = split_params(state.params, selection, architecture)
+        (value, figures), grads = _accumulate(
             loss, trained, frozen, selection, batch, dropout_key, accumulation_steps
         )
-        blocks = grads["blocks"]
+        gradients = layers(grads, architecture)
         if importance_weighting:
-            grads = grads | {"blocks": selector.unbias(drawn, selection, blocks)}
+            unbiased = selector.unbias(drawn, selection, gradients)
+            grads = with_layers(grads, architecture, unbiased)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
-        # Behind the gradients: XLA would number the rows with the columns and hold both all along.
+
+        # 3. The optimizer moves the drawn rows, and finds their squared norms on the way.
+        # Barrier: otherwise XLA computes row indices in the forward pass and keeps them alive
+        # through the backward pass.
         selection, finite = jax.lax.optimization_barrier((selection, finite))
-        rows, packed = _pack(selection, grads, state.params, num_blocks)
+        rows, packed = _pack(selection, grads, state.params, architecture)
         params, opt_state, norms = update_rows(
-            tx, packed, state.opt_state, state.params, rows, finite, implementation
+            optimizer, packed, state.opt_state, state.params, rows, finite, implementation
         )
-        # The optimizer sees the rows divided by p, the policies what they were before.
-        seen = None if importance_weighting else selecting.column_norms(selection, norms["blocks"])
-        learned = selector.update(drawn, selection, blocks, state.step, seen)
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), learned, state.pruning)
+
+        # 4. The policies learn from the norms (line 23), as they were before any division by p.
+        squared_norms = None
+        if not importance_weighting:
+            squared_norms = selecting.column_norms(selection, layers(norms, architecture))
+        learned = selector.update(drawn, selection, gradients, state.step, squared_norms)
+        pruning = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), learned, state.pruning
+        )
         return (
-            TrainState(state.step + 1, state.key, params, opt_state, kept),
-            StepMetrics(value, accuracy, grad_norm, finite),
+            TrainState(state.step + 1, state.key, params, opt_state, pruning),
+            StepMetrics(value, figures, grad_norm, finite),
         )
 
     return train_step
 
 
-def make_eval_step(model: Classifier) -> EvalStep:
-    """`(params, batch) -> (summed loss, correct)` over the examples whose `mask` is True."""
+def make_eval_step(model: nn.Module, task: Task) -> EvalStep:
+    """`(params, batch) -> {"loss" and each figure: sum}` over the examples whose `mask` is True."""
 
-    def eval_step(params: PyTree, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        logits = _logits(model, {"params": params}, batch)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        correct = jnp.argmax(logits, axis=-1) == batch["label"]
-        mask = batch["mask"]
-        return jnp.sum(jnp.where(mask, losses, 0.0)), jnp.sum(correct & mask)
+    def eval_step(params: PyTree, batch: Batch) -> dict[str, jax.Array]:
+        outputs = _outputs(model, {"params": params}, batch)
+        values = {"loss": task.losses(outputs, batch), **task.figures(outputs, batch)}
+        wide = {name: value.astype(jnp.float32) for name, value in values.items()}
+        return {name: jnp.sum(jnp.where(batch["mask"], v, 0.0)) for name, v in wide.items()}
 
     return eval_step
 
 
 def split_params(
-    params: PyTree, selection: selecting.Selection
+    params: PyTree, selection: selecting.Selection, architecture: Architecture
 ) -> tuple[PyTree, dict[str, jax.Array]]:
     """`(trained, frozen)` for `make_loss`: pruned kernels become zeros of the packed shape."""
-    frozen = {site: params["blocks"][site]["kernel"] for site in selection.columns}
+    own = layers(params, architecture)
+    frozen = {site: own[site][KERNEL] for site in selection.columns}
     rows = {
         site: jnp.zeros((*selection.columns[site].shape, kernel.shape[-1]), kernel.dtype)
         for site, kernel in frozen.items()
     }
-    return _with_kernels(params, rows), frozen
+    return with_layers(params, architecture, _kernels(rows)), frozen
 
 
-def _with_kernels(params: PyTree, kernels: dict[str, jax.Array]) -> PyTree:
-    blocks = {s: params["blocks"][s] | {"kernel": kernel} for s, kernel in kernels.items()}
-    return params | {"blocks": params["blocks"] | blocks}
+def _kernels(arrays: Mapping[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
+    return {site: {KERNEL: array} for site, array in arrays.items()}
 
 
 def _accumulate(loss, trained, frozen, selection, batch, key, steps: int):
+    """`((loss, figures), gradients)`, means over so many micro-batches."""
     gradient = jax.value_and_grad(loss, has_aux=True)
     if steps == 1:
         return gradient(trained, frozen, selection, batch, key)
@@ -172,30 +191,23 @@ def _accumulate(loss, trained, frozen, selection, batch, key, steps: int):
     return jax.tree.map(lambda t: t / steps, total)
 
 
-def _pack(selection, grads, params, num_blocks: int) -> tuple[PyTree, PyTree]:
+def _pack(selection, grads, params, architecture: Architecture) -> tuple[PyTree, PyTree]:
     """Rows and packed gradients for `update_rows`."""
-    rows = jax.tree.map(lambda _: ALL, params)
-    packed = grads | {"blocks": dict(grads["blocks"])}
-    for site in SITES:
-        num_columns = params["blocks"][site]["kernel"].shape[1]
-        for name in selecting.TENSORS:
-            trained, pack = selecting.trained_rows(selection, site, name, num_columns, num_blocks)
-            rows["blocks"][site][name] = trained
-            packed["blocks"][site] = packed["blocks"][site] | {
-                name: pack(grads["blocks"][site][name])
-            }
-    return rows, packed
+    rows: dict[str, dict] = {}
+    packed: dict[str, dict] = {}
+    for site, gradients in layers(grads, architecture).items():
+        for name, gradient in gradients.items():
+            trained, pack = selecting.trained_rows(
+                selection, site, name, architecture.sites[site].columns, architecture.depth
+            )
+            rows.setdefault(site, {})[name] = trained
+            packed.setdefault(site, {})[name] = pack(gradient)
+    everything = jax.tree.map(lambda _: ALL, params)
+    return (
+        with_layers(everything, architecture, rows),
+        with_layers(grads, architecture, packed),
+    )
 
 
-def _logits(model: Classifier, variables: PyTree, batch: Batch, **kwargs: Any) -> jax.Array:
-    logits = model.apply(variables, model.inputs(batch), **kwargs)
-    assert isinstance(logits, jax.Array)  # no collection is mutable
-    return logits
-
-
-def _cross_entropy(logits: jax.Array, labels: Any) -> jax.Array:
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-
-
-def _accuracy(logits: jax.Array, labels: Any) -> jax.Array:
-    return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+def _outputs(model: nn.Module, variables: PyTree, batch: Batch, **kwargs: Any) -> Any:
+    return model.apply(variables, model.inputs(batch), **kwargs)  # no collection is mutable

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pbr_jax.configs.common import SHAPE, Model
+
 Arrays = dict[str, np.ndarray]
 Sizes = Mapping[str, int]  # word -> number
 Leaves = Mapping[str, Any]  # path in our tree, such as "blocks/fc1/kernel" -> array or shape
@@ -50,6 +52,13 @@ class Line(NamedTuple):
         width = leaf.shape[-1] // self.parts
         rows = leaf if self.block is None else leaf[self.block]
         return rows[..., self.part * width : (self.part + 1) * width]
+
+
+def model_sizes(model: Model) -> dict[str, int]:
+    """The words that every family has, of a configured model."""
+    m = model.resolved()
+    sizes = {name: getattr(m, name) for name in SHAPE if getattr(m, name) is not None}
+    return sizes | {"classes": m.num_classes}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pbr_jax.weights import layout
-from pbr_jax.weights.formats import Family
+from pbr_jax.weights.formats import published
 from pbr_jax.weights.layout import Arrays, Leaves, Line, Sizes
-from pbr_jax.weights.positions import resize_grid
 from pbr_jax.weights.read import Weights, faults
 
 _COMPUTED = {"hidden_act": "gelu", "position_embedding_type": "absolute"}  # by our models
@@ -29,17 +28,16 @@ class Loaded(NamedTuple):
     notes: list[str]
 
 
-def load(weights: Weights, family: Family, sizes: Sizes, initial: Mapping[str, Any]) -> Loaded:
+def load(weights: Weights, family: str, sizes: Sizes, initial: Mapping[str, Any]) -> Loaded:
     """Weights as parameters of a model, NumPy float32.
 
     A head of another number of classes, and a head or pooler that the file lacks, keep their
-    initial values. Positions of a ViT are resized to its grid, those of BERT cut to its length.
-    The notes say so.
+    initial values. Positions are fitted to the model where that can be done. The notes say so.
 
     Args:
       weights: as `weights.read` gives them.
-      family, sizes: of the model: width, depth, heads, mlp_dim, positions and classes; of a ViT
-        patch and channels, of BERT vocab and types.
+      family: name of the model's.
+      sizes: of the model, as `Published.sizes` of its family gives them.
       initial: the model's parameter tree.
 
     Raises:
@@ -52,13 +50,13 @@ def load(weights: Weights, family: Family, sizes: Sizes, initial: Mapping[str, A
     return Loaded(layout.unflatten(leaves), [f"{weights.path}: {note}" for note in notes])
 
 
-def check(weights: Weights, family: Family, sizes: Sizes, like: Mapping[str, Any]) -> list[str]:
+def check(weights: Weights, family: str, sizes: Sizes, like: Mapping[str, Any]) -> list[str]:
     """The notes of `load`, or its error, without converting anything; `like` may be shapes."""
     return _fit(weights, family, sizes, layout.flatten(like))[2]
 
 
 def _fit(
-    weights: Weights, family: Family, sizes: Sizes, like: Leaves
+    weights: Weights, family: str, sizes: Sizes, like: Leaves
 ) -> tuple[list[Line], Arrays, list[str]]:
     """The lines to read, the arrays that they speak of in the model's shapes, and notes."""
     if weights.family != family:
@@ -69,7 +67,7 @@ def _fit(
     dropped = [name for part in fresh for name in weights.names_of(part)]
     arrays = {name: array for name, array in weights.arrays.items() if name not in dropped}
     try:
-        notes = [*fresh.values(), *_fit_positions(weights, arrays, lines, like, sizes)]
+        notes = [*fresh.values(), *published(family).fit_positions(arrays, lines, like, sizes)]
     except ValueError as error:
         raise WeightsError(weights.path, [str(error)]) from error
     expected = {line.theirs: layout.shape_of(line, like[line.ours], sizes) for line in kept}
@@ -100,35 +98,3 @@ def _fresh_parts(weights: Weights, lines: Sequence[Line], sizes: Sizes) -> dict[
     if "pooler" in ours and not weights.names_of("pooler"):
         fresh["pooler"] = "no pooler; it starts afresh"
     return fresh
-
-
-def _fit_positions(
-    weights: Weights, arrays: Arrays, lines: Sequence[Line], like: Leaves, sizes: Sizes
-) -> list[str]:
-    """Fits the positions in `arrays` to the model where that can be done; notes what it did.
-
-    Raises:
-      ValueError: a grid of patches is not square.
-    """
-    ours = "pos_embedding" if weights.family == "vit" else "embedding/position"
-    name = next(line.theirs for line in lines if line.ours == ours)
-    if name not in arrays:
-        return []
-    positions, wanted, notes = arrays[name], sizes["positions"], []
-    if weights.family == "bert":
-        if len(positions) > wanted:
-            arrays[name] = positions[:wanted]
-            notes.append(f"the first {wanted} of {len(positions)} positions are used")
-        return notes
-    if "cls" not in like:
-        for cls in weights.names_of("cls"):
-            del arrays[cls]
-            positions = arrays[name] = positions[:, 1:]
-            notes.append("the class token is not used: the head reads the mean of all tokens")
-    found = positions.shape[1] if positions.ndim == 3 else wanted
-    class_token = "cls" in like
-    if found != wanted and (weights.names_of("cls") or not class_token):
-        arrays[name] = resize_grid(positions, wanted, class_token)
-        sides = (round((n - class_token) ** 0.5) for n in (found, wanted))
-        notes.append("positions resized from a grid of {0} x {0} to {1} x {1}".format(*sides))
-    return notes

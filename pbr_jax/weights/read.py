@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pbr_jax.weights import files, layout
-from pbr_jax.weights.formats import FORMATS, Family, Format
+from pbr_jax.weights.formats import Format, formats
 from pbr_jax.weights.layout import Arrays, Line
 
 ARCHITECTURE = "architecture.json"  # beside an Orbax checkpoint of ours: {"family", "sizes"}
@@ -27,7 +27,6 @@ _FOREIGN = {  # a pattern that some name begins with -> what such a file is
     r"electra\.": "an ELECTRA",
     r"(vision|text)_model\.": "a CLIP",
 }
-_OURS = ", ".join(form.name for form in FORMATS)
 
 
 class Weights(NamedTuple):
@@ -52,8 +51,8 @@ class Weights(NamedTuple):
     config: dict[str, Any]
 
     @property
-    def family(self) -> Family:
-        """Whose weights these are."""
+    def family(self) -> str:
+        """Name of the family whose weights these are."""
         return self.format.family
 
     def names_of(self, part: str) -> list[str]:
@@ -76,12 +75,12 @@ def read(path: str | os.PathLike[str]) -> Weights:
         return _own(path, stored)
     for pattern, what in _FOREIGN.items():
         if any(re.match(pattern, name) for name in stored):
-            raise ValueError(f"weights {path}: this is {what}; what can be read is {_OURS}")
-    form = max(FORMATS, key=lambda form: _num_known(form, stored))
+            raise ValueError(f"weights {path}: this is {what}; what can be read is {_ours()}")
+    form = max(formats(), key=lambda form: _num_known(form, stored))
     if not _num_known(form, stored):
         some = ", ".join(sorted(stored)[:3])
         raise ValueError(
-            f"weights {path}: of its {len(stored)} arrays ({some} ...) none belongs to {_OURS}"
+            f"weights {path}: of its {len(stored)} arrays ({some} ...) none belongs to {_ours()}"
         )
     unused: dict[str, list[str]] = {}
     names = {}
@@ -98,11 +97,15 @@ def read(path: str | os.PathLike[str]) -> Weights:
     if config.get("model_type", form.family) != form.family:
         raise ValueError(
             f"weights {path}: this is a {config['model_type']} by its config.json; what can be read"
-            f" is {_OURS}"
+            f" is {_ours()}"
         )
     if "num_attention_heads" in config:
         sizes.setdefault("heads", config["num_attention_heads"])
     return Weights(path, form, arrays, names, unused, sizes, config)
+
+
+def _ours() -> str:
+    return ", ".join(form.name for form in formats())
 
 
 def own_faults(weights: Weights) -> list[str]:
@@ -180,6 +183,7 @@ def _own(path: Path, arrays: Arrays) -> Weights:
     """A directory of `export.save_orbax`: our tree as it is."""
     described = json.loads((path / ARCHITECTURE).read_text())
     lines = [Line(name, name) for name in arrays]
-    form = Format("pbr_jax's own tree", described["family"], lambda depth: lines, block="\0")
+    table = lambda depth: lines  # noqa: E731
+    form = Format("pbr_jax's own tree", described["family"], "orbax", table, block="\0")
     names = {name: name for name in arrays}
     return Weights(path, form, arrays, names, {}, described["sizes"], {})

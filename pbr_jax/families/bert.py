@@ -1,0 +1,30 @@
+"""BERT (Devlin et al., 2019), a post-norm encoder of one or two texts."""
+
+from pbr_jax.configs.common import Model
+from pbr_jax.families import transformer
+from pbr_jax.families.record import Architecture, Family
+
+
+def _describe(model: Model) -> Architecture:
+    return transformer.describe(model, model.max_length)
+
+
+def _integers(model: Model) -> dict[str, tuple[int, int]]:
+    full = model.max_length
+    return {
+        "tokens": (0, model.vocab_size),
+        "token_types": (0, 2),
+        "lengths": (full, full + 1),  # every sequence is full
+    }
+
+
+FAMILY = Family(
+    name="bert",
+    title="BERT",
+    reads="text",
+    settings=("vocab_size", "max_length"),
+    describe=_describe,
+    build="pbr_jax.models.bert:build",
+    integers=_integers,
+    published="pbr_jax.weights.bert:PUBLISHED",
+)

@@ -1,0 +1,36 @@
+"""Vision transformers (Dosovitskiy et al., 2021)."""
+
+from pbr_jax.configs.common import Model
+from pbr_jax.families import transformer
+from pbr_jax.families.record import Architecture, Family, near_multiples
+
+
+def num_tokens(model: Model) -> int:
+    """Patches of an image, and the class token where the head reads it."""
+    return (model.image_size // model.patch) ** 2 + (model.pool == "cls")
+
+
+def _describe(model: Model) -> Architecture:
+    return transformer.describe(model, num_tokens(model))
+
+
+def _faults(model: Model) -> list[str]:
+    side, patch = model.image_size, model.patch
+    if side % patch == 0:
+        return []
+    return [
+        f"model.image_size = {side}: not divisible by model.patch = {patch}; "
+        f"the nearest that is: {near_multiples(side, patch)}"
+    ]
+
+
+FAMILY = Family(
+    name="vit",
+    title="ViT",
+    reads="image",
+    settings=("patch", "image_size", "channels", "pool"),
+    describe=_describe,
+    build="pbr_jax.models.vit:build",
+    faults=_faults,
+    published="pbr_jax.weights.vit:PUBLISHED",
+)

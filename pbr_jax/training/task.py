@@ -1,0 +1,43 @@
+"""A task: the loss that training descends, and the figures by which a model is judged."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Batch = Mapping[str, Any]
+Figures = dict[str, jax.Array]
+
+
+class Task(NamedTuple):
+    """Pure functions of a model's outputs `[B, ...]` and a batch.
+
+    Attributes:
+      losses: `(outputs, batch) -> float32 [B]`, one for each example; training descends the mean.
+      figures: `(outputs, batch) -> {name: [B]}`, further values of each example; their means are
+        logged and evaluated beside the loss.
+      targets: `batch_size -> {name: shape and dtype}` of what `losses` reads of a batch.
+      best: name of the figure whose highest value makes the best checkpoint.
+    """
+
+    losses: Callable[[Any, Batch], jax.Array]
+    figures: Callable[[Any, Batch], Figures]
+    targets: Callable[[int], dict[str, jax.ShapeDtypeStruct]]
+    best: str
+
+
+def _right(logits: jax.Array, batch: Batch) -> Figures:
+    return {"accuracy": jnp.argmax(logits, axis=-1) == batch["label"]}
+
+
+CLASSIFICATION = Task(
+    losses=lambda logits, batch: optax.softmax_cross_entropy_with_integer_labels(
+        logits, batch["label"]
+    ),
+    figures=_right,
+    targets=lambda batch_size: {"label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)},
+    best="accuracy",
+)
+"""One class of `num_classes` for each example: cross-entropy, and the share that is right."""

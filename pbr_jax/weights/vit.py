@@ -1,0 +1,182 @@
+"""Public weights of ViT.
+
+- Google's, https://github.com/google-research/vision_transformer: names of its Flax modules.
+  Kernels are `[in, out]`, those of attention `[width, heads, head_dim]`.
+- Hugging Face's, https://github.com/huggingface/transformers: names of its PyTorch modules. Models
+  without a head lack the prefix `vit.`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pbr_jax.configs.common import Model
+from pbr_jax.families.vit import num_tokens
+from pbr_jax.weights.formats import Format, Published
+from pbr_jax.weights.layout import Arrays, Leaves, Line, Sizes, model_sizes
+from pbr_jax.weights.positions import resize_grid
+from pbr_jax.weights.torch_names import torch_block, torch_linear, torch_norm
+
+
+def google_vit(depth: int) -> list[Line]:
+    """`ViT-B_16.npz` of ImageNet-21k, AugReg and what was fine-tuned from them."""
+
+    def norm(theirs: str, ours: str, block: int | None = None) -> list[Line]:
+        return [Line(f"{theirs}/{n}", f"{ours}/{n}", "width", block) for n in ("scale", "bias")]
+
+    def linear(theirs: str, ours: str, kernel: str, bias: str, *where) -> list[Line]:
+        return [
+            Line(f"{theirs}/kernel", f"{ours}/kernel", kernel, *where),
+            Line(f"{theirs}/bias", f"{ours}/bias", bias, *where),
+        ]
+
+    lines = [
+        Line("cls", "cls", "1 1 width"),
+        *linear("embedding", "embedding", "patch patch channels width", "width"),
+        Line("Transformer/posembed_input/pos_embedding", "pos_embedding", "1 positions width"),
+        *norm("Transformer/encoder_norm", "norm"),
+        *linear("head", "head", "width classes", "classes"),
+    ]
+    for i in range(depth):
+        block = f"Transformer/encoderblock_{i}"
+        attention = f"{block}/MultiHeadDotProductAttention_1"
+        lines += norm(f"{block}/LayerNorm_0", "blocks/norm1", i)
+        for part, name in enumerate(("query", "key", "value")):
+            lines += linear(
+                f"{attention}/{name}",
+                "blocks/qkv",
+                "width heads head_dim",
+                "heads head_dim",
+                i,
+                part,
+                3,
+            )
+        lines += linear(f"{attention}/out", "blocks/proj", "heads head_dim width", "width", i)
+        lines += norm(f"{block}/LayerNorm_2", "blocks/norm2", i)
+        lines += linear(f"{block}/MlpBlock_3/Dense_0", "blocks/fc1", "width mlp_dim", "mlp_dim", i)
+        lines += linear(f"{block}/MlpBlock_3/Dense_1", "blocks/fc2", "mlp_dim width", "width", i)
+    return lines
+
+
+def huggingface_vit(depth: int) -> list[Line]:
+    """`ViTForImageClassification`."""
+    projection = "vit.embeddings.patch_embeddings.projection"
+    lines = [
+        Line("vit.embeddings.cls_token", "cls", "1 1 width"),
+        Line("vit.embeddings.position_embeddings", "pos_embedding", "1 positions width"),
+        Line(
+            f"{projection}.weight",
+            "embedding/kernel",
+            "patch patch channels width -> width channels patch patch",
+        ),
+        Line(f"{projection}.bias", "embedding/bias", "width"),
+        *torch_norm("vit.layernorm", "norm"),
+        *torch_linear("classifier", "head", "width classes"),
+    ]
+    for i in range(depth):
+        layer = f"vit.encoder.layer.{i}"
+        lines += torch_norm(f"{layer}.layernorm_before", "blocks/norm1", i)
+        lines += torch_norm(f"{layer}.layernorm_after", "blocks/norm2", i)
+        lines += torch_block(layer, "attention.attention", i)
+    return lines
+
+
+def _companions(params: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
+    """`config.json`, its epsilon that of `pbr_jax.models.vit`, and how images are prepared."""
+    if "cls" not in params:
+        raise ValueError(
+            "model.pool = mean: Hugging Face's ViT classifies by the class token; export to npz"
+        )
+    side = sizes["patch"] * math.isqrt(sizes["positions"] - 1)
+    config = {
+        "architectures": ["ViTForImageClassification"],
+        "model_type": "vit",
+        "layer_norm_eps": 1e-6,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "image_size": side,
+        "patch_size": sizes["patch"],
+        "num_channels": sizes["channels"],
+        "qkv_bias": True,
+    }
+    # What evaluation does to an image here: resize to a square, map [0, 255] to [-1, 1].
+    preprocessor = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": side, "width": side},
+        "resample": 2,  # bilinear
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5] * sizes["channels"],
+        "image_std": [0.5] * sizes["channels"],
+    }
+    return {"config.json": config, "preprocessor_config.json": preprocessor}
+
+
+GOOGLE_VIT = Format(
+    "ViT in Google's layout",
+    "vit",
+    "npz",
+    google_vit,
+    "encoderblock_",
+    unused={r"pre_logits/": "the representation layer of pretraining"},
+)
+HUGGINGFACE_VIT = Format(
+    "ViT in Hugging Face's layout",
+    "vit",
+    "safetensors",
+    huggingface_vit,
+    r"encoder\.layer\.",
+    prefix="vit.",
+    unused={
+        r"(vit\.)?pooler\.": "the pooler, which classification does not use",
+        r"(vit\.)?embeddings\.mask_token": "the mask token of pretraining",
+        r"decoder\.": "the decoder of pretraining",
+    },
+    companions=_companions,
+)
+
+
+def _sizes(model: Model) -> dict[str, int]:
+    own = {"positions": num_tokens(model), "patch": model.patch, "channels": model.channels}
+    return model_sizes(model) | own
+
+
+def _label(size: str, sizes: Sizes) -> str:
+    return f"ViT-{size}/{sizes.get('patch')}"
+
+
+def _settings(arrays: Arrays, sizes: Sizes, model: Model) -> dict[str, Any]:
+    wanted: dict[str, Any] = {n: sizes[n] for n in ("patch", "channels") if n in sizes}
+    return wanted if _class_tokens(arrays) else wanted | {"pool": "mean"}
+
+
+def _class_tokens(arrays: Arrays) -> list[str]:
+    """Names of the class token: Google's and ours, or Hugging Face's."""
+    return [name for name in ("cls", "vit.embeddings.cls_token") if name in arrays]
+
+
+def _fit_positions(
+    arrays: Arrays, lines: Sequence[Line], like: Leaves, sizes: Sizes
+) -> list[str]:
+    """Resizes the grid of positions; drops that of the class token where the model has none."""
+    name = next(line.theirs for line in lines if line.ours == "pos_embedding")
+    if name not in arrays:
+        return []
+    positions, wanted, notes = arrays[name], sizes["positions"], []
+    has_class_token, class_token = bool(_class_tokens(arrays)), "cls" in like
+    if not class_token:
+        for cls in _class_tokens(arrays):
+            del arrays[cls]
+            positions = arrays[name] = positions[:, 1:]
+            notes.append("the class token is not used: the head reads the mean of all tokens")
+    found = positions.shape[1] if positions.ndim == 3 else wanted
+    if found != wanted and (has_class_token or not class_token):
+        arrays[name] = resize_grid(positions, wanted, class_token)
+        sides = (round((n - class_token) ** 0.5) for n in (found, wanted))
+        notes.append("positions resized from a grid of {0} x {0} to {1} x {1}".format(*sides))
+    return notes
+
+
+PUBLISHED = Published((GOOGLE_VIT, HUGGINGFACE_VIT), _sizes, _label, _settings, _fit_positions)
