@@ -9,7 +9,9 @@ field are the only source for validation (`pbr_jax.settings.rules`), for the con
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pbr_jax.datasets import SOURCES, Augment, OnError, Source
 
 SITES = ("qkv", "proj", "fc1", "fc2")
 
@@ -79,7 +81,7 @@ class Keep:
 class Pruning:
     """Which columns of an activation are kept for the weight gradient, and how they are chosen."""
 
-    keep: float | Keep | None = setting(  # noqa: RUF009 (it returns a dataclass field)
+    keep: float | Keep | None = setting(
         None, "fraction of columns kept: one number, or one per site; none = the method's own", KEEP
     )
     policy: Literal["uniform", "bandit", "importance"] | None = setting(
@@ -192,31 +194,26 @@ MODEL_SIZES = {  # width, depth, heads, mlp_dim
 }
 
 
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+_OWN = [name for name, source in SOURCES.items() if source.is_at is not None]
+_ARRAYS = [name for name, source in SOURCES.items() if source.augments[:1] == ("affine",)]
+if TYPE_CHECKING:
+    _DataName = str
+else:  # the choices, which a type checker cannot read from a table
+    _DataName = Literal[tuple(SOURCES)]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
     """The data set and how examples are changed before they reach the model."""
 
-    name: Literal[
+    name: _DataName = setting(
         "digits",
-        "npz",
-        "image_folder",
-        "csv",
-        "jsonl",
-        "cifar10",
-        "cifar100",
-        "cub200",
-        "glue/cola",
-        "glue/mnli",
-        "glue/mrpc",
-        "glue/qnli",
-        "glue/qqp",
-        "glue/rte",
-        "glue/sst2",
-        "glue/wnli",
-    ] = setting(
-        "digits",
-        "data set: digits needs no download; npz, image_folder, csv and jsonl are your own, in "
-        "path; `pbr data prepare` readies the others",
+        f"data set: digits needs no download; {_listed(_OWN)} are your own, in path; "
+        "`pbr data prepare` readies the others",
     )
     path: str | None = setting(
         None,
@@ -229,13 +226,13 @@ class Data:
     max_test: int | None = setting(
         None, "evaluate on so many examples, the first of the split; none = on all", AT_LEAST_ONE
     )
-    on_error: Literal["stop", "skip"] = setting(
+    on_error: OnError = setting(
         "stop", "what to do about broken images and rows; skip counts them and leaves them out"
     )
-    augment: Literal["off", "affine", "crop"] | None = setting(
+    augment: Augment | None = setting(
         None,
         "random changes of training images: affine = small shifts, rotations and scales; crop = a "
-        "random part, resized; none = affine for digits and npz, crop for image files",
+        f"random part, resized; none = affine for {_listed(_ARRAYS)}, crop for image files",
     )
     workers: int = setting(
         0, "threads that prepare batches ahead of time", NOT_NEGATIVE, resume_safe=True
@@ -248,9 +245,9 @@ class Data:
     )
 
     @property
-    def is_text(self) -> bool:
-        """Whether the examples are texts; otherwise they are images."""
-        return self.name in ("csv", "jsonl") or self.name.startswith("glue/")
+    def source(self) -> Source:
+        """The kind, defaults and limits of the data set that is named."""
+        return SOURCES[self.name]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

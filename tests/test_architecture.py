@@ -26,8 +26,9 @@ CHAIN = [
     {"commands"},
     {"cli"},
 ]
-# Each of these imports no other part, and `training` and what is above it may import it.
-INDEPENDENT = {"pruning", "data", "configs", "weights", "freeze"}
+# Each of these imports no other part, but the table of data sets, and `training` and what is above
+# it may import it.
+INDEPENDENT = {"pruning", "datasets", "data", "configs", "weights", "freeze"}
 # From the command line to a `Config`, which only `training` and what is above it may see.
 SETTINGS = {"settings"}
 
@@ -56,6 +57,8 @@ LATE = {
 def allowed() -> dict[str, set[str]]:
     """The parts that each part may import, its own included."""
     edges = {part: {part} for part in INDEPENDENT}
+    for part in ("data", "configs"):
+        edges[part] |= {"datasets"}
     below: set[str] = set()
     for line in CHAIN:
         below |= line

@@ -37,7 +37,7 @@ def main() -> None:
         model=dataclasses.replace(config.model, num_classes=len(CLASSES)),
         optimizer=dataclasses.replace(config.optimizer, learning_rate=LEARNING_RATE),
     )
-    dataset, inputs = digits_data.load(CLASSES), make_inputs(config)
+    dataset, inputs = digits_data.load_classes(CLASSES), make_inputs(config)
     parts = from_config.build(config)
     state = from_config.new_state(config, parts, from_config.random_params(config, parts.model))
     step = jax.jit(parts.train_step, donate_argnums=0)

@@ -15,11 +15,12 @@ from pathlib import Path
 from pbr_jax import data
 from pbr_jax.data import check
 from pbr_jax.data.check import Findings
+from pbr_jax.datasets import SOURCES, Kind
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
-    parser.add_argument("what", metavar="NAME|PATH", help=f"{', '.join(data.NAMES)}, or a path")
+    parser.add_argument("what", metavar="NAME|PATH", help=f"{', '.join(SOURCES)}, or a path")
     parser.add_argument("--path", help="where a data set that has a name lies, as data.path")
     parser.add_argument("--test-split", help="the split that evaluation reads, as data.test_split")
 
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Prints the findings; returns 1 if something is wrong with the data."""
     name, path = args.what, args.path
-    if name not in data.NAMES:
+    if name not in SOURCES:
         if not Path(name).expanduser().exists():
             raise ValueError(f"{data.unknown(name)}; nor is it a path")
         name, path = check.guess_name(args.what), args.what
@@ -37,13 +38,14 @@ def main(args: argparse.Namespace) -> int:
                 "train.csv or train.jsonl"
             )
     # Rows are all read to begin with; images are decoded below, broken or not.
-    on_error: data.OnError = "skip" if name in ("csv", "jsonl") else "stop"
+    kind = SOURCES[name].kind
+    on_error: data.OnError = "skip" if kind == "text" else "stop"
     dataset = data.load(name, path, test_split=args.test_split, on_error=on_error)
     train, test = check.examine(dataset.train), check.examine(dataset.test)
     faults = [fault for skipped in dataset.skipped for fault in skipped.faults]
     faults += [*train.faults, *test.faults]
-    print(f"{name}: {dataset.num_classes} classes, {dataset.kind}\n")
-    print("\n".join(_table(dataset, train, test)))
+    print(f"{name}: {dataset.num_classes} classes, {kind}\n")
+    print("\n".join(_table(dataset.class_names, kind, train, test)))
     if repeated := check.shared(train, test):
         print(f"\n{repeated} of {len(test.digests)} test examples are in training too")
     unseen = [dataset.class_names[label] for label in test.counts.keys() - train.counts.keys()]
@@ -54,14 +56,14 @@ def main(args: argparse.Namespace) -> int:
     return 1 if faults or unseen else 0
 
 
-def _table(dataset: data.Dataset, train: Findings, test: Findings) -> list[str]:
+def _table(class_names: tuple[str, ...], kind: Kind, train: Findings, test: Findings) -> list[str]:
     """A line for all examples, for their sizes, and for each class."""
     lines = [("", "train", "test")]
     lines += [("examples", str(len(train.digests)), str(len(test.digests)))]
-    names = ("width", "height") if dataset.kind == "image" else ("words",)
+    names = ("width", "height") if kind == "image" else ("words",)
     for column, name in enumerate(names):
         lines += [(name, _range(train, column), _range(test, column))]
-    for label, name in enumerate(dataset.class_names):
+    for label, name in enumerate(class_names):
         lines += [(f"  {name}", str(train.counts[label]), str(test.counts[label]))]
     widths = [max(len(line[column]) for line in lines) for column in range(3)]
     return [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in lines]

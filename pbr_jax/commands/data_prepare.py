@@ -9,34 +9,22 @@ $TFDS_DATA_DIR or ~/tensorflow_datasets; a run reads them from there, or from da
 """
 
 import argparse
-from pathlib import Path
 
 from pbr_jax import data
-from pbr_jax.data import cub200, tfds
+from pbr_jax.datasets import SOURCES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
-    parser.add_argument("name", metavar="NAME", help=", ".join(tfds.SETS))
+    names = [name for name, source in SOURCES.items() if source.prepared]
+    parser.add_argument("name", metavar="NAME", help=", ".join(names))
     parser.add_argument("--path", help="the folder of prepared data sets")
     parser.add_argument("--archive", help="cub200: CUB_200_2011.tgz, as downloaded")
 
 
 def main(args: argparse.Namespace) -> int:
     """Prepares the data set, or finds that it is there, and prints what it has."""
-    if args.name not in tfds.SETS:
-        if args.name in data.NAMES:
-            raise ValueError(f"{args.name}: needs no preparation; `pbr data check` looks at it")
-        raise ValueError(data.unknown(args.name))
-    if args.archive is not None and args.name != "cub200":
-        raise ValueError(
-            f"--archive {args.archive}: {args.name} is downloaded; cub200 has archives"
-        )
-    folder: Path
-    if args.name == "cub200":
-        folder = cub200.prepare(args.archive, args.path)
-    else:
-        folder = tfds.prepare(args.name, args.path)
+    folder = data.prepare(args.name, args.path, args.archive)
     dataset = data.load(args.name, args.path)
     print(
         f"{args.name}: {len(dataset.train)} training and {len(dataset.test)} test examples of "

@@ -9,9 +9,10 @@ the arrays of a batch of them.
 """
 
 import difflib
+import importlib
+from pathlib import Path
+from typing import Any
 
-from pbr_jax.data import cub200, digits, image_folder, npz, tables, tfds
-from pbr_jax.data.folders import OnError
 from pbr_jax.data.images import ImageInputs
 from pbr_jax.data.loader import TrainBatches, eval_batches
 from pbr_jax.data.records import (
@@ -20,14 +21,14 @@ from pbr_jax.data.records import (
     FirstRecords,
     Prepare,
     Records,
+    Request,
     check_labels,
 )
 from pbr_jax.data.text import TextInputs
-
-NAMES = ("digits", "npz", "image_folder", "csv", "jsonl", *sorted(tfds.SETS))
+from pbr_jax.datasets import SOURCES, OnError
 
 __all__ = [
-    "NAMES",
+    "SOURCES",
     "Batch",
     "Dataset",
     "FirstRecords",
@@ -40,6 +41,7 @@ __all__ = [
     "check_labels",
     "eval_batches",
     "load",
+    "prepare",
 ]
 
 
@@ -53,7 +55,7 @@ def load(
     """Reads a data set, or finds its examples where reading them all would take long.
 
     Args:
-      name: one of `NAMES`.
+      name: one of `SOURCES`.
       path: the file of "npz"; the folder of "image_folder", "csv" and "jsonl", or the one that
         holds the prepared data sets.
       test_split: the split that evaluation reads; None is the usual one, or the only one.
@@ -63,30 +65,39 @@ def load(
       ValueError: an unknown name (with the nearest one), a data set that is not there (with the
         command that prepares it), or wrong data (with file and line).
     """
-    if name in ("digits", "npz") and test_split not in (None, "test"):
-        raise ValueError(f"data.test_split = {test_split}: {name} has train and test")
-    if name == "digits":
-        if path is not None:
-            raise ValueError(f"data.path = {path}: digits come with scikit-learn and take no path")
-        dataset = digits.load()
-    elif name == "npz":
-        dataset = npz.load(path)
-    elif name == "image_folder":
-        dataset = image_folder.load(path, test_split, on_error)
-    elif name == "csv" or name == "jsonl":
-        dataset = tables.load(path, name, test_split, on_error)
-    elif name == "cub200":
-        dataset = cub200.load(path, test_split, on_error)
-    elif name in tfds.SETS:
-        dataset = tfds.load(name, path, test_split)
-    else:
-        raise ValueError(unknown(name))
+    dataset: Dataset = _reader(name).load(Request(name, path, test_split, on_error))
     check_labels(dataset)
     return dataset
 
 
+def prepare(name: str, path: str | None = None, archive: str | None = None) -> Path:
+    """Downloads or unpacks a data set, unless that was done; returns its folder.
+
+    Args:
+      name: one of `SOURCES`.
+      path: the folder of prepared data sets; None is that of TFDS.
+      archive: the file to unpack, for a data set that cannot be downloaded.
+
+    Raises:
+      ValueError: an unknown name, a data set that needs no preparation, or a wrong archive.
+      OSError: the download or the preparation fails.
+    """
+    reader = _reader(name)
+    if not SOURCES[name].prepared:
+        raise ValueError(f"{name}: needs no preparation; `pbr data check` looks at it")
+    folder: Path = reader.prepare(name, path, archive)
+    return folder
+
+
+def _reader(name: str) -> Any:
+    """The module that reads a data set, imported only when it is needed."""
+    if name not in SOURCES:
+        raise ValueError(unknown(name))
+    return importlib.import_module(f"{__name__}.{SOURCES[name].module}")
+
+
 def unknown(name: str) -> str:
-    """What is wrong with a name that is not one of `NAMES`."""
-    nearest = difflib.get_close_matches(name, NAMES, n=1)
+    """The fault of a name that is not one of `SOURCES`, with the nearest name."""
+    nearest = difflib.get_close_matches(name, SOURCES, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return f"data set {name!r} is unknown: must be one of {', '.join(NAMES)}{hint}"
+    return f"data set {name!r} is unknown: must be one of {', '.join(SOURCES)}{hint}"

@@ -10,6 +10,7 @@ import numpy as np
 
 from pbr_jax.data.images import image_size
 from pbr_jax.data.records import ImageRecord, Records
+from pbr_jax.datasets import SOURCES
 
 
 class Findings(NamedTuple):
@@ -31,11 +32,8 @@ class Findings(NamedTuple):
 def guess_name(path: str) -> str | None:
     """The name for `pbr_jax.data.load` of what lies at a path of the user's, or None."""
     place = Path(path).expanduser()
-    if place.suffix == ".npz":
-        return "npz"
-    if (place / "train").is_dir():
-        return "image_folder"
-    return next((kind for kind in ("csv", "jsonl") if any(place.glob(f"*.{kind}"))), None)
+    own = ((name, source.is_at) for name, source in SOURCES.items())
+    return next((name for name, is_at in own if is_at is not None and is_at(place)), None)
 
 
 def examine(records: Records) -> Findings:

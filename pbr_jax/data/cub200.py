@@ -14,35 +14,32 @@ import zlib
 from pathlib import Path
 
 from pbr_jax.data import tfds
-from pbr_jax.data.folders import OnError
 from pbr_jax.data.image_folder import FileRecords, sound
-from pbr_jax.data.records import Dataset
+from pbr_jax.data.records import Dataset, Request
 
 ARCHIVE = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
 FOLDER = "CUB_200_2011"
 _TABLES = ("images.txt", "image_class_labels.txt", "classes.txt", "train_test_split.txt")
 
 
-def load(
-    path: str | None = None, test_split: str | None = None, on_error: OnError = "stop"
-) -> Dataset:
+def load(request: Request) -> Dataset:
     """Both splits, as the archive divides them; class names are those of the archive.
 
     Raises:
       ValueError: the data set is not prepared, or files of it are missing.
     """
-    folder = tfds.data_dir(path) / FOLDER
+    place = tfds.data_dir(request.path)
+    folder = place / FOLDER
     if not folder.is_dir():
-        if tfds.find_prepared("caltech_birds2011", path) is not None:
-            return tfds.load("cub200", path, test_split)
-        where = f" --path {path}" if path else ""
+        if tfds.find_prepared(request.name, request.path) is not None:
+            return tfds.load(request)
+        where = f" --path {request.path}" if request.path else ""
         raise ValueError(
-            f"data set cub200: not prepared in {tfds.data_dir(path)}\n"
+            f"data set cub200: not prepared in {place}\n"
             f"Download {ARCHIVE} (1.2 GB) with a browser; then\n"
             f"`pbr data prepare cub200 --archive CUB_200_2011.tgz{where}` unpacks it there."
         )
-    if test_split not in (None, "test"):
-        raise ValueError(f"data.test_split = {test_split}: cub200 has train and test")
+    request.refuse_other_splits()
     files, labels, names, training = (_table(folder / table) for table in _TABLES)
     splits, skipped = {}, []
     for split, flag in (("train", "1"), ("test", "0")):
@@ -51,10 +48,10 @@ def load(
             [folder / "images" / files[number] for number in rows],
             [int(labels[number]) - 1 for number in rows],
         )
-        splits[split], left_out = sound(records, folder, on_error)
+        splits[split], left_out = sound(records, folder, request.on_error)
         skipped.append(left_out)
     classes = tuple(names[str(number)] for number in range(1, len(names) + 1))
-    return Dataset(splits["train"], splits["test"], classes, "image", tuple(skipped))
+    return Dataset(splits["train"], splits["test"], classes, tuple(skipped))
 
 
 def _table(file: Path) -> dict[str, str]:
@@ -74,7 +71,7 @@ def _table(file: Path) -> dict[str, str]:
     return table
 
 
-def prepare(archive: str | None, path: str | None = None) -> Path:
+def prepare(name: str, path: str | None = None, archive: str | None = None) -> Path:
     """Unpacks the archive, unless that was done; returns the folder.
 
     Raises:
@@ -86,7 +83,7 @@ def prepare(archive: str | None, path: str | None = None) -> Path:
         return folder
     if archive is None:
         raise ValueError(
-            f"cub200: needs --archive FILE; download {ARCHIVE} (1.2 GB) with a browser first"
+            f"{name}: needs --archive FILE; download {ARCHIVE} (1.2 GB) with a browser first"
         )
     file = Path(archive).expanduser()
     if not file.is_file():

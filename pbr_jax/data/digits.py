@@ -9,27 +9,44 @@ from collections.abc import Sequence
 import numpy as np
 
 from pbr_jax.data.arrays import ArrayRecords
-from pbr_jax.data.records import Dataset
+from pbr_jax.data.records import Dataset, Request
 
 NUM_TEST = 450
 _SPLIT_SEED = 0
 
 
-def load(classes: Sequence[int] | None = None) -> Dataset:
+def load(request: Request) -> Dataset:
+    """All ten digits, as `load_classes` splits them.
+
+    Raises:
+      ValueError: a path, or a split other than "test", is asked for.
+    """
+    request.refuse_other_splits()
+    if request.path is not None:
+        raise ValueError(
+            f"data.path = {request.path}: digits come with scikit-learn and take no path"
+        )
+    return load_classes(range(10))
+
+
+def load_classes(classes: Sequence[int]) -> Dataset:
     """1,347 training and 450 test images, uint8 [N, 8, 8, 1] in 0..255.
 
     The split is fixed and stratified: each digit has the same share of the test images as of all.
 
     Args:
-      classes: keep these digits only, in this order: label i stands for `classes[i]`. Each image
+      classes: the digits to keep, in this order: label i stands for `classes[i]`. Each image
         stays in the split that it has among all ten digits.
+
+    Raises:
+      ValueError: `classes` is empty, or holds a number twice or outside 0..9.
     """
     # Slow to import, and only needed here.
     from sklearn.datasets import load_digits
 
     values, labels = load_digits(return_X_y=True)
     images = np.round(values * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-    kept = tuple(range(10)) if classes is None else tuple(classes)
+    kept = tuple(classes)
     if not kept or len(set(kept)) != len(kept) or not set(kept) <= set(range(10)):
         raise ValueError(f"classes = {list(kept)}: must be different digits in 0..9, at least one")
     in_test = stratified_split(labels, NUM_TEST, _SPLIT_SEED)
@@ -41,7 +58,7 @@ def load(classes: Sequence[int] | None = None) -> Dataset:
         return ArrayRecords(name, images[rows], new_labels[labels[rows]])
 
     names = tuple(map(str, kept))
-    return Dataset(split("training", ~in_test), split("test", in_test), names, "image")
+    return Dataset(split("training", ~in_test), split("test", in_test), names)
 
 
 def stratified_split(labels: np.ndarray, num_test: int, seed: int) -> np.ndarray:

@@ -8,11 +8,10 @@ in the order of their labels; without it the classes are sorted, as numbers if a
 
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
 from pbr_jax.data.records import Skipped
+from pbr_jax.datasets import OnError
 
-OnError = Literal["stop", "skip"]
 _EVALUATION = ("test", "val", "validation", "valid", "dev")
 
 

@@ -6,15 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pbr_jax.data.folders import (
-    OnError,
-    class_names,
-    evaluation_split,
-    existing_folder,
-    settle,
-)
+from pbr_jax.data.folders import class_names, evaluation_split, existing_folder, settle
 from pbr_jax.data.images import image_size
-from pbr_jax.data.records import Dataset, ImageRecord, Skipped
+from pbr_jax.data.records import Dataset, ImageRecord, Request, Skipped
+from pbr_jax.datasets import OnError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
@@ -47,7 +42,7 @@ class FileRecords:
         return FileRecords(files, [int(self.labels[row]) for row in rows])
 
 
-def load(path: str | None, test_split: str | None = None, on_error: OnError = "stop") -> Dataset:
+def load(request: Request) -> Dataset:
     """Lists the images of both splits, in the order of their names.
 
     With `on_error` "skip" every file is read once, and those that are no sound image are left out;
@@ -56,14 +51,14 @@ def load(path: str | None, test_split: str | None = None, on_error: OnError = "s
     Raises:
       ValueError: a split, a class or its images are missing.
     """
-    folder = existing_folder(path, "train/CLASS/*.jpg and test/CLASS/*.jpg")
+    folder = existing_folder(request.path, "train/CLASS/*.jpg and test/CLASS/*.jpg")
     splits = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    test = evaluation_split(splits, test_split, str(folder))
+    test = evaluation_split(splits, request.test_split, str(folder))
     files = {split: _files(folder / split) for split in ("train", test)}
     names = class_names({name for found in files.values() for name in found}, folder)
-    train, train_skipped = _records(files["train"], names, folder / "train", on_error)
-    tested, test_skipped = _records(files[test], names, folder / test, on_error)
-    return Dataset(train, tested, names, "image", (train_skipped, test_skipped))
+    train, train_skipped = _records(files["train"], names, folder / "train", request.on_error)
+    tested, test_skipped = _records(files[test], names, folder / test, request.on_error)
+    return Dataset(train, tested, names, (train_skipped, test_skipped))
 
 
 def _files(folder: Path) -> dict[str, list[Path]]:

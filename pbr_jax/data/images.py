@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import io
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, Num
@@ -18,9 +17,9 @@ from PIL import Image, ImageFile
 
 from pbr_jax.data.augment import affine, random_box
 from pbr_jax.data.records import Batch, ImageRecord
+from pbr_jax.datasets import Augment
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
-Augment = Literal["off", "affine", "crop"]
 MODES = {1: "L", 3: "RGB"}  # channels to Pillow's modes
 
 

@@ -1,17 +1,16 @@
 """A user's own arrays, in one `.npz` file."""
 
-from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 
 from pbr_jax.data.arrays import ArrayRecords
-from pbr_jax.data.records import Dataset
+from pbr_jax.data.records import Dataset, Request
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
-def load(path: str | Path | None) -> Dataset:
+def load(request: Request) -> Dataset:
     """Reads `train_images`, `train_labels`, `test_images`, `test_labels`.
 
     Images are [N, H, W, C], uint8 or floats in [0, 1]; labels are integers from 0. An array of
@@ -21,6 +20,8 @@ def load(path: str | Path | None) -> Dataset:
     Raises:
       ValueError: no such file, not an `.npz` file, or arrays are missing or wrong; names them.
     """
+    request.refuse_other_splits()
+    path = request.path
     if path is None:
         raise ValueError("data.path = none: npz needs the path of its file")
     try:
@@ -46,4 +47,4 @@ def load(path: str | Path | None) -> Dataset:
             f"data.path = {path}: training images are {list(train.images.shape[1:])} and test "
             f"images {list(test.images.shape[1:])}: must agree in height, width and channels"
         )
-    return Dataset(train, test, names, "image")
+    return Dataset(train, test, names)

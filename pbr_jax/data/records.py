@@ -1,10 +1,12 @@
 """What a data set is: examples by number, before they become arrays for the model."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Int
+
+from pbr_jax.datasets import OnError
 
 # What the model sees. Images: image Float32[B, H, W, C]. Text: tokens and token_types Int32[B, N],
 # lengths Int32[B]. Both: label Int32[B]; evaluation adds mask Bool[B], false for filling.
@@ -66,6 +68,20 @@ class FirstRecords:
 Prepare = Callable[[Sequence[Any], np.random.Generator | None], Batch]
 
 
+class Request(NamedTuple):
+    """A data set as it is asked for, with the meaning that `pbr_jax.data.load` gives."""
+
+    name: str
+    path: str | None = None
+    test_split: str | None = None
+    on_error: OnError = "stop"
+
+    def refuse_other_splits(self) -> None:
+        """Raises `ValueError` if the test split is not "test", the only one there is."""
+        if self.test_split not in (None, "test"):
+            raise ValueError(f"data.test_split = {self.test_split}: {self.name} has train and test")
+
+
 class Skipped(NamedTuple):
     """Examples that were left out, each with what is wrong with it."""
 
@@ -88,7 +104,6 @@ class Dataset(NamedTuple):
     train: Records
     test: Records
     class_names: tuple[str, ...]
-    kind: Literal["image", "text"]
     skipped: tuple[Skipped, ...] = ()
 
     @property

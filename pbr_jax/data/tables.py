@@ -14,14 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pbr_jax.data.folders import (
-    OnError,
-    class_names,
-    evaluation_split,
-    existing_folder,
-    settle,
-)
-from pbr_jax.data.records import Dataset, Skipped, TextRecord
+from pbr_jax.data.folders import class_names, evaluation_split, existing_folder, settle
+from pbr_jax.data.records import Dataset, Request, Skipped, TextRecord
+from pbr_jax.datasets import OnError
 
 
 class Row(NamedTuple):
@@ -49,29 +44,24 @@ class TextRecords:
         return TextRecord(text_a, text_b, int(self.labels[index]), name)
 
 
-def load(
-    path: str | None,
-    kind: str,
-    test_split: str | None = None,
-    on_error: OnError = "stop",
-) -> Dataset:
-    """Reads `PATH/train.KIND` and one file beside it; the kind is "csv" or "jsonl".
+def load(request: Request) -> Dataset:
+    """Reads `PATH/train.NAME` and one file beside it; the name is "csv" or "jsonl".
 
     Raises:
       ValueError: a file is missing, or a row cannot be used and `on_error` is "stop": its file and
         line are named.
     """
-    folder = existing_folder(path, f"train.{kind} and test.{kind}")
-    found = sorted(file.stem for file in folder.glob(f"*.{kind}"))
-    test = evaluation_split(found, test_split, str(folder))
-    train_rows, train_skipped = _read(folder / f"train.{kind}", on_error)
-    test_rows, test_skipped = _read(folder / f"{test}.{kind}", on_error)
+    suffix, on_error = request.name, request.on_error
+    folder = existing_folder(request.path, f"train.{suffix} and test.{suffix}")
+    found = sorted(file.stem for file in folder.glob(f"*.{suffix}"))
+    test = evaluation_split(found, request.test_split, str(folder))
+    train_rows, train_skipped = _read(folder / f"train.{suffix}", on_error)
+    test_rows, test_skipped = _read(folder / f"{test}.{suffix}", on_error)
     names = class_names({row.label for row in (*train_rows, *test_rows)}, folder)
     return Dataset(
         TextRecords(train_rows, names),
         TextRecords(test_rows, names),
         names,
-        "text",
         (train_skipped, test_skipped),
     )
 

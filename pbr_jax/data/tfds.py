@@ -4,49 +4,20 @@
 these and never touches the network.
 """
 
+import contextlib
 import io
 import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from pbr_jax.data.folders import evaluation_split
-from pbr_jax.data.records import Dataset, ImageRecord, TextRecord
-
-
-class TfdsSet(NamedTuple):
-    """A data set of TFDS: its name there, what it is, and where it is downloaded from."""
-
-    tfds_name: str
-    texts: tuple[str, ...]  # the features that hold texts; empty for images
-    test_split: str
-    host: str
-
-
-def _glue(name: str, *texts: str, test_split: str = "validation") -> TfdsSet:
-    """GLUE keeps the labels of its test splits to itself, so validation is what is evaluated."""
-    return TfdsSet(f"glue/{name}", texts, test_split, "https://dl.fbaipublicfiles.com")
-
-
-_CIFAR_HOST = "https://www.cs.toronto.edu"
-SETS = {
-    # Read if it was prepared elsewhere; `pbr_jax.data.cub200` prepares it in another way.
-    "cub200": TfdsSet("caltech_birds2011", (), "test", "https://data.caltech.edu"),
-    "cifar10": TfdsSet("cifar10", (), "test", _CIFAR_HOST),
-    "cifar100": TfdsSet("cifar100", (), "test", _CIFAR_HOST),
-    "glue/cola": _glue("cola", "sentence"),
-    "glue/mnli": _glue("mnli", "premise", "hypothesis", test_split="validation_matched"),
-    "glue/mrpc": _glue("mrpc", "sentence1", "sentence2"),
-    "glue/qnli": _glue("qnli", "question", "sentence"),
-    "glue/qqp": _glue("qqp", "question1", "question2"),
-    "glue/rte": _glue("rte", "sentence1", "sentence2"),
-    "glue/sst2": _glue("sst2", "sentence"),
-    "glue/wnli": _glue("wnli", "sentence1", "sentence2"),
-}
+from pbr_jax.data.records import Dataset, ImageRecord, Request, TextRecord
+from pbr_jax.datasets import SOURCES, Tfds
 
 
 def data_dir(path: str | None) -> Path:
@@ -54,15 +25,16 @@ def data_dir(path: str | None) -> Path:
     return Path(path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
-def load(name: str, path: str | None = None, test_split: str | None = None) -> Dataset:
+def load(request: Request) -> Dataset:
     """Opens a data set that `prepare` has prepared; labels are not known before all is read.
 
     Raises:
       ValueError: it is not there, with the command that prepares it, or has another format.
     """
-    wanted = SETS[name]
+    name, path, test_split, _ = request
+    wanted = _in_tfds(name)
     command = f"pbr data prepare {name}" + (f" --path {path}" if path else "")
-    folder = find_prepared(wanted.tfds_name, path)
+    folder = find_prepared(name, path)
     if folder is None:
         raise ValueError(
             f"data set {name}: not prepared in {data_dir(path)}\n"
@@ -90,12 +62,19 @@ def load(name: str, path: str | None = None, test_split: str | None = None) -> D
         undecoded = {"image": tfds.decode.SkipDecoding()}
         return TfdsImages(builder.as_data_source(part, decoders=undecoded), f"{name} {part}")
 
-    return Dataset(split("train"), split(test), names, "text" if wanted.texts else "image")
+    return Dataset(split("train"), split(test), names)
 
 
-def find_prepared(tfds_name: str, path: str | None) -> Path | None:
+def _in_tfds(name: str) -> Tfds:
+    found = SOURCES[name].tfds
+    assert found is not None
+    return found
+
+
+def find_prepared(name: str, path: str | None) -> Path | None:
     """The folder of the newest prepared version, if there is one."""
-    found = sorted((data_dir(path) / tfds_name).glob("*/dataset_info.json"), key=_version)
+    versions = (data_dir(path) / _in_tfds(name).name).glob("*/dataset_info.json")
+    found = sorted(versions, key=_version)
     return found[-1].parent if found else None
 
 
@@ -140,27 +119,30 @@ class TfdsTexts:
         )
 
 
-def prepare(name: str, path: str | None = None) -> Path:
+def prepare(name: str, path: str | None = None, archive: str | None = None) -> Path:
     """Downloads and prepares a data set, unless it is there; returns its folder.
 
     Raises:
+      ValueError: an archive is given, which these data sets do not have.
       OSError: the place that it comes from cannot be reached, or the preparation fails.
     """
-    wanted = SETS[name]
-    if (folder := find_prepared(wanted.tfds_name, path)) is not None:
+    if archive is not None:
+        raise ValueError(f"--archive {archive}: {name} is downloaded; cub200 has archives")
+    if (folder := find_prepared(name, path)) is not None:
         return folder
+    wanted = _in_tfds(name)
     _check_reachable(wanted.host, name)
     import tensorflow_datasets as tfds
 
-    if wanted.tfds_name.startswith("glue/"):
+    # TFDS finds a builder by its name once the builder's module is imported.
+    if wanted.texts:
         import tensorflow_datasets.text
     else:
-        from tensorflow_datasets.image_classification import cifar
-
-        cifar._load_data = _cifar_examples
-    builder = tfds.builder(wanted.tfds_name, data_dir=data_dir(path), file_format="array_record")
+        import tensorflow_datasets.image_classification.cifar
+    builder = tfds.builder(wanted.name, data_dir=data_dir(path), file_format="array_record")
     try:
-        builder.download_and_prepare()
+        with contextlib.nullcontext() if wanted.texts else _cifar_without_tensorflow():
+            builder.download_and_prepare()
     except Exception as error:  # of the network, the disk, or of TFDS's own kinds
         raise OSError(
             f"data set {name}: not prepared, {type(error).__name__}: {str(error).strip()[:400]}\n"
@@ -180,6 +162,18 @@ def _check_reachable(url: str, name: str) -> None:
             f"data set {name}: {url} cannot be reached ({error})\n"
             "Run this command on a machine with network access, and copy the folder that it names."
         ) from error
+
+
+@contextlib.contextmanager
+def _cifar_without_tensorflow() -> Iterator[None]:
+    """Lets TFDS read the files of CIFAR by `_cifar_examples`, inside the context only."""
+    from tensorflow_datasets.image_classification import cifar
+
+    theirs, cifar._load_data = cifar._load_data, _cifar_examples
+    try:
+        yield
+    finally:
+        cifar._load_data = theirs
 
 
 def _cifar_examples(path: str, num_labels: int = 1) -> Iterator[tuple[np.ndarray, bytes]]:

@@ -251,20 +251,18 @@ def _patches(config: Config) -> list[str]:
 
 def _augment(config: Config) -> list[str]:
     data = config.data
-    if data.augment in (None, "off"):
+    if data.augment in (None, "off", *data.source.augments):
         return []
-    if data.is_text:
+    if data.source.kind == "text":
         return [f"data.augment = {data.augment}: changes images, but {data.name} is text; set off"]
-    if data.augment == "affine" and data.name not in ("digits", "npz"):
-        return [
-            f"data.augment = affine: is for small images in arrays, but {data.name} has files; "
-            "set crop"
-        ]
-    return []
+    return [
+        f"data.augment = {data.augment}: is for small images in arrays, but {data.name} has files; "
+        "set crop"
+    ]
 
 
 def _family(config: Config) -> list[str]:
-    family, texts = config.model.family, config.data.is_text
+    family, texts = config.model.family, config.data.source.kind == "text"
     if (family == "bert") == texts:
         return []
     reads, has, other = (

@@ -29,7 +29,7 @@ def make_inputs(config: Config) -> data.Prepare:
       ValueError: there is no usable tokenizer, or it has more words than the model.
     """
     d, m = config.data, config.model
-    if d.is_text:
+    if d.source.kind == "text":
         if d.tokenizer is None:
             raise ValueError(
                 f"data.tokenizer = none: {d.name} is text; set it to the vocab.txt or "
@@ -42,6 +42,4 @@ def make_inputs(config: Config) -> data.Prepare:
                 "take the one that comes with the model's weights, or set model.vocab_size to that"
             )
         return inputs
-    arrays = d.name in ("digits", "npz")
-    augment = d.augment or ("affine" if arrays else "crop")
-    return data.ImageInputs(m.image_size, m.channels, augment)
+    return data.ImageInputs(m.image_size, m.channels, d.augment or d.source.augments[0])

@@ -6,7 +6,7 @@ import pytest
 from small_data import image_bytes, truncate, write_cub
 
 from pbr_jax import data
-from pbr_jax.data import ImageInputs, cub200
+from pbr_jax.data import ImageInputs
 
 
 @pytest.fixture
@@ -16,8 +16,8 @@ def archive(tmp_path):
 
 def test_the_archive_is_unpacked_and_read(archive, tmp_path):
     path = str(tmp_path / "data")
-    folder = cub200.prepare(str(archive), path)
-    assert folder == cub200.prepare(None, path)  # there already
+    folder = data.prepare("cub200", path, str(archive))
+    assert folder == data.prepare("cub200", path)  # there already
     assert [entry.name for entry in (tmp_path / "data").iterdir()] == ["CUB_200_2011"]
     dataset = data.load("cub200", path)
     assert dataset.class_names == ("001.Bird_1", "002.Bird_2", "003.Bird_3")
@@ -34,9 +34,9 @@ def test_without_the_archive_the_way_to_it_is_told(tmp_path):
     ):
         data.load("cub200", str(tmp_path))
     with pytest.raises(ValueError, match="needs --archive FILE; download https"):
-        cub200.prepare(None, str(tmp_path))
+        data.prepare("cub200", str(tmp_path))
     with pytest.raises(ValueError, match="no such file"):
-        cub200.prepare(str(tmp_path / "CUB_200_2011.tgz"), str(tmp_path))
+        data.prepare("cub200", str(tmp_path), str(tmp_path / "CUB_200_2011.tgz"))
 
 
 GOOGLE = (
@@ -57,14 +57,14 @@ def test_other_files_are_told_apart(tmp_path, content, message):
     path = tmp_path / "CUB_200_2011.tgz"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        cub200.prepare(str(path), str(tmp_path / "data"))
+        data.prepare("cub200", str(tmp_path / "data"), str(path))
     assert not (tmp_path / "data").exists()
 
 
 def test_a_download_that_was_cut_short_leaves_nothing(archive, tmp_path):
     truncate(archive)
     with pytest.raises(ValueError, match=r"cannot be unpacked .* cut short"):
-        cub200.prepare(str(archive), str(tmp_path / "data"))
+        data.prepare("cub200", str(tmp_path / "data"), str(archive))
     assert not list((tmp_path / "data").iterdir())
 
 
@@ -72,12 +72,12 @@ def test_another_archive_is_named(tmp_path):
     with tarfile.open(tmp_path / "other.tgz", "w:gz") as tar:
         tar.add(__file__, "CUB_200/images.txt")
     with pytest.raises(ValueError, match=r"has no CUB_200_2011/images\.txt"):
-        cub200.prepare(str(tmp_path / "other.tgz"), str(tmp_path / "data"))
+        data.prepare("cub200", str(tmp_path / "data"), str(tmp_path / "other.tgz"))
 
 
 def test_broken_images_and_tables_are_named(archive, tmp_path):
     path = str(tmp_path / "data")
-    folder = cub200.prepare(str(archive), path)
+    folder = data.prepare("cub200", path, str(archive))
     broken = truncate(folder / "images" / "002.Bird_2" / "Bird_2_1.jpg")
     dataset = data.load("cub200", path, on_error="skip")
     assert len(dataset.train) == 5 and str(broken) in dataset.notes[0]

@@ -21,7 +21,7 @@ def test_folders_are_classes_and_files_examples(folder):
     (folder / "train" / "ant" / "._0.jpg").write_text("a file manager's own")
     (folder / "train" / ".cache").mkdir()
     dataset = data.load("image_folder", str(folder))
-    assert dataset.class_names == ("ant", "bee") and dataset.kind == "image"
+    assert dataset.class_names == ("ant", "bee")
     assert dataset.train.labels.tolist() == [0] * 4 + [1] * 4 == dataset.test.labels.tolist()
     names = [dataset.train[i].name for i in range(8)]
     assert names[:4] == [

@@ -11,10 +11,10 @@ FIRST_TEST_LABELS = [1, 2, 9, 0, 3, 5, 7, 8, 9, 1, 3, 4]
 
 
 def test_digits_are_the_1797_of_scikit_learn():
-    train, test, names, kind, _ = dataset = data.load("digits")
+    train, test, names, _ = dataset = data.load("digits")
     assert train.images.shape == (1347, 8, 8, 1) and test.images.shape == (450, 8, 8, 1)
     assert train.images.dtype == test.images.dtype == np.uint8
-    assert (dataset.num_classes, names, kind) == (10, tuple("0123456789"), "image")
+    assert (dataset.num_classes, names) == (10, tuple("0123456789"))
     everything = np.concatenate([train.images, test.images])
     assert (everything.min(), everything.max()) == (0, 255)
     assert set(np.unique(everything)) == {round(v * 255 / 16) for v in range(17)}
@@ -33,7 +33,7 @@ def test_the_digits_split_is_fixed_stratified_and_disjoint():
 
 
 def test_a_subset_of_the_digits_keeps_each_image_in_its_split():
-    full, part = data.load("digits"), digits.load((3, 1))
+    full, part = data.load("digits"), digits.load_classes((3, 1))
     assert (part.num_classes, part.class_names) == (2, ("3", "1"))
     for whole, some in [(full.train, part.train), (full.test, part.test)]:
         for label, digit in enumerate((3, 1)):
@@ -46,7 +46,7 @@ def test_a_subset_of_the_digits_keeps_each_image_in_its_split():
 @pytest.mark.parametrize("classes", [(), (1, 1), (9, 10)])
 def test_wrong_digits_are_named(classes):
     with pytest.raises(ValueError, match=r"must be different digits in 0\.\.9"):
-        digits.load(classes)
+        digits.load_classes(classes)
 
 
 def test_stratified_split_takes_the_largest_remainders():
@@ -121,3 +121,6 @@ def test_arguments_of_another_data_set_are_refused():
         data.load("digits", "somewhere")
     with pytest.raises(ValueError, match="npz needs the path"):
         data.load("npz")
+    for name in ("digits", "npz"):
+        with pytest.raises(ValueError, match=rf"test_split = val: {name} has train and test"):
+            data.load(name, test_split="val")

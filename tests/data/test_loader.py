@@ -202,5 +202,5 @@ def test_labels_that_training_never_shows_are_named():
     test = ArrayRecords("test", IMAGES, LABELS)
     names = ("ant", "bee", "cat", "dog", "eel")
     with pytest.raises(ValueError, match=r"cat \(1 examples\), dog \(1 examples\), eel"):
-        check_labels(Dataset(train, test, names, "image"))
-    check_labels(Dataset(test, train, names, "image"))
+        check_labels(Dataset(train, test, names))
+    check_labels(Dataset(test, train, names))

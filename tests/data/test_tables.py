@@ -29,7 +29,7 @@ def test_csv_and_jsonl_say_the_same(tmp_path):
     (tmp_path / "test.jsonl").write_text('{"label": "no", "text": "x", "id": 3}')
     for name in ("csv", "jsonl"):
         dataset = data.load(name, path)
-        assert dataset.kind == "text" and dataset.class_names == ("no", "yes")
+        assert dataset.class_names == ("no", "yes")
         assert rows_of(dataset.train) == [("a b", None, 1), ("c", None, 0), ("d, e", None, 1)]
         assert rows_of(dataset.test) == [("x", None, 0)]
         np.testing.assert_array_equal(dataset.train.labels, [1, 0, 1])

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 from small_data import downloaded, write_cifar100, write_rte, write_vocabulary
+from tensorflow_datasets.image_classification import cifar
 
 from pbr_jax import data
 from pbr_jax.data import ImageInputs, TextInputs, TrainBatches, tfds
@@ -21,9 +22,11 @@ def prepared(tmp_path_factory):
     pixels = write_cifar100(root / "source")
     write_rte(root / "source")
     path = str(root / "prepared")
+    theirs = cifar._load_data
     with downloaded(root / "source"):
         for name in ("cifar100", "glue/rte"):
             assert tfds.prepare(name, path) == tfds.prepare(name, path)
+    assert cifar._load_data is theirs  # another user of TFDS in this process has his own again
     return path, pixels
 
 
@@ -31,7 +34,7 @@ def test_cifar_keeps_its_pixels_and_labels(prepared):
     path, pixels = prepared
     dataset = data.load("cifar100", path)
     assert (len(dataset.train), len(dataset.test), dataset.num_classes) == (30, 10, 100)
-    assert dataset.class_names[7] == "fine7" and dataset.kind == "image"
+    assert dataset.class_names[7] == "fine7"
     (batch,) = data.eval_batches(dataset.train, ImageInputs(32, 3), 30)
     assert sorted(batch["label"].tolist()) == list(range(30))
     expected = pixels["train"][batch["label"]] / 127.5 - 1
@@ -85,9 +88,9 @@ def test_a_format_that_needs_tensorflow_is_named(prepared, tmp_path):
 
 
 def test_no_network_is_one_error_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        tfds, "SETS", {"cifar10": tfds.SETS["cifar10"]._replace(host="http://127.0.0.1:9")}
-    )
+    source = data.SOURCES["cifar10"]
+    nowhere = source._replace(tfds=source.tfds._replace(host="http://127.0.0.1:9"))
+    monkeypatch.setitem(data.SOURCES, "cifar10", nowhere)
     with pytest.raises(OSError, match=r"127\.0\.0\.1:9 cannot be reached(.|\n)*copy the folder"):
         tfds.prepare("cifar10", str(tmp_path))
 
@@ -109,12 +112,12 @@ def test_columns_are_those_of_tfds():
     from tensorflow_datasets.text import glue
 
     configs = {config.name: config for config in glue.Glue.BUILDER_CONFIGS}
-    named = {name for name in tfds.SETS if name.startswith("glue/")}
+    named = {name for name in data.SOURCES if name.startswith("glue/")}
     # stsb is a regression, ax has no labels, and mnli_* have no training split.
     left_out = {"stsb", "ax", "mnli_matched", "mnli_mismatched"}
     assert named == {f"glue/{name}" for name in configs.keys() - left_out}
     for name in named:
-        assert tfds.SETS[name].texts == tuple(configs[name.partition("/")[2]].text_features)
+        assert data.SOURCES[name].tfds.texts == tuple(configs[name.partition("/")[2]].text_features)
 
 
 def test_no_tensorflow_is_imported(prepared):

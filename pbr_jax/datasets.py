@@ -1,0 +1,89 @@
+"""Data sets by name: what their examples are, and which module of `pbr_jax.data` reads them.
+
+A new data set is a module with `load(request) -> Dataset` and a line in `SOURCES`; choices, help,
+defaults and checks follow from that line. Configurations import this module, so it imports nothing.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+Kind = Literal["image", "text"]
+Augment = Literal["off", "affine", "crop"]
+OnError = Literal["stop", "skip"]
+
+
+class Tfds(NamedTuple):
+    """A data set in TensorFlow Datasets (TFDS).
+
+    Attributes:
+      name: its name there.
+      test_split: the split that evaluation reads, unless another one is asked for.
+      host: the address that it is downloaded from; empty if TFDS does not prepare it for us.
+      texts: the features that hold texts, one or two; empty for images.
+    """
+
+    name: str
+    test_split: str
+    host: str = ""
+    texts: tuple[str, ...] = ()
+
+
+class Source(NamedTuple):
+    """A data set that has a name.
+
+    Attributes:
+      kind: what an example is.
+      module: the module of `pbr_jax.data` whose `load(request)` opens it.
+      augments: random changes that its images can take, the default first; empty for texts.
+      is_at: whether a path of the user's holds such a data set; None where data are not the user's.
+      prepared: whether `pbr data prepare` must ready it, by the module's
+        `prepare(name, path, archive)`.
+      tfds: how TFDS has it, if it does.
+    """
+
+    kind: Kind
+    module: str
+    augments: tuple[Augment, ...] = ()
+    is_at: Callable[[Path], bool] | None = None
+    prepared: bool = False
+    tfds: Tfds | None = None
+
+
+_ARRAYS: tuple[Augment, ...] = ("affine", "crop")  # small images in memory
+_FILES: tuple[Augment, ...] = ("crop",)
+
+
+def _cifar(name: str) -> Source:
+    tfds = Tfds(name, "test", "https://www.cs.toronto.edu")
+    return Source("image", "tfds", _FILES, prepared=True, tfds=tfds)
+
+
+def _glue(name: str, *texts: str, test_split: str = "validation") -> Source:
+    """GLUE keeps the labels of its test splits to itself, so validation is what is evaluated."""
+    tfds = Tfds(f"glue/{name}", test_split, "https://dl.fbaipublicfiles.com", texts)
+    return Source("text", "tfds", prepared=True, tfds=tfds)
+
+
+SOURCES: dict[str, Source] = {
+    "digits": Source("image", "digits", _ARRAYS),
+    # A path is guessed to hold the first of these that it looks like.
+    "npz": Source("image", "npz", _ARRAYS, lambda path: path.suffix == ".npz"),
+    "image_folder": Source("image", "image_folder", _FILES, lambda path: (path / "train").is_dir()),
+    "csv": Source("text", "tables", is_at=lambda path: any(path.glob("*.csv"))),
+    "jsonl": Source("text", "tables", is_at=lambda path: any(path.glob("*.jsonl"))),
+    "cifar10": _cifar("cifar10"),
+    "cifar100": _cifar("cifar100"),
+    # Unpacked from its archive; the form of TFDS is read if it was prepared elsewhere.
+    "cub200": Source(
+        "image", "cub200", _FILES, prepared=True, tfds=Tfds("caltech_birds2011", "test")
+    ),
+    "glue/cola": _glue("cola", "sentence"),
+    "glue/mnli": _glue("mnli", "premise", "hypothesis", test_split="validation_matched"),
+    "glue/mrpc": _glue("mrpc", "sentence1", "sentence2"),
+    "glue/qnli": _glue("qnli", "question", "sentence"),
+    "glue/qqp": _glue("qqp", "question1", "question2"),
+    "glue/rte": _glue("rte", "sentence1", "sentence2"),
+    "glue/sst2": _glue("sst2", "sentence"),
+    "glue/wnli": _glue("wnli", "sentence1", "sentence2"),
+}
