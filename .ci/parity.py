@@ -24,10 +24,9 @@ import transformers
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from pbr_jax import weights as checkpoints
+from pbr_jax import weights as public
 from pbr_jax.models.bert import Bert
 from pbr_jax.models.vit import ViT
-from pbr_jax.training.pretrained import architecture
 
 TOLERANCE = 1e-4
 VIT_EPSILON = 1e-6  # with which Google trained; Transformers' own default is 1e-12
@@ -69,10 +68,10 @@ def compare(model: ViT | Bert) -> list[float]:
             expected = first_token(weights, hidden[depth])
             errors[f"hidden state after block {depth}"] = error(states, expected)
 
-        family, sizes = architecture(model)
+        family, sizes = words(model)
         mine = jax.tree.map(lambda leaf: leaf[::-1].copy(), params)  # other weights than theirs
         names = [f"class {i}" for i in range(model.num_classes)]
-        checkpoints.save_huggingface(path / "ours", family, mine, sizes, names)
+        public.save(path / "ours", "safetensors", family, mine, sizes, names)
         exported = type(theirs).from_pretrained(path / "ours")
         assert exported.config.id2label[3] == "class 3"
         expected = run_theirs(exported, exported.params, batch).logits
@@ -82,7 +81,7 @@ def compare(model: ViT | Bert) -> list[float]:
             np.savez(path / "google.npz", **published)
             same = load(path / "google.npz", model)
             jax.tree.map(np.testing.assert_array_equal, same, params)
-            checkpoints.save_npz(path / "ours.npz", params, sizes)
+            public.save_npz(path / "ours.npz", "vit", params, sizes)
             with np.load(path / "ours.npz") as file:
                 assert set(file.files) == set(published)
                 for name, array in published.items():
@@ -242,8 +241,8 @@ def as_google(weights, model: ViT) -> dict[str, np.ndarray]:
 def load(path: pathlib.Path, model):
     """Our parameters from a file, every one of them."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), model.inputs(model.input_specs(1)))
-    weights = checkpoints.read(path)
-    params, notes = checkpoints.load(weights, *architecture(model), shapes["params"])
+    weights = public.read(path)
+    params, notes = public.load(weights, *words(model), shapes["params"])
     assert notes == [], notes
     return params
 

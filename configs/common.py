@@ -8,12 +8,14 @@ field are the only source for validation (`pbr_jax.settings.rules`), for the con
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pbr_jax.datasets import SOURCES, Augment, OnError, Source
+from pbr_jax.methods import METHODS
+from pbr_jax.plans import IMPLEMENTATIONS, KINDS, Keep, ResidualPlan
 
-SITES = ("qkv", "proj", "fc1", "fc2")
+__all__ = ["Config", "Data", "Keep", "Model", "Optimizer", "Plan", "Pruning"]
 
 
 class Rule(NamedTuple):
@@ -56,33 +58,36 @@ RATE = Rule("must be in (0, 1]; 0.5 trains half of the tensors at a time", FRACT
 
 
 def setting(
-    default: Any, comment: str, rule: Rule | None = None, *, resume_safe: bool = False
+    default: Any,
+    comment: str,
+    rule: Rule | None = None,
+    *,
+    choices: Iterable[str] = (),
+    resume_safe: bool = False,
 ) -> Any:
-    """A dataclass field with its comment and rule.
+    """A dataclass field with its comment, its rule, and the names that it can take.
 
     `resume_safe` says that a run may be resumed with another value, and still takes the same
     course as if it had never stopped.
     """
-    metadata = {"comment": comment, "rule": rule, "resume_safe": resume_safe}
+    metadata = {
+        "comment": comment,
+        "rule": rule,
+        "choices": tuple(choices),
+        "resume_safe": resume_safe,
+    }
     return dataclasses.field(default=default, metadata=metadata)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Keep:
-    """Fraction of columns kept, per site (the activation that feeds the named linear layers)."""
-
-    qkv: float | None = setting(None, "input of the query, key and value projections", KEEP)
-    proj: float | None = setting(None, "input of the attention output projection", KEEP)
-    fc1: float | None = setting(None, "input of the first MLP layer", KEEP)
-    fc2: float | None = setting(None, "input of the second MLP layer (mlp_dim wide)", KEEP)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pruning:
     """Which columns of an activation are kept for the weight gradient, and how they are chosen."""
 
-    keep: float | Keep | None = setting(
-        None, "fraction of columns kept: one number, or one per site; none = the method's own", KEEP
+    keep: Keep | float | None = setting(
+        None,
+        "fraction of columns kept; for one site pruning.keep.SITE, such as pruning.keep.fc2=0.1; "
+        "none = the method's own",
+        KEEP,
     )
     policy: Literal["uniform", "bandit", "importance"] | None = setting(
         None, "how columns are chosen; none = the method's own"
@@ -112,43 +117,51 @@ class Pruning:
     joint_spar_step_size: float = setting(1e-3, "step size of the bandit over tensors", POSITIVE)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What each site keeps for the backward pass. None = the method's own choice."""
+def _plan_field(field: dataclasses.Field) -> tuple[str, Any, Any]:
+    """A field of `ResidualPlan` as a setting that is open."""
+    names = KINDS.get(field.name, IMPLEMENTATIONS if field.name == "implementation" else ())
+    least = field.metadata.get("at_least")
+    rule = None if least is None else Rule(f"must be {least} or more", lambda n: n >= least)
+    made = setting(None, field.metadata["comment"], rule, choices=names)
+    return field.name, field.type | None, made
 
-    linear: Literal["dense", "columns", "elements"] | None = setting(
-        None, "inputs of linear layers: all, chosen columns, or largest elements"
-    )
-    layer_norm: Literal["dense", "elements", "int8"] | None = setting(
-        None, "normalised input of LayerNorm: dense, largest elements, or int8"
-    )
-    attention: Literal["flash", "qkv", "recompute", "elements", "channels"] | None = setting(
-        None, "what attention keeps, or that it is recomputed"
-    )
-    gelu: Literal["dense", "code2", "code3", "code4"] | None = setting(
-        None, "derivative of GELU: dense, or a code of 2, 3 or 4 bits"
-    )
-    stochastic_codes: bool | None = setting(
-        None, "round GELU codes at random and without bias, not to the nearest level"
-    )
-    recompute: bool | None = setting(None, "keep the block input only and recompute the rest")
-    batch_chunks: int | None = setting(
-        None, "run each block in so many parts of the batch: smaller transients", AT_LEAST_ONE
-    )
-    implementation: Literal["xla", "triton", "mosaic", "jax_triton"] | None = setting(
-        None, "kernels of linear, attention and optimizer; none = the best known for the device"
+
+if TYPE_CHECKING:
+
+    class Plan(ResidualPlan):
+        """The fields of `ResidualPlan`, each of which may be None."""
+
+        def __init__(self, **fields: Any) -> None: ...
+
+else:
+    Plan = dataclasses.make_dataclass(
+        "Plan",
+        # What a plan keeps of columns and channels is set in `pruning`.
+        [
+            _plan_field(field)
+            for field in dataclasses.fields(ResidualPlan)
+            if field.name not in ("keep", "attention_keep")
+        ],
+        frozen=True,
+        kw_only=True,
+        namespace={
+            "__doc__": "What each site keeps for the backward pass. None = the method's own choice."
+        },
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """A transformer: either a named size, or width, depth, heads and mlp_dim.
+    """A model: either a named size, or width, depth, heads and mlp_dim.
 
-    `patch`, `image_size`, `channels` and `pool` are of the family vit, `vocab_size` and
-    `max_length` of bert.
+    A family's record says which of the other fields it reads (`pbr_jax.families`).
     """
 
-    family: Literal["vit", "bert"] = setting("vit", "vit reads images; bert reads one or two texts")
+    family: str = setting(
+        "vit",
+        "vit reads images, bert one or two texts; or the place of a Family of your own, "
+        "my_module:FAMILY",
+    )
     size: Literal["Ti", "S", "B", "L"] | None = setting(
         None, "named size; then width, depth, heads and mlp_dim stay none"
     )
@@ -163,9 +176,7 @@ class Model:
     max_length: int = setting(
         512, "tokens to which texts are cut and filled up; positions of the model", AT_LEAST_ONE
     )
-    num_classes: int = setting(
-        1000, "number of classes", Rule("must be 2 or more", lambda n: n > 1)
-    )
+    num_classes: int = setting(1000, "number of classes", TWO_OR_MORE)
     dropout: float = setting(
         0.0,
         "dropout rate of the residual branches; for bert also of embeddings, attention and pooler",
@@ -182,11 +193,12 @@ class Model:
         """This model with `width`, `depth`, `heads` and `mlp_dim` filled in from `size`."""
         if self.size is None:
             return self
-        width, depth, heads, mlp_dim = MODEL_SIZES[self.size]
-        return dataclasses.replace(self, width=width, depth=depth, heads=heads, mlp_dim=mlp_dim)
+        named = dict(zip(SHAPE, MODEL_SIZES[self.size], strict=True))
+        return dataclasses.replace(self, **named)
 
 
-MODEL_SIZES = {  # width, depth, heads, mlp_dim
+SHAPE = ("width", "depth", "heads", "mlp_dim")
+MODEL_SIZES = {  # of the fields of SHAPE
     "Ti": (192, 12, 3, 768),
     "S": (384, 12, 6, 1536),
     "B": (768, 12, 12, 3072),
@@ -200,20 +212,17 @@ def _listed(names: list[str]) -> str:
 
 _OWN = [name for name, source in SOURCES.items() if source.is_at is not None]
 _ARRAYS = [name for name, source in SOURCES.items() if source.augments[:1] == ("affine",)]
-if TYPE_CHECKING:
-    _DataName = str
-else:  # the choices, which a type checker cannot read from a table
-    _DataName = Literal[tuple(SOURCES)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
     """The data set and how examples are changed before they reach the model."""
 
-    name: _DataName = setting(
+    name: str = setting(
         "digits",
         f"data set: digits needs no download; {_listed(_OWN)} are your own, in path; "
         "`pbr data prepare` readies the others",
+        choices=SOURCES,
     )
     path: str | None = setting(
         None,
@@ -280,7 +289,9 @@ class Config:
     name: str = setting("run", "names the run, and its default work directory", resume_safe=True)
     seed: int = setting(0, "seed of parameters, data order, dropout and columns", NOT_NEGATIVE)
     method: str = setting(
-        "lean", "residual plan; a suffix such as /js50 trains 50 % of the tensors at a time"
+        "lean",
+        "residual plan; a suffix such as /js50 trains 50 % of the tensors at a time",
+        choices=METHODS,
     )
     memory_budget: str | None = setting(
         None, "train by the fastest plan that fits in this much memory, in place of method", SIZE

@@ -9,16 +9,20 @@ finds all that was typed as `args.command_line`.
 import argparse
 import importlib
 import shlex
+import shutil
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
 
 from pbr_jax import __version__
-from pbr_jax.gpu import use_cpu_without_gpu
-from pbr_jax.settings.flags import error_text, parse_args
+
+_PACKAGE = Path(__file__).resolve().parent
 
 # Name -> what it does. `pbr a b` is the module `pbr_jax.commands.a_b`.
 COMMANDS: dict[str, str] = {
+    "train": "fine-tune a model, or resume the run that is there; the same as train.py",
     "compare": "methods side by side: memory, time, accuracy",
     "predict": "classes of images or texts, by the model of a run",
     "export": "write the model of a run for other programs",
@@ -36,41 +40,69 @@ COMMANDS: dict[str, str] = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Leaves every error to `main`, as a `ValueError` that says which command it is of."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{self.prog}: {message}; `{self.prog} --help` says more")
+
+    def flags(self) -> list[str]:
+        """The flags that it knows."""
+        return [name for name in self._option_string_actions if name.startswith("--")]
+
+
 def main(argv: Sequence[str] | None = None, commands: Mapping[str, str] = COMMANDS) -> int:
     """Runs the command that `argv` names; returns its exit code, 2 after an error of the user's.
 
-    A `ValueError`, `OSError` or `RuntimeError` is printed to stderr without its traceback, unless
-    `--debug` is given. Other exceptions pass.
+    An `ArithmeticError` (a run that diverged), `OSError`, `RuntimeError` or `ValueError` is printed
+    to stderr without its traceback, unless `--debug` is given. Other exceptions pass.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     name = next((n for n in (" ".join(words[:2]), *words[:1]) if n in commands), None)
     if name is None:
         return _usage(commands, words)
-    use_cpu_without_gpu()
-    module = importlib.import_module(f"pbr_jax.commands.{name.replace(' ', '_')}")
-    parser = argparse.ArgumentParser(
-        f"pbr {name}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    module.add_arguments(parser)
-    args, others = parser.parse_known_args(words[name.count(" ") + 1 :])
-    args.command_line = shlex.join(["pbr", *words])
-    config = getattr(args, "config", None)
-    if others and config is None:
-        parser.error(f"unrecognized arguments: {' '.join(others)}")
     try:
-        if config is not None:
-            args.arguments = parse_args(["--config", config, *others])
-        return module.main(args)
-    except (ValueError, OSError, RuntimeError) as error:
-        if args.debug:
+        return _run(name, words)
+    except (ArithmeticError, OSError, RuntimeError, ValueError) as error:
+        if "--debug" in words:
             traceback.print_exc()
         else:
             print(error_text(error), file=sys.stderr)
         return 2
+
+
+def _run(name: str, words: Sequence[str]) -> int:
+    from pbr_jax.gpu.presence import use_cpu_without_gpu
+    from pbr_jax.settings import flags
+
+    use_cpu_without_gpu()
+    module = importlib.import_module(f"pbr_jax.commands.{name.replace(' ', '_')}")
+    parser = _Parser(
+        f"pbr {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    module.add_arguments(parser)
+    given = words[name.count(" ") + 1 :]
+    if {"-h", "--help"} & {*given}:
+        print(parser.format_help())
+        if name == "train":  # its settings are its flags
+            args, others = parser.parse_known_args(given)
+            width = shutil.get_terminal_size((100, 0)).columns
+            print(flags.help_text(args.config, others, width))
+        return 0
+    args, others = parser.parse_known_args(given)
+    config = getattr(args, "config", None)
+    if others and config is None:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    args.command_line = shlex.join(["pbr", *words])
+    if config is not None:
+        args.arguments = flags.parse_config(config, others, parser.flags())
+    return module.main(args)
 
 
 def _usage(commands: Mapping[str, str], words: Sequence[str]) -> int:
@@ -79,14 +111,26 @@ def _usage(commands: Mapping[str, str], words: Sequence[str]) -> int:
         return 0
     listed = "\n".join(f"  {name:<16}{text}" for name, text in commands.items())
     usage = (
-        f"usage: pbr COMMAND ...\n\n{listed}\n\n`pbr COMMAND --help` says more of one;"
-        " `python train.py --help` of training."
+        f"usage: pbr COMMAND ...\n\n{listed}\n\n`pbr COMMAND --help` says more of one; that of train"
+        " lists every setting."
     )
     if not words or words[0] in ("-h", "--help"):
         print(usage)
         return 0
     print(f"pbr {words[0]}: no such command\n{usage}", file=sys.stderr)
     return 2
+
+
+def error_text(error: Exception) -> str:
+    """The lines printed for an error.
+
+    One raised inside a library also names its type, and how to see where it happened: its message
+    was not written for the reader of a command line.
+    """
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    if raised_in.resolve().is_relative_to(_PACKAGE):
+        return str(error)
+    return f"{type(error).__name__}: {error}\nRun again with --debug to see where it happened."
 
 
 if __name__ == "__main__":

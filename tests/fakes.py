@@ -1,6 +1,7 @@
 """A model, a configuration and a batch that are small enough to compile in a test."""
 
 import contextlib
+import dataclasses
 import functools
 
 import jax
@@ -11,6 +12,7 @@ from pbr_jax.configs.common import Config, Model, Optimizer
 from pbr_jax.models.bert import Bert
 from pbr_jax.models.vit import ViT
 from pbr_jax.plans import SITES
+from pbr_jax.weights import published
 
 # Compiled with little optimisation: tests mostly compile.
 quick_jit = functools.partial(
@@ -101,6 +103,14 @@ def bert(**changes) -> Bert:
     """A BERT of width 16 and 2 blocks, 20 words and 8 positions."""
     sizes = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 32, "vocab_size": 20, "max_length": 8}
     return Bert(**sizes | {"num_classes": 5} | changes)
+
+
+def words(model: ViT | Bert) -> tuple[str, dict[str, int]]:
+    """Family of a model, and what the words of its public weights mean there."""
+    fields = {field.name for field in dataclasses.fields(Model)} - {"dtype"}
+    own = {name: getattr(model, name) for name in fields if hasattr(model, name)}
+    family = "bert" if isinstance(model, Bert) else "vit"
+    return family, published(family).sizes(Model(family=family, **own))
 
 
 def param_shapes(model: ViT | Bert):

@@ -10,17 +10,14 @@ file has Google's layout in float16, under 1 MB, and is read by the loader that 
 import dataclasses
 from pathlib import Path
 
-import jax
 import numpy as np
 
-from pbr_jax import data
-from pbr_jax import weights as checkpoints
 from pbr_jax.configs import digits
 from pbr_jax.data import digits as digits_data
 from pbr_jax.training import from_config
-from pbr_jax.training.inputs import make_inputs
-from pbr_jax.training.loop import make_evaluate
-from pbr_jax.training.pretrained import architecture
+from pbr_jax.training.begin import begin
+from pbr_jax.training.loop import train
+from pbr_jax.weights import published, save_npz
 
 CLASSES = range(5)
 STEPS = 1500
@@ -37,20 +34,12 @@ def main() -> None:
         model=dataclasses.replace(config.model, num_classes=len(CLASSES)),
         optimizer=dataclasses.replace(config.optimizer, learning_rate=LEARNING_RATE),
     )
-    dataset, inputs = digits_data.load_classes(CLASSES), make_inputs(config)
-    parts = from_config.build(config)
-    state = from_config.new_state(config, parts, from_config.random_params(config, parts.model))
-    step = jax.jit(parts.train_step, donate_argnums=0)
-    batches = data.TrainBatches(dataset.train, inputs, config.batch_size, config.seed)
-    for _ in range(config.steps):
-        state, _ = step(state, next(batches))
-    evaluate = make_evaluate(
-        jax.jit(parts.eval_step), lambda: data.eval_batches(dataset.test, inputs, config.batch_size)
-    )
+    run, _ = begin(config, from_config.build(config), digits_data.load_classes(CLASSES))
+    outcome = train(run)
     path = Path(__file__).parents[1] / "pbr_jax" / "weights" / "vit_digits04.npz"
-    _, sizes = architecture(parts.model)
-    checkpoints.save_npz(path, state.params, sizes, np.float16, compressed=True)
-    accuracy = evaluate(state.params)["accuracy"]
+    sizes = published("vit").sizes(config.model)
+    save_npz(path, "vit", outcome.state.params, sizes, np.float16, compressed=True)
+    accuracy = outcome.test["accuracy"]
     print(f"{accuracy:.1%} on test digits 0-4; wrote {path}, {path.stat().st_size} bytes")
 
 

@@ -15,12 +15,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from pbr_jax import weights as checkpoints
+from pbr_jax import weights as public
 from pbr_jax.configs.common import Config
 from pbr_jax.runs.metrics import write_json
-from pbr_jax.runs.run import Run, open_run
+from pbr_jax.runs.run import OpenRun, open_run
 from pbr_jax.settings.flags import add_run
-from pbr_jax.training.pretrained import architecture
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,23 +45,17 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def write(run: Run, form: str, out: Path) -> None:
+def write(run: OpenRun, form: str, out: Path) -> None:
     """Writes the model of a run to `out`.
 
     Raises:
       ValueError: the format cannot hold this model.
     """
-    family, sizes = architecture(run.parts.model)
-    if form == "orbax":
-        checkpoints.save_orbax(out, family, run.params, sizes)
-    elif form == "npz":
-        if family != "vit":
-            raise ValueError(f"--to npz: is a layout of ViT, the model is a {family}; take another")
-        checkpoints.save_npz(out, run.params, sizes)
-    else:
-        checkpoints.save_huggingface(out, family, run.params, sizes, run.class_names)
-        if family == "bert":
-            _copy_tokenizer(run.config, out)
+    model = run.config.model
+    sizes = public.published(model.family).sizes(model)
+    public.save(out, form, model.family, run.params, sizes, run.class_names)
+    if form == "safetensors" and run.parts.family.reads == "text":
+        _copy_tokenizer(run.config, out)
 
 
 def _copy_tokenizer(config: Config, out: Path) -> None:

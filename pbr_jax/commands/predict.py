@@ -48,8 +48,7 @@ def main(args: argparse.Namespace) -> int:
     batch_size = run.config.batch_size if args.batch_size is None else args.batch_size
     if batch_size < 1:
         raise ValueError(f"--batch-size {batch_size}: must be 1 or more")
-    is_text = run.config.model.family == "bert"
-    examples = unlabelled.find(args.paths, "text" if is_text else "image")
+    examples = unlabelled.find(args.paths, run.parts.family.reads)
     faults: list[str] = []
     predictions = predict(
         run.parts.model,

@@ -12,7 +12,7 @@ import collections
 
 import jax
 
-from pbr_jax import weights as checkpoints
+from pbr_jax import weights as public
 from pbr_jax.configs.common import Config, Model
 from pbr_jax.settings.flags import add_config
 from pbr_jax.settings.load import SHIPPED, ConfigError, load, relative
@@ -23,18 +23,18 @@ from pbr_jax.weights import Weights, WeightsError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("file", metavar="FILE")
-    add_config(parser, default=None)
+    add_config(parser, required=False)
 
 
 def main(args: argparse.Namespace) -> int:
     """Prints what the file is; returns 0 if it fits, else 1."""
-    weights = checkpoints.read(pretrained.find_weights(args.file))
+    weights = public.read(pretrained.find_weights(args.file))
     print(weights.path)
     for title, text in facts(weights):
         print(f"  {title:<12}{text}")
     if args.config is not None:
         return _check_config(weights, args.config, args.arguments.config)
-    faults = checkpoints.own_faults(weights)
+    faults = public.own_faults(weights)
     if not faults:
         print("It is whole.")
         return 0
@@ -76,7 +76,8 @@ def _notes(weights: Weights, config: Config) -> list[str]:
     """What loading them into the model of a configuration would say, or raise."""
     model = from_config.build(config).model
     like = jax.eval_shape(lambda: from_config.random_params(config, model))
-    return checkpoints.check(weights, *pretrained.architecture(model), like)
+    family = config.model.family
+    return public.check(weights, family, public.published(family).sizes(config.model), like)
 
 
 def _check_config(weights: Weights, spec: str, config: Config) -> int:

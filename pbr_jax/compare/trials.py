@@ -19,8 +19,8 @@ from pbr_jax.gpu import memory as compiled_memory
 from pbr_jax.memory.use import MemoryUse, memory_use
 from pbr_jax.runs.checkpoints import Checkpointer
 from pbr_jax.training import from_config
-from pbr_jax.training.inputs import make_inputs
 from pbr_jax.training.begin import begin, compile_step
+from pbr_jax.training.inputs import make_inputs
 from pbr_jax.training.loop import Observer, train
 from pbr_jax.training.state import TrainState
 from pbr_jax.training.step import Batch, StepMetrics

@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from pbr_jax.configs.common import Model
+from pbr_jax.configs.common import SHAPE, Model
 
 KERNEL, BIAS = "kernel", "bias"
 """Names of the two parameters of a linear layer, as Flax has them."""
@@ -77,6 +77,7 @@ class Family:
       name: one word.
       title: for readers, "ViT".
       reads: kind of the data sets it can be trained on.
+      shape: fields of `Model` that fix its sizes, unless `size` names them.
       settings: fields of `Model` that this family reads and not every other does.
       describe: sizes of the configured model.
       build: place of `(Model, ResidualPlan) -> nn.Module`. The module has `inputs(batch)`, what it
@@ -92,6 +93,7 @@ class Family:
     reads: Literal["image", "text"]
     describe: Callable[[Model], Architecture]
     build: str
+    shape: tuple[str, ...] = SHAPE
     settings: tuple[str, ...] = ()
     faults: Callable[[Model], list[str]] = lambda model: []
     integers: Callable[[Model], dict[str, tuple[int, int]]] = lambda model: {}

@@ -7,6 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
+from pbr_jax.configs.common import Config
+from pbr_jax.training import from_config
+from pbr_jax.training.step import make_loss, split_params
+
 PyTree = Any
 
 

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import linen as nn
 from jaxtyping import Float32
 
 from pbr_jax.data import Batch, Prepare
 from pbr_jax.data.unlabelled import Unlabelled
-from pbr_jax.models import Classifier
 
 
 class Prediction(NamedTuple):
@@ -26,7 +26,7 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    model: Classifier,
+    model: nn.Module,
     params: Any,
     examples: Unlabelled,
     prepare: Prepare,

@@ -10,12 +10,13 @@ import dataclasses
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, cast, get_type_hints
 
-from pbr_jax.configs import common
-from pbr_jax.configs.common import Config, Keep
-from pbr_jax.settings import rules as config_rules
-from pbr_jax.settings.rules import alternatives, nearest, settings, show
+from pbr_jax.configs.common import Config
+from pbr_jax.plans import Keep
+from pbr_jax.settings import rules
+from pbr_jax.settings.rules import Setting, alternatives, choices, nearest, settings, show
+from pbr_jax.settings.ties import tie_faults
 
 SHIPPED = Path(__file__).parent / "configs"
 ADVICE = "Correct the file or the flags; `python train.py --help` lists every key and its rule."
@@ -69,10 +70,10 @@ def collect(spec: str, overrides: Sequence[str]) -> tuple[Config, list[str]]:
     for override in overrides:
         config, fault = _override(config, override)
         faults += [fault] if fault else []
-    wrong = config_rules.field_faults(config)
+    wrong = rules.field_faults(config)
     faults += wrong.values()
     if loaded is not None:
-        faults += config_rules.tie_faults(config, wrong)
+        faults += tie_faults(config, wrong)
     return config, faults
 
 
@@ -102,7 +103,7 @@ def _execute(spec: str) -> tuple[Config | None, list[str]]:
         return None, [
             f"{path}: get_config returned {kind}; return a Config of pbr_jax.configs.common"
         ]
-    wrong = config_rules.section_faults(config)
+    wrong = rules.section_faults(config)
     return (None if wrong else config), wrong
 
 
@@ -129,7 +130,9 @@ def relative(path: Path) -> Path:
     return real.relative_to(Path.cwd()) if real.is_relative_to(Path.cwd()) else path
 
 
-DEFAULT_SPEC = str(relative(SHIPPED / "digits.py"))
+def default_spec() -> str:
+    """The configuration that is taken where none is named, as one would type it here."""
+    return str(relative(SHIPPED / "digits.py"))
 
 
 def _variant_fault(path: Path, variant: str | None, variants: Iterable[str] | None) -> str | None:
@@ -160,23 +163,28 @@ def _override(config: Config, override: str) -> tuple[Config, str | None]:
         return config, f"{override}: has no value; write {override}=VALUE"
     for entry in settings():
         if entry.key == key:
-            return _replace(config, key, _parse(text, entry.annotation)), None
-    return config, config_rules.unknown_key(key)
+            return _replace(config, key, _parse(text, entry)), None
+        # A site of `keep`; whether the model has it is seen when the family is known.
+        site = key.removeprefix(f"{entry.key}.")
+        if Keep in alternatives(entry.annotation) and site != key and "." not in site:
+            keep = Keep.of(rules.value_at(config, entry.key))
+            return _replace(config, entry.key, keep.replace(site, _parse(text, entry))), None
+    return config, rules.unknown_key(key)
 
 
-def _parse(text: str, annotation: Any) -> Any:
-    """`text` as the first type of the annotation that can read it.
+def _parse(text: str, entry: Setting) -> Any:
+    """`text` as the first type of the setting that can read it.
 
     When none can, it stays text, which validation then rejects by its type.
     """
-    members = alternatives(annotation)
+    members = alternatives(entry.annotation)
     if type(None) in members and text.lower() == "none":
         return None
+    if text in choices(entry):
+        return text
     for member in members:
         if member is bool and text.lower() in ("true", "false"):
             return text.lower() == "true"
-        if get_origin(member) is Literal and text in get_args(member):
-            return text
         if member in (int, float):
             number = _number(text)
             if number is not None:
@@ -194,10 +202,8 @@ def _number(text: str) -> float | int | None:
 
 
 def _replace(tree: Any, key: str, value: Any) -> Any:
-    """`tree` with the value under the dotted key; a single keep becomes one keep per site."""
+    """`tree` with the value under the dotted key."""
     name, _, rest = key.partition(".")
-    if name in common.SITES and not isinstance(tree, Keep):
-        tree = Keep(**dict.fromkeys(common.SITES, tree))
     if rest:
         value = _replace(getattr(tree, name), rest, value)
     return dataclasses.replace(tree, **{name: value})
@@ -205,7 +211,10 @@ def _replace(tree: Any, key: str, value: Any) -> Any:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as nested dictionaries of JSON values, as in `config.json`."""
-    return dataclasses.asdict(config)
+    tree = dataclasses.asdict(config)
+    if isinstance(keep := config.pruning.keep, Keep):
+        tree["pruning"]["keep"] = keep.to_json()
+    return tree
 
 
 def from_dict(saved: dict[str, Any], where: str) -> Config:
@@ -219,12 +228,12 @@ def from_dict(saved: dict[str, Any], where: str) -> Config:
         ConfigError: naming every key that does not exist and every value that is wrong.
     """
     keys = {entry.key for entry in settings()}
-    faults = [config_rules.unknown_key(key) for key in _flatten(saved) if key not in keys]
+    faults = [rules.unknown_key(key) for key in _flatten(saved) if key not in keys]
     config = Config()
     if not faults:
         config = _section(Config, saved)
-        wrong = config_rules.field_faults(config)
-        faults = [*wrong.values(), *config_rules.tie_faults(config, wrong)]
+        wrong = rules.field_faults(config)
+        faults = [*wrong.values(), *tie_faults(config, wrong)]
     if faults:
         raise ConfigError(faults, where, "It was written by another version of pbr_jax.")
     return config
@@ -234,9 +243,10 @@ def _section(kind: type, tree: dict[str, Any]) -> Any:
     hints = get_type_hints(kind)
     values = {}
     for name, value in tree.items():
-        inner = [one for one in alternatives(hints[name]) if dataclasses.is_dataclass(one)]
-        nested = inner and isinstance(value, dict)
-        values[name] = _section(cast(type, inner[0]), value) if nested else value
+        if isinstance(value, dict):
+            inner = cast(type, hints[name])
+            value = Keep.from_json(value) if name == _KEEP else _section(inner, value)
+        values[name] = value
     return kind(**values)
 
 
@@ -251,14 +261,19 @@ def changes(saved: dict[str, Any], config: Config) -> list[Change]:
     ]
 
 
+_KEEP = "keep"
+
+
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value; a keep that is one number counts as that number at every site."""
+    """Dotted key -> value; a keep is one value, however it was written."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        if prefix + name == "pruning.keep" and not isinstance(value, dict):
-            value = dict.fromkeys(common.SITES, value)
-        inner = isinstance(value, dict)
-        flat |= _flatten(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+        if name == _KEEP:
+            flat[prefix + name] = None if value is None else Keep.from_json(value)
+        elif isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
     return flat
 
 

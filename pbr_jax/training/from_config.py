@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 
 from pbr_jax import methods, pruning
 from pbr_jax.configs.common import Config
-from pbr_jax.configs.common import Keep as ConfigKeep
-from pbr_jax.memory.use import MemoryUse, saved_bytes, tree_bytes
-from pbr_jax.models import Bert, Classifier, ViT
-from pbr_jax.plans import SITES, Keep, ResidualPlan, budget_for
+from pbr_jax.families import Architecture, Family, find, late
+from pbr_jax.plans import Keep, ResidualPlan
+from pbr_jax.settings.resolve import column_budgets, resolve_method
 from pbr_jax.training import pretrained, selection
 from pbr_jax.training.optimizer import Optimizer, learning_rate, make_optimizer
 from pbr_jax.training.state import TrainState, init_state
@@ -22,10 +22,9 @@ from pbr_jax.training.step import (
     EvalStep,
     TrainStep,
     make_eval_step,
-    make_loss,
     make_train_step,
-    split_params,
 )
+from pbr_jax.training.task import Task
 
 
 class Parts(NamedTuple):
@@ -66,8 +65,8 @@ def build(config: Config) -> Parts:
     sizes, task = family.describe(config.model), late(family.task)
     budgets = column_budgets(config, method, sizes)
     plan = method.plan
-    if plan.linear == "columns":  # a site without a budget is trained dense
-        keep = {site: getattr(plan.keep, site) if site in budgets else 1.0 for site in SITES}
+    if plan.kind("linear").selects:  # a site without a budget is trained dense
+        keep = {site: plan.keep[site] if site in budgets else 1.0 for site in sizes.sites}
         plan = dataclasses.replace(plan, keep=Keep(**keep))
     model, o = late(family.build)(config.model, plan), config.optimizer
     schedule = learning_rate(o.learning_rate, config.steps, o.warmup_steps, o.schedule)
@@ -97,57 +96,6 @@ def build(config: Config) -> Parts:
     return Parts(
         method, family, sizes, task, model, optimizer, selector, schedule, train_step, eval_step
     )
-
-
-def resolve_method(config: Config) -> methods.Method:
-    """The method named in `config` with its overrides."""
-    p = config.pruning
-    return methods.resolve(
-        config.method,
-        keep=_keep(config),
-        policy=p.policy,
-        joint_spar=p.joint_spar,
-        attention_keep=p.attention_keep,
-        **{
-            field.name: getattr(config.plan, field.name)
-            for field in dataclasses.fields(config.plan)
-        },
-    )
-
-
-def _keep(config: Config) -> float | Keep | None:
-    """Keep as the library has it; sites that a setting per site leaves open take the method's."""
-    keep = config.pruning.keep
-    if not isinstance(keep, ConfigKeep):
-        return keep
-    own = methods.resolve(config.method).plan.keep
-    return Keep(**{s: getattr(own, s) if (v := getattr(keep, s)) is None else v for s in SITES})
-
-
-def architecture(config: Config) -> Architecture:
-    """Sizes of the configured model.
-
-    Raises:
-      ValueError: they are incomplete.
-    """
-    return find(config.model.family).describe(config.model)
-
-
-def column_budgets(config: Config, method: methods.Method, sizes: Architecture) -> dict[str, int]:
-    """K of each site where a policy chooses columns; not of those that keep all of them."""
-    if method.plan.linear != "columns":
-        return {}
-    if method.policy is None:
-        raise ValueError(
-            f"plan.linear = 'columns': method {config.method!r} has no policy to choose columns;"
-            " take a method that has one, such as prebackrazor"
-        )
-    budgets = {}
-    for name, site in sizes.sites.items():
-        budget = budget_for(method.plan.keep[name], site.columns, config.pruning.group_size)
-        if budget < site.columns:
-            budgets[name] = budget
-    return budgets
 
 
 def make_selector(
@@ -195,7 +143,7 @@ def init_params(config: Config, model: nn.Module) -> tuple[Any, list[str]]:
     params = random_params(config, model)
     if config.model.weights is None:
         return params, []
-    loaded = pretrained.load_weights(config.model, model, params)
+    loaded = pretrained.load_weights(config.model, params)
     return jax.tree.map(jnp.asarray, loaded.params), loaded.notes
 
 

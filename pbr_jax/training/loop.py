@@ -79,6 +79,7 @@ class Outcome(NamedTuple):
     state: TrainState
     step: int
     stopped: bool
+    test: Figures  # of the last evaluation in this process, empty without one
 
 
 class Observer:
@@ -120,6 +121,7 @@ def train(
     for observer in observers:
         observer.began(run.start, state)
     previous: StepMetrics | None = None
+    test: Figures = {}
     since, since_step = time.monotonic(), run.start
     for step in range(run.start + 1, run.steps + 1):
         state, metrics = run.train_step(state, next(run.batches))
@@ -158,10 +160,10 @@ def train(
             run.wait()
             for observer in observers:
                 observer.stopped(step, state)
-            return Outcome(state, step, stopped=not last)
+            return Outcome(state, step, not last, test)
         since, since_step = time.monotonic(), step
     run.wait()
-    return Outcome(state, run.steps, stopped=False)
+    return Outcome(state, run.steps, False, test)
 
 
 def _line(run: Run, step: int, metrics: StepMetrics, seconds: float) -> dict[str, float]:

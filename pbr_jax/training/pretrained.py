@@ -61,9 +61,7 @@ def changes(weights: Weights, model: Model) -> list[str]:
         else:
             wanted |= {"size": None} | {word: sizes.get(word) for word in SHAPE}
     wanted |= published(weights.family).settings(weights.arrays, sizes, model)
-    return [
-        f"{key}={show(value)}" for key, value in wanted.items() if getattr(model, key) != value
-    ]
+    return [f"{key}={show(value)}" for key, value in wanted.items() if getattr(model, key) != value]
 
 
 def advice(weights: Weights, model: Model) -> str:

@@ -28,8 +28,8 @@ class TrainState(NamedTuple):
     pruning: SelectorState
 
 
-def init_state(
-    key: jax.Array, params: Any, optimizer: Optimizer, selector: Selector
-) -> TrainState:
+def init_state(key: jax.Array, params: Any, optimizer: Optimizer, selector: Selector) -> TrainState:
     """State before the first step. `key` seeds selections and dropout of the whole run."""
-    return TrainState(jnp.zeros((), jnp.int32), key, params, optimizer.init(params), selector.init())
+    return TrainState(
+        jnp.zeros((), jnp.int32), key, params, optimizer.init(params), selector.init()
+    )

@@ -132,9 +132,7 @@ def make_train_step(
         if not importance_weighting:
             squared_norms = selecting.column_norms(selection, layers(norms, architecture))
         learned = selector.update(drawn, selection, gradients, state.step, squared_norms)
-        pruning = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), learned, state.pruning
-        )
+        pruning = jax.tree.map(lambda new, old: jnp.where(finite, new, old), learned, state.pruning)
         return (
             TrainState(state.step + 1, state.key, params, opt_state, pruning),
             StepMetrics(value, figures, grad_norm, finite),

@@ -86,9 +86,7 @@ def _settings(arrays: Arrays, sizes: Sizes, model: Model) -> dict[str, Any]:
     }
 
 
-def _fit_positions(
-    arrays: Arrays, lines: Sequence[Line], like: Leaves, sizes: Sizes
-) -> list[str]:
+def _fit_positions(arrays: Arrays, lines: Sequence[Line], like: Leaves, sizes: Sizes) -> list[str]:
     """Cuts the positions to the model's length."""
     name = next(line.theirs for line in lines if line.ours == "embedding/position")
     wanted = sizes["positions"]

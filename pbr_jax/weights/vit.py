@@ -157,9 +157,7 @@ def _class_tokens(arrays: Arrays) -> list[str]:
     return [name for name in ("cls", "vit.embeddings.cls_token") if name in arrays]
 
 
-def _fit_positions(
-    arrays: Arrays, lines: Sequence[Line], like: Leaves, sizes: Sizes
-) -> list[str]:
+def _fit_positions(arrays: Arrays, lines: Sequence[Line], like: Leaves, sizes: Sizes) -> list[str]:
     """Resizes the grid of positions; drops that of the class token where the model has none."""
     name = next(line.theirs for line in lines if line.ours == "pos_embedding")
     if name not in arrays:

@@ -41,7 +41,7 @@ def test_an_export_starts_a_run_with_the_same_bits(runs, tmp_path, family, form,
     assert cli.main(["export", str(workdir), *flags]) == 0
     model = from_config.build(read_config(workdir)).model
     settings = dataclasses.replace(read_config(workdir).model, weights=str(out))
-    params, notes = load_weights(settings, model, param_shapes(model))
+    params, notes = load_weights(settings, param_shapes(model))
     assert notes == []
     jax.tree.map(np.testing.assert_array_equal, params, saved[checkpoint == "last"])
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

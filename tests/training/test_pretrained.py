@@ -4,12 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
-from fakes import SMALL, bert, param_shapes, random_params, vit
+from fakes import SMALL, bert, param_shapes, random_params, vit, words
 from published import google_vit, huggingface_bert
 
-from pbr_jax import weights as checkpoints
+from pbr_jax import weights as public
 from pbr_jax.configs.common import MODEL_SIZES, Model
 from pbr_jax.training import pretrained
+from pbr_jax.weights.bert import HUGGINGFACE_BERT
+from pbr_jax.weights.vit import HUGGINGFACE_VIT
 
 RGB = dataclasses.replace(SMALL, channels=3, num_classes=5)
 
@@ -25,20 +27,20 @@ def sized(name, patch=16, **changes):
     """Weights of a public size, without the arrays."""
     words = ("width", "depth", "heads", "mlp_dim")
     sizes = dict(zip(words, MODEL_SIZES[name], strict=True)) | {"patch": patch, "channels": 3}
-    form = checkpoints.formats.HUGGINGFACE_VIT
+    form = HUGGINGFACE_VIT
     arrays = {"vit.embeddings.cls_token": np.zeros(1)}
-    return checkpoints.Weights(None, form, arrays, {}, {}, sizes | changes, {})
+    return public.Weights(None, form, arrays, {}, {}, sizes | changes, {})
 
 
 def test_sizes_of_a_model_are_those_of_its_export(tmp_path):
     for model in (vit(), vit(pool="mean", image_size=6), bert()):
-        family, sizes = pretrained.architecture(model)
+        family, sizes = words(model)
         if family == "vit":
-            checkpoints.save_npz(tmp_path / "vit.npz", random_params(model), sizes)
-            assert checkpoints.read(tmp_path / "vit.npz").sizes == sizes
+            public.save_npz(tmp_path / "vit.npz", "vit", random_params(model), sizes)
+            assert public.read(tmp_path / "vit.npz").sizes == sizes
         else:
-            checkpoints.save_huggingface(tmp_path, family, random_params(model), sizes, "abcde")
-            assert checkpoints.read(tmp_path).sizes == sizes
+            public.save(tmp_path, "safetensors", family, random_params(model), sizes, "abcde")
+            assert public.read(tmp_path).sizes == sizes
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_weights_without_a_class_token_ask_for_the_mean():
 
 def load(path, settings, model):
     settings = dataclasses.replace(settings, weights=str(path))
-    return pretrained.load_weights(settings, model, param_shapes(model))
+    return pretrained.load_weights(settings, param_shapes(model))
 
 
 def test_weights_that_fit_are_loaded(google):
@@ -130,7 +132,7 @@ def test_another_family_is_named(tmp_path):
 
 
 def test_bert_weights_have_names_and_settings():
-    weights = sized("B")._replace(format=checkpoints.formats.HUGGINGFACE_BERT)
+    weights = sized("B")._replace(format=HUGGINGFACE_BERT)
     weights.sizes.update(vocab=28996, positions=512)
     assert pretrained.describe(weights) == "BERT-base"
     settings = Model(family="bert", size="B", vocab_size=28996, max_length=128)

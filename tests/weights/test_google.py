@@ -4,13 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import param_shapes, quick_jit, random_params, vit
+from fakes import param_shapes, quick_jit, random_params, vit, words
 from measures import assert_close
 from published import ATTENTION, WIDTH, google_vit, google_vit_logits
 from scipy import ndimage
 
-from pbr_jax import weights as checkpoints
-from pbr_jax.training.pretrained import architecture
+from pbr_jax import weights as public
 
 POSITIONS = "Transformer/posembed_input/pos_embedding"
 
@@ -29,11 +28,11 @@ def write(tmp_path):
 
 def load(path, model=None):
     model = vit() if model is None else model
-    return checkpoints.load(checkpoints.read(path), *architecture(model), random_params(model, 7))
+    return public.load(public.read(path), *words(model), random_params(model, 7))
 
 
 def save(path, params, model, *dtype):
-    checkpoints.save_npz(path, params, architecture(model)[1], *dtype)
+    public.save_npz(path, "vit", params, words(model)[1], *dtype)
 
 
 def test_a_published_file_computes_its_own_logits(write):

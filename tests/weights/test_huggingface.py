@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from fakes import bert, quick_jit, random_params, vit
+from fakes import bert, quick_jit, random_params, vit, words
 from measures import assert_close
 from published import (
     as_huggingface_vit,
@@ -17,10 +17,9 @@ from published import (
 )
 from safetensors.numpy import load_file, save_file
 
-from pbr_jax import weights as checkpoints
+from pbr_jax import weights as public
 from pbr_jax.models import bert as bert_module
 from pbr_jax.models import vit as vit_module
-from pbr_jax.training.pretrained import architecture
 
 MODELS = {"vit": vit(), "bert": bert()}
 INITIAL = {family: random_params(model, 7) for family, model in MODELS.items()}
@@ -40,7 +39,7 @@ def write(tmp_path):
 def load(path, family="bert", model=None):
     model = model or MODELS[family]
     initial = random_params(model, 7) if model is not MODELS[family] else INITIAL[family]
-    return checkpoints.load(checkpoints.read(path), *architecture(model), initial)
+    return public.load(public.read(path), *words(model), initial)
 
 
 def assert_same(actual, expected):
@@ -82,8 +81,8 @@ def test_a_vit_has_the_same_parameters_in_both_layouts(write, tmp_path):
 def test_an_export_reads_back_bit_for_bit_under_the_published_names(family, tmp_path):
     model, params = MODELS[family], random_params(MODELS[family])
     names = ["none", "one", "two", "three", "four"]
-    family, sizes = architecture(model)
-    checkpoints.save_huggingface(tmp_path, family, params, sizes, names)
+    family, sizes = words(model)
+    public.save(tmp_path, "safetensors", family, params, sizes, names)
     published = as_huggingface_vit(google_vit()) if family == "vit" else huggingface_bert()
     exported = load_file(tmp_path / "model.safetensors")
     assert {n: (a.shape, a.dtype) for n, a in exported.items()} == {
@@ -98,8 +97,8 @@ def test_the_config_of_an_export_describes_the_model(tmp_path):
     """Also what no array tells: heads, epsilons, names of the classes."""
     for family, module in (("vit", vit_module), ("bert", bert_module)):
         params = random_params(MODELS[family])
-        _, sizes = architecture(MODELS[family])
-        checkpoints.save_huggingface(tmp_path / family, family, params, sizes, list("abcde"))
+        _, sizes = words(MODELS[family])
+        public.save(tmp_path / family, "safetensors", family, params, sizes, list("abcde"))
         config = json.loads((tmp_path / family / "config.json").read_text())
         assert config["layer_norm_eps"] == module._EPSILON
         assert config["model_type"] == family
@@ -108,36 +107,36 @@ def test_the_config_of_an_export_describes_the_model(tmp_path):
     assert config["max_position_embeddings"] == 8 and config["vocab_size"] == 20
     settings = json.loads((tmp_path / "vit" / "preprocessor_config.json").read_text())
     assert settings["size"] == {"height": 4, "width": 4} and settings["image_mean"] == [0.5] * 3
-    assert checkpoints.read(tmp_path / "bert").sizes["heads"] == 2
+    assert public.read(tmp_path / "bert").sizes["heads"] == 2
 
 
 def test_a_mean_pooled_vit_is_not_exported_as_something_else(tmp_path):
     model = vit(pool="mean")
-    family, sizes = architecture(model)
+    family, sizes = words(model)
     with pytest.raises(ValueError, match=r"model.pool = mean.*export to npz"):
-        checkpoints.save_huggingface(tmp_path, family, random_params(model), sizes, [])
+        public.save(tmp_path, "safetensors", family, random_params(model), sizes, [])
 
 
 def test_an_orbax_export_reads_back_bit_for_bit(tmp_path):
     for name, model in {"vit": vit(), "mean": vit(pool="mean"), "bert": bert()}.items():
         params = random_params(model)
-        family, sizes = architecture(model)
-        checkpoints.save_orbax(tmp_path / name, family, params, sizes)
+        family, sizes = words(model)
+        public.save_orbax(tmp_path / name, family, params, sizes)
         again, notes = load(tmp_path / name, model=model)
         assert notes == []
         assert_same(again, params)
     with pytest.raises(ValueError, match="not in the model: pooler/bias"):
-        checkpoints.load(
-            checkpoints.read(tmp_path / "bert"),
-            *architecture(bert()),
+        public.load(
+            public.read(tmp_path / "bert"),
+            *words(bert()),
             {name: part for name, part in random_params(bert()).items() if name != "pooler"},
         )
 
 
 def test_an_orbax_export_can_get_another_head_and_grid(tmp_path):
-    family, sizes = architecture(vit())
+    family, sizes = words(vit())
     params = random_params(vit())
-    checkpoints.save_orbax(tmp_path / "vit", family, params, sizes)
+    public.save_orbax(tmp_path / "vit", family, params, sizes)
     other = vit(num_classes=3, image_size=6)
     again, notes = load(tmp_path / "vit", model=other)
     assert_same(again["blocks"], params["blocks"])
@@ -149,8 +148,8 @@ def test_an_orbax_export_can_get_another_head_and_grid(tmp_path):
 
 def test_what_an_orbax_export_lacks_is_named(tmp_path):
     model = vit(pool="mean")
-    family, sizes = architecture(model)
-    checkpoints.save_orbax(tmp_path / "mean", family, random_params(model), sizes)
+    family, sizes = words(model)
+    public.save_orbax(tmp_path / "mean", family, random_params(model), sizes)
     with pytest.raises(ValueError, match="missing: cls\n"):
         load(tmp_path / "mean", model=vit())
 

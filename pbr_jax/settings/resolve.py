@@ -1,0 +1,47 @@
+"""What settings mean together: the method with its overrides, and the columns that it keeps."""
+
+import dataclasses
+
+from pbr_jax import methods
+from pbr_jax.configs.common import Config
+from pbr_jax.families import Architecture, find
+from pbr_jax.methods import Method
+from pbr_jax.plans import budget_for
+
+
+def resolve_method(config: Config) -> Method:
+    """The method named in `config` with its overrides.
+
+    Raises:
+      ValueError: overrides do not go with the method; a line for each.
+    """
+    p = config.pruning
+    plan = {f.name: getattr(config.plan, f.name) for f in dataclasses.fields(config.plan)}
+    return methods.resolve(
+        config.method,
+        keep=p.keep,
+        policy=p.policy,
+        joint_spar=p.joint_spar,
+        attention_keep=p.attention_keep,
+        **plan,
+    )
+
+
+def architecture(config: Config) -> Architecture:
+    """Sizes of the configured model.
+
+    Raises:
+      ValueError: they are incomplete.
+    """
+    return find(config.model.family).describe(config.model)
+
+
+def column_budgets(config: Config, method: Method, sizes: Architecture) -> dict[str, int]:
+    """K of each site where a policy chooses columns; not of those that keep all of them."""
+    if not method.plan.kind("linear").selects:
+        return {}
+    budgets = {
+        name: budget_for(method.plan.keep[name], site.columns, config.pruning.group_size)
+        for name, site in sizes.sites.items()
+    }
+    return {name: k for name, k in budgets.items() if k < sizes.sites[name].columns}
