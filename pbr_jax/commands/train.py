@@ -29,6 +29,7 @@ from pbr_jax.runs.signals import StopSignals
 from pbr_jax.settings import flags
 from pbr_jax.settings import load as settings
 from pbr_jax.settings.flags import Arguments
+from pbr_jax.settings.unused import unused
 from pbr_jax.training import from_config
 from pbr_jax.training.inputs import load_data
 from pbr_jax.training.loop import train
@@ -55,6 +56,7 @@ def main(args: argparse.Namespace) -> int:
     saved = run.saved_settings(workdir) if checkpoints.steps() else None
     config, notes = settle(config, saved)
     notes += settings.check_resume(saved, config, workdir) if saved is not None else []
+    notes += unused(config)
     next_command = flags.next_command(arguments._replace(config=config), args.workdir)
 
     dataset = load_data(config)

@@ -19,6 +19,9 @@ from rich.text import Text
 
 from pbr_jax.gpu import MemoryReport
 from pbr_jax.memory.use import MemoryUse
+from pbr_jax.training.loop import Observer
+from pbr_jax.training.state import TrainState
+from pbr_jax.training.step import StepMetrics
 
 Metrics = Mapping[str, float]
 
@@ -81,7 +84,6 @@ class Console(Observer):
 
     Args:
         steps: Steps of the whole run.
-        start: Steps that are already done, when it is resumed.
         file: Where to print, standard output by default.
         live: Whether to draw a bar; None decides by whether `file` is a terminal.
         memory: Called now and then for the text about memory.
@@ -93,7 +95,6 @@ class Console(Observer):
         self,
         steps: int,
         *,
-        start: int = 0,
         file: TextIO | None = None,
         live: bool | None = None,
         memory: Callable[[], str] = memory_in_use,
@@ -103,7 +104,7 @@ class Console(Observer):
         file = sys.stdout if file is None else file
         self._out = rich.console.Console(file=file, highlight=False, force_terminal=live)
         self._live = file.isatty() and not self._out.is_dumb_terminal if live is None else live
-        self._steps, self._start = steps, start
+        self._steps = steps
         self._memory, self._clock, self._pause = memory, clock, pause
         self._last_line = -float("inf")
         self._bar: rich.progress.Progress | None = None
@@ -112,7 +113,7 @@ class Console(Observer):
     def __enter__(self) -> Self:
         if self._live:
             self._bar = _progress(self._out)
-            self._task = self._bar.add_task("", total=self._steps, completed=self._start, note="")
+            self._task = self._bar.add_task("", total=self._steps, note="")
             self._bar.start()
         return self
 
@@ -163,21 +164,19 @@ class Console(Observer):
         self.message((f"{name:<20}" + "".join(f"{cell:>12}" for cell in cells)).rstrip(), style)
 
     def began(self, step: int, state: TrainState) -> None:
-        """Moves the bar to where a resumed run goes on."""
-        self._move(step)
+        """Sets the bar to where a resumed run goes on, which does not count for its pace."""
+        if self._bar is not None:
+            self._bar.reset(self._task, completed=step)
 
     def stepped(self, step: int, metrics: StepMetrics) -> None:
         """Moves the bar. Cheap enough for every step."""
-        self._move(step)
-
-    def _move(self, step: int) -> None:
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
     def logged(self, metrics: dict[str, float]) -> None:
         """Shows the metrics of a step: `step`, `loss`, `accuracy` and `seconds_per_step`."""
         step = int(metrics["step"])
-        figures = f"loss {metrics['loss']:.4f} accuracy {metrics['accuracy']:.1%}"
+        figures = " ".join(_figures(metrics))
         if self._bar is not None:
             self._bar.update(self._task, completed=step, note=f"{figures} {self._memory()}")
             return
@@ -194,10 +193,10 @@ class Console(Observer):
         self, step: int, state: TrainState, test: dict[str, float], improved: bool
     ) -> None:
         """Prints an evaluation: `loss` and `accuracy` on the test split after `step` steps."""
-        figures = f"test loss {metrics['loss']:.4f}  test accuracy {metrics['accuracy']:.1%}"
+        figures = "".join(f"  test {text}" for text in _figures(test))
         self.message(
-            f"{self._place(step)}  {figures}" + ("  best so far" if best else ""),
-            "green" if best else "",
+            f"{self._place(step)}{figures}" + ("  best so far" if improved else ""),
+            "green" if improved else "",
         )
 
     def _place(self, step: int) -> str:
@@ -237,6 +236,15 @@ class Console(Observer):
         self.message("")
         for name, line in lines:
             self._out.print(Text.assemble((f"{name:<10}", "bold"), line), soft_wrap=True)
+
+
+_RATES = ("step", "loss", "grad_norm", "learning_rate", "seconds_per_step", "examples_per_second")
+
+
+def _figures(metrics: Mapping[str, float]) -> list[str]:
+    """The loss, and what a task counts beside it, which are shares."""
+    shares = {name: value for name, value in metrics.items() if name not in _RATES}
+    return [f"loss {metrics['loss']:.4f}", *(f"{n} {value:.1%}" for n, value in shares.items())]
 
 
 def _progress(out: rich.console.Console) -> rich.progress.Progress:

@@ -8,6 +8,7 @@ import pytest
 from pbr_jax.configs.common import Config, Model, Optimizer
 from pbr_jax.gpu import CARDS, find_card
 from pbr_jax.memory import cost
+from pbr_jax.memory.use import memory_use
 from pbr_jax.training import from_config
 
 VIT_B16 = Config(
@@ -31,7 +32,7 @@ FLOORS = {
 
 
 def seconds(config, card="h200"):
-    return cost.step_seconds(config, find_card(card), from_config.memory_use(config))
+    return cost.step_seconds(config, find_card(card), memory_use(config))
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ from pbr_jax.configs.common import Config, Keep, Model, Optimizer, Plan, Pruning
 from pbr_jax.gpu import CARDS, MemoryReport, sized_card
 from pbr_jax.memory import fit
 from pbr_jax.memory.cache import cached
-from pbr_jax.memory.use import MemoryUse, tree_bytes
+from pbr_jax.memory.use import memory_use, MemoryUse, tree_bytes
 from pbr_jax.methods import METHODS
+from pbr_jax.settings.resolve import resolve_method
 from pbr_jax.training import from_config
 
 USE = MemoryUse(10, 10, 10, 100)
@@ -90,7 +91,7 @@ def test_every_method_has_a_row():
     assert names == [*METHODS]
     assert fit.method_names(config("lean/chunks2/js30")) == ["lean/chunks2", *METHODS]
     for name in names:
-        from_config.resolve_method(fit.with_method(config("prebackrazor"), name))
+        resolve_method(fit.with_method(config("prebackrazor"), name))
 
 
 def test_settings_stay_where_they_mean_something():
@@ -111,7 +112,7 @@ def test_candidates_train_the_same_share_of_the_tensors():
     assert fit.candidates(config()) == fit.method_names(config())
     spar = fit.candidates(config("fast/js30"))
     runs = [fit.with_method(config("fast/js30"), name) for name in spar]
-    assert {from_config.resolve_method(run).joint_spar for run in runs} == {0.3}
+    assert {resolve_method(run).joint_spar for run in runs} == {0.3}
     assert len(spar) == len(METHODS)
 
 
@@ -196,6 +197,6 @@ def test_compiled_needs_are_those_of_the_real_step(tmp_path):
     need = remembering(run)
     state = from_config.state_shapes(run, from_config.build(run))
     assert need.argument_bytes == tree_bytes(state) + tree_bytes(from_config.batch_specs(run))
-    assert need.temp_bytes >= from_config.memory_use(run).activations
+    assert need.temp_bytes >= memory_use(run).activations
     assert remembering(run) == need
     assert len(compilations) == 1

@@ -9,7 +9,7 @@ import pytest
 from fakes import SMALL, config
 
 from pbr_jax.configs.common import Config, Data, Model, Optimizer, Pruning
-from pbr_jax.memory.use import MemoryUse, saved_bytes, tree_bytes
+from pbr_jax.memory.use import memory_use, MemoryUse, saved_bytes, tree_bytes
 from pbr_jax.training import from_config
 
 WIDTH, MLP, TOKENS, BATCH, DEPTH = 32, 128, 17, 8, 3
@@ -18,7 +18,7 @@ ACTIVATION = 4 * BATCH * TOKENS * WIDTH  # bytes of [B, N, D]
 
 
 def use(method, model=WIDE, **changes):
-    return from_config.memory_use(config(method, model=model, batch_size=BATCH, **changes))
+    return memory_use(config(method, model=model, batch_size=BATCH, **changes))
 
 
 def test_the_total_is_the_sum():
@@ -141,7 +141,7 @@ def test_post_norm_keeps_no_more_of_a_block_than_pre_norm():
         for depth in (4, 5):
             deep = dataclasses.replace(model, depth=depth)
             config = Config(batch_size=8, method=method, model=deep, data=Data(name=data))
-            used.append(from_config.memory_use(config).activations)
+            used.append(memory_use(config).activations)
         return used[1] - used[0]
 
     for method in ("full", "prebackrazor", "lean", "tiny", "backrazor"):

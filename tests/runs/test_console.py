@@ -112,8 +112,8 @@ def test_plain_progress_is_a_line_now_and_then_and_at_the_end():
     with plain:
         for step in range(10, 101, 10):
             plain.now = step / 2  # 5 seconds apart
-            plain.step(step)
-            plain.train(metrics(step))
+            plain.stepped(step, None)
+            plain.logged(metrics(step))
     steps = [int(line.split()[1].split("/")[0].lstrip()) for line in map(_one_space, plain.lines())]
     assert steps == [10, 30, 50, 70, 90, 100]
     assert _one_space(plain.lines()[0]) == (
@@ -128,8 +128,8 @@ def _one_space(line: str) -> str:
 
 def test_evaluation_says_when_it_is_the_best():
     plain = Plain()
-    plain.evaluation(20, {"loss": 0.25, "accuracy": 0.9}, best=True)
-    plain.evaluation(40, {"loss": 0.3, "accuracy": 0.8}, best=False)
+    plain.evaluated(20, None, {"loss": 0.25, "accuracy": 0.9}, improved=True)
+    plain.evaluated(40, None, {"loss": 0.3, "accuracy": 0.8}, improved=False)
     first, second = plain.lines()
     assert first == "step  20/100  test loss 0.2500  test accuracy 90.0%  best so far"
     assert second == "step  40/100  test loss 0.3000  test accuracy 80.0%"
@@ -185,10 +185,11 @@ def test_live_bar_on_a_terminal_keeps_messages_whole(monkeypatch):
     with ThreadPoolExecutor(1) as pool:  # reads along: a terminal holds little that is not read
         reading = pool.submit(read_to_the_end, leader)
         with os.fdopen(follower, "w") as terminal:
-            with Console(100, start=40, file=terminal, memory=lambda: "RAM 1 MB") as live:
-                live.train(metrics(60))
+            with Console(100, file=terminal, memory=lambda: "RAM 1 MB") as live:
+                live.began(40, None)
+                live.logged(metrics(60))
                 live.message("SIGTERM: saving at step 60")
-                live.train(metrics(100))
+                live.logged(metrics(100))
         output = reading.result()
     os.close(leader)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output)

@@ -8,7 +8,14 @@ import pytest
 from fakes import quick_jit
 
 from pbr_jax.ops import dispatch
-from pbr_jax.training.optimizer import ALL, Rows, learning_rate, make_optimizer, update_rows
+from pbr_jax.training.optimizer import (
+    ALL,
+    Optimizer,
+    Rows,
+    learning_rate,
+    make_optimizer,
+    update_rows,
+)
 
 BLOCKS, COLUMNS, FEATURES, KEPT = 3, 6, 2, 4
 SHAPES = {
@@ -85,7 +92,7 @@ def test_equals_the_dense_optimizer_with_rows_put_back(name, implementation):
 
     @quick_jit
     def dense(params, state, grads):
-        updates, state = tx.update(grads, state, params)
+        updates, state = tx.tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
     for _ in range(4):
@@ -162,7 +169,7 @@ def test_the_kernel_is_refused_for_an_optimizer_that_it_does_not_know():
     params = random_tree(np.random.default_rng(0))
     columns, active, _, grads = draw_step(np.random.default_rng(1))
     rows, packed = pack(columns, active, grads)
-    tx = optax.sgd(0.1)
+    tx = Optimizer(optax.sgd(0.1))
     with (
         dispatch.interpreted(),
         pytest.raises(ValueError, match="knows the optimizers of make_opt"),
@@ -186,7 +193,7 @@ def test_weight_decay_acts_on_kernels_only():
     tx = optimizer(weight_decay=0.5)
     params = jax.tree.map(jnp.ones_like, random_tree(np.random.default_rng(0)))
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = tx.update(zeros, tx.init(params), params)
+    updates, _ = tx.tx.update(zeros, tx.init(params), params)
     np.testing.assert_allclose(updates["fc"]["kernel"], -0.05)
     np.testing.assert_allclose(updates["head"]["kernel"], -0.05)
     assert not np.any(updates["fc"]["bias"]) and not np.any(updates["norm"]["scale"])
@@ -195,7 +202,7 @@ def test_weight_decay_acts_on_kernels_only():
 def test_clipping_bounds_the_global_norm():
     tx = make_optimizer("sgd", lambda count: jnp.asarray(1.0), momentum=0.0, clip_norm=0.5)
     params = random_tree(np.random.default_rng(0))
-    updates, _ = tx.update(params, tx.init(params), params)
+    updates, _ = tx.tx.update(params, tx.init(params), params)
     assert float(optax.tree.norm(updates)) == pytest.approx(0.5, rel=1e-5)
 
 

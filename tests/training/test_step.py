@@ -81,7 +81,7 @@ def test_metrics_are_those_of_the_batch(pruned):
     log_probs = jax.nn.log_softmax(logits)
     loss = -np.mean(np.asarray(log_probs)[np.arange(8), labels])
     assert float(metrics.loss) == pytest.approx(loss, rel=1e-5)
-    assert float(metrics.accuracy) == np.mean(np.argmax(logits, axis=1) == labels)
+    assert float(metrics.figures["accuracy"]) == np.mean(np.argmax(logits, axis=1) == labels)
 
 
 def test_the_same_seed_gives_the_same_bits(pruned):
@@ -145,7 +145,7 @@ def test_weighted_rows_average_to_the_dense_gradient():
     """Theorem 1: unbiased at any probabilities. Unweighted rows average to p times the gradient."""
     settings = config(pruning=Pruning(importance_weighting=True))
     parts, state = start(settings)
-    loss, examples = make_loss(parts.model, 2), jax.tree.map(jnp.asarray, batch())
+    loss, examples = make_loss(parts.model, parts.task, parts.architecture), jax.tree.map(jnp.asarray, batch())
     probs = {
         site: np.linspace(0.25, 0.75, policy.probs.shape[1]) * 8 / (policy.probs.shape[1] / 2)
         for site, policy in state.pruning.columns.items()
@@ -158,7 +158,7 @@ def test_weighted_rows_average_to_the_dense_gradient():
 
     def packed(key):
         drawn, selection = parts.selector.select(key, policies, state.step)
-        trained, frozen = split_params(state.params, selection)
+        trained, frozen = split_params(state.params, selection, parts.architecture)
         grads = jax.grad(lambda t: loss(t, frozen, selection, examples, key)[0])(trained)
         blocks = grads["blocks"]
         return blocks, parts.selector.unbias(drawn, selection, blocks), selection
@@ -180,7 +180,7 @@ def test_weighted_rows_average_to_the_dense_gradient():
 
     averages = mean(jax.random.split(jax.random.key(0), 1500))
     full, _ = start(config("full"))
-    dense_loss = make_loss(full.model, 2)
+    dense_loss = make_loss(full.model, full.task, full.architecture)
     _, nothing = full.selector.select(jax.random.key(0), full.selector.init(), state.step)
     key = jax.random.key(0)
     dense = quick_jit(jax.grad(lambda p: dense_loss(p, {}, nothing, examples, key)[0]))
@@ -310,16 +310,16 @@ def test_columns_stay_for_an_interval():
 
 def test_evaluation_counts_only_what_the_mask_allows():
     parts, state = start(config("full"))
-    evaluate = quick_jit(make_eval_step(parts.model))
+    evaluate = quick_jit(make_eval_step(parts.model, parts.task))
     examples = batch(4)
     padded = {name: np.concatenate([a, a]) for name, a in examples.items()}
     padded["image"][4:] = 7.0
-    loss, correct = evaluate(state.params, padded | {"mask": np.arange(8) < 4})
+    sums = evaluate(state.params, padded | {"mask": np.arange(8) < 4})
     images = jnp.asarray(examples["image"])
     logits = np.asarray(quick_jit(parts.model.apply)({"params": state.params}, images))
     picked = jax.nn.log_softmax(logits)[np.arange(4), examples["label"]]
-    assert float(loss) == pytest.approx(float(-picked.sum()), rel=1e-5)
-    assert int(correct) == np.sum(logits.argmax(1) == examples["label"])
+    assert float(sums["loss"]) == pytest.approx(float(-picked.sum()), rel=1e-5)
+    assert int(sums["accuracy"]) == np.sum(logits.argmax(1) == examples["label"])
     assert logits.shape == (4, CLASSES)
 
 

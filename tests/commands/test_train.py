@@ -1,7 +1,9 @@
 """`train.py` from its command line to its files, in this process."""
 
-import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -10,33 +12,19 @@ import pytest
 from small_data import truncate, write_image_folder
 
 from pbr_jax import cli, data
+from pbr_jax.commands import train as train_command
 from pbr_jax.runs.metrics import SUMMARY_KEYS, read_metrics
-from pbr_jax.settings.flags import run_cli
-from pbr_jax.training import from_config
 
 PROGRAM = Path(__file__).parents[2] / "train.py"
 TINY = ["--config", f"{PROGRAM.parent / 'configs' / 'digits.py'}:tiny", "--config.steps=4"]
 
 
 @pytest.fixture(scope="module")
-def program():
-    spec = importlib.util.spec_from_file_location("train_program", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def start(program):
-    """Runs `train.py` in a work directory with further flags; returns its exit code."""
+def start():
+    """Runs `pbr train` in a work directory with further flags; returns its exit code."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)  # tests mostly compile
-
-    def start(workdir, *flags):
-        argv = [*TINY, "--workdir", str(workdir), *flags]
-        return run_cli(program.main, argv, errors=program.ERRORS)
-
-    yield start
+    yield lambda workdir, *flags: cli.main(["train", *TINY, "--workdir", str(workdir), *flags])
     jax.config.update("jax_disable_most_optimizations", before)
 
 
@@ -138,7 +126,7 @@ def test_checkpoints_of_unknown_origin_are_not_touched(start, tmp_path, capsys):
         (["--config.model.weights=nowhere.npz"], "weights nowhere.npz: no such file"),
         (["--config.method=full", "--config.pruning.keep=0.1"], "method 'full' prunes nothing"),
         (["--config.method=full", "--config.plan.linear=columns"], "has no policy to choose"),
-        (["--config.method=remat", "--config.batch_size=6"], "batch_chunks = 4: must divide"),
+        (["--config.method=remat", "--config.batch_size=6"], "4 of method remat: does not divide"),
     ],
 )
 def test_a_mistake_ends_with_2_and_claims_no_work_directory(
@@ -150,13 +138,11 @@ def test_a_mistake_ends_with_2_and_claims_no_work_directory(
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_running_out_of_memory_ends_with_2_and_the_options(
-    program, start, tmp_path, capsys, monkeypatch
-):
+def test_running_out_of_memory_ends_with_2_and_the_options(start, tmp_path, capsys, monkeypatch):
     def train(*args, **kwargs):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes")
 
-    monkeypatch.setattr(program, "train", train)
+    monkeypatch.setattr(train_command, "train", train)
     assert start(tmp_path) == 2
     printed = capsys.readouterr()
     assert "compiled step       temp " in printed.out
@@ -197,11 +183,17 @@ def test_image_files_are_trained_on_and_broken_ones_counted(start, tmp_path, cap
     assert f"{broken}: not a readable image (image file is truncated" in capsys.readouterr().err
 
 
-def test_full_fine_tuning_is_compared_with_nothing(program):
-    from pbr_jax.settings import load as configuration
+def test_the_program_beside_the_package_is_the_same_command(finished):
+    command = [sys.executable, str(PROGRAM), *TINY, "--workdir", str(finished)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "this run is complete" in done.stdout
 
-    pruned = configuration.load(TINY[1], ["method=prebackrazor/js50", "pruning.keep=0.2"])
-    full = program.fully_fine_tuned(pruned)
-    assert full.method == "full"
-    assert (full.model, full.batch_size) == (pruned.model, pruned.batch_size)
-    assert from_config.memory_use(full) == from_config.memory_use(program.fully_fine_tuned(full))
+
+def test_settings_that_do_nothing_are_said(start, finished, tmp_path, capsys):
+    flags = ["--config.optimizer.b1=0.5", "--config.model.vocab_size=7", "--config.steps=1"]
+    assert start(tmp_path, *flags, "--config.optimizer.warmup_steps=0") == 0
+    printed = capsys.readouterr().out
+    assert "optimizer.b1 = 0.5 does nothing: optimizer.name is sgd" in printed
+    assert "model.vocab_size = 7 does nothing: a vit has no vocab_size" in printed
