@@ -68,7 +68,7 @@ class ImageInputs:
     ) -> Float32[np.ndarray, "B S S C"]:
         images = to_unit(np.stack([record.image for record in records]))
         if self.augment == "affine" and generator is not None:
-            images = affine()(images, generator)
+            images = affine(images, generator)
         height, width, channels = images.shape[1:]
         if channels not in (1, self.channels):
             raise ValueError(
