@@ -1,4 +1,4 @@
-"""Images of the user's own: `PATH/train/CLASS/*.jpg` and `PATH/test/CLASS/*.jpg`."""
+"""Image files of the user's own: `PATH/train/CLASS/*.jpg` and `PATH/test/CLASS/*.jpg`."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +37,7 @@ class FileRecords:
             raise ValueError(f"{name}: cannot be read ({error.strerror})") from error
 
     def take(self, rows: Sequence[int]) -> "FileRecords":
-        """Only these rows."""
+        """Records of these rows only."""
         files = [Path(self._files[row]) for row in rows]
         return FileRecords(files, [int(self.labels[row]) for row in rows])
 
@@ -84,12 +84,16 @@ def is_image(path: Path) -> bool:
 def _records(
     files: dict[str, list[Path]], names: tuple[str, ...], folder: Path, on_error: OnError
 ) -> tuple[FileRecords, Skipped]:
+    # The label of a class is its place among the names of both splits.
     listed = [(file, names.index(name)) for name, own in files.items() for file in own]
     return sound(FileRecords(*zip(*listed, strict=True)), folder, on_error)
 
 
 def sound(records: FileRecords, where: Path, on_error: OnError) -> tuple[FileRecords, Skipped]:
-    """The records, with "skip" only those that can be decoded, and those that are left out."""
+    """Records that can be used, and those that are left out.
+
+    With `on_error` "skip" every file is decoded once; with "stop" nothing is, and all are kept.
+    """
     faults: dict[int, str] = {}
 
     def examine(row: int) -> None:
@@ -101,6 +105,6 @@ def sound(records: FileRecords, where: Path, on_error: OnError) -> tuple[FileRec
     if on_error == "skip":
         with ThreadPoolExecutor() as threads:
             list(threads.map(examine, range(len(records))))
-    named = [faults[row] for row in sorted(faults)]
+    named = [faults[row] for row in sorted(faults)]  # threads find them in any order
     skipped = settle(named, len(records), "images", where, on_error)
     return records.take([row for row in range(len(records)) if row not in faults]), skipped

@@ -1,4 +1,4 @@
-"""Examples to be predicted: image files, arrays of images, rows of text; labels are not read."""
+"""Examples to predict: image files, arrays of images, rows of text; labels are not read."""
 
 from collections.abc import Sequence
 from pathlib import Path
