@@ -25,21 +25,24 @@ class FileRecords:
         return len(self._files)
 
     def __getitem__(self, index: int) -> ImageRecord:
-        """The image.
-
-        Raises:
-          ValueError: its file cannot be read; names it.
-        """
-        name = self._files[index]
-        try:
-            return ImageRecord(Path(name).read_bytes(), int(self.labels[index]), name)
-        except OSError as error:
-            raise ValueError(f"{name}: cannot be read ({error.strerror})") from error
+        return read_image(self._files[index], int(self.labels[index]))
 
     def take(self, rows: Sequence[int]) -> "FileRecords":
         """Records of these rows only."""
         files = [Path(self._files[row]) for row in rows]
         return FileRecords(files, [int(self.labels[row]) for row in rows])
+
+
+def read_image(file: str, label: int = 0) -> ImageRecord:
+    """Reads an image file, without decoding it.
+
+    Raises:
+      ValueError: it cannot be read; names it.
+    """
+    try:
+        return ImageRecord(Path(file).read_bytes(), label, file)
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def load(request: Request) -> Dataset:
