@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints the findings; returns 1 if something is wrong with the data."""
+    # One argument is a name or a path; a path is given the name of what lies there.
     name, path = args.what, args.path
     if name not in SOURCES:
         if not Path(name).expanduser().exists():

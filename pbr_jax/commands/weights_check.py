@@ -12,12 +12,11 @@ import collections
 
 import jax
 
-from pbr_jax import weights as public
 from pbr_jax.configs.common import Config, Model
 from pbr_jax.settings.flags import add_config
 from pbr_jax.settings.load import SHIPPED, ConfigError, load, relative
 from pbr_jax.training import from_config, pretrained
-from pbr_jax.weights import Weights, WeightsError
+from pbr_jax.weights import Weights, WeightsError, check, own_faults, published, read
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,13 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints what the file is; returns 0 if it fits, else 1."""
-    weights = public.read(pretrained.find_weights(args.file))
+    weights = read(pretrained.find_weights(args.file))
     print(weights.path)
     for title, text in facts(weights):
         print(f"  {title:<12}{text}")
     if args.config is not None:
         return _check_config(weights, args.config, args.arguments.config)
-    faults = public.own_faults(weights)
+    faults = own_faults(weights)
     if not faults:
         print("It is whole.")
         return 0
@@ -45,7 +44,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def facts(weights: Weights) -> list[tuple[str, str]]:
-    """What is known of the weights, a title and a text each."""
+    """Facts about the weights, a title and a text each."""
     sizes, arrays = weights.sizes, weights.arrays.values()
     dtypes = collections.Counter(str(array.dtype) for array in arrays)
     count = sum(array.size for array in arrays)
@@ -56,6 +55,7 @@ def facts(weights: Weights) -> list[tuple[str, str]]:
         ("sizes", shape),
     ]
     found += [("not used", f"{', '.join(names)} ({why})") for why, names in weights.unused.items()]
+    # Settings that differ from the defaults, and the shipped files that have them.
     flags = [f"--config.model.{change}" for change in pretrained.changes(weights, Model())]
     found.append(("settings", " ".join(flags) or "the defaults"))
     shipped = [str(relative(file)) for file in sorted(SHIPPED.glob("*.py"))]
@@ -73,11 +73,12 @@ def _fits(weights: Weights, spec: str) -> bool:
 
 
 def _notes(weights: Weights, config: Config) -> list[str]:
-    """What loading them into the model of a configuration would say, or raise."""
+    """Notes that loading into the model of a configuration gives; raises as loading does."""
     model = from_config.build(config).model
+    # Shapes are all that is compared, so no parameter is drawn.
     like = jax.eval_shape(lambda: from_config.random_params(config, model))
     family = config.model.family
-    return public.check(weights, family, public.published(family).sizes(config.model), like)
+    return check(weights, family, published(family).sizes(config.model), like)
 
 
 def _check_config(weights: Weights, spec: str, config: Config) -> int:

@@ -1,4 +1,4 @@
-"""Images held in memory as one array."""
+"""Records that are held in memory, as one array of images and one of labels."""
 
 import numpy as np
 from jaxtyping import Int, Num
@@ -10,11 +10,13 @@ Labels = Int[np.ndarray, " N"]
 
 
 class ArrayRecords:
-    """Images, uint8 in 0..255 or floats in [0, 1], and their labels, as `Records`.
+    """Images and their labels, as `Records`.
 
     Args:
-      name: of the split, for messages.
-      num_classes: labels must be below it, if it is given.
+      name: that of the split, for messages.
+      images: [N, H, W, C], uint8 in 0..255 or floats in [0, 1].
+      labels: [N], integers from 0.
+      num_classes: the number that labels must be below, if it is given.
 
     Raises:
       ValueError: with the first thing that is wrong with the arrays.
@@ -51,6 +53,7 @@ def _check(name: str, images: Images, labels: Labels, num_classes: int | None) -
         raise ValueError(f"{name} has {len(images)} images and {len(labels)} labels: must agree")
     if images.dtype != np.uint8:
         _check_float_images(name, images)
+    # Labels come last: their limits mean nothing before the shapes agree.
     low, high = labels.min(), labels.max()
     if low < 0 or (num_classes is not None and high >= num_classes):
         wanted = "0 or more" if num_classes is None else f"in 0..{num_classes - 1}"

@@ -1,16 +1,12 @@
 """Random changes of images; NumPy only."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Float32
 
-Augment = Callable[
-    [Float32[np.ndarray, "B H W C"], np.random.Generator], Float32[np.ndarray, "B H W C"]
-]
-SCALE = (0.05, 1.0)  # of BackRazor and the paper
-RATIO = (3 / 4, 4 / 3)
+SCALE = (0.05, 1.0)  # share of the area, as in BackRazor and the paper
+RATIO = (3 / 4, 4 / 3)  # width over height
 _ATTEMPTS = 10
 
 
@@ -27,6 +23,7 @@ def random_box(
         area = width * height * generator.uniform(*SCALE)
         ratio = math.exp(generator.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        # Rounding can also leave a part of no pixels.
         if 0 < w <= width and 0 < h <= height:
             left = int(generator.integers(width - w + 1))
             top = int(generator.integers(height - h + 1))
@@ -37,39 +34,45 @@ def random_box(
     return left, top, left + w, top + h
 
 
-def affine(shift: float = 0.5, degrees: float = 10.0, scale: float = 0.1) -> Augment:
+def affine(
+    images: Float32[np.ndarray, "B H W C"],
+    generator: np.random.Generator,
+    *,
+    shift: float = 0.5,
+    degrees: float = 10.0,
+    scale: float = 0.1,
+) -> Float32[np.ndarray, "B H W C"]:
     """Shifts, rotates and scales each image by its own random amount.
 
+    The amounts are uniform. Pixels are interpolated linearly, with zeros outside the image.
+
     Args:
+      images: the batch to change.
+      generator: source of the amounts, one draw whatever the sizes of the images.
       shift: largest shift along each axis, in pixels.
       degrees: largest rotation either way.
       scale: images are enlarged by a factor in [1 - scale, 1 + scale]; below 1.
 
-    Returns:
-      An `Augment`: float32 [B, H, W, C] and a generator to float32 [B, H, W, C]. Pixels are
-      interpolated linearly, with zeros outside the image. The amounts are uniform.
+    Raises:
+      ValueError: a limit is negative, or `scale` is 1 or more.
     """
     if shift < 0 or degrees < 0 or not 0 <= scale < 1:
         raise ValueError(
             f"shift = {shift}, degrees = {degrees}, scale = {scale}: must not be negative, and "
             "scale must be below 1"
         )
-
-    def augment(
-        images: Float32[np.ndarray, "B H W C"], generator: np.random.Generator
-    ) -> Float32[np.ndarray, "B H W C"]:
-        amounts = generator.uniform(-1, 1, (4, len(images), 1, 1))  # one draw, whatever the sizes
-        rows, columns = shift * amounts[0], shift * amounts[1]
-        angle, factor = np.deg2rad(degrees * amounts[2]), 1 + scale * amounts[3]
-        height, width = images.shape[1:3]
-        y = np.arange(height)[None, :, None] - (height - 1) / 2 - rows
-        x = np.arange(width)[None, None, :] - (width - 1) / 2 - columns
-        cos, sin = np.cos(angle) / factor, np.sin(angle) / factor
-        source_rows = cos * y - sin * x + (height - 1) / 2
-        source_columns = sin * y + cos * x + (width - 1) / 2
-        return sample_bilinear(images, source_rows, source_columns)
-
-    return augment
+    amounts = generator.uniform(-1, 1, (4, len(images), 1, 1))
+    rows, columns = shift * amounts[0], shift * amounts[1]
+    angle, factor = np.deg2rad(degrees * amounts[2]), 1 + scale * amounts[3]
+    # Offsets from the centre of the shifted image, then where each output pixel comes from: turned
+    # and scaled back about that centre.
+    height, width = images.shape[1:3]
+    y = np.arange(height)[None, :, None] - (height - 1) / 2 - rows
+    x = np.arange(width)[None, None, :] - (width - 1) / 2 - columns
+    cos, sin = np.cos(angle) / factor, np.sin(angle) / factor
+    source_rows = cos * y - sin * x + (height - 1) / 2
+    source_columns = sin * y + cos * x + (width - 1) / 2
+    return sample_bilinear(images, source_rows, source_columns)
 
 
 def sample_bilinear(
@@ -87,6 +90,7 @@ def sample_bilinear(
     down = (rows - top).astype(np.float32)[..., None]
     right = (columns - left).astype(np.float32)[..., None]
     batch = np.arange(len(images))[:, None, None]
+    # Between the two columns of each row, then between the two rows.
     upper = padded[batch, top, left] * (1 - right) + padded[batch, top, left + 1] * right
     lower = padded[batch, top + 1, left] * (1 - right) + padded[batch, top + 1, left + 1] * right
     return upper * (1 - down) + lower * down

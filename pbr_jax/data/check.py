@@ -1,4 +1,4 @@
-"""Looks at every example of a data set: counts of classes, sizes, and what is broken."""
+"""Examination of every example of a data set: counts of classes, sizes, and broken examples."""
 
 import collections
 import hashlib
@@ -14,7 +14,7 @@ from pbr_jax.datasets import SOURCES
 
 
 class Findings(NamedTuple):
-    """What is in a split.
+    """Contents of a split.
 
     Attributes:
       counts: usable examples per label.
@@ -30,7 +30,7 @@ class Findings(NamedTuple):
 
 
 def guess_name(path: str) -> str | None:
-    """The name for `pbr_jax.data.load` of what lies at a path of the user's, or None."""
+    """Name, for `pbr_jax.data.load`, of the data set at a path of the user's; None if unknown."""
     place = Path(path).expanduser()
     own = ((name, source.is_at) for name, source in SOURCES.items())
     return next((name for name, is_at in own if is_at is not None and is_at(place)), None)
@@ -53,10 +53,12 @@ def _examine(records: Records, row: int) -> tuple[int, tuple[int, ...], bytes] |
     try:
         record = records[row]
         if isinstance(record, ImageRecord):
+            # Undecoded so far, an image can still turn out broken.
             content = record.image if isinstance(record.image, bytes) else record.image.tobytes()
             return record.label, image_size(record), _digest(content)
     except ValueError as error:
         return str(error)
+    # The zero byte keeps the pairs (ab, c) and (a, bc) apart.
     texts = (record.text_a, record.text_b or "")
     words = sum(len(text.split()) for text in texts)
     return record.label, (words,), _digest("\0".join(texts).encode())
@@ -67,6 +69,6 @@ def _digest(content: bytes) -> bytes:
 
 
 def shared(train: Findings, test: Findings) -> int:
-    """How many test examples have the content of a training example."""
+    """Number of test examples with the content of a training example."""
     seen = set(train.digests)
     return sum(digest in seen for digest in test.digests)

@@ -1,4 +1,4 @@
-"""CUB-200-2011, birds of 200 species, from the archive that its authors offer.
+"""CUB-200-2011, birds of 200 species, from the archive of its authors.
 
 C. Wah, S. Branson, P. Welinder, P. Perona, S. Belongie, The Caltech-UCSD Birds-200-2011 dataset,
 Technical Report CNS-TR-2011-001, California Institute of Technology, 2011.
@@ -23,7 +23,7 @@ _TABLES = ("images.txt", "image_class_labels.txt", "classes.txt", "train_test_sp
 
 
 def load(request: Request) -> Dataset:
-    """Both splits, as the archive divides them; class names are those of the archive.
+    """Opens both splits, as the archive divides them, with its class names.
 
     Raises:
       ValueError: the data set is not prepared, or files of it are missing.
@@ -40,6 +40,7 @@ def load(request: Request) -> Dataset:
             f"`pbr data prepare cub200 --archive CUB_200_2011.tgz{where}` unpacks it there."
         )
     request.refuse_other_splits()
+    # Each table goes by the number of an image, or of a class; both count from 1.
     files, labels, names, training = (_table(folder / table) for table in _TABLES)
     splits, skipped = {}, []
     for split, flag in (("train", "1"), ("test", "0")):
@@ -55,7 +56,7 @@ def load(request: Request) -> Dataset:
 
 
 def _table(file: Path) -> dict[str, str]:
-    """Number -> value, of a file with both on each line."""
+    """Reads a file with a number and a value on each line."""
     try:
         lines = file.read_text("utf-8").splitlines()
     except OSError as error:
@@ -92,7 +93,7 @@ def prepare(name: str, path: str | None = None, archive: str | None = None) -> P
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{FOLDER}.", dir=folder.parent) as partial:
         try:
-            with tarfile.open(file) as tar:
+            with tarfile.open(file) as tar:  # "data" refuses links and paths that lead outside
                 tar.extractall(partial, filter="data")
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise ValueError(
@@ -107,6 +108,7 @@ def prepare(name: str, path: str | None = None, archive: str | None = None) -> P
 
 
 def _check_archive(file: Path) -> None:
+    """Raises `ValueError` for what a browser may have saved instead of the archive."""
     with open(file, "rb") as stream:
         start = stream.read(1024).lstrip()
     if start[:1] == b"<":

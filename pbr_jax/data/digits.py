@@ -16,7 +16,7 @@ _SPLIT_SEED = 0
 
 
 def load(request: Request) -> Dataset:
-    """All ten digits, as `load_classes` splits them.
+    """Loads all ten digits, as `load_classes` splits them.
 
     Raises:
       ValueError: a path, or a split other than "test", is asked for.
@@ -30,7 +30,7 @@ def load(request: Request) -> Dataset:
 
 
 def load_classes(classes: Sequence[int]) -> Dataset:
-    """1,347 training and 450 test images, uint8 [N, 8, 8, 1] in 0..255.
+    """Loads 1,347 training and 450 test images, uint8 [N, 8, 8, 1] in 0..255.
 
     The split is fixed and stratified: each digit has the same share of the test images as of all.
 
@@ -44,11 +44,13 @@ def load_classes(classes: Sequence[int]) -> Dataset:
     # Slow to import, and only needed here.
     from sklearn.datasets import load_digits
 
+    # Its values are 0..16.
     values, labels = load_digits(return_X_y=True)
     images = np.round(values * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
     kept = tuple(classes)
     if not kept or len(set(kept)) != len(kept) or not set(kept) <= set(range(10)):
         raise ValueError(f"classes = {list(kept)}: must be different digits in 0..9, at least one")
+    # Split before digits are left out, so that each image stays in its split.
     in_test = stratified_split(labels, NUM_TEST, _SPLIT_SEED)
     new_labels = np.full(10, -1, np.int32)
     new_labels[list(kept)] = np.arange(len(kept), dtype=np.int32)

@@ -1,4 +1,4 @@
-"""A user's own folder: which splits and classes it has, and what is done about what is broken.
+"""Folders of a user's own: their splits, their classes and their broken examples.
 
     PATH/train...    PATH/test... (or val, validation, dev)    PATH/classes.txt (optional)
 
@@ -16,7 +16,15 @@ _EVALUATION = ("test", "val", "validation", "valid", "dev")
 
 
 def existing_folder(path: str | None, holds: str) -> Path:
-    """The folder that a data set of the user's lies in; `holds` says what must be there."""
+    """The folder in which a data set of the user's lies.
+
+    Args:
+      path: as the user gives it, `data.path`.
+      holds: the files that must be there, for messages.
+
+    Raises:
+      ValueError: there is no path, or no folder at it.
+    """
     if path is None:
         raise ValueError(f"data.path = none: must be a folder that holds {holds}")
     folder = Path(path).expanduser()
@@ -28,6 +36,11 @@ def existing_folder(path: str | None, holds: str) -> Path:
 
 def evaluation_split(found: Collection[str], wanted: str | None, where: str) -> str:
     """The split that evaluation reads: the one asked for, or the only one beside `train`.
+
+    Args:
+      found: names of the splits that are there.
+      wanted: `data.test_split`; None takes the only candidate.
+      where: the place of the data set, for messages.
 
     Raises:
       ValueError: there is no `train`, or nothing, or too much, to choose from.
@@ -63,6 +76,7 @@ def class_names(found: Iterable[str], folder: Path) -> tuple[str, ...]:
     labels = set(found)
     listed = folder / "classes.txt"
     if not listed.is_file():
+        # Labels that are all numbers are sorted by value: 2 before 10.
         numbers = all(label.isascii() and label.isdigit() for label in labels)
         return tuple(sorted(labels, key=lambda label: (int(label) if numbers else 0, label)))
     names = tuple(line.strip() for line in listed.read_text("utf-8").splitlines() if line.strip())
@@ -78,7 +92,14 @@ def class_names(found: Iterable[str], folder: Path) -> tuple[str, ...]:
 def settle(
     faults: Sequence[str], total: int, what: str, where: object, on_error: OnError
 ) -> Skipped:
-    """What is left out because of its faults, each of which has its file and line.
+    """Record of the examples that are left out because of their faults.
+
+    Args:
+      faults: a line for each example that cannot be used, with its file.
+      total: number of examples, with those.
+      what: "images" or "rows".
+      where: the file or folder that they are from.
+      on_error: whether a fault is an error.
 
     Raises:
       ValueError: `on_error` is "stop" and there are faults, or nothing is left.

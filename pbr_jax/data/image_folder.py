@@ -1,4 +1,4 @@
-"""Images of the user's own: `PATH/train/CLASS/*.jpg` and `PATH/test/CLASS/*.jpg`."""
+"""Image files of the user's own: `PATH/train/CLASS/*.jpg` and `PATH/test/CLASS/*.jpg`."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,21 +25,24 @@ class FileRecords:
         return len(self._files)
 
     def __getitem__(self, index: int) -> ImageRecord:
-        """The image.
-
-        Raises:
-          ValueError: its file cannot be read; names it.
-        """
-        name = self._files[index]
-        try:
-            return ImageRecord(Path(name).read_bytes(), int(self.labels[index]), name)
-        except OSError as error:
-            raise ValueError(f"{name}: cannot be read ({error.strerror})") from error
+        return read_image(self._files[index], int(self.labels[index]))
 
     def take(self, rows: Sequence[int]) -> "FileRecords":
-        """Only these rows."""
+        """Records of these rows only."""
         files = [Path(self._files[row]) for row in rows]
         return FileRecords(files, [int(self.labels[row]) for row in rows])
+
+
+def read_image(file: str, label: int = 0) -> ImageRecord:
+    """Reads an image file, without decoding it.
+
+    Raises:
+      ValueError: it cannot be read; names it.
+    """
+    try:
+        return ImageRecord(Path(file).read_bytes(), label, file)
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def load(request: Request) -> Dataset:
@@ -84,12 +87,16 @@ def is_image(path: Path) -> bool:
 def _records(
     files: dict[str, list[Path]], names: tuple[str, ...], folder: Path, on_error: OnError
 ) -> tuple[FileRecords, Skipped]:
+    # The label of a class is its place among the names of both splits.
     listed = [(file, names.index(name)) for name, own in files.items() for file in own]
     return sound(FileRecords(*zip(*listed, strict=True)), folder, on_error)
 
 
 def sound(records: FileRecords, where: Path, on_error: OnError) -> tuple[FileRecords, Skipped]:
-    """The records, with "skip" only those that can be decoded, and those that are left out."""
+    """Records that can be used, and those that are left out.
+
+    With `on_error` "skip" every file is decoded once; with "stop" nothing is, and all are kept.
+    """
     faults: dict[int, str] = {}
 
     def examine(row: int) -> None:
@@ -101,6 +108,6 @@ def sound(records: FileRecords, where: Path, on_error: OnError) -> tuple[FileRec
     if on_error == "skip":
         with ThreadPoolExecutor() as threads:
             list(threads.map(examine, range(len(records))))
-    named = [faults[row] for row in sorted(faults)]
+    named = [faults[row] for row in sorted(faults)]  # threads find them in any order
     skipped = settle(named, len(records), "images", where, on_error)
     return records.take([row for row in range(len(records)) if row not in faults]), skipped

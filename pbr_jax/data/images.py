@@ -1,4 +1,4 @@
-"""From images of any size, as pixels or as files, to the float32 arrays that a model sees.
+"""Float32 arrays that a model sees, made of images of any size, as pixels or as files.
 
 The preprocessing of the paper and of BackRazor: training crops a random part and resizes it,
 without flips; evaluation resizes the whole image; both bilinearly, whatever the aspect ratio.
@@ -55,6 +55,7 @@ class ImageInputs:
         if self.channels not in MODES:
             raise ValueError(f"model.channels = {self.channels}: must be 1 or 3 for image files")
         crop = generator if self.augment == "crop" else None
+        # Written row by row, so that a batch is held once.
         images = np.empty((len(records), self.size, self.size, self.channels), np.float32)
         for row, record in zip(images, records, strict=True):
             assert isinstance(record.image, bytes)
@@ -68,13 +69,14 @@ class ImageInputs:
     ) -> Float32[np.ndarray, "B S S C"]:
         images = to_unit(np.stack([record.image for record in records]))
         if self.augment == "affine" and generator is not None:
-            images = affine()(images, generator)
+            images = affine(images, generator)
         height, width, channels = images.shape[1:]
         if channels not in (1, self.channels):
             raise ValueError(
                 f"model.channels = {self.channels}: {records[0].name} has {channels} channels; "
                 f"set model.channels={channels}"
             )
+        # Whole images of the right size are taken as they are.
         crop = generator if self.augment == "crop" else None
         if crop is not None or (height, width) != (self.size, self.size):
             whole = (0, 0, width, height)
@@ -107,6 +109,7 @@ def decode(
             file.draft(mode, (int(width * scale), int(height * scale)))
         # A palette may hold transparent colours, which "RGB" alone has no place for.
         image = (file.convert("RGBA") if file.mode == "P" else file).convert(mode)
+    # The box is in pixels of the file; `draft` may have decoded a smaller image.
     x, y = image.width / width, image.height / height
     left, top, right, bottom = box
     part = (round(left * x), round(top * y), round(right * x), round(bottom * y))

@@ -1,4 +1,4 @@
-"""The order in which training and evaluation see the examples, and threads that prepare batches.
+"""Batches for training and evaluation: the order of the examples, and threads that prepare them.
 
 A batch is a pure function of (seed, index). So a position is one number, the order does not depend
 on the number of workers, and a run may be resumed with another number of them.
@@ -29,6 +29,9 @@ class TrainBatches:
       batch_size: examples in a batch, at most their number.
       seed: not negative; with the batch's index it decides order and augmentation.
       workers: threads that prepare batches ahead of time; 0 prepares each when it is asked for.
+
+    Raises:
+      ValueError: `batch_size` is not in 1..len(records), or `seed` or `workers` is negative.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class TrainBatches:
 
     def batch(self, index: int) -> Batch:
         """The batch of that index since the start of training."""
+        # An epoch has one permutation, and its batches are slices of it.
         epoch, position = divmod(index, self.batches_per_epoch)
         rows = self._permutation(epoch)[position * self._batch_size :][: self._batch_size]
         records = [self._records[int(row)] for row in rows]
@@ -110,10 +114,13 @@ class TrainBatches:
 def eval_batches(
     records: Records, prepare: Prepare, batch_size: int, workers: int = 0
 ) -> Iterator[Batch]:
-    """Every example exactly once, in order, in batches of one shape.
+    """Yields every example exactly once, in order, in batches of one shape.
 
     The last batch is filled up with copies of its last example. `mask: Bool[B]` is true for
     examples and false for filling.
+
+    Raises:
+      ValueError: `batch_size` is below 1.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size = {batch_size}: must be at least 1")
@@ -125,6 +132,7 @@ def eval_batches(
         missing = batch_size - len(rows)
         if not missing:
             return arrays
+        # Copies keep the shape of a batch, so that the step is compiled once.
         filled = {
             name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1), "edge")
             for name, array in arrays.items()
@@ -138,7 +146,7 @@ def eval_batches(
 def _ahead(
     batch: Callable[[int], Batch], start: int, stop: int | None, workers: int
 ) -> Iterator[Batch]:
-    """`batch(start), batch(start + 1), ...` in this order, prepared by threads if there are any.
+    """Yields `batch(start), batch(start + 1), ...` in this order, prepared by threads if any.
 
     Threads, since Pillow, NumPy and the tokenizer let others run while they compute. Processes
     would copy every batch through shared memory, and a signal to the process group would end them.

@@ -1,4 +1,4 @@
-"""A user's own arrays, in one `.npz` file."""
+"""Arrays of the user's own, in one `.npz` file."""
 
 from zipfile import BadZipFile
 
@@ -35,6 +35,7 @@ def load(request: Request) -> Dataset:
         raise ValueError(
             f"data.path = {path}: no array {', '.join(missing)}; it has {', '.join(sorted(found))}"
         )
+    # Checked twice: without class names their number comes from these labels, which must be sound.
     train = ArrayRecords("training", found["train_images"], found["train_labels"])
     if "class_names" in found:
         names = tuple(map(str, found["class_names"]))

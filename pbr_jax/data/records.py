@@ -1,4 +1,4 @@
-"""What a data set is: examples by number, before they become arrays for the model."""
+"""Data sets as they are read: examples by number, before they become arrays for the model."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -53,7 +53,7 @@ class FirstRecords:
 
     @property
     def labels(self) -> Int[np.ndarray, " N"] | None:
-        """As those of all records."""
+        """Labels of the first records, or None where those of all are unknown."""
         labels = self._records.labels
         return None if labels is None else labels[: self._number]
 
@@ -69,12 +69,12 @@ Prepare = Callable[[Sequence[Any], np.random.Generator | None], Batch]
 
 
 class Request(NamedTuple):
-    """A data set as it is asked for, with the meaning that `pbr_jax.data.load` gives."""
+    """A data set as it is asked for: the arguments of `pbr_jax.data.load`."""
 
     name: str
-    path: str | None = None
-    test_split: str | None = None
-    on_error: OnError = "stop"
+    path: str | None
+    test_split: str | None
+    on_error: OnError
 
     def refuse_other_splits(self) -> None:
         """Raises `ValueError` if the test split is not "test", the only one there is."""

@@ -1,4 +1,4 @@
-"""Texts of the user's own, in CSV or JSON lines.
+"""Tables of texts of the user's own, in CSV or JSON lines.
 
     PATH/train.csv    text,label            or  text_a,text_b,label
     PATH/train.jsonl  {"text": "...", "label": "..."}, and so on
@@ -74,7 +74,7 @@ def _read(file: Path, on_error: OnError) -> tuple[list[Row], Skipped]:
 
 
 def read_rows(file: Path, labelled: bool = True) -> Iterator[Row | str]:
-    """Every row, or for one that cannot be used its file, line and what is wrong with it.
+    """Yields every row; for one that cannot be used, a line with its file, line number and fault.
 
     Rows that are not `labelled` have an empty label, whatever the file has.
 
@@ -91,7 +91,11 @@ def read_rows(file: Path, labelled: bool = True) -> Iterator[Row | str]:
 
 
 def _csv_rows(file: Path, labelled: bool) -> Iterator[tuple[int, dict[Any, Any] | Exception]]:
-    """Line number and fields of each row; a row may have several lines, the first one counts."""
+    """Yields line number and fields of each row, or what is wrong with it.
+
+    A row may have several lines; the number is that of its first.
+    """
+    # Bytes that are not UTF-8 become lone surrogates, so that `_text` can name their row.
     with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         reader = csv.reader(stream, strict=True)
         try:
@@ -104,7 +108,7 @@ def _csv_rows(file: Path, labelled: bool) -> Iterator[tuple[int, dict[Any, Any] 
                 f"{file}:1: the header must name {label}text or text_a and text_b; "
                 f"it has {', '.join(columns) or 'nothing'}"
             )
-        while True:
+        while True:  # the reader goes on behind a row that it refuses; a `for` would end there
             number = reader.line_num + 1
             try:
                 fields = next(reader)
@@ -120,6 +124,7 @@ def _csv_rows(file: Path, labelled: bool) -> Iterator[tuple[int, dict[Any, Any] 
 
 
 def _json_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    """Yields line number and value of each line that is not empty, or what is wrong with it."""
     with open(file, encoding="utf-8-sig", errors="surrogateescape") as stream:
         for number, line in enumerate(stream, start=1):
             if line.strip():
@@ -130,6 +135,7 @@ def _json_rows(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _row(fields: Any, name: str, labelled: bool) -> Row:
+    """Makes a row of its fields; raises `ValueError` with what is wrong with them."""
     if isinstance(fields, Exception):
         raise ValueError(str(fields))
     if not isinstance(fields, dict):
@@ -142,6 +148,7 @@ def _row(fields: Any, name: str, labelled: bool) -> Row:
     if not labelled:
         return Row(text_a, text_b, "", name)
     label = fields.get("label")
+    # A number with a fraction is no label, and in Python a truth value is a whole number.
     if isinstance(label, bool) or not isinstance(label, str | int):
         raise ValueError(f"label is {json.dumps(label)}: must be text or a whole number")
     label = str(label).strip()

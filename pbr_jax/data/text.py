@@ -1,4 +1,4 @@
-"""From texts to the tokens that BERT sees: `[CLS] a [SEP] b [SEP]`, and padding on the right.
+"""Tokens of texts, as BERT sees them: `[CLS] a [SEP] b [SEP]`, and padding on the right.
 
 Words are cut into pieces by WordPiece. `N` tokens of a row.
 """
@@ -40,12 +40,14 @@ class TextInputs:
             raise ValueError(f"data.tokenizer = {path}: has no {', '.join(missing)}; not of a BERT")
         from tokenizers.processors import BertProcessing
 
+        # Truncation is the tokenizer's, which knows both texts; padding is ours, to one length.
         self._padding = ids["[PAD]"]
         self._tokenizer.post_processor = BertProcessing(
             ("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"])
         )
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length, strategy="longest_first")
+        # A vocabulary may have gaps: its largest number counts, not its number of words.
         self.vocab_size: int = max(self._tokenizer.get_vocab().values()) + 1
 
     def __call__(
@@ -67,6 +69,7 @@ class TextInputs:
 
 
 def _load(path: str, lower_case: bool | None) -> Any:
+    """The tokenizer in a file; raises `ValueError` as `TextInputs` does."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     file = Path(path).expanduser()

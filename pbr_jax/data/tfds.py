@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pbr_jax.data.folders import evaluation_split
-from pbr_jax.data.records import Dataset, ImageRecord, Request, TextRecord
+from pbr_jax.data.records import Dataset, ImageRecord, Record, Request, TextRecord
 from pbr_jax.datasets import SOURCES, Tfds
 
 
@@ -56,11 +56,12 @@ def load(request: Request) -> Dataset:
     test = evaluation_split(builder.info.splits, test_split or wanted.test_split, str(folder))
     names = tuple(builder.info.features["label"].names)
 
-    def split(part: str) -> "TfdsImages | TfdsTexts":
-        if wanted.texts:
-            return TfdsTexts(builder.as_data_source(part), wanted.texts, f"{name} {part}")
-        undecoded = {"image": tfds.decode.SkipDecoding()}
-        return TfdsImages(builder.as_data_source(part, decoders=undecoded), f"{name} {part}")
+    # An image stays as the bytes of its file: `ImageInputs` decodes it at the size that it needs.
+    decoders = None if wanted.texts else {"image": tfds.decode.SkipDecoding()}
+
+    def split(part: str) -> TfdsRecords:
+        source = builder.as_data_source(part, decoders=decoders)
+        return TfdsRecords(source, wanted.texts, f"{name} {part}")
 
     return Dataset(split("train"), split(test), names)
 
@@ -82,41 +83,24 @@ def _version(file: Path) -> list[int]:
     return [int(part) for part in file.parent.name.split(".") if part.isdigit()]
 
 
-class TfdsImages:
-    """Undecoded images of a TFDS split, as `Records`."""
+class TfdsRecords:
+    """A TFDS split, as `Records`: undecoded images, or one or two features that hold texts."""
 
     labels = None
 
-    def __init__(self, source: Any, name: str) -> None:
-        self._source, self._name = source, name
+    def __init__(self, source: Any, texts: tuple[str, ...], name: str) -> None:
+        self._source, self._texts, self._name = source, texts, name
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> ImageRecord:
+    def __getitem__(self, index: int) -> Record:
         example = self._source[index]
-        name = f"{self._name} example {index}"
-        return ImageRecord(example["image"], int(example["label"]), name)
-
-
-class TfdsTexts:
-    """Texts of a TFDS split, as `Records`; `columns` name one feature or two."""
-
-    labels = None
-
-    def __init__(self, source: Any, columns: tuple[str, ...], name: str) -> None:
-        self._source, self._columns, self._name = source, columns, name
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> TextRecord:
-        example = self._source[index]
-        texts = [example[column].decode("utf-8") for column in self._columns]
-        name = f"{self._name} example {index}"
-        return TextRecord(
-            texts[0], texts[1] if len(texts) > 1 else None, int(example["label"]), name
-        )
+        label, name = int(example["label"]), f"{self._name} example {index}"
+        if not self._texts:
+            return ImageRecord(example["image"], label, name)
+        text_a, *text_b = (example[text].decode("utf-8") for text in self._texts)
+        return TextRecord(text_a, text_b[0] if text_b else None, label, name)
 
 
 def prepare(name: str, path: str | None = None, archive: str | None = None) -> Path:
@@ -132,16 +116,14 @@ def prepare(name: str, path: str | None = None, archive: str | None = None) -> P
         return folder
     wanted = _in_tfds(name)
     _check_reachable(wanted.host, name)
+    # TFDS finds a builder by its name only when the builder's module is imported.
     import tensorflow_datasets as tfds
+    import tensorflow_datasets.image_classification.cifar
+    import tensorflow_datasets.text
 
-    # TFDS finds a builder by its name once the builder's module is imported.
-    if wanted.texts:
-        import tensorflow_datasets.text
-    else:
-        import tensorflow_datasets.image_classification.cifar
     builder = tfds.builder(wanted.name, data_dir=data_dir(path), file_format="array_record")
     try:
-        with contextlib.nullcontext() if wanted.texts else _cifar_without_tensorflow():
+        with _cifar_without_tensorflow():
             builder.download_and_prepare()
     except Exception as error:  # of the network, the disk, or of TFDS's own kinds
         raise OSError(
@@ -152,7 +134,7 @@ def prepare(name: str, path: str | None = None, archive: str | None = None) -> P
 
 
 def _check_reachable(url: str, name: str) -> None:
-    """TFDS itself would retry for more than three minutes."""
+    # TFDS itself would retry for more than three minutes.
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=20).close()
     except urllib.error.HTTPError:
@@ -177,14 +159,16 @@ def _cifar_without_tensorflow() -> Iterator[None]:
 
 
 def _cifar_examples(path: str, num_labels: int = 1) -> Iterator[tuple[np.ndarray, bytes]]:
-    """Labels and image of each record of a CIFAR file, in place of the reader of TFDS.
+    """Yields labels and PNG of each record of a CIFAR file.
 
-    That one opens the file with TensorFlow, and gives arrays, which only TensorFlow encodes.
+    The reader of TFDS opens the file with TensorFlow, and gives arrays, which only TensorFlow
+    encodes.
     """
     from PIL import Image
 
     for row in np.fromfile(path, np.uint8).reshape(-1, num_labels + 3 * 32 * 32):
         file = io.BytesIO()
+        # A record has its labels, then the planes of red, green and blue.
         pixels = row[num_labels:].reshape(3, 32, 32).transpose(1, 2, 0)
         Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")
         yield row[:num_labels], file.getvalue()

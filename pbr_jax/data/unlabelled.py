@@ -1,14 +1,14 @@
-"""Examples to be predicted: image files, arrays of images, rows of text; labels are not read."""
+"""Examples to predict: image files, arrays of images, rows of text; labels are not read."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from pbr_jax.data.image_folder import SUFFIXES, is_image
+from pbr_jax.data.image_folder import SUFFIXES, is_image, read_image
 from pbr_jax.data.records import ImageRecord, Record, TextRecord
 from pbr_jax.data.tables import read_rows
+from pbr_jax.datasets import Kind
 
 TEXTS = (".csv", ".jsonl")
 Item = Path | Record | str  # an image file, an example, or what is wrong with one
@@ -32,15 +32,10 @@ class Unlabelled:
         item = self._items[index]
         if isinstance(item, str):
             raise ValueError(item)
-        if not isinstance(item, Path):
-            return item
-        try:
-            return ImageRecord(item.read_bytes(), 0, str(item))
-        except OSError as error:
-            raise ValueError(f"{item}: cannot be read ({error.strerror})") from error
+        return read_image(str(item)) if isinstance(item, Path) else item
 
 
-def find(paths: Sequence[Path], kind: Literal["image", "text"]) -> Unlabelled:
+def find(paths: Sequence[Path], kind: Kind) -> Unlabelled:
     """The examples in files and folders, in the order given.
 
     Args:

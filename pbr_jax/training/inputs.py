@@ -1,11 +1,11 @@
-"""The data set of a configuration, and how its examples become the arrays of a batch."""
+"""Data of a configuration: the data set, and the function that makes batches of its examples."""
 
 from pbr_jax import data
 from pbr_jax.configs.common import Config
 
 
 def load_data(config: Config) -> data.Dataset:
-    """The data set that `config` names, with as many classes as the model.
+    """Reads the data set that `config` names, with as many classes as the model.
 
     Raises:
       ValueError: it cannot be read, or has another number of classes.
@@ -23,7 +23,7 @@ def load_data(config: Config) -> data.Dataset:
 
 
 def make_inputs(config: Config) -> data.Prepare:
-    """What makes the arrays of a batch, for training and evaluation alike.
+    """The function from examples to the arrays of a batch, for training and evaluation alike.
 
     Raises:
       ValueError: there is no usable tokenizer, or it has more words than the model.
@@ -35,6 +35,7 @@ def make_inputs(config: Config) -> data.Prepare:
                 f"data.tokenizer = none: {d.name} is text; set it to the vocab.txt or "
                 "tokenizer.json that comes with the model's weights"
             )
+        # A word beyond the model's embedding would read another word's row without an error.
         inputs = data.TextInputs(d.tokenizer, m.max_length, d.lower_case)
         if inputs.vocab_size > m.vocab_size:
             raise ValueError(

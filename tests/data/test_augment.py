@@ -28,42 +28,43 @@ def test_sampling_agrees_with_scipy():
 
 def test_no_change_is_no_change():
     x = images()
-    np.testing.assert_array_equal(affine(0, 0, 0)(x, np.random.default_rng(0)), x)
+    y = affine(x, np.random.default_rng(0), shift=0, degrees=0, scale=0)
+    np.testing.assert_array_equal(y, x)
 
 
 def test_each_image_is_changed_in_its_own_way():
     x = np.repeat(images(1), 6, axis=0)
-    y = affine()(x, np.random.default_rng(0))
+    y = affine(x, np.random.default_rng(0))
     assert y.shape == x.shape and y.dtype == np.float32
     assert len({image.tobytes() for image in y}) == 6
     assert y.min() >= 0 and y.max() <= 1
 
 
 def test_the_generator_decides():
-    x, augment = images(), affine()
-    a, b, c = (augment(x, np.random.default_rng(seed)) for seed in (3, 3, 4))
+    x = images()
+    a, b, c = (affine(x, np.random.default_rng(seed)) for seed in (3, 3, 4))
     assert a.tobytes() == b.tobytes() != c.tobytes()
 
 
 @pytest.mark.parametrize(
-    ("augment", "limit"),
-    [(affine(shift=2, degrees=0, scale=0), 2), (affine(shift=0, degrees=0, scale=0.5), 1.7)],
+    ("limits", "farthest"),
+    [({"shift": 2, "degrees": 0, "scale": 0}, 2), ({"shift": 0, "degrees": 0, "scale": 0.5}, 1.7)],
 )
-def test_a_blob_moves_no_farther_than_allowed(augment, limit):
+def test_a_blob_moves_no_farther_than_allowed(limits, farthest):
     x = np.zeros((200, 15, 15, 1), np.float32)
     x[:, 7, 10] = 1  # three pixels right of the centre
-    y = augment(x, np.random.default_rng(0))[..., 0]
+    y = affine(x, np.random.default_rng(0), **limits)[..., 0]
     rows = (y.sum(2) * np.arange(15)).sum(1) / y.sum((1, 2))
     columns = (y.sum(1) * np.arange(15)).sum(1) / y.sum((1, 2))
     moved = np.maximum(abs(rows - 7), abs(columns - 10))
-    assert 0.5 * limit < moved.max() <= limit + 1e-4
+    assert 0.5 * farthest < moved.max() <= farthest + 1e-4
 
 
 def test_rotation_turns_about_the_centre():
     """A pixel three to the right of the centre stays three away from it, at most `degrees` off."""
     x = np.zeros((200, 15, 15, 1), np.float32)
     x[:, 7, 10] = 1
-    y = affine(shift=0, degrees=90, scale=0)(x, np.random.default_rng(0))[..., 0]
+    y = affine(x, np.random.default_rng(0), shift=0, degrees=90, scale=0)[..., 0]
     row = (y.sum(2) * np.arange(15)).sum(1) / y.sum((1, 2)) - 7
     column = (y.sum(1) * np.arange(15)).sum(1) / y.sum((1, 2)) - 7
     np.testing.assert_allclose(np.hypot(row, column), 3, atol=0.3)
@@ -75,4 +76,4 @@ def test_rotation_turns_about_the_centre():
 def test_wrong_arguments_are_named(arguments):
     ((name, value),) = arguments.items()
     with pytest.raises(ValueError, match=f"{name} = {value}"):
-        affine(**arguments)
+        affine(images(), np.random.default_rng(0), **arguments)

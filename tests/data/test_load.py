@@ -1,11 +1,17 @@
 """Data sets by name."""
 
+import importlib
+import subprocess
+import sys
+import types
+
 import numpy as np
 import pytest
 
 from pbr_jax import data
 from pbr_jax.data import digits
 from pbr_jax.data.digits import stratified_split
+from pbr_jax.datasets import SOURCES, Source
 
 FIRST_TEST_LABELS = [1, 2, 9, 0, 3, 5, 7, 8, 9, 1, 3, 4]
 
@@ -54,6 +60,35 @@ def test_stratified_split_takes_the_largest_remainders():
     in_test = stratified_split(labels, 10, seed=0)
     assert np.bincount(labels[in_test]).tolist() == [5, 3, 2]
     assert not np.array_equal(in_test, stratified_split(labels, 10, seed=1))
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_data_set_agrees_with_its_module(name):
+    source = SOURCES[name]
+    module = importlib.import_module(f"pbr_jax.data.{source.module}")
+    assert callable(module.load) and hasattr(module, "prepare") == source.prepared
+    assert bool(source.augments) == (source.kind == "image")
+    if source.tfds is not None:
+        assert bool(source.tfds.texts) == (source.kind == "text")
+
+
+def test_a_new_data_set_is_a_module_and_a_line(monkeypatch):
+    module = types.ModuleType("pbr_jax.data.mine")
+    module.load = lambda request: digits.load_classes((3, 1))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(SOURCES, "mine", Source("image", "mine", ("crop",)))
+    assert data.load("mine").class_names == ("3", "1")
+    with pytest.raises(ValueError, match="mine: needs no preparation"):
+        data.prepare("mine")
+
+
+def test_a_configuration_names_a_data_set_without_the_code_that_reads_it():
+    program = """
+import sys, pbr_jax.configs.common as common
+print(common.Data().source.kind, {"numpy", "jax", "pbr_jax.data"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["image", "set()"], done.stderr
 
 
 def test_unknown_names_get_the_nearest_one():
