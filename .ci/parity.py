@@ -24,6 +24,9 @@ import transformers
 from flax import traverse_util
 from safetensors.numpy import save_file
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
+from fakes import words as published_sizes  # noqa: E402
+
 from pbr_jax import weights as public
 from pbr_jax.models.bert import Bert
 from pbr_jax.models.vit import ViT
@@ -68,7 +71,7 @@ def compare(model: ViT | Bert) -> list[float]:
             expected = first_token(weights, hidden[depth])
             errors[f"hidden state after block {depth}"] = error(states, expected)
 
-        family, sizes = words(model)
+        family, sizes = published_sizes(model)
         mine = jax.tree.map(lambda leaf: leaf[::-1].copy(), params)  # other weights than theirs
         names = [f"class {i}" for i in range(model.num_classes)]
         public.save(path / "ours", "safetensors", family, mine, sizes, names)
@@ -242,7 +245,7 @@ def load(path: pathlib.Path, model):
     """Our parameters from a file, every one of them."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), model.inputs(model.input_specs(1)))
     weights = public.read(path)
-    params, notes = public.load(weights, *words(model), shapes["params"])
+    params, notes = public.load(weights, *published_sizes(model), shapes["params"])
     assert notes == [], notes
     return params
 

@@ -309,7 +309,7 @@ class Config:
         10, "steps between two lines of metrics", AT_LEAST_ONE, resume_safe=True
     )
     pruning: Pruning = Pruning()
-    plan: Plan = Plan()
+    plan: Plan = Plan()  # noqa: RUF009 (it is a frozen dataclass too)
     model: Model = Model()
     data: Data = Data()
     optimizer: Optimizer = Optimizer()

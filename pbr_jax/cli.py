@@ -111,8 +111,8 @@ def _usage(commands: Mapping[str, str], words: Sequence[str]) -> int:
         return 0
     listed = "\n".join(f"  {name:<16}{text}" for name, text in commands.items())
     usage = (
-        f"usage: pbr COMMAND ...\n\n{listed}\n\n`pbr COMMAND --help` says more of one; that of train"
-        " lists every setting."
+        f"usage: pbr COMMAND ...\n\n{listed}\n\n`pbr COMMAND --help` says more of one;"
+        " `pbr train --help` lists every setting."
     )
     if not words or words[0] in ("-h", "--help"):
         print(usage)

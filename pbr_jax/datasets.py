@@ -35,6 +35,7 @@ class Source(NamedTuple):
     Attributes:
       kind: what an example is.
       module: the module of `pbr_jax.data` whose `load(request)` opens it.
+      num_classes: of its labels; None where the user's data say so.
       augments: random changes that its images can take, the default first; empty for texts.
       is_at: whether a path of the user's holds such a data set; None where data are not the user's.
       prepared: whether `pbr data prepare` must ready it, by the module's
@@ -44,6 +45,7 @@ class Source(NamedTuple):
 
     kind: Kind
     module: str
+    num_classes: int | None = None
     augments: tuple[Augment, ...] = ()
     is_at: Callable[[Path], bool] | None = None
     prepared: bool = False
@@ -54,32 +56,38 @@ _ARRAYS: tuple[Augment, ...] = ("affine", "crop")  # small images in memory
 _FILES: tuple[Augment, ...] = ("crop",)
 
 
-def _cifar(name: str) -> Source:
+def _cifar(name: str, num_classes: int) -> Source:
     tfds = Tfds(name, "test", "https://www.cs.toronto.edu")
-    return Source("image", "tfds", _FILES, prepared=True, tfds=tfds)
+    return Source("image", "tfds", num_classes, _FILES, prepared=True, tfds=tfds)
 
 
-def _glue(name: str, *texts: str, test_split: str = "validation") -> Source:
+def _glue(
+    name: str, *texts: str, num_classes: int = 2, test_split: str = "validation"
+) -> Source:
     """GLUE keeps the labels of its test splits to itself, so validation is what is evaluated."""
     tfds = Tfds(f"glue/{name}", test_split, "https://dl.fbaipublicfiles.com", texts)
-    return Source("text", "tfds", prepared=True, tfds=tfds)
+    return Source("text", "tfds", num_classes, prepared=True, tfds=tfds)
 
 
 SOURCES: dict[str, Source] = {
-    "digits": Source("image", "digits", _ARRAYS),
+    "digits": Source("image", "digits", 10, _ARRAYS),
     # A path is guessed to hold the first of these that it looks like.
-    "npz": Source("image", "npz", _ARRAYS, lambda path: path.suffix == ".npz"),
-    "image_folder": Source("image", "image_folder", _FILES, lambda path: (path / "train").is_dir()),
+    "npz": Source("image", "npz", None, _ARRAYS, lambda path: path.suffix == ".npz"),
+    "image_folder": Source(
+        "image", "image_folder", None, _FILES, lambda path: (path / "train").is_dir()
+    ),
     "csv": Source("text", "tables", is_at=lambda path: any(path.glob("*.csv"))),
     "jsonl": Source("text", "tables", is_at=lambda path: any(path.glob("*.jsonl"))),
-    "cifar10": _cifar("cifar10"),
-    "cifar100": _cifar("cifar100"),
+    "cifar10": _cifar("cifar10", 10),
+    "cifar100": _cifar("cifar100", 100),
     # Unpacked from its archive; the form of TFDS is read if it was prepared elsewhere.
     "cub200": Source(
-        "image", "cub200", _FILES, prepared=True, tfds=Tfds("caltech_birds2011", "test")
+        "image", "cub200", 200, _FILES, prepared=True, tfds=Tfds("caltech_birds2011", "test")
     ),
     "glue/cola": _glue("cola", "sentence"),
-    "glue/mnli": _glue("mnli", "premise", "hypothesis", test_split="validation_matched"),
+    "glue/mnli": _glue(
+        "mnli", "premise", "hypothesis", num_classes=3, test_split="validation_matched"
+    ),
     "glue/mrpc": _glue("mrpc", "sentence1", "sentence2"),
     "glue/qnli": _glue("qnli", "question", "sentence"),
     "glue/qqp": _glue("qqp", "question1", "question2"),

@@ -30,6 +30,22 @@ def implementation(request):
         yield request.param
 
 
+# Where another version of JAX can compute, compile or store differently.
+WITH_JAX = {"gpu", "kernels", "memory", "models", "ops", "training"}
+# Where an installed package can lack a file that a checkout has.
+WITH_FILES = {"commands", "settings"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what `.ci/extra` runs a second time, by the folder of a test."""
+    for item in items:
+        folder = item.path.parent.name
+        if folder in WITH_JAX or item.path.stem in ("test_layers", "test_freeze", "test_resume"):
+            item.add_marker(pytest.mark.jax_version)
+        if folder in WITH_FILES or folder == "tests":
+            item.add_marker(pytest.mark.installed)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Without the GPU compiler, skips a test that needs it, or fails it where it is required."""
     if item.get_closest_marker("gpu_compile") is None:

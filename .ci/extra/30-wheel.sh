@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The wheel alone: build it by way of the source archive, install it into an empty environment, and run
-# the fast tests from a folder that holds the tests and train.py but not the package.
+# the tests of what can be missing there from a folder that holds the tests but not the package, and
+# train by it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source .ci/lib.sh
@@ -38,4 +39,5 @@ pip install "$(echo "$SCRATCH"/dist/*.whl)[test]"
 cd "$SCRATCH/elsewhere"
 python -c 'import importlib.util as u; assert u.find_spec("tensorflow") is None, "TensorFlow came along"'
 python -c 'import pbr_jax; assert "site-packages" in pbr_jax.__file__, pbr_jax.__file__; print(pbr_jax.__file__)'
-pytest -q -m "not slow"
+pytest -q -m "installed and not slow"
+pbr train --config "$(python -c 'import pbr_jax, pathlib; print(pathlib.Path(pbr_jax.__file__).parent / "configs/digits.py:tiny")')"

@@ -31,7 +31,7 @@ from pbr_jax.settings import load as settings
 from pbr_jax.settings.flags import Arguments
 from pbr_jax.settings.unused import unused
 from pbr_jax.training import from_config
-from pbr_jax.training.inputs import load_data
+from pbr_jax.training.inputs import load_data, make_inputs
 from pbr_jax.training.loop import train
 
 
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
     notes += unused(config)
     next_command = flags.next_command(arguments._replace(config=config), args.workdir)
 
-    dataset = load_data(config)
+    dataset, _ = settings.at_once(lambda: load_data(config), lambda: make_inputs(config))
     notes += dataset.notes
     if config.data.max_test is not None:
         notes.append(f"evaluation on the first {len(dataset.test)} test examples only")

@@ -152,7 +152,7 @@ def run_trial(
 
 
 class _Curve(Observer):
-    """Points of a trial: at every evaluation, with the loss and the seconds since the one before."""
+    """Points of a trial, one for each evaluation."""
 
     def __init__(self, on_step: Callable[[int], None]) -> None:
         self.points: list[Point] = []

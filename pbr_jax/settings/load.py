@@ -8,7 +8,7 @@ has variants, their names in a module-level `VARIANTS` (a tuple, or a dict with 
 
 import dataclasses
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_type_hints
 
@@ -18,7 +18,7 @@ from pbr_jax.settings import rules
 from pbr_jax.settings.rules import Setting, alternatives, choices, nearest, settings, show
 from pbr_jax.settings.ties import tie_faults
 
-SHIPPED = Path(__file__).parent / "configs"
+SHIPPED = Path(__file__).parents[1] / "configs"
 ADVICE = "Correct the file or the flags; `python train.py --help` lists every key and its rule."
 
 
@@ -36,6 +36,25 @@ class ConfigError(ValueError):
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         lines = [f"{count} in {where}", *(f"  {fault}" for fault in faults)]
         super().__init__("\n".join([*lines, advice] if advice else lines))
+
+
+def at_once(*calls: Callable[[], Any]) -> list[Any]:
+    """The results of all calls; where several fail, one error that names the faults of all.
+
+    Raises:
+      ConfigError: two or more raised `ValueError` or `OSError`.
+    """
+    results, errors = [], []
+    for call in calls:
+        try:
+            results.append(call())
+        except (ValueError, OSError) as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ConfigError([str(error) for error in errors], "what the configuration names")
+    return results
 
 
 class Change(NamedTuple):

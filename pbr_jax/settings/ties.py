@@ -134,6 +134,16 @@ def _classes(config: Config) -> list[str]:
     ]
 
 
+def _tokenizer(config: Config) -> list[str]:
+    data = config.data
+    if data.source.kind != "text" or data.tokenizer is not None:
+        return []
+    return [
+        f"data.tokenizer = none: {data.name} is text; set it to the vocab.txt or tokenizer.json that"
+        " comes with the model's weights"
+    ]
+
+
 def _warmup(config: Config) -> list[str]:
     warmup, steps = config.optimizer.warmup_steps, config.steps
     if warmup < steps:
@@ -194,6 +204,7 @@ _TIES: tuple[tuple[tuple[str, ...], Callable[[Config], list[str]]], ...] = (
     (("data.name", "data.augment"), _augment),
     (("model.family", "data.name"), _reads),
     (("data.name", "model.num_classes"), _classes),
+    (("data.name", "data.tokenizer"), _tokenizer),
     (("optimizer.warmup_steps", "steps"), _warmup),
     ((*_SHAPE, "pruning.keep"), _keep),
     ((*_SHAPE, *_METHOD), _budgets),

@@ -26,15 +26,11 @@ def make_inputs(config: Config) -> data.Prepare:
     """The function from examples to the arrays of a batch, for training and evaluation alike.
 
     Raises:
-      ValueError: there is no usable tokenizer, or it has more words than the model.
+      ValueError: the tokenizer is not usable, or has more words than the model.
     """
     d, m = config.data, config.model
     if d.source.kind == "text":
-        if d.tokenizer is None:
-            raise ValueError(
-                f"data.tokenizer = none: {d.name} is text; set it to the vocab.txt or "
-                "tokenizer.json that comes with the model's weights"
-            )
+        assert d.tokenizer is not None  # a rule of the configuration
         # A word beyond the model's embedding would read another word's row without an error.
         inputs = data.TextInputs(d.tokenizer, m.max_length, d.lower_case)
         if inputs.vocab_size > m.vocab_size:

@@ -16,8 +16,8 @@ class Task(NamedTuple):
 
     Attributes:
       losses: `(outputs, batch) -> float32 [B]`, one for each example; training descends the mean.
-      figures: `(outputs, batch) -> {name: [B]}`, further shares of each example, in [0, 1]; their means
-        are logged and evaluated beside the loss.
+      figures: `(outputs, batch) -> {name: [B]}`, further values of each example, in [0, 1]; their
+        means are shares, logged and evaluated beside the loss.
       targets: `batch_size -> {name: shape and dtype}` of what `losses` reads of a batch.
       best: name of the figure whose highest value makes the best checkpoint.
     """

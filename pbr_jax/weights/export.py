@@ -52,9 +52,8 @@ def save(
         return
     known = {form.container: form for form in published(family).formats}
     if container not in known:
-        raise ValueError(
-            f"--to {container}: is no layout of a {family}; there are {', '.join([*known, 'orbax'])}"
-        )
+        there = ", ".join([*known, "orbax"])
+        raise ValueError(f"--to {container}: is no layout of a {family}; there are {there}")
     if container == "npz":
         save_npz(path, family, params, sizes)
     else:

@@ -76,7 +76,7 @@ def test_a_new_data_set_is_a_module_and_a_line(monkeypatch):
     module = types.ModuleType("pbr_jax.data.mine")
     module.load = lambda request: digits.load_classes((3, 1))
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(SOURCES, "mine", Source("image", "mine", ("crop",)))
+    monkeypatch.setitem(SOURCES, "mine", Source("image", "mine", augments=("crop",)))
     assert data.load("mine").class_names == ("3", "1")
     with pytest.raises(ValueError, match="mine: needs no preparation"):
         data.prepare("mine")

@@ -9,7 +9,6 @@ from pbr_jax.configs.common import Config, Model, Optimizer
 from pbr_jax.gpu import CARDS, find_card
 from pbr_jax.memory import cost
 from pbr_jax.memory.use import memory_use
-from pbr_jax.training import from_config
 
 VIT_B16 = Config(
     method="full",

@@ -12,7 +12,7 @@ from pbr_jax.configs.common import Config, Keep, Model, Optimizer, Plan, Pruning
 from pbr_jax.gpu import CARDS, MemoryReport, sized_card
 from pbr_jax.memory import fit
 from pbr_jax.memory.cache import cached
-from pbr_jax.memory.use import memory_use, MemoryUse, tree_bytes
+from pbr_jax.memory.use import MemoryUse, memory_use, tree_bytes
 from pbr_jax.methods import METHODS
 from pbr_jax.settings.resolve import resolve_method
 from pbr_jax.training import from_config

@@ -9,7 +9,7 @@ import pytest
 from fakes import SMALL, config
 
 from pbr_jax.configs.common import Config, Data, Model, Optimizer, Pruning
-from pbr_jax.memory.use import memory_use, MemoryUse, saved_bytes, tree_bytes
+from pbr_jax.memory.use import MemoryUse, memory_use, saved_bytes, tree_bytes
 from pbr_jax.training import from_config
 
 WIDTH, MLP, TOKENS, BATCH, DEPTH = 32, 128, 17, 8, 3

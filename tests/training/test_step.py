@@ -145,7 +145,8 @@ def test_weighted_rows_average_to_the_dense_gradient():
     """Theorem 1: unbiased at any probabilities. Unweighted rows average to p times the gradient."""
     settings = config(pruning=Pruning(importance_weighting=True))
     parts, state = start(settings)
-    loss, examples = make_loss(parts.model, parts.task, parts.architecture), jax.tree.map(jnp.asarray, batch())
+    loss = make_loss(parts.model, parts.task, parts.architecture)
+    examples = jax.tree.map(jnp.asarray, batch())
     probs = {
         site: np.linspace(0.25, 0.75, policy.probs.shape[1]) * 8 / (policy.probs.shape[1] / 2)
         for site, policy in state.pruning.columns.items()

@@ -1,0 +1,73 @@
+"""What a family's record says is what its model is."""
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import pytest
+from fakes import SMALL, SMALL_BERT, param_shapes
+
+from pbr_jax import families
+from pbr_jax.configs.common import Model
+from pbr_jax.families import BIAS, FAMILIES, KERNEL, late
+from pbr_jax.plans import ResidualPlan
+
+SMALL_MODELS = {"vit": SMALL, "bert": SMALL_BERT}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_sites_are_where_the_parameters_are(name):
+    settings, family = SMALL_MODELS[name], FAMILIES[name]
+    sizes = family.describe(settings)
+    model = late(family.build)(settings, ResidualPlan())
+    params = param_shapes(model)
+    for site in sizes.sites.values():
+        layer = params
+        for key in site.path:
+            layer = layer[key]
+        assert layer[KERNEL].shape == (sizes.depth, site.columns, site.features)
+        assert layer[BIAS].shape == (sizes.depth, site.features)
+    inputs = model.inputs(model.input_specs(3))
+    logits = jax.eval_shape(model.apply, {"params": params}, inputs)
+    assert logits.shape == (3, settings.num_classes)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_its_settings_and_integer_inputs_are_there(name):
+    settings, family = SMALL_MODELS[name], FAMILIES[name]
+    fields = {field.name for field in dataclasses.fields(Model)}
+    assert {*family.settings, *family.shape} <= fields
+    specs = late(family.build)(settings, ResidualPlan()).input_specs(2)
+    assert set(family.integers(settings)) <= set(specs)
+    assert all(low < high for low, high in family.integers(settings).values())
+
+
+def test_an_image_of_64_patches_has_a_class_token_only_if_it_is_read():
+    vit = dataclasses.replace(SMALL, image_size=16)
+    assert FAMILIES["vit"].describe(vit).tokens == 65
+    assert FAMILIES["vit"].describe(dataclasses.replace(vit, pool="mean")).tokens == 64
+
+
+def test_incomplete_sizes_are_named():
+    with pytest.raises(ValueError, match="needs width, depth, heads and mlp_dim"):
+        FAMILIES["vit"].describe(Model())
+
+
+def test_a_place_is_a_family_of_ones_own():
+    assert families.find("toy_mixer:FAMILY").title == "Mixer"
+    for name, fault in {
+        "roberta": "must be vit, bert, or the place of a Family of your own",
+        "toy_mixer:LAYERS": "is a dict; must be a pbr_jax.families.Family",
+        "toy_mixer:NOTHING": "cannot be imported",
+    }.items():
+        with pytest.raises(ValueError, match=fault):
+            families.find(name)
+
+
+def test_importing_them_imports_no_jax():
+    program = "import sys, pbr_jax.families; print('jax' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "False"]

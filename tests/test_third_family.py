@@ -1,0 +1,100 @@
+"""A family that the package does not know is trained, fitted, compared and resumed as its own are."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from fakes import quick_compiles
+
+from pbr_jax import cli
+from pbr_jax.runs.metrics import read_metrics
+from pbr_jax.runs.run import open_run
+
+SETTINGS = {
+    "model.family": "toy_mixer:FAMILY",
+    "model.width": 32,
+    "model.depth": 2,
+    "model.heads": "none",
+    "model.mlp_dim": 48,
+    "optimizer.learning_rate": 0.05,
+    "pruning.keep.channels_out": 0.5,
+    "steps": 60,
+    "eval_every": 60,
+    "checkpoint_every": 30,
+    "log_every": 10,
+}
+WORDS = [f"--config.{name}={value}" for name, value in SETTINGS.items()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly():
+    with quick_compiles():
+        yield
+
+
+def run(command, *words):
+    """Runs a command of `pbr` on the digits with the mixer."""
+    config = ["--config", "configs/digits.py:tiny"]
+    assert cli.main([*command.split(), *config, *WORDS, *words]) == 0
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("mixer") / "run"
+    run("train", "--workdir", str(workdir))
+    return workdir
+
+
+def test_it_learns_and_its_bandits_do(finished):
+    lines = [line for line in read_metrics(finished) if line["split"] == "train"]
+    assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
+    pruning = open_run(finished).state.pruning.columns
+    assert set(pruning) == {"tokens_out", "channels_in", "channels_out"}
+    assert all(np.ptp(policy.probs) > 0 for policy in pruning.values())
+
+
+def test_rows_that_were_never_drawn_stand_still(finished):
+    """The gradient is packed: after one step 8 of the 48 rows of a kernel have moved."""
+    opened = open_run(finished)
+    moved = 0
+    counts = opened.state.pruning.columns["tokens_out"].counts
+    assert counts.shape == (2, 48) and int(counts.sum()) == 2 * 60 * 8
+    for leaf in jax.tree.leaves(opened.params["mixer"]["tokens_out"]):
+        moved += leaf.size
+    assert moved == 2 * (48 * 16 + 16)
+
+
+def test_it_resumes_with_the_same_bits(finished, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(finished, again, symlinks=True)
+    shutil.rmtree(again / "checkpoints" / "60")
+    (again / "summary.json").unlink()
+    run("train", "--workdir", str(again))
+    assert open_run(again, "last").step == 60
+    same = jax.tree.map(
+        np.array_equal, open_run(again, "last").params, open_run(finished, "last").params
+    )
+    assert all(jax.tree.leaves(same))
+
+
+def test_it_is_fitted_to_a_card(capsys):
+    run("fit", "--gpu", "8GiB", "--methods", "full,prebackrazor", "--json")
+    full, pruned = json.loads(capsys.readouterr().out)["rows"]
+    assert full["fits"] and pruned["fits"]
+    assert pruned["gradient_bytes"] < full["gradient_bytes"]
+
+
+def test_it_is_compared(tmp_path, capsys):
+    words = ["--methods", "full,prebackrazor", "--config.steps=2", "--config.eval_every=2"]
+    run("compare", *words, "--config.optimizer.warmup_steps=0", "--out", str(tmp_path), "--json")
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["method"] for row in rows] == ["full", "prebackrazor"]
+    assert all(0 <= row["accuracy"] <= 1 for row in rows)
+
+
+def test_a_family_that_is_not_there_is_named(capsys):
+    words = ["--config", "configs/digits.py:tiny", "--config.model.family=nowhere:FAMILY"]
+    assert cli.main(["train", *words]) == 2
+    assert "is its folder on PYTHONPATH?" in capsys.readouterr().err
