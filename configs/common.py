@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pbr_jax.datasets import SOURCES, Augment, OnError, Source
 from pbr_jax.methods import METHODS
-from pbr_jax.plans import IMPLEMENTATIONS, KINDS, Keep, ResidualPlan
+from pbr_jax.plans import Keep, ResidualPlan
 
 __all__ = ["Config", "Data", "Keep", "Model", "Optimizer", "Plan", "Pruning"]
 
@@ -119,9 +119,9 @@ class Pruning:
 
 def _plan_field(field: dataclasses.Field) -> tuple[str, Any, Any]:
     """A field of `ResidualPlan` as a setting that is open."""
-    names = KINDS.get(field.name, IMPLEMENTATIONS if field.name == "implementation" else ())
     least = field.metadata.get("at_least")
     rule = None if least is None else Rule(f"must be {least} or more", lambda n: n >= least)
+    names = field.metadata.get("choices", ())
     made = setting(None, field.metadata["comment"], rule, choices=names)
     return field.name, field.type | None, made
 

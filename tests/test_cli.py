@@ -1,3 +1,6 @@
+import builtins
+import os
+import subprocess
 import sys
 import types
 
@@ -13,7 +16,7 @@ def commands(monkeypatch):
 
     def main(args):
         if args.fail:
-            raise {"ValueError": ValueError, "KeyError": KeyError}[args.fail]("the reason")
+            raise getattr(builtins, args.fail)("the reason")
         print(f"hello {args.name}")
         return 0
 
@@ -46,10 +49,20 @@ def test_an_error_of_ours_passes(commands):
 
 
 def test_an_unknown_argument_is_refused(commands, capsys):
-    with pytest.raises(SystemExit) as done:
-        cli.main(["greet", "one", "you", "--laud"], commands)
-    assert done.value.code == 2
-    assert "--laud" in capsys.readouterr().err
+    assert cli.main(["greet", "one", "you", "--laud"], commands) == 2
+    assert "pbr greet one: unrecognized arguments: --laud" in capsys.readouterr().err
+
+
+def test_a_missing_argument_is_named(commands, capsys):
+    assert cli.main(["greet", "one"], commands) == 2
+    error = capsys.readouterr().err
+    assert "the following arguments are required: name" in error and "--help" in error
+
+
+@pytest.mark.parametrize("kind", [ArithmeticError, OSError, RuntimeError])
+def test_what_a_run_can_end_with_is_a_line_too(commands, capsys, kind):
+    assert cli.main(["greet", "one", "you", "--fail", kind.__name__], commands) == 2
+    assert "the reason" in capsys.readouterr().err
 
 
 class TestConfig:
@@ -95,7 +108,18 @@ def test_an_unknown_command_is_refused_with_the_list(commands, capsys):
 
 def test_every_command_explains_itself(capsys):
     for name in cli.COMMANDS:
-        with pytest.raises(SystemExit) as done:
-            cli.main([*name.split(), "--help"])
-        assert done.value.code == 0
+        assert cli.main([*name.split(), "--help"]) == 0
         assert len(capsys.readouterr().out.splitlines()) > 5
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"]])
+def test_what_needs_no_jax_imports_none(words):
+    program = f"import sys; from pbr_jax import cli; cli.main({words}); print('jax' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "False"

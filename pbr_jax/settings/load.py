@@ -19,6 +19,7 @@ from pbr_jax.settings.rules import Setting, alternatives, choices, nearest, sett
 from pbr_jax.settings.ties import tie_faults
 
 SHIPPED = Path(__file__).parents[1] / "configs"
+_KEEP = "keep"  # the one setting that is a number, or one for each site
 ADVICE = "Correct the file or the flags; `python train.py --help` lists every key and its rule."
 
 
@@ -186,8 +187,9 @@ def _override(config: Config, override: str) -> tuple[Config, str | None]:
         # A site of `keep`; whether the model has it is seen when the family is known.
         site = key.removeprefix(f"{entry.key}.")
         if Keep in alternatives(entry.annotation) and site != key and "." not in site:
-            keep = Keep.of(rules.value_at(config, entry.key))
-            return _replace(config, entry.key, keep.replace(site, _parse(text, entry))), None
+            keep = as_keep(rules.value_at(config, entry.key))
+            sites = keep.sites | {site: _parse(text, entry)}
+            return _replace(config, entry.key, Keep(keep.default, **sites)), None
     return config, rules.unknown_key(key)
 
 
@@ -232,8 +234,15 @@ def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as nested dictionaries of JSON values, as in `config.json`."""
     tree = dataclasses.asdict(config)
     if isinstance(keep := config.pruning.keep, Keep):
-        tree["pruning"]["keep"] = keep.to_json()
+        tree["pruning"][_KEEP] = {"default": keep.default, **keep.sites}
     return tree
+
+
+def as_keep(value: Any) -> Keep:
+    """A keep that is one number, a dictionary of `config.json`, none or a `Keep`, as a `Keep`."""
+    if isinstance(value, dict):
+        return Keep(**{site: share for site, share in value.items() if share is not None})
+    return value if isinstance(value, Keep) else Keep(value)
 
 
 def from_dict(saved: dict[str, Any], where: str) -> Config:
@@ -264,7 +273,7 @@ def _section(kind: type, tree: dict[str, Any]) -> Any:
     for name, value in tree.items():
         if isinstance(value, dict):
             inner = cast(type, hints[name])
-            value = Keep.from_json(value) if name == _KEEP else _section(inner, value)
+            value = as_keep(value) if name == _KEEP else _section(inner, value)
         values[name] = value
     return kind(**values)
 
@@ -280,15 +289,12 @@ def changes(saved: dict[str, Any], config: Config) -> list[Change]:
     ]
 
 
-_KEEP = "keep"
-
-
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted key -> value; a keep is one value, however it was written."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if name == _KEEP:
-            flat[prefix + name] = None if value is None else Keep.from_json(value)
+            flat[prefix + name] = None if value is None else as_keep(value)
         elif isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{name}.")
         else:
