@@ -35,7 +35,7 @@ def write_report(workdir: Path | str) -> Path:
     fields of a `MemoryUse`, of this run and of full fine-tuning.
 
     Raises:
-        ValueError: `workdir` is no work directory, or a file in it is damaged.
+      ValueError: `workdir` is no work directory, or a file in it is damaged.
     """
     workdir = Path(workdir)
     config = _read_json(workdir / "config.json")
@@ -63,7 +63,7 @@ def read_columns(workdir: Path | str) -> Columns | None:
     """The content of `pruning.npz`, None when there is no such file.
 
     Raises:
-        ValueError: an array is missing or has another shape than its neighbours.
+      ValueError: an array is missing or has another shape than its neighbours.
     """
     path = Path(workdir) / "pruning.npz"
     if not path.is_file():

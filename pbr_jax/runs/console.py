@@ -80,13 +80,13 @@ class Console:
     `message`. Ordinary prints inside the context appear above the bar.
 
     Args:
-        steps: Steps of the whole run.
-        start: Steps that are already done, when it is resumed.
-        file: Where to print, standard output by default.
-        live: Whether to draw a bar; None decides by whether `file` is a terminal.
-        memory: Called now and then for the text about memory.
-        clock: Seconds, for the pauses between lines when there is no bar.
-        pause: Seconds between two lines of progress when there is no bar.
+      steps: Steps of the whole run.
+      start: Steps that are already done, when it is resumed.
+      file: Where to print, standard output by default.
+      live: Whether to draw a bar; None decides by whether `file` is a terminal.
+      memory: Called now and then for the text about memory.
+      clock: Seconds, for the pauses between lines when there is no bar.
+      pause: Seconds between two lines of progress when there is no bar.
     """
 
     def __init__(
@@ -136,10 +136,10 @@ class Console:
         """What the run will use, and what full fine-tuning would use.
 
         Args:
-            title: One line, such as "digits · 1200 steps of 64 examples · 0.45 M parameters".
-            method: Name of the row.
-            memory: Of this method, per step.
-            full: Of full fine-tuning; None when this is full fine-tuning.
+          title: One line, such as "digits · 1200 steps of 64 examples · 0.45 M parameters".
+          method: Name of the row.
+          memory: Of this method, per step.
+          full: Of full fine-tuning; None when this is full fine-tuning.
         """
         self.message(title, "bold")
         self._memory_row("memory", [*MemoryUse._fields, "total"], "dim")
@@ -187,9 +187,9 @@ class Console:
         """Print an evaluation: `loss` and `accuracy` on the test split after `step` steps.
 
         Args:
-            step: Steps done.
-            metrics: With `loss` and `accuracy`.
-            best: Whether this is the best so far.
+          step: Steps done.
+          metrics: With `loss` and `accuracy`.
+          best: Whether this is the best so far.
         """
         figures = f"test loss {metrics['loss']:.4f}  test accuracy {metrics['accuracy']:.1%}"
         self.message(
@@ -210,10 +210,10 @@ class Console:
         """Print the outcome, where it is, and what to try next.
 
         Args:
-            summary: As in `summary.json`, with `seconds`, the duration of the run, if known.
-            workdir: Place of the report and the checkpoints.
-            next_command: A command and what it shows.
-            full: Of full fine-tuning, to compare the activations with.
+          summary: As in `summary.json`, with `seconds`, the duration of the run, if known.
+          workdir: Place of the report and the checkpoints.
+          next_command: A command and what it shows.
+          full: Of full fine-tuning, to compare the activations with.
         """
         lines = []
         took = f" in {format_seconds(summary['seconds'])}" if summary.get("seconds") else ""

@@ -29,12 +29,12 @@ class MetricsWriter:
     """Appends records to `metrics.jsonl` and to TensorBoard events in `workdir`.
 
     Args:
-        workdir: Made if it does not exist.
-        resume_step: The step of the restored checkpoint: later records are removed. None starts a
-            new run: records of an earlier one are removed.
+      workdir: Made if it does not exist.
+      resume_step: The step of the restored checkpoint: later records are removed. None starts a
+        new run: records of an earlier one are removed.
 
     Raises:
-        ValueError: `metrics.jsonl` has a broken line before its last one.
+      ValueError: `metrics.jsonl` has a broken line before its last one.
     """
 
     def __init__(self, workdir: Path | str, resume_step: int | None = None):
@@ -55,9 +55,9 @@ class MetricsWriter:
         """Append one record.
 
         Args:
-            metrics: Python numbers, among them `step`. One that is not finite is stored as null,
-                because JSON has no other form for it.
-            split: "train" for the metrics of a step, "test" for an evaluation.
+          metrics: Python numbers, among them `step`. One that is not finite is stored as null,
+            because JSON has no other form for it.
+          split: "train" for the metrics of a step, "test" for an evaluation.
         """
         self._file.write(_line({"split": split, **metrics}))
         self._file.flush()
@@ -89,7 +89,7 @@ def read_metrics(workdir: Path | str) -> list[dict[str, Any]]:
     A last line without its end was cut off when the run was killed, and is left out.
 
     Raises:
-        ValueError: naming the file and the line that is no record.
+      ValueError: naming the file and the line that is no record.
     """
     path = Path(workdir) / "metrics.jsonl"
     if not path.is_file():
@@ -133,7 +133,7 @@ def write_summary(workdir: Path | str, summary: Mapping[str, Any]) -> None:
     """Write `summary.json`: the keys of `SUMMARY_KEYS` and whatever else is useful.
 
     Raises:
-        ValueError: keys are missing, or the accuracy is no fraction; nothing is written.
+      ValueError: keys are missing, or the accuracy is no fraction; nothing is written.
     """
     missing = [name for name in SUMMARY_KEYS if name not in summary]
     if missing:
