@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pbr_jax.bench import live, report, step
+from pbr_jax.runs.progress import progress
 from pbr_jax.settings.flags import add_config
 
 
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Measures, then prints one table."""
     methods = step.checked_methods(args.methods)
-    with report.progress("memory", len(methods)) as done:
+    with progress("memory", len(methods)) as done:
         measured = live.measure(args.arguments.config, methods, done)
     return report.finish(args, report.origin(args) | measured, _show)
 

@@ -33,7 +33,8 @@ from pbr_jax.compare import trials
 from pbr_jax.configs.common import Config
 from pbr_jax.gpu import gpu_is_present
 from pbr_jax.memory.fit import with_method
-from pbr_jax.runs.metrics import write_atomically
+from pbr_jax.runs.files import write_text
+from pbr_jax.runs.progress import make_bar
 from pbr_jax.settings import load as configuration
 from pbr_jax.settings.rules import method_fault
 from pbr_jax.training.inputs import load_data
@@ -178,13 +179,7 @@ def _display(
     console = rich.console.Console(file=sys.stderr if as_json else sys.stdout, highlight=False)
     if not console.is_terminal:
         console.width = _WIDE
-    progress = rich.progress.Progress(
-        "{task.description}",
-        rich.progress.BarColumn(),
-        rich.progress.TaskProgressColumn(),
-        rich.progress.TimeRemainingColumn(),
-        console=console,
-    )
+    progress = make_bar(console)
 
     def table() -> rich.table.Table:
         return _table(book.rows(methods), narrow=console.width < _WIDE)
@@ -216,8 +211,8 @@ def _table(rows: Sequence[comparison.Row], narrow: bool) -> rich.table.Table:
 def _write(book: comparison.Comparison, rows: Sequence[comparison.Row], out: Path) -> None:
     from pbr_jax.compare import figures as comparison_figures
 
-    write_atomically(out / "comparison.md", f"{comparison.markdown(rows)}\n{_how_measured(book)}\n")
-    write_atomically(out / "comparison.csv", comparison.csv_text(rows))
+    write_text(out / "comparison.md", f"{comparison.markdown(rows)}\n{_how_measured(book)}\n")
+    write_text(out / "comparison.csv", comparison.csv_text(rows))
     comparison_figures.frontier(rows, out / "frontier.png")
     methods = [row.method for row in rows]
     comparison_figures.curves(book.content["trials"], methods, out / "curves.png")

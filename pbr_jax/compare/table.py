@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from scipy import stats
 
 from pbr_jax.runs.console import format_bytes, format_seconds
-from pbr_jax.runs.metrics import write_json
+from pbr_jax.runs.files import write_json
 
 
 class Row(NamedTuple):

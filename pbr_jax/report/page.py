@@ -15,7 +15,8 @@ import numpy as np
 
 from pbr_jax.memory.use import MemoryUse
 from pbr_jax.runs.console import format_bytes, format_ratio, format_seconds
-from pbr_jax.runs.metrics import read_metrics, write_atomically
+from pbr_jax.runs.files import write_text
+from pbr_jax.runs.metrics import read_metrics
 
 
 class Columns(NamedTuple):
@@ -46,7 +47,7 @@ def write_report(workdir: Path | str) -> Path:
         )
     path = workdir / "report.html"
     summary = _read_json(workdir / "summary.json") or {}
-    write_atomically(path, _page(config, summary, read_metrics(workdir), read_columns(workdir)))
+    write_text(path, _page(config, summary, read_metrics(workdir), read_columns(workdir)))
     return path
 
 

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from pbr_jax.gpu import MemoryReport
 from pbr_jax.memory.use import MemoryUse
+from pbr_jax.runs.progress import make_bar
 
 Metrics = Mapping[str, float]
 
@@ -111,7 +112,11 @@ class Console:
 
     def __enter__(self) -> Self:
         if self._live:
-            self._bar = _progress(self._out)
+            fixed = rich.table.Column(no_wrap=True)
+            note = rich.progress.TextColumn(
+                "{task.fields[note]}", markup=False, table_column=fixed.copy()
+            )
+            self._bar = make_bar(self._out, _Pace(table_column=fixed), note)
             self._task = self._bar.add_task("", total=self._steps, completed=self._start, note="")
             self._bar.start()
         return self
@@ -234,18 +239,6 @@ class Console:
         self.message("")
         for name, line in lines:
             self._out.print(Text.assemble((f"{name:<10}", "bold"), line), soft_wrap=True)
-
-
-def _progress(out: rich.console.Console) -> rich.progress.Progress:
-    fixed = rich.table.Column(no_wrap=True)
-    return rich.progress.Progress(
-        rich.progress.BarColumn(None, table_column=rich.table.Column(ratio=1, min_width=4)),
-        rich.progress.MofNCompleteColumn(),
-        _Pace(table_column=fixed),
-        rich.progress.TextColumn("{task.fields[note]}", markup=False, table_column=fixed.copy()),
-        console=out,
-        expand=True,
-    )
 
 
 class _Pace(rich.progress.ProgressColumn):

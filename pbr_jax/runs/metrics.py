@@ -8,11 +8,12 @@ checkpoint, so that every step has one record and a curve has no second branch.
 import csv
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
+
+from pbr_jax.runs.files import write_json, write_text
 
 Split = Literal["train", "test"]
 SUMMARY_KEYS = (
@@ -46,7 +47,7 @@ class MetricsWriter:
         path = self.workdir / "metrics.jsonl"
         last = -1 if resume_step is None else resume_step
         kept = [record for record in read_metrics(workdir) if record["step"] <= last]
-        write_atomically(path, "".join(map(_line, kept)))
+        write_text(path, "".join(map(_line, kept)))
         self._file = path.open("a", encoding="utf-8")
         # TensorBoard itself hides events from purge_step on.
         self._events = SummaryWriter(str(self.workdir), purge_step=last + 1, flush_secs=10)
@@ -142,18 +143,3 @@ def write_summary(workdir: Path | str, summary: Mapping[str, Any]) -> None:
     if accuracy is not None and not 0 <= accuracy <= 1:
         raise ValueError(f"summary: accuracy = {accuracy} must be a fraction in [0, 1]")
     write_json(Path(workdir) / "summary.json", summary)
-
-
-def write_json(path: Path | str, tree: Mapping[str, Any]) -> None:
-    """Write JSON that is always whole: a reader sees the old file or the new one."""
-    write_atomically(path, json.dumps(tree, indent=2, allow_nan=False) + "\n")
-
-
-def write_atomically(path: Path | str, text: str) -> None:
-    """Replace the file at `path` by `text`; an interruption leaves the old file as it was."""
-    temporary = Path(f"{path}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
