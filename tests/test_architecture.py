@@ -27,7 +27,7 @@ CHAIN = [
     {"cli"},
 ]
 # Each of these imports no other part, and `training` and what is above it may import it.
-INDEPENDENT = {"pruning", "data", "configs", "weights", "freeze"}
+INDEPENDENT = {"measure", "pruning", "data", "configs", "weights", "freeze"}
 # From the command line to a `Config`, which only `training` and what is above it may see.
 SETTINGS = {"settings"}
 

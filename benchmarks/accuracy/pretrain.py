@@ -25,20 +25,18 @@ from pbr_jax.training.pretrained import architecture
 def main() -> None:
     """Trains, writes the weights, and prints the accuracy on letters of unseen families."""
     config = settings.get_config("letters")
-    dataset, contestant = load_data(config), prepare(config)
-    model = contestant.parts.model
-    state = from_config.new_state(
-        config, contestant.parts, from_config.random_params(config, model)
-    )
+    dataset, prepared = load_data(config), prepare(config)
+    model = prepared.parts.model
+    state = from_config.new_state(config, prepared.parts, from_config.random_params(config, model))
     batches = train_batches(config, dataset)
     for _ in range(config.steps):
-        state, _ = contestant.step(state, next(batches))
+        state, _ = prepared.step(state, next(batches))
     _, sizes = architecture(model)
     checkpoints.save_npz(Path(settings.WEIGHTS), state.params, sizes, np.float16)
     examples = functools.partial(
         data.eval_batches, dataset.test, make_inputs(config), config.batch_size
     )
-    accuracy = make_evaluate(jax.jit(contestant.parts.eval_step), examples)(state.params)
+    accuracy = make_evaluate(jax.jit(prepared.parts.eval_step), examples)(state.params)
     print(f"{accuracy['accuracy']:.1%} on letters of unseen families; wrote {settings.WEIGHTS}")
 
 

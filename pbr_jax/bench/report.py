@@ -13,7 +13,7 @@ import jax
 import jaxlib
 
 from pbr_jax import __version__
-from pbr_jax.bench.timing import Ceilings, Spread
+from pbr_jax.measure.timing import Ceilings, Spread
 from pbr_jax.runs.console import format_seconds
 from pbr_jax.runs.files import write_json
 

@@ -30,9 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--what", default=",".join(_WHAT), help="of %(default)s")
     parser.add_argument("--only", default="", metavar="TEXT", help="kernels whose name has it")
-    parser.add_argument(
-        "--methods", default=",".join(step.METHODS), help="names, joined by commas; default: all"
-    )
+    step.add_methods(parser)
     report.add_output(parser)
 
 

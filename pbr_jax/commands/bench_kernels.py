@@ -18,16 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pbr_jax.bench import report, timing
+from pbr_jax.bench import report
 from pbr_jax.bench.cases import attention as attention_cases
 from pbr_jax.bench.cases import fused as fused_cases
 from pbr_jax.bench.cases import optimizer as optimizer_cases
 from pbr_jax.bench.cases import product as product_cases
 from pbr_jax.bench.cases import weight_gradient
 from pbr_jax.bench.cases.case import BenchCase
-from pbr_jax.bench.timing import Ceilings
 from pbr_jax.gpu import find_card
 from pbr_jax.gpu.kernels import kernel_use
+from pbr_jax.measure import timing
+from pbr_jax.measure.timing import Ceilings
 from pbr_jax.runs.progress import progress
 
 SOURCES: tuple[Callable[[], list[BenchCase]], ...] = (

@@ -23,9 +23,7 @@ from pbr_jax.settings.flags import add_config
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     add_config(parser)
-    parser.add_argument(
-        "--methods", default=",".join(step.METHODS), help="names, joined by commas; default: all"
-    )
+    step.add_methods(parser)
     report.add_arguments(parser, rounds=11)
 
 

@@ -18,6 +18,7 @@ import rich.table
 from rich.text import Text
 
 from pbr_jax.gpu import MemoryReport
+from pbr_jax.measure.memory import memory_limit, peak_in_use
 from pbr_jax.memory.use import MemoryUse
 from pbr_jax.runs.progress import make_bar
 
@@ -65,9 +66,9 @@ def format_ratio(mine: float, full: float) -> str:
 
 def memory_in_use() -> str:
     """The largest memory use so far: of the accelerator, or of this process where there is none."""
-    statistics = jax.local_devices()[0].memory_stats()
-    if statistics:
-        return f"GPU {format_bytes(statistics['peak_bytes_in_use'])}"
+    peak = peak_in_use()
+    if peak is not None:
+        return f"GPU {format_bytes(peak)}"
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
@@ -156,11 +157,10 @@ class Console:
 
     def compiled(self, need: MemoryReport) -> None:
         """What the compiler plans for a step, before the first one."""
-        device = jax.local_devices()[0]
-        limit = (device.memory_stats() or {}).get("bytes_limit")
+        device, limit = jax.local_devices()[0].device_kind, memory_limit()
         self.message(
             f"{'compiled step':<20}temp {format_bytes(need.temp_bytes)}, peak "
-            f"{format_bytes(need.peak_bytes)} with state and batch, on {device.device_kind}"
+            f"{format_bytes(need.peak_bytes)} with state and batch, on {device}"
             + (f", where JAX has {format_bytes(limit)}" if limit else "")
         )
 
