@@ -25,7 +25,7 @@ from flax import traverse_util
 from safetensors.numpy import save_file
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
-from fakes import words as published_sizes  # noqa: E402
+from fakes import words as published_sizes
 
 from pbr_jax import weights as public
 from pbr_jax.models.bert import Bert

@@ -20,7 +20,7 @@ from pbr_jax.configs.common import Config, Model, Optimizer
 from pbr_jax.gpu import CARDS
 from pbr_jax.memory import fit
 from pbr_jax.memory.table import json_row
-from pbr_jax.runs.metrics import write_json
+from pbr_jax.runs.files import write_json
 
 RESERVE = round(0.75 * 2**30)
 

@@ -61,9 +61,7 @@ def _cifar(name: str, num_classes: int) -> Source:
     return Source("image", "tfds", num_classes, _FILES, prepared=True, tfds=tfds)
 
 
-def _glue(
-    name: str, *texts: str, num_classes: int = 2, test_split: str = "validation"
-) -> Source:
+def _glue(name: str, *texts: str, num_classes: int = 2, test_split: str = "validation") -> Source:
     """GLUE keeps the labels of its test splits to itself, so validation is what is evaluated."""
     tfds = Tfds(f"glue/{name}", test_split, "https://dl.fbaipublicfiles.com", texts)
     return Source("text", "tfds", num_classes, prepared=True, tfds=tfds)

@@ -23,7 +23,7 @@ CHAIN = [
     {"families"},
     {"settings"},
     # The library.
-    {"gpu", "pruning", "freeze", "weights"},
+    {"gpu", "measure", "pruning", "freeze", "weights"},
     {"kernels"},
     {"ops"},
     {"layers"},

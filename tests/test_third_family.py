@@ -1,4 +1,4 @@
-"""A family that the package does not know is trained, fitted, compared and resumed as its own are."""
+"""A family that the package does not know is trained, fitted, compared and resumed like ours."""
 
 import json
 import shutil

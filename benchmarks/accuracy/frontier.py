@@ -19,7 +19,7 @@ from pbr_jax import __version__
 from pbr_jax.configs.common import Config, Keep, Model, Optimizer, Pruning
 from pbr_jax.gpu import compile_for, find_card, memory
 from pbr_jax.plans import SITES
-from pbr_jax.runs.metrics import write_json
+from pbr_jax.runs.files import write_json
 from pbr_jax.training import from_config
 
 OUT = Path("benchmarks/results/accuracy_frontier_h200.json")

@@ -27,9 +27,9 @@ import token_rows
 from arms import ARMS, QUESTIONS, Arm
 
 from pbr_jax import __version__
-from pbr_jax.compare.trials import Contestant, prepare, run_trial
+from pbr_jax.compare.trials import Prepared, prepare, run_trial
 from pbr_jax.configs.common import Pruning
-from pbr_jax.runs.metrics import write_json
+from pbr_jax.runs.files import write_json
 from pbr_jax.settings import load as configuration
 from pbr_jax.training.inputs import load_data
 
@@ -39,7 +39,7 @@ Step = Callable[[Any, Any], Any]
 CONFIG = str(Path(__file__).with_name("config.py"))
 
 
-def contestant(arm: Arm) -> Contestant:
+def prepared(arm: Arm) -> Prepared:
     """The arm, compiled."""
     if arm.token_rows:
         with token_rows.sampled(*arm.token_rows):
@@ -54,7 +54,7 @@ def contestant(arm: Arm) -> Contestant:
         begins = [round(one.config.steps * begin) for begin, _ in arm.phases]
         later = [prepare(configuration.load(CONFIG, (*arm.settings, *s))) for _, s in arm.phases]
 
-        def phase(step: int) -> Contestant | None:
+        def phase(step: int) -> Prepared | None:
             reached = [p for begin, p in zip(begins, later, strict=True) if step >= begin]
             return reached[-1] if reached else None
 
@@ -62,7 +62,7 @@ def contestant(arm: Arm) -> Contestant:
     return one
 
 
-def _mixed(one: Contestant, other: Callable[[int], Contestant | None]) -> Step:
+def _mixed(one: Prepared, other: Callable[[int], Prepared | None]) -> Step:
     """Steps of `one`, and of `other(step)` where there is one; its policies start anew."""
 
     def step(state: Any, batch: Any) -> Any:
@@ -76,7 +76,7 @@ def _mixed(one: Contestant, other: Callable[[int], Contestant | None]) -> Step:
     return step
 
 
-def _decayed(one: Contestant) -> Step:
+def _decayed(one: Prepared) -> Step:
     """Steps of `one`, after which the momentum of rows that were not selected decays too."""
     momentum, selector = one.config.optimizer.momentum, one.parts.selector
 
@@ -117,7 +117,7 @@ def study(seeds: dict[str, int], out: Path) -> None:
         missing = [seed for seed in range(count) if not _has(out, name, seed)]
         if not missing:
             continue
-        one = contestant(ARMS[name])
+        one = prepared(ARMS[name])
         dataset = dataset or load_data(one.config)
         for seed in missing:
             folder = Path(settings.FOLDER) / f"run-{name.replace('/', '-')}-{seed}"

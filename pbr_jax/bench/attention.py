@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pbr_jax.bench import timing
 from pbr_jax.bench.cases.attention import cosine, cudnn
 from pbr_jax.gpu import memory
+from pbr_jax.measure import timing
 from pbr_jax.memory.use import saved_bytes
 from pbr_jax.ops import attention as op
 from pbr_jax.plans import Implementation

@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pbr_jax.bench import exact, timing
+from pbr_jax.bench import exact
 from pbr_jax.bench.cases.case import BenchCase
-from pbr_jax.bench.step import by, random_batch, random_params
+from pbr_jax.compare.steps import random_batch, random_params
 from pbr_jax.configs.common import Config, Optimizer
 from pbr_jax.gpu import CARDS, Card
 from pbr_jax.plans import Implementation
+from pbr_jax.settings.variants import with_method
 from pbr_jax.training import from_config
 
 _FACTOR = 3.0  # of the deviation of XLA's code, as the tests have it for gradients
@@ -107,26 +108,23 @@ def check_steps(
         ),
     )
     wide = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
-    batch = random_batch(config)
-    if "lengths" in batch:  # padding, too
-        longest = config.model.max_length
-        short = timing.random_like(batch["lengths"], 0, below=1 + longest // 2)
-        batch = {**batch, "lengths": longest - short}
-    params = random_params(wide, from_config.build(by("full", wide)))
+    batch = random_batch(config, padded=True)
+    params = random_params(wide, from_config.build(with_method(wide, "full", keep_plan=True)))
     gradient = exact.gradient(config, params, batch)
     rows = []
     for method in methods:
+        exact_run, low_run = (with_method(c, method, keep_plan=True) for c in (wide, config))
         with jax.default_matmul_precision("highest"):
-            xla = _moves(by(method, wide), params, batch, "xla")
-            kernels = _moves(by(method, wide), params, batch, None)
-        low = _moves(by(method, config), params, batch, None)
-        low_xla = _moves(by(method, config), params, batch, "xla")
+            xla = _moves(exact_run, params, batch, "xla")
+            kernels = _moves(exact_run, params, batch, None)
+        low = _moves(low_run, params, batch, None)
+        low_xla = _moves(low_run, params, batch, "xla")
         row: dict[str, Any] = {
             "method": method,
             "kernels_to_xla": relative_error(_flat(kernels), _flat(xla)),
-            "to_float64": _to_exact(kernels, gradient),
-            "low_to_float64": _to_exact(low, gradient),
-            "low_xla_to_float64": _to_exact(low_xla, gradient),
+            "to_float64": error_where_moved(kernels, gradient),
+            "low_to_float64": error_where_moved(low, gradient),
+            "low_xla_to_float64": error_where_moved(low_xla, gradient),
             "rows": float(np.mean(np.concatenate([_moved(m).ravel() for m in _kernels(kernels)]))),
         }
         # A code at a tie may fall either way in another order of summation.
@@ -162,7 +160,7 @@ def _moved(stacked: np.ndarray) -> np.ndarray:
     return np.any(stacked != 0, axis=-1, keepdims=True)
 
 
-def _to_exact(moves: Any, gradient: Any) -> float:
+def error_where_moved(moves: Any, gradient: Any) -> float:
     """Deviation from the exact gradient, of the rows that moved."""
 
     def seen(path, move, right):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pbr_jax.bench import timing
+from pbr_jax.measure import timing
 from pbr_jax.memory.use import tree_bytes
 from pbr_jax.ops import linear, residuals
 from pbr_jax.ops.pair import Pair

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from pbr_jax.bench import step, timing
-from pbr_jax.compare import trials
+from pbr_jax.compare import steps
+from pbr_jax.compare.trials import prepare
 from pbr_jax.configs.common import Config
 from pbr_jax.gpu.launches import Launch, launches
+from pbr_jax.measure import timing
 
 _SHOWN = 0.005  # of the step
 _CONTAINERS = ("while", "conditional", "call")  # on a CPU, of what is listed by itself
@@ -37,8 +38,8 @@ def measure(config: Config, rounds: int) -> dict[str, Any]:
       kernel in a step, the largest loss first; what the program does not name has no floor.
     """
     ceilings = timing.ceilings(config.model.dtype, rounds)
-    one = trials.prepare(config)
-    run = step.new_run(one, step.random_params(config, one.parts), step.random_batch(config))
+    one = prepare(config)
+    run = steps.new_run(one, steps.random_params(config, one.parts), steps.random_batch(config))
     times = timing.in_turn({"step": run}, rounds)
     if times.refused:
         raise RuntimeError(f"{config.method}: {times.refused['step']}")

@@ -1,24 +1,21 @@
 """What every benchmark writes beside its figures, and how it shows them."""
 
 import argparse
-import contextlib
 import datetime
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jaxlib
-import rich.console
-import rich.progress
 
 from pbr_jax import __version__
-from pbr_jax.bench.timing import Ceilings, Spread
+from pbr_jax.measure.timing import Ceilings, Spread
 from pbr_jax.runs.console import format_seconds
-from pbr_jax.runs.metrics import write_json
+from pbr_jax.runs.files import write_json
 
 Row = Mapping[str, Any]
 
@@ -74,26 +71,6 @@ def finish(
     else:
         show(found)
     return 0
-
-
-@contextlib.contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on standard error; what it gives is called with a name after each part of `total`."""
-    columns = (
-        rich.progress.TextColumn("{task.description}", markup=False),
-        rich.progress.BarColumn(None),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TimeRemainingColumn(),
-    )
-    console = rich.console.Console(stderr=True)
-    with rich.progress.Progress(*columns, console=console, transient=True, expand=True) as bar:
-        task = bar.add_task(description, total=total)
-
-        def done(name: str) -> None:
-            bar.update(task, advance=1, description=f"{description}: {name}")
-
-        yield done
 
 
 def markdown(rows: Sequence[Row]) -> str:

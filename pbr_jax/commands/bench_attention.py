@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pbr_jax.bench import attention, report
+from pbr_jax.runs.progress import progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
     if min(shape) < 1:
         raise ValueError(f"--shape {' '.join(map(str, shape))}: must be 1 or more each")
     samples = 2 * len(attention.variants(args.keeps)) * (args.rounds + 2)
-    with report.progress("attention", samples) as done:
+    with progress("attention", samples) as done:
         measured = attention.measure(shape, args.keeps, args.dtype, args.rounds, done)
     found = report.origin(args) | {"shape": shape, "dtype": args.dtype} | measured
     return report.finish(args, found, _show)

@@ -19,6 +19,7 @@ from typing import Any
 from pbr_jax.bench import checks, report, step
 from pbr_jax.commands.bench_kernels import all_cases, random_arrays
 from pbr_jax.gpu import present_card
+from pbr_jax.runs.progress import progress
 from pbr_jax.settings.flags import add_config
 
 _WHAT = ("kernels", "steps", "card")
@@ -29,9 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--what", default=",".join(_WHAT), help="of %(default)s")
     parser.add_argument("--only", default="", metavar="TEXT", help="kernels whose name has it")
-    parser.add_argument(
-        "--methods", default=",".join(step.METHODS), help="names, joined by commas; default: all"
-    )
+    step.add_methods(parser)
     report.add_output(parser)
 
 
@@ -44,12 +43,12 @@ def main(args: argparse.Namespace) -> int:
     if "kernels" in what:
         cases = [case for case in all_cases() if args.only in f"{case.op}, {case.shape}"]
         found["kernels"] = []
-        with report.progress("kernels", len(cases)) as done:
+        with progress("kernels", len(cases)) as done:
             for case in cases:
                 found["kernels"].append(checks.check_case(case, random_arrays(case)))
                 done(case.op)
     if "steps" in what:
-        with report.progress("steps", len(methods)) as done:
+        with progress("steps", len(methods)) as done:
             found["steps"] = checks.check_steps(args.arguments.config, methods, done)
     if "card" in what and (card := present_card()) is not None:
         found["card"] = checks.compare_cards(card)

@@ -18,16 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pbr_jax.bench import report, timing
+from pbr_jax.bench import report
 from pbr_jax.bench.cases import attention as attention_cases
 from pbr_jax.bench.cases import fused as fused_cases
 from pbr_jax.bench.cases import optimizer as optimizer_cases
 from pbr_jax.bench.cases import product as product_cases
 from pbr_jax.bench.cases import weight_gradient
 from pbr_jax.bench.cases.case import BenchCase
-from pbr_jax.bench.timing import Ceilings
 from pbr_jax.gpu import find_card
 from pbr_jax.gpu.kernels import kernel_use
+from pbr_jax.measure import timing
+from pbr_jax.measure.timing import Ceilings
+from pbr_jax.runs.progress import progress
 
 SOURCES: tuple[Callable[[], list[BenchCase]], ...] = (
     weight_gradient.bench_cases,
@@ -60,7 +62,7 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"--only {args.only}: no case has this in its name; there are {names}")
     report.check_rounds(args.rounds)
     if args.card is None and jax.default_backend() == "gpu":
-        with report.progress("kernels", len(cases)) as done:
+        with progress("kernels", len(cases)) as done:
             found = report.origin(args) | times(cases, args.rounds, done)
         return report.finish(args, found, _show_times)
     if args.card is None and not args.json:

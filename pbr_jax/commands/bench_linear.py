@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from pbr_jax.bench import linear, report
+from pbr_jax.runs.progress import progress
 
 _KEEPS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 
@@ -47,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
     if min(shape) < 1:
         raise ValueError(f"--shape {' '.join(map(str, shape))}: must be 1 or more each")
     samples = len(args.keeps) * len(linear.PASSES) * len(linear.VARIANTS) * (args.rounds + 2)
-    with report.progress("linear layer", samples) as done:
+    with progress("linear layer", samples) as done:
         measured = linear.measure(shape, args.keeps, args.dtype, args.rounds, done)
     found = report.origin(args) | {"shape": shape, "dtype": args.dtype} | measured
     if args.figure:

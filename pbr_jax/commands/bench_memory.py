@@ -11,22 +11,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from pbr_jax.bench import live, report, step
+from pbr_jax.runs.progress import progress
 from pbr_jax.settings.flags import add_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     add_config(parser)
-    parser.add_argument(
-        "--methods", default=",".join(step.METHODS), help="names, joined by commas; default: all"
-    )
+    step.add_methods(parser)
     report.add_output(parser)
 
 
 def main(args: argparse.Namespace) -> int:
     """Measures, then prints one table."""
     methods = step.checked_methods(args.methods)
-    with report.progress("memory", len(methods)) as done:
+    with progress("memory", len(methods)) as done:
         measured = live.measure(args.arguments.config, methods, done)
     return report.finish(args, report.origin(args) | measured, _show)
 

@@ -16,15 +16,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from pbr_jax.bench import report, step
+from pbr_jax.runs.progress import progress
 from pbr_jax.settings.flags import add_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     add_config(parser)
-    parser.add_argument(
-        "--methods", default=",".join(step.METHODS), help="names, joined by commas; default: all"
-    )
+    step.add_methods(parser)
     report.add_arguments(parser, rounds=11)
 
 
@@ -32,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
     """Measures, then prints one table."""
     config, methods = args.arguments.config, step.checked_methods(args.methods)
     report.check_rounds(args.rounds)
-    with report.progress("train step", len(methods) * (args.rounds + 3)) as done:
+    with progress("train step", len(methods) * (args.rounds + 3)) as done:
         measured = step.measure(config, methods, args.rounds, done)
     found = report.origin(args) | measured
     return report.finish(args, found, _show)

@@ -10,7 +10,6 @@ goes on where an interrupted one was. Table, CSV, JSON and plots are in the fold
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import json
 import os
@@ -28,14 +27,15 @@ import rich.progress
 import rich.table
 
 from pbr_jax import __version__, data
-from pbr_jax.compare import table as comparison
 from pbr_jax.compare import trials
+from pbr_jax.compare.steps import memory_in_own_process, time_against
+from pbr_jax.compare.table import HEADER, Comparison, Result, cells, csv_text, markdown
 from pbr_jax.configs.common import Config
 from pbr_jax.gpu import gpu_is_present
-from pbr_jax.memory.fit import with_method
-from pbr_jax.runs.metrics import write_atomically
+from pbr_jax.runs.files import write_text
+from pbr_jax.runs.progress import make_bar
 from pbr_jax.settings import load as configuration
-from pbr_jax.settings.rules import method_fault
+from pbr_jax.settings.variants import split_methods, with_method
 from pbr_jax.training.inputs import load_data
 
 _WIDE = 104  # characters that the whole table takes
@@ -65,63 +65,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Measures what is missing, then prints and writes the table."""
     config = args.arguments.config
-    methods = _checked(args.methods.split(","), args.seeds)
+    methods, faults = split_methods(args.methods)
+    if args.seeds < 1:
+        faults.append(f"--seeds {args.seeds}: must be 1 or more")
+    if faults:
+        raise ValueError("\n".join(faults))
     out = args.out or Path("runs") / f"compare-{config.name}"
-    peaks = _measured_peaks(config, methods) if gpu_is_present() else {}
-    book = comparison.Comparison(out / "comparison.json", _setting(config))
+    runs = {method: with_method(config, method, keep_plan=True) for method in ("full", *methods)}
+    # Before this process touches the GPU, whose memory it would take.
+    peaks = {m: memory_in_own_process(runs[m])["running"] for m in methods if gpu_is_present()}
+    comparison = Comparison(out / "comparison.json", _setting(config))
     for method, peak in peaks.items():
-        book.record_cost(method, measured_peak_bytes=peak)
+        if peak is not None:
+            comparison.record_cost(method, measured_peak_bytes=peak)
     dataset = load_data(config)
-    with _display(book, methods, args.json) as progress:
+    with _display(comparison, methods, args.json) as progress:
         costs = progress.add_task("time and memory", total=len(methods))
 
         @functools.cache
-        def contestant(method: str) -> trials.Contestant:
-            return trials.prepare(_by(method, config))
+        def prepared(method: str) -> trials.Prepared:
+            return trials.prepare(runs[method])
 
-        for method in ("full", *(m for m in methods if m != "full")):
-            if not book.has_cost(method):
-                _record_cost(book, contestant("full"), contestant(method), dataset)
+        for method in runs:
+            if not comparison.has_cost(method):
+                _record_cost(comparison, prepared("full"), prepared(method), dataset)
             progress.advance(costs, method in methods)
-        runs = [(m, seed) for seed in _seeds(config, args.seeds) for m in methods]
-        training = progress.add_task("training", total=len(runs) * config.steps)
-        for i, (method, seed) in enumerate(runs):
-            if not book.has_trial(method, seed):
+        # Seed by seed, so that an interrupted comparison has whole seeds to pair.
+        seeds = range(config.seed, config.seed + args.seeds)
+        pairs = [(method, seed) for seed in seeds for method in methods]
+        training = progress.add_task("training", total=len(pairs) * config.steps)
+        for i, (method, seed) in enumerate(pairs):
+            if not comparison.has_trial(method, seed):
                 progress.update(training, description=f"{method}, seed {seed}")
                 folder = out / "checkpoints" / f"{method.replace('/', '-')}-{seed}"
 
                 def on_step(step: int, done: int = i * config.steps) -> None:
                     progress.update(training, completed=done + step)
 
-                trial = trials.run_trial(contestant(method), seed, dataset, folder, on_step)
-                book.record_trial(method, seed, trial)
+                trial = trials.run_trial(prepared(method), seed, dataset, folder, on_step)
+                comparison.record_trial(method, seed, trial)
             progress.update(training, completed=(i + 1) * config.steps)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    rows = book.rows(methods)
-    _write(book, rows, out)
+    results = comparison.results(methods)
+    _write(comparison, results, out)
     if args.json:
-        print(json.dumps({**book.content["setting"], "rows": [row._asdict() for row in rows]}))
+        print(json.dumps({**comparison.content["setting"], "rows": [r._asdict() for r in results]}))
     else:
-        print(f"{_how_measured(book)}\nTable, CSV, JSON and plots: {out}")
+        print(f"{_how_measured(comparison)}\nTable, CSV, JSON and plots: {out}")
     return 0
-
-
-def _checked(methods: Sequence[str], seeds: int) -> list[str]:
-    faults = [f"--methods {name}: {fault}" for name in methods if (fault := method_fault(name))]
-    if seeds < 1:
-        faults.append(f"--seeds {seeds}: must be 1 or more")
-    if faults:
-        raise ValueError("\n".join(faults))
-    return list(dict.fromkeys(methods))
-
-
-def _seeds(config: Config, count: int) -> range:
-    return range(config.seed, config.seed + count)
-
-
-def _by(method: str, config: Config) -> Config:
-    """The run by another method; what does not prune is not told how, the plan is for all."""
-    return dataclasses.replace(with_method(config, method), plan=config.plan)
 
 
 def _setting(config: Config) -> dict[str, Any]:
@@ -134,33 +125,24 @@ def _setting(config: Config) -> dict[str, Any]:
     return {"config": tree, "versions": versions, "device": device, "cores": os.cpu_count()}
 
 
-def _measured_peaks(config: Config, methods: Sequence[str]) -> dict[str, int]:
-    """Before this process touches the GPU: each in a process of its own."""
-    found = {m: trials.measured_peak(_by(m, config)) for m in methods}
-    return {method: peak for method, peak in found.items() if peak is not None}
-
-
 def _record_cost(
-    book: comparison.Comparison,
-    full: trials.Contestant,
-    one: trials.Contestant,
-    dataset: data.Dataset,
+    comparison: Comparison, full: trials.Prepared, one: trials.Prepared, dataset: data.Dataset
 ) -> None:
     batch = next(trials.train_batches(one.config, dataset))
-    timing = trials.time_against(full, one, batch)
-    book.record_cost(
+    seconds, to_full = time_against(full, one, batch)
+    comparison.record_cost(
         one.config.method,
-        activation_bytes=one.activation_bytes,
+        activation_bytes=one.use.activations,
         compiled_peak_bytes=one.peak_bytes,
-        seconds_per_step=timing.seconds,
-        time_to_full=1.0 if one is full else timing.to_full,
-        time_to_full_quartiles=timing.spread,
+        seconds_per_step=seconds.median,
+        time_to_full=1.0 if one is full else to_full.median,
+        time_to_full_quartiles=(to_full.low, to_full.high),
     )
 
 
-def _how_measured(book: comparison.Comparison) -> str:
-    setting, measured = book.content["setting"], "measured_peak_bytes"
-    live = any(measured in cost for cost in book.content["costs"].values())
+def _how_measured(comparison: Comparison) -> str:
+    setting, measured = comparison.content["setting"], "measured_peak_bytes"
+    live = any(measured in cost for cost in comparison.content["costs"].values())
     return (
         f"Device: {setting['device']}, jax {setting['versions']['jax']}. Peak memory: "
         + ("measured, each in a process of its own" if live else "the compiler's plan of the step")
@@ -172,22 +154,16 @@ def _how_measured(book: comparison.Comparison) -> str:
 
 @contextlib.contextmanager
 def _display(
-    book: comparison.Comparison, methods: Sequence[str], as_json: bool
+    comparison: Comparison, methods: Sequence[str], as_json: bool
 ) -> Iterator[rich.progress.Progress]:
     """The table, which fills as results come in, above a progress bar."""
     console = rich.console.Console(file=sys.stderr if as_json else sys.stdout, highlight=False)
     if not console.is_terminal:
         console.width = _WIDE
-    progress = rich.progress.Progress(
-        "{task.description}",
-        rich.progress.BarColumn(),
-        rich.progress.TaskProgressColumn(),
-        rich.progress.TimeRemainingColumn(),
-        console=console,
-    )
+    progress = make_bar(console)
 
     def table() -> rich.table.Table:
-        return _table(book.rows(methods), narrow=console.width < _WIDE)
+        return _table(comparison.results(methods), narrow=console.width < _WIDE)
 
     if not console.is_terminal:
         yield progress  # not started: it prints nothing
@@ -201,23 +177,23 @@ def _display(
             progress.remove_task(task)
 
 
-def _table(rows: Sequence[comparison.Row], narrow: bool) -> rich.table.Table:
+def _table(results: Sequence[Result], narrow: bool) -> rich.table.Table:
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     hidden = ("saved", "gap to full") if narrow else ()
-    shown = [i for i, title in enumerate(comparison.HEADER) if title not in hidden]
+    shown = [i for i, title in enumerate(HEADER) if title not in hidden]
     for i in shown:
-        table.add_column(comparison.HEADER[i], justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        cells = comparison.cells(row)
-        table.add_row(*(cells[i] for i in shown))
+        table.add_column(HEADER[i], justify="right" if i else "left", no_wrap=True)
+    for result in results:
+        row = cells(result)
+        table.add_row(*(row[i] for i in shown))
     return table
 
 
-def _write(book: comparison.Comparison, rows: Sequence[comparison.Row], out: Path) -> None:
-    from pbr_jax.compare import figures as comparison_figures
+def _write(comparison: Comparison, results: Sequence[Result], out: Path) -> None:
+    from pbr_jax.compare import figures
 
-    write_atomically(out / "comparison.md", f"{comparison.markdown(rows)}\n{_how_measured(book)}\n")
-    write_atomically(out / "comparison.csv", comparison.csv_text(rows))
-    comparison_figures.frontier(rows, out / "frontier.png")
-    methods = [row.method for row in rows]
-    comparison_figures.curves(book.content["trials"], methods, out / "curves.png")
+    write_text(out / "comparison.md", f"{markdown(results)}\n{_how_measured(comparison)}\n")
+    write_text(out / "comparison.csv", csv_text(results))
+    figures.frontier(results, out / "frontier.png")
+    methods = [result.method for result in results]
+    figures.curves(comparison.content["trials"], methods, out / "curves.png")

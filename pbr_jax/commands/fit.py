@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 
 import rich.console
-import rich.progress
 
 from pbr_jax.configs.common import SIZE, Config, size_in_bytes
 from pbr_jax.gpu import (
@@ -30,6 +29,7 @@ from pbr_jax.gpu import (
 from pbr_jax.memory import fit
 from pbr_jax.memory.budget import RESERVE, measure_for
 from pbr_jax.memory.table import Table, print_table, to_json, to_markdown
+from pbr_jax.runs.progress import progress
 from pbr_jax.settings.flags import add_config
 from pbr_jax.settings.load import ConfigError
 from pbr_jax.settings.rules import method_fault
@@ -124,16 +124,5 @@ def _card(gpu: str | None, file: Path | None) -> Card:
 
 
 def _find(config: Config, names: list[str], card: Card, reserve: int, measure) -> list[fit.Row]:
-    columns = (
-        rich.progress.SpinnerColumn(),
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(None),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeElapsedColumn(),
-    )
-    console = rich.console.Console(stderr=True)
-    with rich.progress.Progress(*columns, console=console, transient=True, expand=True) as bar:
-        task = bar.add_task(f"methods on {card.name}", total=len(names))
-        return fit.find_rows(
-            config, names, card, reserve, measure, done=lambda row: bar.advance(task)
-        )
+    with progress(f"methods on {card.name}", len(names)) as done:
+        return fit.find_rows(config, names, card, reserve, measure, lambda row: done(row.method))

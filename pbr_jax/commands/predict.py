@@ -15,16 +15,14 @@ import csv
 import dataclasses
 import io
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-
-import rich.console
-import rich.progress
 
 from pbr_jax.configs.common import Config
 from pbr_jax.data import Prepare, unlabelled
-from pbr_jax.runs.metrics import write_atomically
+from pbr_jax.runs.files import write_text
 from pbr_jax.runs.predict import Prediction, predict
+from pbr_jax.runs.progress import progress
 from pbr_jax.runs.run import open_run
 from pbr_jax.settings.flags import add_run
 from pbr_jax.training.inputs import make_inputs
@@ -59,14 +57,15 @@ def main(args: argparse.Namespace) -> int:
         faults.append if args.skip else None,
     )
     try:
-        text = as_csv(_progress(predictions, len(examples)), run.class_names, args.top)
+        with progress("predicting", len(examples)) as done:
+            text = as_csv(_telling(done, predictions), run.class_names, args.top)
     except ValueError as error:
         advice = "Nothing was written. --skip leaves out what cannot be used."
         raise ValueError(f"{error}\n{advice}") from error
     if args.csv is None:
         sys.stdout.write(text)
     else:
-        write_atomically(args.csv, text)
+        write_text(args.csv, text)
     for fault in faults:
         print(f"skipped: {fault}", file=sys.stderr)
     where = "" if args.csv is None else f"; wrote {args.csv}"
@@ -99,9 +98,10 @@ def as_csv(predictions: Iterable[Prediction], class_names: Sequence[str], top: i
     return text.getvalue()
 
 
-def _progress(predictions: Iterable[Prediction], total: int) -> Iterable[Prediction]:
-    """The same, with a bar on standard error if that is a terminal."""
-    console = rich.console.Console(stderr=True)
-    return rich.progress.track(
-        predictions, "predicting", total, console=console, disable=not console.is_terminal
-    )
+def _telling(
+    done: Callable[[str], None], predictions: Iterable[Prediction]
+) -> Iterator[Prediction]:
+    """The same predictions; `done` is told the name of each."""
+    for prediction in predictions:
+        done(prediction.name)
+        yield prediction

@@ -18,7 +18,6 @@ import jax
 from pbr_jax.configs.common import Config
 from pbr_jax.gpu import memory as compiled_memory
 from pbr_jax.memory.budget import explain_out_of_memory, settle
-from pbr_jax.memory.fit import with_method
 from pbr_jax.memory.use import MemoryUse, memory_use
 from pbr_jax.report.page import write_report
 from pbr_jax.runs import metrics, run
@@ -30,6 +29,7 @@ from pbr_jax.settings import flags
 from pbr_jax.settings import load as settings
 from pbr_jax.settings.flags import Arguments
 from pbr_jax.settings.unused import unused
+from pbr_jax.settings.variants import with_method
 from pbr_jax.training import from_config
 from pbr_jax.training.inputs import load_data, make_inputs
 from pbr_jax.training.loop import train

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from pbr_jax.compare.table import Row
+from pbr_jax.compare.table import Result
 
 _STYLE: Any = {
     "font.size": 9,
@@ -27,28 +27,28 @@ _STYLE: Any = {
 _DPI = 150
 
 
-def frontier(rows: Sequence[Row], path: Path) -> None:
+def frontier(results: Sequence[Result], path: Path) -> None:
     """Peak memory against time per step, both relative to full fine-tuning, accuracy as colour.
 
     Left of and below the lines at 1 is better than full fine-tuning in time and in memory.
     """
-    known = [row for row in rows if row.time_to_full and row.memory_to_full]
+    known = [result for result in results if result.time_to_full and result.memory_to_full]
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(7.6, 4.8), layout="constrained")
         axes = figure.subplots()
         axes.axvline(1, color="#8b93a1", linewidth=0.8)
         axes.axhline(1, color="#8b93a1", linewidth=0.8)
-        x = np.array([row.time_to_full for row in known])
-        y = np.array([row.memory_to_full for row in known])
-        scored = np.array([row.accuracy is not None for row in known], bool)
-        accuracy = np.array([100 * row.accuracy for row in known if row.accuracy is not None])
+        x = np.array([result.time_to_full for result in known])
+        y = np.array([result.memory_to_full for result in known])
+        scored = np.array([result.accuracy is not None for result in known], bool)
+        accuracy = np.array([100 * r.accuracy for r in known if r.accuracy is not None])
         if scored.any():
             points = axes.scatter(
                 x[scored], y[scored], c=accuracy, cmap="viridis", s=60, zorder=3, edgecolor="white"
             )
             figure.colorbar(points, label="test accuracy, %")
         axes.scatter(x[~scored], y[~scored], s=50, zorder=3, facecolor="none", edgecolor="#555")
-        _label(axes, [row.method for row in known], x, y)
+        _label(axes, [result.method for result in known], x, y)
         axes.set_title("Memory against time, full fine-tuning = 1")
         axes.set_xlabel("time per step")
         axes.set_ylabel("peak memory")

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 from scipy import stats
 
 from pbr_jax.runs.console import format_bytes, format_seconds
-from pbr_jax.runs.metrics import write_json
+from pbr_jax.runs.files import write_json
 
 
-class Row(NamedTuple):
+class Result(NamedTuple):
     """A line of the table; None where something was not measured (yet).
 
     Attributes:
@@ -98,15 +98,15 @@ class Comparison:
         """Whether this run is finished."""
         return str(seed) in self.content["trials"].get(method, {})
 
-    def rows(self, methods: Iterable[str]) -> list[Row]:
+    def results(self, methods: Iterable[str]) -> list[Result]:
         """The table as far as it is known."""
-        return [self._row(method) for method in methods]
+        return [self._result(method) for method in methods]
 
     def _save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.content)
 
-    def _row(self, method: str) -> Row:
+    def _result(self, method: str) -> Result:
         costs, trials = self.content["costs"], self.content["trials"]
         cost, full, backrazor = (costs.get(m, {}) for m in (method, "full", "backrazor"))
         runs, full_runs = trials.get(method, {}), trials.get("full", {})
@@ -116,7 +116,7 @@ class Comparison:
         source = "measured_peak_bytes"
         if None in (cost.get(source), full.get(source)):
             source = "compiled_peak_bytes"
-        return Row(
+        return Result(
             method=method,
             activation_bytes=cost.get("activation_bytes"),
             compiled_peak_bytes=cost.get("compiled_peak_bytes"),
@@ -156,8 +156,8 @@ HEADER = (
 )
 
 
-def cells(row: Row) -> list[str]:
-    """A row as text; what is not known is a hyphen."""
+def cells(result: Result) -> list[str]:
+    """A result as text; what is not known is a hyphen."""
 
     def show(value, form):
         return "-" if value is None else form(value)
@@ -165,19 +165,19 @@ def cells(row: Row) -> list[str]:
     def ratio(value):
         return f"{value:.2f}"
 
-    accuracy = show(row.accuracy, lambda a: f"{100 * a:.2f}")
-    gap = show(row.gap, lambda g: f"{100 * g:+.2f}")
-    peak = row.measured_peak_bytes or row.compiled_peak_bytes
+    accuracy = show(result.accuracy, lambda a: f"{100 * a:.2f}")
+    gap = show(result.gap, lambda g: f"{100 * g:+.2f}")
+    peak = result.measured_peak_bytes or result.compiled_peak_bytes
     return [
-        row.method,
-        show(row.activation_bytes, format_bytes),
+        result.method,
+        show(result.activation_bytes, format_bytes),
         show(peak, format_bytes),
-        show(row.memory_to_full, ratio),
-        show(row.seconds_per_step, format_seconds),
-        show(row.time_to_full, ratio),
-        show(row.time_to_backrazor, ratio),
-        accuracy + show_spread(row.accuracy_std),
-        "" if row.method == "full" else gap + show_spread(row.gap_interval),
+        show(result.memory_to_full, ratio),
+        show(result.seconds_per_step, format_seconds),
+        show(result.time_to_full, ratio),
+        show(result.time_to_backrazor, ratio),
+        accuracy + show_spread(result.accuracy_std),
+        "" if result.method == "full" else gap + show_spread(result.gap_interval),
     ]
 
 
@@ -186,16 +186,16 @@ def show_spread(value: float | None) -> str:
     return "" if value is None else f" ± {100 * value:.2f}"
 
 
-def markdown(rows: Iterable[Row]) -> str:
+def markdown(results: Iterable[Result]) -> str:
     """The table in Markdown."""
-    lines = [HEADER, ("---",) * len(HEADER), *map(cells, rows)]
+    lines = [HEADER, ("---",) * len(HEADER), *map(cells, results)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def csv_text(rows: Iterable[Row]) -> str:
+def csv_text(results: Iterable[Result]) -> str:
     """The table in CSV, in bytes, seconds and fractions."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(Row._fields)
-    writer.writerows(["" if v is None else v for v in row] for row in rows)
+    writer.writerow(Result._fields)
+    writer.writerows(["" if v is None else v for v in result] for result in results)
     return out.getvalue()

@@ -1,17 +1,13 @@
-"""Methods side by side: compiled once each, timed in turn, trained on the same data and seeds."""
+"""Methods compiled once each and trained on the same data and seeds."""
 
 import dataclasses
-import multiprocessing
-import os
 import shutil
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from pbr_jax import data
 from pbr_jax.configs.common import Config
@@ -23,13 +19,10 @@ from pbr_jax.training.begin import begin, compile_step
 from pbr_jax.training.inputs import make_inputs
 from pbr_jax.training.loop import Observer, train
 from pbr_jax.training.state import TrainState
-from pbr_jax.training.step import Batch, StepMetrics
-
-_ROUNDS = (5, 40)  # fewest and most
-_SECONDS = 4.0  # spent on timing one method, if the fewest rounds allow
+from pbr_jax.training.step import StepMetrics
 
 
-class Contestant(NamedTuple):
+class Prepared(NamedTuple):
     """A method that is ready to run: one compilation serves its timing and all of its seeds.
 
     Attributes:
@@ -47,9 +40,11 @@ class Contestant(NamedTuple):
     peak_bytes: int
 
     @property
-    def activation_bytes(self) -> int:
-        """Saved between forward and backward pass."""
-        return self.use.activations
+    def planned(self) -> dict[str, int]:
+        """Bytes that a step saves for its backward pass, and the compiler's plan of it."""
+        need = compiled_memory(self.step)
+        saved = {"saved_bytes": self.use.activations}
+        return {**saved, **need._asdict(), "peak_bytes": need.peak_bytes}
 
 
 class Point(NamedTuple):
@@ -68,49 +63,15 @@ class Trial(NamedTuple):
     curve: list[Point]
 
 
-class Timing(NamedTuple):
-    """Seconds per step, and their ratio to full fine-tuning within each round."""
-
-    seconds: float  # median
-    to_full: float  # median of the ratios
-    spread: tuple[float, float]  # their quartiles
-
-
-def prepare(config: Config) -> Contestant:
+def prepare(config: Config) -> Prepared:
     """Builds and compiles `config` for the device at hand."""
     parts = from_config.build(config)
     step, use = compile_step(config, parts), memory_use(config)
-    return Contestant(config, parts, step, use, compiled_memory(step).peak_bytes)
-
-
-def time_against(full: Contestant, other: Contestant, batch: Batch) -> Timing:
-    """Times both in turn, so that a drift of the machine cancels in the ratio."""
-    pair = [full, other]
-    states = [_warm(contestant, batch) for contestant in pair]
-    spent: list[list[float]] = [[], []]
-    began = time.perf_counter()
-    while len(spent[0]) < _ROUNDS[0] or (
-        len(spent[0]) < _ROUNDS[1] and time.perf_counter() - began < _SECONDS
-    ):
-        for i, contestant in enumerate(pair):
-            start = time.perf_counter()
-            states[i], _ = contestant.step(states[i], batch)
-            jax.block_until_ready(states[i])
-            spent[i].append(time.perf_counter() - start)
-    ratios = [b / a for a, b in zip(*spent, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return Timing(statistics.median(spent[1]), middle, (low, high))
-
-
-def _warm(contestant: Contestant, batch: Batch) -> Any:
-    params = from_config.random_params(contestant.config, contestant.parts.model)
-    state = from_config.new_state(contestant.config, contestant.parts, params)
-    state, _ = contestant.step(state, batch)
-    return jax.block_until_ready(state)
+    return Prepared(config, parts, step, use, compiled_memory(step).peak_bytes)
 
 
 def run_trial(
-    contestant: Contestant,
+    contestant: Prepared,
     seed: int,
     dataset: data.Dataset,
     folder: Path,
@@ -186,25 +147,3 @@ def train_batches(config: Config, dataset: data.Dataset) -> data.TrainBatches:
     return data.TrainBatches(
         dataset.train, make_inputs(config), config.batch_size, config.seed, config.data.workers
     )
-
-
-def measured_peak(config: Config) -> int | None:
-    """Peak bytes in use on the accelerator after two steps in a process of their own, or None.
-
-    Call it before this process has used its accelerator: a GPU's memory would be taken.
-    """
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_measure_peak, (config,))
-
-
-def _measure_peak(config: Config) -> int | None:
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    if jax.local_devices()[0].memory_stats() is None:
-        return None
-    contestant = prepare(config)
-    specs = from_config.batch_specs(config)
-    batch = {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
-    state = _warm(contestant, batch)
-    jax.block_until_ready(contestant.step(state, batch))
-    return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]

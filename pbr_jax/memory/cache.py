@@ -11,12 +11,12 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import tempfile
 from pathlib import Path
 
 from pbr_jax.configs.common import Config
 from pbr_jax.gpu import Card, MemoryReport, target_config
 from pbr_jax.memory.fit import Measure
+from pbr_jax.runs.files import write_text
 from pbr_jax.settings.rules import settings
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -42,7 +42,8 @@ def cached(measure: Measure, card: Card, folder: Path) -> Measure:
         if found is None:
             found = measure(config)
             with contextlib.suppress(OSError):
-                _write(path, json.dumps({"key": key, "report": found._asdict()}))
+                folder.mkdir(parents=True, exist_ok=True)
+                write_text(path, json.dumps({"key": key, "report": found._asdict()}))
         return found
 
     return remembered
@@ -83,15 +84,3 @@ def _read(path: Path, key: str) -> MemoryReport | None:
         return MemoryReport(**{name: int(size) for name, size in found["report"].items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

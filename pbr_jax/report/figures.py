@@ -104,9 +104,9 @@ def memory(uses: Mapping[str, MemoryUse], compiled_peak: int | None, compiled_pe
     """Stacked bars of the bytes by purpose, a row per method.
 
     Args:
-        uses: Row -> bytes by purpose, first row on top.
-        compiled_peak: Bytes, a mark on the row `compiled_peak_row`; None for no mark.
-        compiled_peak_row: One of `uses`.
+      uses: Row -> bytes by purpose, first row on top.
+      compiled_peak: Bytes, a mark on the row `compiled_peak_row`; None for no mark.
+      compiled_peak_row: One of `uses`.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 0.95 + 0.42 * len(uses)), layout="constrained")

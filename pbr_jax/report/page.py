@@ -15,7 +15,8 @@ import numpy as np
 
 from pbr_jax.memory.use import MemoryUse
 from pbr_jax.runs.console import format_bytes, format_ratio, format_seconds
-from pbr_jax.runs.metrics import read_metrics, write_atomically
+from pbr_jax.runs.files import write_text
+from pbr_jax.runs.metrics import read_metrics
 
 
 class Columns(NamedTuple):
@@ -35,7 +36,7 @@ def write_report(workdir: Path | str) -> Path:
     fields of a `MemoryUse`, of this run and of full fine-tuning.
 
     Raises:
-        ValueError: `workdir` is no work directory, or a file in it is damaged.
+      ValueError: `workdir` is no work directory, or a file in it is damaged.
     """
     workdir = Path(workdir)
     config = _read_json(workdir / "config.json")
@@ -46,7 +47,7 @@ def write_report(workdir: Path | str) -> Path:
         )
     path = workdir / "report.html"
     summary = _read_json(workdir / "summary.json") or {}
-    write_atomically(path, _page(config, summary, read_metrics(workdir), read_columns(workdir)))
+    write_text(path, _page(config, summary, read_metrics(workdir), read_columns(workdir)))
     return path
 
 
@@ -63,7 +64,7 @@ def read_columns(workdir: Path | str) -> Columns | None:
     """The content of `pruning.npz`, None when there is no such file.
 
     Raises:
-        ValueError: an array is missing or has another shape than its neighbours.
+      ValueError: an array is missing or has another shape than its neighbours.
     """
     path = Path(workdir) / "pruning.npz"
     if not path.is_file():

@@ -18,7 +18,9 @@ import rich.table
 from rich.text import Text
 
 from pbr_jax.gpu import MemoryReport
+from pbr_jax.measure.memory import memory_limit, peak_in_use
 from pbr_jax.memory.use import MemoryUse
+from pbr_jax.runs.progress import make_bar
 from pbr_jax.training.loop import Observer
 from pbr_jax.training.state import TrainState
 from pbr_jax.training.step import StepMetrics
@@ -67,9 +69,9 @@ def format_ratio(mine: float, full: float) -> str:
 
 def memory_in_use() -> str:
     """The largest memory use so far: of the accelerator, or of this process where there is none."""
-    statistics = jax.local_devices()[0].memory_stats()
-    if statistics:
-        return f"GPU {format_bytes(statistics['peak_bytes_in_use'])}"
+    peak = peak_in_use()
+    if peak is not None:
+        return f"GPU {format_bytes(peak)}"
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
@@ -83,12 +85,12 @@ class Console(Observer):
     `message`. Ordinary prints inside the context appear above the bar.
 
     Args:
-        steps: Steps of the whole run.
-        file: Where to print, standard output by default.
-        live: Whether to draw a bar; None decides by whether `file` is a terminal.
-        memory: Called now and then for the text about memory.
-        clock: Seconds, for the pauses between lines when there is no bar.
-        pause: Seconds between two lines of progress when there is no bar.
+      steps: Steps of the whole run.
+      file: Where to print, standard output by default.
+      live: Whether to draw a bar; None decides by whether `file` is a terminal.
+      memory: Called now and then for the text about memory.
+      clock: Seconds, for the pauses between lines when there is no bar.
+      pause: Seconds between two lines of progress when there is no bar.
     """
 
     def __init__(
@@ -112,7 +114,11 @@ class Console(Observer):
 
     def __enter__(self) -> Self:
         if self._live:
-            self._bar = _progress(self._out)
+            fixed = rich.table.Column(no_wrap=True)
+            note = rich.progress.TextColumn(
+                "{task.fields[note]}", markup=False, table_column=fixed.copy()
+            )
+            self._bar = make_bar(self._out, _Pace(table_column=fixed), note)
             self._task = self._bar.add_task("", total=self._steps, note="")
             self._bar.start()
         return self
@@ -137,10 +143,10 @@ class Console(Observer):
         """What the run will use, and what full fine-tuning would use.
 
         Args:
-            title: One line, such as "digits · 1200 steps of 64 examples · 0.45 M parameters".
-            method: Name of the row.
-            memory: Of this method, per step.
-            full: Of full fine-tuning; None when this is full fine-tuning.
+          title: One line, such as "digits · 1200 steps of 64 examples · 0.45 M parameters".
+          method: Name of the row.
+          memory: Of this method, per step.
+          full: Of full fine-tuning; None when this is full fine-tuning.
         """
         self.message(title, "bold")
         self._memory_row("memory", [*MemoryUse._fields, "total"], "dim")
@@ -152,11 +158,10 @@ class Console(Observer):
 
     def compiled(self, need: MemoryReport) -> None:
         """What the compiler plans for a step, before the first one."""
-        device = jax.local_devices()[0]
-        limit = (device.memory_stats() or {}).get("bytes_limit")
+        device, limit = jax.local_devices()[0].device_kind, memory_limit()
         self.message(
             f"{'compiled step':<20}temp {format_bytes(need.temp_bytes)}, peak "
-            f"{format_bytes(need.peak_bytes)} with state and batch, on {device.device_kind}"
+            f"{format_bytes(need.peak_bytes)} with state and batch, on {device}"
             + (f", where JAX has {format_bytes(limit)}" if limit else "")
         )
 
@@ -212,10 +217,10 @@ class Console(Observer):
         """Print the outcome, where it is, and what to try next.
 
         Args:
-            summary: As in `summary.json`, with `seconds`, the duration of the run, if known.
-            workdir: Place of the report and the checkpoints.
-            next_command: A command and what it shows.
-            full: Of full fine-tuning, to compare the activations with.
+          summary: As in `summary.json`, with `seconds`, the duration of the run, if known.
+          workdir: Place of the report and the checkpoints.
+          next_command: A command and what it shows.
+          full: Of full fine-tuning, to compare the activations with.
         """
         lines = []
         took = f" in {format_seconds(summary['seconds'])}" if summary.get("seconds") else ""
@@ -245,18 +250,6 @@ def _figures(metrics: Mapping[str, float]) -> list[str]:
     """The loss, and what a task counts beside it, which are shares."""
     shares = {name: value for name, value in metrics.items() if name not in _RATES}
     return [f"loss {metrics['loss']:.4f}", *(f"{n} {value:.1%}" for n, value in shares.items())]
-
-
-def _progress(out: rich.console.Console) -> rich.progress.Progress:
-    fixed = rich.table.Column(no_wrap=True)
-    return rich.progress.Progress(
-        rich.progress.BarColumn(None, table_column=rich.table.Column(ratio=1, min_width=4)),
-        rich.progress.MofNCompleteColumn(),
-        _Pace(table_column=fixed),
-        rich.progress.TextColumn("{task.fields[note]}", markup=False, table_column=fixed.copy()),
-        console=out,
-        expand=True,
-    )
 
 
 class _Pace(rich.progress.ProgressColumn):

@@ -1,11 +1,11 @@
 """How the policies moved during a run: `pruning.npz`, from which the report draws its picture."""
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
 
+from pbr_jax.runs.files import write_bytes
 from pbr_jax.training.loop import Observer
 from pbr_jax.training.selection import SelectorState
 from pbr_jax.training.state import TrainState
@@ -60,6 +60,4 @@ class PruningHistory(Observer):
             arrays[f"counts/{site}"] = np.asarray(policy.counts)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_bytes(buffer.getvalue())
-        os.replace(temporary, self._path)
+        write_bytes(self._path, buffer.getvalue())

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import PyTree
 
+from pbr_jax.runs.files import write_text
+
 FILE_NAME = "manifest.json"
 
 
@@ -76,12 +78,8 @@ def write(
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             files[name] = {"sha256": digest, "bytes": file.tell()}
     body = {"step": step, "metrics": metrics, "tree": tree, "files": files}
-    temporary = directory / f"{FILE_NAME}.tmp"
-    with temporary.open("w") as file:
-        json.dump({"body": body, "sha256": _digest(body)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(directory / FILE_NAME)
+    document = {"body": body, "sha256": _digest(body)}  # a metric may be NaN, as Python writes it
+    write_text(directory / FILE_NAME, json.dumps(document, indent=1))
 
 
 def read(directory: Path) -> Manifest:

@@ -8,12 +8,12 @@ checkpoint, so that every step has one record and a curve has no second branch.
 import csv
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from pbr_jax.runs.files import write_json, write_text
 from pbr_jax.training.loop import Observer
 from pbr_jax.training.state import TrainState
 
@@ -32,12 +32,12 @@ class MetricsWriter(Observer):
     """Appends records to `metrics.jsonl` and to TensorBoard events in `workdir`.
 
     Args:
-        workdir: Made if it does not exist.
-        resume_step: The step of the restored checkpoint: later records are removed. None starts a
-            new run: records of an earlier one are removed.
+      workdir: Made if it does not exist.
+      resume_step: The step of the restored checkpoint: later records are removed. None starts a
+        new run: records of an earlier one are removed.
 
     Raises:
-        ValueError: `metrics.jsonl` has a broken line before its last one.
+      ValueError: `metrics.jsonl` has a broken line before its last one.
     """
 
     def __init__(self, workdir: Path | str, resume_step: int | None = None):
@@ -49,7 +49,7 @@ class MetricsWriter(Observer):
         path = self.workdir / "metrics.jsonl"
         last = -1 if resume_step is None else resume_step
         kept = [record for record in read_metrics(workdir) if record["step"] <= last]
-        write_atomically(path, "".join(map(_line, kept)))
+        write_text(path, "".join(map(_line, kept)))
         self._file = path.open("a", encoding="utf-8")
         # TensorBoard itself hides events from purge_step on.
         self._events = SummaryWriter(str(self.workdir), purge_step=last + 1, flush_secs=10)
@@ -66,9 +66,9 @@ class MetricsWriter(Observer):
         """Append one record.
 
         Args:
-            metrics: Python numbers, among them `step`. One that is not finite is stored as null,
-                because JSON has no other form for it.
-            split: "train" for the metrics of a step, "test" for an evaluation.
+          metrics: Python numbers, among them `step`. One that is not finite is stored as null,
+            because JSON has no other form for it.
+          split: "train" for the metrics of a step, "test" for an evaluation.
         """
         self._file.write(_line({"split": split, **metrics}))
         self._file.flush()
@@ -100,7 +100,7 @@ def read_metrics(workdir: Path | str) -> list[dict[str, Any]]:
     A last line without its end was cut off when the run was killed, and is left out.
 
     Raises:
-        ValueError: naming the file and the line that is no record.
+      ValueError: naming the file and the line that is no record.
     """
     path = Path(workdir) / "metrics.jsonl"
     if not path.is_file():
@@ -144,7 +144,7 @@ def write_summary(workdir: Path | str, summary: Mapping[str, Any]) -> None:
     """Write `summary.json`: the keys of `SUMMARY_KEYS` and whatever else is useful.
 
     Raises:
-        ValueError: keys are missing, or the accuracy is no fraction; nothing is written.
+      ValueError: keys are missing, or the accuracy is no fraction; nothing is written.
     """
     missing = [name for name in SUMMARY_KEYS if name not in summary]
     if missing:
@@ -153,18 +153,3 @@ def write_summary(workdir: Path | str, summary: Mapping[str, Any]) -> None:
     if accuracy is not None and not 0 <= accuracy <= 1:
         raise ValueError(f"summary: accuracy = {accuracy} must be a fraction in [0, 1]")
     write_json(Path(workdir) / "summary.json", summary)
-
-
-def write_json(path: Path | str, tree: Mapping[str, Any]) -> None:
-    """Write JSON that is always whole: a reader sees the old file or the new one."""
-    write_atomically(path, json.dumps(tree, indent=2, allow_nan=False) + "\n")
-
-
-def write_atomically(path: Path | str, text: str) -> None:
-    """Replace the file at `path` by `text`; an interruption leaves the old file as it was."""
-    temporary = Path(f"{path}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

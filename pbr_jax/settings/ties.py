@@ -139,8 +139,8 @@ def _tokenizer(config: Config) -> list[str]:
     if data.source.kind != "text" or data.tokenizer is not None:
         return []
     return [
-        f"data.tokenizer = none: {data.name} is text; set it to the vocab.txt or tokenizer.json that"
-        " comes with the model's weights"
+        f"data.tokenizer = none: {data.name} is text; set it to the vocab.txt or tokenizer.json"
+        " that comes with the model's weights"
     ]
 
 

@@ -11,11 +11,10 @@ import pytest
 from measures import implemented
 
 from pbr_jax import cli
-from pbr_jax.bench import checks, exact, step
-from pbr_jax.bench.cases import attention as attention_cases
-from pbr_jax.bench.cases import weight_gradient
+from pbr_jax.bench import checks, exact
 from pbr_jax.bench.cases.case import BenchCase
 from pbr_jax.commands import bench_kernels
+from pbr_jax.compare import steps
 from pbr_jax.gpu import CARDS
 from pbr_jax.training import from_config
 
@@ -25,13 +24,24 @@ def check(case):
         return checks.check_case(case, bench_kernels.random_arrays(case))
 
 
+def small(op, *shapes, **changes):
+    """The first case of `op`, on arrays of these shapes."""
+    case = next(case for case in bench_kernels.all_cases() if op in f"{case.op}, {case.shape}")
+    args = tuple(a.update(shape=shape) for a, shape in zip(case.args, shapes, strict=True))
+    return case._replace(args=args, **changes)
+
+
+WEIGHT_GRADIENT = small("weight gradient, qkv", (40, 8), (40, 16))
+HEADS = (1, 12, 9, 64)
+
+
 @pytest.mark.parametrize(
     ("case", "results"),
     [
-        (weight_gradient._bench_case("small", 40, 8, 16), 2),
-        (weight_gradient._bench_case("small", 40, 8, 16, width=32), 2),
-        (attention_cases._forward("small", 1, 9), 1),
-        (attention_cases._both("small", 1, 9, residual="qkv"), 4),
+        (WEIGHT_GRADIENT, 2),
+        (small("unpacked", (40, 32), (40, 16), (8,), index_limit=32), 2),
+        (small("attention, forward, ", *[HEADS] * 3), 1),
+        (small("attention, forward and backward, qkv", *[HEADS] * 4), 4),
     ],
     ids=["packed", "unpacked", "forward", "both"],
 )
@@ -64,8 +74,8 @@ def test_a_wrong_kernel_fails(kind, error):
 
 
 def test_without_a_gpu_a_kernel_is_refused_and_nothing_failed():
-    case = weight_gradient._bench_case("small", 40, 8, 16)
-    found = checks.check_case(case, bench_kernels.random_arrays(case))
+    arrays = bench_kernels.random_arrays(WEIGHT_GRADIENT)
+    found = checks.check_case(WEIGHT_GRADIENT, arrays)
     assert found["passed"] is None and "needs a GPU" in found["refused"]
 
 
@@ -93,7 +103,7 @@ def test_a_step_of_a_padded_bert_has_the_gradient_of_a_plain_one_in_float64():
 def test_the_plain_vit_computes_what_ours_does():
     config = fakes.config("full")
     parts = from_config.build(config)
-    params, batch = step.random_params(config, parts), step.random_batch(config)
+    params, batch = steps.random_params(config, parts), steps.random_batch(config)
     ours = fakes.quick_jit(parts.model.apply)({"params": params}, batch["image"])
     with jax.numpy_rank_promotion("allow"):
         plain = fakes.quick_jit(lambda params: exact.vit_logits(config, params, batch))(params)
@@ -105,9 +115,9 @@ def test_a_gradient_that_is_wrong_in_a_moved_row_is_seen():
     moves = {"blocks": {"fc1": {"kernel": np.ones((1, 4, 2))}}, "head": np.ones(3)}
     kernel = moves["blocks"]["fc1"]["kernel"]
     kernel[0, 2] = 0  # a row that was not selected
-    assert checks._to_exact(moves, right) == 0
+    assert checks.error_where_moved(moves, right) == 0
     kernel[0, 1, 0] = 1.5
-    assert checks._to_exact(moves, right) == pytest.approx(0.5 / 3)
+    assert checks.error_where_moved(moves, right) == pytest.approx(0.5 / 3)
 
 
 def test_a_card_is_compared_field_by_field():

@@ -6,13 +6,6 @@ import pytest
 from pbr_jax.bench import live
 
 
-def test_without_a_device_that_reports_it_only_the_plan_is_known():
-    with fakes.quick_compiles():
-        found = live.measure_here(fakes.config("full", batch_size=2))
-    assert found["running"] is None and found["compiling"] is None
-    assert found["peak_bytes"] > found["temp_bytes"] > 0 and found["saved_bytes"] > 0
-
-
 def test_the_table_divides_use_by_plan():
     need = {"saved_bytes": 10**6, "temp_bytes": 2 * 10**6, "peak_bytes": 4 * 10**6}
     found = {

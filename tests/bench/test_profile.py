@@ -9,8 +9,8 @@ import pytest
 
 from pbr_jax import cli
 from pbr_jax.bench import profile
-from pbr_jax.bench.timing import Ceilings
 from pbr_jax.gpu.launches import Launch, Loop
+from pbr_jax.measure.timing import Ceilings
 
 CEILINGS = Ceilings(flops=1e12, bandwidth=1e9)
 

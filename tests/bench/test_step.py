@@ -1,15 +1,12 @@
-"""The step benchmark: random batches, memory by method, the table."""
+"""The step benchmark: memory by method, the table."""
 
 import json
 
 import fakes
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from pbr_jax import cli
 from pbr_jax.bench import step
-from pbr_jax.training import from_config
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +50,6 @@ def test_the_command_takes_settings_and_writes_what_was_measured(
     written = json.loads((tmp_path / "folder/step.json").read_text())
     assert written["seconds"] == found["seconds"]
     assert written["command"].startswith("pbr bench step --config configs/vit_b16.py ")
-
-
-@pytest.mark.parametrize("config", [fakes.config("full"), fakes.bert_config("full")])
-def test_a_batch_is_random_and_of_the_models_shapes(config):
-    batch = step.random_batch(config)
-    for name, spec in from_config.batch_specs(config).items():
-        assert batch[name].shape == spec.shape and batch[name].dtype == spec.dtype
-    assert np.unique(batch["label"]).size > 1
-    assert int(jnp.max(batch["label"])) < config.model.num_classes
-    if config.model.family == "bert":
-        np.testing.assert_array_equal(batch["lengths"], config.model.max_length)
-        assert np.unique(batch["tokens"]).size > 5
 
 
 def test_dense_flops_are_six_for_each_weight_and_token_and_attention():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pbr_jax import cli
-from pbr_jax.compare import trials
+from pbr_jax.compare import steps, trials
 
 WORDS = ["compare", "--config", "configs/digits.py:tiny", "--config.steps=3", "--seeds", "2"]
 WORDS += ["--config.pruning.keep=0.2"]  # which full fine-tuning has no use for
@@ -23,7 +23,7 @@ def compare(folder, *words):
 @pytest.fixture(scope="module")
 def finished(folder):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trials, "_SECONDS", 0.0)
+        patch.setattr(steps, "_SECONDS", 0.0)
         assert compare(folder) == 0
     return folder
 

@@ -13,43 +13,43 @@ SETTING = {"config": {"steps": 2}, "device": "cpu"}
 
 
 def trial(accuracy):
-    curve = [Point(1, 0.5, 2.0, accuracy / 2, 2.1), Point(2, 1.0, 1.0, accuracy, 1.2)]
+    curve = [Point(1, 0.5, 2.0, accuracy / 2), Point(2, 1.0, 1.0, accuracy)]
     return Trial(accuracy, curve)
 
 
 @pytest.fixture
-def book(tmp_path):
-    book = Comparison(tmp_path / "new" / "comparison.json", SETTING)
+def comparison(tmp_path):
+    comparison = Comparison(tmp_path / "new" / "comparison.json", SETTING)
     for method, peak, seconds, ratio in (
         ("full", 1000, 2.0, 1.0),
         ("backrazor", 500, 4.0, 2.0),
         ("fast", 250, 1.2, 0.6),
     ):
-        book.record_cost(
+        comparison.record_cost(
             method, compiled_peak_bytes=peak, seconds_per_step=seconds, time_to_full=ratio
         )
     for seed, (full, fast) in enumerate([(0.90, 0.91), (0.92, 0.91), (0.94, 0.95)]):
-        book.record_trial("full", seed, trial(full))
-        book.record_trial("fast", seed, trial(fast))
-    return book
+        comparison.record_trial("full", seed, trial(full))
+        comparison.record_trial("fast", seed, trial(fast))
+    return comparison
 
 
-def test_ratios_are_to_both_baselines(book):
-    fast = book.rows(["fast"])[0]
+def test_ratios_are_to_both_baselines(comparison):
+    fast = comparison.results(["fast"])[0]
     assert fast.memory_to_full == 0.25
     assert fast.time_to_full == 0.6
     assert fast.time_to_backrazor == pytest.approx(0.3)
 
 
-def test_measured_memory_counts_where_both_have_it(book):
-    book.record_cost("fast", measured_peak_bytes=600)
-    assert book.rows(["fast"])[0].memory_to_full == 0.25
-    book.record_cost("full", measured_peak_bytes=1200)
-    assert book.rows(["fast"])[0].memory_to_full == 0.5
+def test_measured_memory_counts_where_both_have_it(comparison):
+    comparison.record_cost("fast", measured_peak_bytes=600)
+    assert comparison.results(["fast"])[0].memory_to_full == 0.25
+    comparison.record_cost("full", measured_peak_bytes=1200)
+    assert comparison.results(["fast"])[0].memory_to_full == 0.5
 
 
-def test_gaps_are_paired_by_seed(book):
-    full, fast = book.rows(["full", "fast"])
+def test_gaps_are_paired_by_seed(comparison):
+    full, fast = comparison.results(["full", "fast"])
     assert (full.gap, fast.seeds) == (None, 3)
     assert fast.accuracy == pytest.approx(0.9233, abs=1e-4)
     assert fast.gap == pytest.approx(0.01 / 3)
@@ -61,28 +61,28 @@ def test_the_interval_is_students_t():
     assert half_interval([0.0, 2.0]) == pytest.approx(12.706 * math.sqrt(2) / math.sqrt(2), 1e-3)
 
 
-def test_what_is_not_known_is_left_out(book):
-    row = book.rows(["tiny"])[0]
+def test_what_is_not_known_is_left_out(comparison):
+    row = comparison.results(["tiny"])[0]
     assert row.seeds == 0
     assert cells(row)[1:-1] == ["-"] * 7
     assert csv_text([row]).splitlines()[1] == "tiny" + "," * 12 + "0"
 
 
-def test_both_texts_hold_every_row(book):
-    rows = book.rows(["full", "backrazor", "fast"])
+def test_both_texts_hold_every_row(comparison):
+    rows = comparison.results(["full", "backrazor", "fast"])
     assert [line.split()[1] for line in markdown(rows).splitlines()[2:]] == [r.method for r in rows]
     read = list(csv.DictReader(io.StringIO(csv_text(rows))))
     assert float(read[2]["time_to_full"]) == 0.6
     assert read[1]["accuracy"] == ""
 
 
-def test_the_file_goes_on_where_it_was(book):
-    again = Comparison(book.path, SETTING)
-    assert again.rows(["full", "fast"]) == book.rows(["full", "fast"])
+def test_the_file_goes_on_where_it_was(comparison):
+    again = Comparison(comparison.path, SETTING)
+    assert again.results(["full", "fast"]) == comparison.results(["full", "fast"])
     assert again.has_trial("fast", 2) and not again.has_trial("fast", 3)
     assert again.has_cost("full") and not again.has_cost("tiny")
 
 
-def test_a_file_of_another_setting_is_refused(book):
+def test_a_file_of_another_setting_is_refused(comparison):
     with pytest.raises(ValueError, match="a comparison with other config; take another --out"):
-        Comparison(book.path, {"config": {"steps": 3}, "device": "cpu"})
+        Comparison(comparison.path, {"config": {"steps": 3}, "device": "cpu"})

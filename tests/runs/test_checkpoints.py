@@ -323,7 +323,7 @@ KILLED = """
 import sys, jax
 from pbr_jax.runs.checkpoints import Checkpointer
 if {slow_manifest}:
-    from pbr_jax.training import manifest
+    from pbr_jax.runs import manifest
     write = manifest.write
     def slow(directory, step, *args):
         if step == 2:

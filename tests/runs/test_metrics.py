@@ -10,7 +10,6 @@ from pbr_jax.runs.metrics import (
     SUMMARY_KEYS,
     MetricsWriter,
     read_metrics,
-    write_atomically,
     write_summary,
 )
 
@@ -120,16 +119,3 @@ def test_faulty_summary_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match="accuracy = 95 must be a fraction"):
         write_summary(tmp_path, SUMMARY | {"accuracy": 95})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write_atomically(path, "old")
-
-    def fails(descriptor):
-        raise OSError("no space left")
-
-    monkeypatch.setattr("os.fsync", fails)
-    with pytest.raises(OSError, match="no space"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"

@@ -8,18 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pbr_jax import data
+from pbr_jax import cli, data
 from pbr_jax.configs import common
 from pbr_jax.configs.common import Config, Keep, Pruning
-from pbr_jax import cli
 from pbr_jax.plans import KINDS
 from pbr_jax.settings import rules
 from pbr_jax.settings.flags import default_workdir, next_command, parse_config
 from pbr_jax.settings.load import (
     SHIPPED,
     ConfigError,
-    changes,
     as_keep,
+    changes,
     check_resume,
     default_spec,
     from_dict,

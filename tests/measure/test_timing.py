@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pbr_jax.bench import timing
+from pbr_jax.measure import timing
 
 
 class Clock:
@@ -46,6 +46,15 @@ def test_runs_take_turns_and_two_rounds_warm_up(clock):
     assert found == {"a": [1, 2, 4], "b": [3, 2, 2]}
     assert not refused
     assert timing.ratio(found["b"], found["a"]) == (1.0, 0.75, 2.0)  # of 3, 1 and 0.5
+
+
+def test_rounds_end_after_some_seconds_but_not_before_the_fifth(clock):
+    runs = {"a": taking(clock, [], "a", [1] * 20)}
+    assert len(timing.in_turn(runs, 18, seconds=0.0).seconds["a"]) == 5
+    runs = {"a": taking(clock, [], "a", [1] * 20)}
+    assert len(timing.in_turn(runs, 18, seconds=7.0).seconds["a"]) == 7
+    runs = {"a": taking(clock, [], "a", [1] * 20)}
+    assert len(timing.in_turn(runs, 18, seconds=70.0).seconds["a"]) == 18
 
 
 def test_the_spread_is_median_and_quartiles():

@@ -17,6 +17,7 @@ import numpy as np
 
 _SAMPLE_SECONDS = 1e-3  # a sample of calls in a row takes at least this
 _MOST_CALLS = 20
+_FEWEST_ROUNDS = 5  # however long they take
 _REFUSALS = (ValueError, RuntimeError, NotImplementedError)
 
 
@@ -85,35 +86,44 @@ def same(function: Callable[..., Any], *args: Any) -> Run:
 
 
 def in_turn(
-    runs: Mapping[str, Run], rounds: int, done: Callable[[str], None] = lambda name: None
+    runs: Mapping[str, Run],
+    rounds: int,
+    done: Callable[[str], None] = lambda name: None,
+    *,
+    seconds: float = math.inf,
 ) -> Times:
-    """Times all runs, one after the other in each of `rounds` rounds, after two to warm up.
+    """Times all runs, one after the other in each round, after two rounds to warm up.
 
     One that raises ValueError, RuntimeError or NotImplementedError is left out and noted.
 
     Args:
       runs: by name.
-      rounds: that count.
+      rounds: that count, at most.
       done: called after every sample.
+      seconds: after so many no further round begins, if five have been timed.
     """
     calls: dict[str, int] = {}
     in_order = jax.default_backend() == "gpu"  # elsewhere calls in a row may run side by side
     spent: dict[str, list[float]] = {}
     refused: dict[str, str] = {}
     for turn in range(rounds + 2):
+        if turn <= 2:
+            began = time.perf_counter()
+        elif turn >= 2 + _FEWEST_ROUNDS and time.perf_counter() - began >= seconds:
+            break
         for name, run in runs.items():
             if name in refused:
                 continue
             try:
-                seconds = _sample(run, calls.get(name, 1))
+                sample = _sample(run, calls.get(name, 1))
             except _REFUSALS as error:
                 refused[name] = _first_line(error)
                 done(name)
                 continue
             if turn == 1 and in_order and not run.chained:  # the first compiles
-                calls[name] = min(_MOST_CALLS, max(1, math.ceil(_SAMPLE_SECONDS / seconds)))
+                calls[name] = min(_MOST_CALLS, max(1, math.ceil(_SAMPLE_SECONDS / sample)))
             elif turn > 1:
-                spent.setdefault(name, []).append(seconds)
+                spent.setdefault(name, []).append(sample)
             done(name)
     return Times(spent, refused)
 

@@ -1,0 +1,54 @@
+"""The same run by another method: which settings it keeps, and which methods there are to try."""
+
+import dataclasses
+
+from pbr_jax import methods
+from pbr_jax.configs.common import Config, Plan
+from pbr_jax.plans import Keep
+from pbr_jax.settings.rules import method_fault
+
+
+def with_method(config: Config, method: str, *, keep_plan: bool = False) -> Config:
+    """The same run by `method`, with those of its settings that mean something there.
+
+    Settings of `plan` stay where the method is the same but for its suffixes, and everywhere with
+    `keep_plan`: a comparison by that plan.
+    """
+    if method == config.method:
+        return config
+    same = method.partition("/")[0] == config.method.partition("/")[0]
+    pruning, preset = config.pruning, methods.resolve(method).plan
+    if not same:
+        # A method that prunes nothing takes no keep, and one that draws no columns takes no policy.
+        pruning = dataclasses.replace(
+            pruning,
+            keep=pruning.keep if preset.keep != Keep() else None,
+            policy=pruning.policy if preset.linear == "columns" else None,
+        )
+    plan = config.plan if same or keep_plan else Plan()
+    return dataclasses.replace(config, method=method, pruning=pruning, plan=plan)
+
+
+def method_names(config: Config) -> list[str]:
+    """Every method, after `config.method` where that is another; all without JointSPAR.
+
+    JointSPAR saves time and no memory, so that it stays the run's own choice.
+    """
+    own = config.method.removesuffix(joint_spar_suffix(config.method))
+    return [*methods.METHODS] if own in methods.METHODS else [own, *methods.METHODS]
+
+
+def candidates(config: Config) -> list[str]:
+    """Every method, with the JointSPAR of `config.method`: what a memory budget chooses from."""
+    return [name + joint_spar_suffix(config.method) for name in method_names(config)]
+
+
+def joint_spar_suffix(method: str) -> str:
+    """`/js50` or the like at the end of a method's name, or nothing."""
+    return method[method.find("/js") :] if "/js" in method else ""
+
+
+def split_methods(names: str) -> tuple[list[str], list[str]]:
+    """Methods of a list with commas, each once, and a line for each that is none."""
+    listed = list(dict.fromkeys(names.split(",")))
+    return listed, [f"--methods {m}: {fault}" for m in listed if (fault := method_fault(m))]
