@@ -13,8 +13,10 @@ import jax.numpy as jnp
 
 from pbr_jax.compare.trials import Prepared, prepare
 from pbr_jax.configs.common import Config
+from pbr_jax.families import find
 from pbr_jax.measure import timing
 from pbr_jax.measure.memory import peak_in_use
+from pbr_jax.settings.resolve import architecture
 from pbr_jax.training import from_config
 from pbr_jax.training.step import Batch
 
@@ -27,16 +29,16 @@ def random_batch(config: Config, *, padded: bool = False) -> Batch:
 
     Sequences are full, or with `padded` between half full and full.
     """
-    m = config.model
-    below = {"tokens": m.vocab_size, "token_types": 2, "label": m.num_classes}
-    specs = from_config.batch_specs(config)
+    family, specs = find(config.model.family), from_config.batch_specs(config)
+    below = family.integers(config.model) | {"label": config.model.num_classes}
     batch = {
         name: timing.random_like(spec, seed, below.get(name, 1))
         for seed, (name, spec) in enumerate(specs.items())
     }
-    if "lengths" in specs:
-        missing = 1 + m.max_length // 2 if padded else 1
-        batch["lengths"] = m.max_length - timing.random_like(specs["lengths"], 0, below=missing)
+    if family.lengths is not None:
+        tokens = architecture(config).tokens
+        missing = 1 + tokens // 2 if padded else 1
+        batch[family.lengths] = tokens - timing.random_like(specs[family.lengths], 0, below=missing)
     return batch
 
 

@@ -9,13 +9,8 @@ def _describe(model: Model) -> Architecture:
     return transformer.describe(model, model.max_length)
 
 
-def _integers(model: Model) -> dict[str, tuple[int, int]]:
-    full = model.max_length
-    return {
-        "tokens": (0, model.vocab_size),
-        "token_types": (0, 2),
-        "lengths": (full, full + 1),  # every sequence is full
-    }
+def _integers(model: Model) -> dict[str, int]:
+    return {"tokens": model.vocab_size, "token_types": 2}
 
 
 FAMILY = Family(
@@ -26,5 +21,6 @@ FAMILY = Family(
     describe=_describe,
     build="pbr_jax.models.bert:build",
     integers=_integers,
+    lengths="lengths",
     published="pbr_jax.weights.bert:PUBLISHED",
 )

@@ -83,7 +83,9 @@ class Family:
       build: place of `(Model, ResidualPlan) -> nn.Module`. The module has `inputs(batch)`, what it
         reads of a batch, and `input_specs(batch_size)`, shapes and dtypes of that.
       faults: what is wrong between its settings, a line each.
-      integers: name of an integer input -> `(low, high)`, for random batches.
+      integers: name of an integer input -> how many values it can take, for random batches.
+      lengths: name of the input, int32 `[B]`, that says how many tokens of an example are real;
+        None where all are.
       task: place of a `pbr_jax.training.task.Task`, its loss and metrics.
       published: place of a `pbr_jax.weights.formats.Published`; None without public weights.
     """
@@ -96,7 +98,8 @@ class Family:
     shape: tuple[str, ...] = SHAPE
     settings: tuple[str, ...] = ()
     faults: Callable[[Model], list[str]] = lambda model: []
-    integers: Callable[[Model], dict[str, tuple[int, int]]] = lambda model: {}
+    integers: Callable[[Model], dict[str, int]] = lambda model: {}
+    lengths: str | None = None
     task: str = "pbr_jax.training.task:CLASSIFICATION"
     published: str | None = None
 
