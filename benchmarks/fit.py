@@ -5,10 +5,11 @@
 
 A ViT by size: 224 px, bfloat16 activations, float32 weights, SGD with momentum, clipping. Each cell
 is the peak of a step and the largest batch that fits; bold is the fastest that fits (arithmetic).
-What the file at --out has already is not compiled again. `fit_table.to_json` explains the fields.
+What the file at --out has already is not compiled again.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from pbr_jax.gpu import CARDS
 from pbr_jax.memory import fit
 from pbr_jax.memory.table import json_row
 from pbr_jax.runs.files import write_json
+from pbr_jax.settings.variants import with_method
 
 RESERVE = round(0.75 * 2**30)
 
@@ -46,18 +48,21 @@ def main() -> None:
     found |= {"size": args.size, "batch": args.batch, "reserve_bytes": RESERVE}
     found["versions"] = {"jax": jax.__version__, "pbr_jax": __version__}
     names = args.methods.split(",")
-    cards = {CARDS[name]: fit.compiled(CARDS[name]) for name in args.cards.split(",")}
-    for name in names:
-        slope = None  # of one card, a good guess on the next
-        for card, measure in cards.items():
-            rows = found["cards"].setdefault(card.name, {})
-            if name in rows:
+    with contextlib.ExitStack() as stack:
+        targets = [
+            fit.Target(CARDS[name], RESERVE, stack.enter_context(fit.compiled(CARDS[name])))
+            for name in args.cards.split(",")
+        ]
+        for name in names:
+            run, slope = with_method(config, name), None  # of one card, a good guess on the next
+            for target in targets:
+                rows = found["cards"].setdefault(target.card.name, {})
+                if name not in rows:
+                    one = fit.fit_method(run, target, slope=slope)
+                    rows[name] = json_row(one) | {"bytes_per_example": one.bytes_per_example}
+                    write_json(args.out, found)
+                    print(f"{name} on {target.card.name}", file=sys.stderr, flush=True)
                 slope = rows[name]["bytes_per_example"] or slope
-                continue
-            row, slope = fit.find_row(config, name, card, RESERVE, measure, slope=slope)
-            rows[name] = json_row(row) | {"bytes_per_example": slope}
-            write_json(args.out, found)
-            print(f"{name} on {card.name}", file=sys.stderr, flush=True)
     print("\n".join(table(found["cards"], names)))
 
 

@@ -6,13 +6,15 @@
 The real train step is compiled for the card, which need not be there, by the packages of the extra
 `gpu-compiler`; where they are absent the figures are those of a formula, and it says so. A method
 fits if its peak and the reserve are within the card's memory. Step times are arithmetic, as a
-fraction of full fine-tuning's. Exit code 1: no method fits, or one could not be compiled.
+fraction of full fine-tuning's, or with --times measured. Exit code 1: no method fits, or one could
+not be compiled.
 """
 
 import argparse
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import rich.console
@@ -28,11 +30,12 @@ from pbr_jax.gpu import (
 )
 from pbr_jax.memory import fit
 from pbr_jax.memory.budget import RESERVE, measure_for
+from pbr_jax.memory.cost import read_times
 from pbr_jax.memory.table import Table, print_table, to_json, to_markdown
 from pbr_jax.runs.progress import progress
 from pbr_jax.settings.flags import add_config
 from pbr_jax.settings.load import ConfigError
-from pbr_jax.settings.rules import method_fault
+from pbr_jax.settings.variants import method_names, split_methods
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reserve", default=RESERVE, metavar="SIZE", help="memory left free, default %(default)s"
     )
+    parser.add_argument(
+        "--times",
+        type=Path,
+        metavar="FILE",
+        help="what `pbr bench step --out FILE` measured on this card, in place of arithmetic",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON; progress goes to stderr")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     parser.add_argument("--no-cache", action="store_true", help="compile all of it again")
@@ -60,9 +69,11 @@ def main(args: argparse.Namespace) -> int:
     if not args.debug:  # XLA's warnings on batches that do not fit would tear the progress bar
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     config: Config = args.arguments.config
-    card, names, reserve = _read(args, config)
-    measure, missing = measure_for(card, cache=not args.no_cache)
-    rows = _find(config, names, card, reserve, measure)
+    card, names, reserve, times = _read(args, config)
+    with measure_for(card, cache=not args.no_cache) as (measure, missing):
+        target = fit.Target(card, reserve, measure)
+        with progress(f"methods on {card.name}", len(names)) as done:
+            rows = fit.fit_methods(config, names, target, times, lambda found: done(found.method))
     table = Table(config, card, reserve, tuple(rows), missing)
     if args.json:
         print(json.dumps(to_json(table), indent=2))
@@ -76,24 +87,35 @@ def main(args: argparse.Namespace) -> int:
     return int(failed or not any(row.fits for row in rows))
 
 
-def _read(args: argparse.Namespace, config: Config) -> tuple[Card, list[str], int]:
-    """The card, the methods and the reserve; every fault at once."""
-    faults: list[str] = []
-    card = None
+def _read(
+    args: argparse.Namespace, config: Config
+) -> tuple[Card, list[str], int, Mapping[str, float]]:
+    """The card, the methods, the reserve and measured times; every fault at once."""
+    names, faults = split_methods(args.methods or ",".join(method_names(config)))
+    card: Card | None = None
+    times: Mapping[str, float] = {}
     try:
         card = _card(args.gpu, args.gpu_file)
+        times = _times(args.times, card, config)
     except ValueError as error:
         faults.append(str(error))
-    names = args.methods.split(",") if args.methods else fit.method_names(config)
-    for name in names:
-        fault = method_fault(name)
-        faults += [f"--methods {name}: {fault}"] if fault else []
     reserve = 0 if args.reserve == "0" else size_in_bytes(args.reserve)
     faults += [f"--reserve {args.reserve}: {SIZE.text}, or 0"] if reserve is None else []
     if faults:
         raise ConfigError(faults, "the command line", "`pbr fit --help` says more.")
     assert card is not None and reserve is not None
-    return card, names, reserve
+    return card, names, reserve, times
+
+
+def _times(file: Path | None, card: Card, config: Config) -> Mapping[str, float]:
+    if file is None:
+        return {}
+    try:
+        return read_times(file, card, config)
+    except ValueError as error:
+        raise ValueError(f"--times {error}") from None
+    except OSError as error:
+        raise ValueError(f"--times {file}: {error.strerror}") from None
 
 
 def _card(gpu: str | None, file: Path | None) -> Card:
@@ -121,8 +143,3 @@ def _card(gpu: str | None, file: Path | None) -> Card:
         raise ValueError(
             f"--gpu {text}; or give a memory such as 8GiB, or --gpu-file for a card of your own"
         ) from None
-
-
-def _find(config: Config, names: list[str], card: Card, reserve: int, measure) -> list[fit.Row]:
-    with progress(f"methods on {card.name}", len(names)) as done:
-        return fit.find_rows(config, names, card, reserve, measure, lambda row: done(row.method))

@@ -12,7 +12,7 @@ What is counted, for each of the L blocks with T = batch * N tokens:
 
 Not counted: element-wise work, which fuses into its neighbours at best, launches, and the patches
 or words before the first block. So the seconds are less than any card needs; ratios between methods
-are what to use. `calibrated` puts measured ones in their place where a benchmark ran on the card.
+are what to use. `calibrated` puts measured ones in their place where the user has them.
 """
 
 import json
@@ -20,6 +20,7 @@ import math
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -28,9 +29,6 @@ from pbr_jax.gpu import Card
 from pbr_jax.memory.use import MemoryUse
 from pbr_jax.plans import SITES, budget_for
 from pbr_jax.training import from_config
-
-RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
-"""Of benchmarks, in a checkout; an installed package has none."""
 
 # Compute capability -> bfloat16 operations of a multiprocessor in a clock, accumulated in float32,
 # without sparsity: the makers' data sheets, divided by cores and boost clock. Float32 products run
@@ -111,29 +109,46 @@ def step_seconds(config: Config, card: Card, use: MemoryUse) -> float:
     return sizes.depth * block + (saved + updated) / bandwidth
 
 
-def calibrated(
-    ratios: Mapping[str, float], card: Card, config: Config, folder: Path = RESULTS
-) -> tuple[dict[str, float], set[str]]:
-    """`(times, measured)`: step times by method with measured ones in their place, and which.
+def read_times(file: Path, card: Card, config: Config) -> dict[str, float]:
+    """Step times by method as fractions of full fine-tuning's, from a file of `pbr bench step`.
 
-    `ratios` and `times` are fractions of full fine-tuning. Measured ones are those of
-    `pbr bench step` in `step_<card>.json`, if it is of the family, size, dtype and batch of
-    `config`. The others are scaled by the geometric mean of measured / arithmetic.
+    Each is the median of the ratios within rounds.
+
+    Raises:
+      ValueError: the file is none of these, or of another card, model, dtype or batch.
+      OSError: it cannot be read.
     """
-    path = folder / f"step_{card.name}.json"
-    if not path.is_file():
-        return dict(ratios), set()
-    found = json.loads(path.read_text(encoding="utf-8"))
     model = config.model
-    setting = (model.family, model.size, model.dtype, config.batch_size)
-    if tuple(found[key] for key in ("family", "size", "dtype", "batch")) != setting:
-        return dict(ratios), set()
-    full = found["seconds"]["full"]
-    measured = {
-        method: statistics.median(s / f for s, f in zip(seconds, full, strict=True))
-        for method, seconds in found["seconds"].items()
-        if method in ratios
+    wanted: dict[str, Any] = {
+        "device": card.description,
+        "family": model.family,
+        "size": model.size,
     }
-    others = [math.log(measured[m] / ratios[m]) for m in measured if m != "full"]
+    wanted |= {"dtype": model.dtype, "batch": config.batch_size}
+    text = file.read_text(encoding="utf-8")
+    try:
+        found = json.loads(text)
+        differing = [f"{k} = {found[k]}, not {v}" for k, v in wanted.items() if found[k] != v]
+        full = found["seconds"]["full"]
+        ratios = {
+            method: statistics.median(s / f for s, f in zip(seconds, full, strict=True))
+            for method, seconds in found["seconds"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{file}: no times of steps; give what `pbr bench step --out FILE` wrote"
+        ) from error
+    if differing:
+        raise ValueError(f"{file}: was measured with {', '.join(differing)}; measure this one")
+    return ratios
+
+
+def calibrated(ratios: Mapping[str, float], measured: Mapping[str, float]) -> dict[str, float]:
+    """Step times by method with measured ones in their place, all as fractions of full's.
+
+    The others are scaled by the geometric mean of measured / arithmetic.
+    """
+    known = {method: time for method, time in measured.items() if method in ratios}
+    others = [math.log(known[m] / ratios[m]) for m in known if m != "full"]
     scale = math.exp(statistics.fmean(others)) if others else 1.0
-    return {m: measured.get(m, scale * ratio) for m, ratio in ratios.items()}, set(measured)
+    return {m: known.get(m, scale * ratio) for m, ratio in ratios.items()}

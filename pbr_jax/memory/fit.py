@@ -5,62 +5,83 @@ or, where that is not installed, of a formula (`estimated`). Both are a function
 MemoryReport`, so that everything else is the same for both.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
-import shutil
 import tempfile
 import threading
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from pbr_jax import methods
-from pbr_jax.configs.common import Config, Plan
+from pbr_jax.configs.common import Config
 from pbr_jax.gpu import Card, MemoryReport, compile_for, memory
 from pbr_jax.memory import cost
+from pbr_jax.memory.largest_batch import largest_batch
 from pbr_jax.memory.use import MemoryUse, tree_bytes
-from pbr_jax.plans import Keep
+from pbr_jax.settings.variants import candidates, joint_spar_suffix, with_method
 from pbr_jax.training import from_config
 
 Measure = Callable[[Config], MemoryReport]
 
-memory_use = functools.lru_cache(256)(from_config.memory_use)  # tracing takes a second
-
-LARGEST_BATCH = 2**16  # nothing above it is tried
-_MARGIN = 0.01  # of the room, left by a largest batch that is interpolated
-_NEAR = 0.05  # of the room: from a peak that is measured so near, the secant leads to the answer
-_MOST_TRIALS = 6
+# Tracing takes a second, and the formula, the ratio of times and the search all ask for the same.
+memory_use = functools.lru_cache(256)(from_config.memory_use)
 
 
-class Row(NamedTuple):
-    """A line of the table; None is what could not be found out, and `fault` says why.
+class Target(NamedTuple):
+    """What a step has to fit into, and how its need is found out.
 
     Attributes:
-      method: name, with its suffixes.
+      card: whose memory has to hold the peak and the reserve.
+      reserve_bytes: left free for the driver, libraries and fragments.
+      measure: that of `compiled(card)`, the same with a cache, or `estimated`.
+    """
+
+    card: Card
+    reserve_bytes: int
+    measure: Measure
+
+    @property
+    def room(self) -> int:
+        """Bytes that a peak may have."""
+        return self.card.memory_bytes - self.reserve_bytes
+
+
+class MethodFit(NamedTuple):
+    """How one method fits, a row of the table.
+
+    None is what could not be found out, and `fault` says why.
+
+    Attributes:
       config: the run by this method.
       use: bytes by purpose, as read off the program.
       need: of one step, arguments included.
       fits: whether the peak is within the room.
-      largest_batch: that fits, tried as this one was; 0 if none does.
+      largest_batch: that fits, found as `need` was; 0 if none does.
+      bytes_per_example: by which the peak grows with the batch.
       time: of a step, as a fraction of full fine-tuning.
       measured: whether a benchmark measured the time; else it is arithmetic.
       fault: one line.
     """
 
-    method: str
     config: Config
     use: MemoryUse | None = None
     need: MemoryReport | None = None
     fits: bool | None = None
     largest_batch: int | None = None
+    bytes_per_example: float | None = None
     time: float | None = None
     measured: bool = False
     fault: str = ""
+
+    @property
+    def method(self) -> str:
+        """Its name, with its suffixes."""
+        return self.config.method
 
     @property
     def indivisible(self) -> bool:
@@ -68,63 +89,31 @@ class Row(NamedTuple):
         return self.config.batch_size % batch_granule(self.config) != 0
 
 
-def method_names(config: Config) -> list[str]:
-    """Every method and plan, and `config.method` first where it is another; without JointSPAR.
+@contextlib.contextmanager
+def compiled(card: Card) -> Iterator[Measure]:
+    """Yields what compiles the train step for `card`; it may be called on several threads.
 
-    JointSPAR saves time and no memory, so that it stays the run's own choice.
-    """
-    own = config.method.removesuffix(joint_spar_suffix(config.method))
-    return [*methods.METHODS] if own in methods.METHODS else [own, *methods.METHODS]
-
-
-def joint_spar_suffix(method: str) -> str:
-    """`/js50` or the like at the end of a method's name, or nothing."""
-    return method[method.find("/js") :] if "/js" in method else ""
-
-
-def with_method(config: Config, method: str) -> Config:
-    """The same run by `method`, with those of its settings that mean something there.
-
-    Settings of `plan` stay where the method is the same but for its suffixes.
-    """
-    if method == config.method:
-        return config
-    same = method.partition("/")[0] == config.method.partition("/")[0]
-    pruning, preset = config.pruning, methods.resolve(method).plan
-    if not same:
-        pruning = dataclasses.replace(
-            pruning,
-            keep=pruning.keep if preset.keep != Keep() else None,
-            policy=pruning.policy if preset.linear == "columns" else None,
-        )
-    plan = config.plan if same else Plan()
-    return dataclasses.replace(config, method=method, pruning=pruning, plan=plan)
-
-
-def compiled(card: Card) -> Measure:
-    """Compiles the train step for `card`.
-
-    Without a device XLA takes 95 % of 80 % of the memory that it is told of for its own, and beyond
-    that tries to rematerialise: for long, and here in vain, since what is kept is kept on purpose.
-    So it is told of more, for all of the card's memory to be within its limit.
+    Without a device XLA's limit is 0.95 x 0.80 of the memory that it is told of; beyond the limit
+    it rematerialises, slowly and uselessly here, since what is kept is kept on purpose. So it is
+    told of more, for its limit to be the card's real memory.
 
     Many kernels of a step are those of the same method at another batch, or of other methods. XLA
     keeps them in a file and compiles what is new; one for each thread, since it does not lock it.
     """
-    folder = tempfile.mkdtemp(prefix="pbr-fit-")
-    card = dataclasses.replace(card, memory_bytes=round(card.memory_bytes / (0.95 * 0.80)))
+    larger = dataclasses.replace(card, memory_bytes=round(card.memory_bytes / (0.95 * 0.80)))
+    with tempfile.TemporaryDirectory(prefix="pbr-fit-", ignore_cleanup_errors=True) as folder:
 
-    def measure(config: Config) -> MemoryReport:
-        parts = from_config.build(config)
-        args = (from_config.state_shapes(config, parts), from_config.batch_specs(config))
-        kernels = str(Path(folder, str(threading.get_ident())))
-        options = {"xla_gpu_kernel_cache_file": kernels}
-        return memory(
-            compile_for(parts.train_step, args, card, donate_argnums=0, compiler_options=options)
-        )
+        def measure(config: Config) -> MemoryReport:
+            parts = from_config.build(config)
+            args = (from_config.state_shapes(config, parts), from_config.batch_specs(config))
+            kernels = str(Path(folder, str(threading.get_ident())))
+            options = {"xla_gpu_kernel_cache_file": kernels}
+            step = parts.train_step
+            return memory(
+                compile_for(step, args, larger, donate_argnums=0, compiler_options=options)
+            )
 
-    weakref.finalize(measure, shutil.rmtree, folder, ignore_errors=True)
-    return measure
+        yield measure
 
 
 def estimated(config: Config) -> MemoryReport:
@@ -155,81 +144,99 @@ def estimated(config: Config) -> MemoryReport:
     )
 
 
-def find_rows(
+def fit_methods(
     config: Config,
     names: Sequence[str],
-    card: Card,
-    reserve_bytes: int,
-    measure: Measure,
-    done: Callable[[Row], None] = lambda row: None,
-) -> list[Row]:
-    """The rows of `names`, in their order; several are found at a time.
+    target: Target,
+    measured_times: Mapping[str, float],
+    done: Callable[[MethodFit], None] = lambda found: None,
+) -> list[MethodFit]:
+    """How each of `names` fits, in their order; several are found at a time.
 
     Args:
-      config: the run; each row has it by another method.
+      config: the run; each method has it as its own.
       names: methods.
-      card: whose memory has to hold the peak and the reserve.
-      reserve_bytes: left free for the driver, libraries and fragments.
-      measure: `compiled(card)`, the same with a cache, or `estimated`.
-      done: called with each row, on one of several threads.
+      target: what has to hold a step.
+      measured_times: as fractions of full fine-tuning's, by method; they take the place of
+        arithmetic and scale the rest of it.
+      done: called with each, on one of several threads.
     """
 
-    def find(name: str) -> Row:
-        row, _ = find_row(config, name, card, reserve_bytes, measure)
-        done(row)
-        return row
+    def find(name: str) -> MethodFit:
+        found = fit_method(with_method(config, name), target)
+        done(found)
+        return found
 
     # One more than processors: a compilation is not parallel in all of its parts.
     with ThreadPoolExecutor(min(4, (os.cpu_count() or 1) + 1)) as pool:
         # Pruned methods come last and take longest: begun first, they end beside the others.
         rows = list(pool.map(find, reversed(names)))[::-1]
     ratios = {row.method: row.time for row in rows if row.time is not None}
-    times, measured = cost.calibrated(ratios, card, config)
-    return [r._replace(time=times.get(r.method), measured=r.method in measured) for r in rows]
+    times = cost.calibrated(ratios, measured_times)
+    return [
+        row._replace(time=times[row.method], measured=row.method in measured_times)
+        if row.method in times
+        else row
+        for row in rows
+    ]
 
 
-def find_row(
-    config: Config,
-    name: str,
-    card: Card,
-    reserve_bytes: int,
-    measure: Measure,
-    *,
-    largest: bool = True,
-    slope: float | None = None,
-) -> tuple[Row, float | None]:
-    """One row, as in `find_rows`, and its bytes per example, of which `slope` is a guess.
+def fit_method(
+    config: Config, target: Target, *, largest: bool = True, slope: float | None = None
+) -> MethodFit:
+    """How the method of `config` fits.
 
-    `largest` says whether to look for the largest batch.
+    Args:
+      config: the run.
+      target: what has to hold a step.
+      largest: whether to look for the largest batch, too.
+      slope: a guess of the bytes per example, such as those of the method on another card.
     """
-    row = Row(name, with_method(config, name))
-    room = card.memory_bytes - reserve_bytes
+    found = MethodFit(config)
     try:
-        if row.indivisible:
-            multiple = batch_granule(row.config)
-            fault = f"batch_size = {config.batch_size}: must be a multiple of {multiple}"
-            row = row._replace(fault=fault)
+        if found.indivisible:
+            fault = f"batch_size = {config.batch_size}: must be a multiple of"
+            found = found._replace(fault=f"{fault} {batch_granule(config)}")
         else:
-            use, need = memory_use(row.config), measure(row.config)
-            time = cost.step_seconds(row.config, card, use)
-            row = row._replace(
-                use=use,
-                need=need,
-                fits=need.peak_bytes <= room,
-                time=time / _full_seconds(with_method(config, "full"), card),
-            )
+            use, need = memory_use(config), target.measure(config)
+            fits, time = need.peak_bytes <= target.room, time_to_full(config, target.card)
+            found = found._replace(use=use, need=need, fits=fits, time=time)
         if largest:
-            batch, slope = largest_batch(row.config, row.use, row.need, measure, room, slope)
-            row = row._replace(largest_batch=batch)
+            batch, slope = _largest_batch(found, target, slope)
+            found = found._replace(largest_batch=batch, bytes_per_example=slope)
     except Exception as error:  # a compiler has many ways to fail; the other methods go on
         first = str(error).strip().partition("\n")[0]
-        row = row._replace(fault=f"{type(error).__name__}: {first}")
-    return row, slope
+        found = found._replace(fault=f"{type(error).__name__}: {first}")
+    return found
 
 
-@functools.lru_cache(8)
-def _full_seconds(full: Config, card: Card) -> float:
-    return cost.step_seconds(full, card, memory_use(full))
+def _largest_batch(found: MethodFit, target: Target, slope: float | None) -> tuple[int, float]:
+    """The largest batch of a method and its bytes per example, from the need that is known."""
+    granule = batch_granule(found.config)
+    size = max(found.config.batch_size // granule, 1) * granule
+
+    def sized(batch: int) -> Config:
+        return dataclasses.replace(found.config, batch_size=batch)
+
+    need = target.measure(sized(size)) if found.need is None else found.need
+    if slope is None:  # of the temporary memory all but the gradients grows with the batch
+        use = memory_use(sized(size)) if found.use is None else found.use
+        examples = tree_bytes(from_config.batch_specs(sized(size)))
+        slope = (examples + max(need.temp_bytes - use.gradients, 0)) / size
+    return largest_batch(
+        lambda batch: target.measure(sized(batch)).peak_bytes,
+        (size, need.peak_bytes),
+        granule,
+        target.room,
+        slope,
+    )
+
+
+def time_to_full(config: Config, card: Card) -> float:
+    """Time of a step by arithmetic, as a fraction of full fine-tuning's."""
+    full = with_method(config, "full")
+    own, reference = (cost.step_seconds(run, card, memory_use(run)) for run in (config, full))
+    return own / reference
 
 
 def batch_granule(config: Config) -> int:
@@ -238,78 +245,15 @@ def batch_granule(config: Config) -> int:
     return config.optimizer.accumulation_steps * chunks
 
 
-def largest_batch(
-    config: Config,
-    use: MemoryUse | None,
-    need: MemoryReport | None,
-    measure: Measure,
-    room: int,
-    slope: float | None = None,
-) -> tuple[int, float]:
-    """`(batch, slope)`: the largest batch whose peak is within `room`, and bytes per example.
-
-    The batch is at most `LARGEST_BATCH`, and 0 if none fits. The peak is nearly affine in the
-    batch. A slope that is given or guessed leads to a second batch, the secant through the first
-    and it to the next, until a peak is within 5 % of `room`: from there the secant gives the batch
-    that needs 99 % of it, or the largest that was measured to fit.
-
-    Args:
-      config: the run.
-      use, need: of `config`; None if its batch is no multiple of the granule.
-      measure: `Config -> MemoryReport`.
-      room: bytes.
-      slope: bytes per example of a run alike.
-    """
-    granule = batch_granule(config)
-    most = LARGEST_BATCH // granule * granule
-
-    def at(batch: int) -> MemoryReport:
-        return measure(dataclasses.replace(config, batch_size=batch))
-
-    size = max(config.batch_size // granule, 1) * granule
-    first = at(size) if need is None else need
-    if slope is None:  # all of it but the state and the gradients
-        sized = dataclasses.replace(config, batch_size=size)
-        examples = tree_bytes(from_config.batch_specs(sized))
-        gradients = memory_use(sized).gradients if use is None else use.gradients
-        slope = (examples + max(first.temp_bytes - gradients, 0)) / size
-    peaks = {size: first.peak_bytes}
-    for _ in range(_MOST_TRIALS):
-        nearest = min(peaks, key=lambda batch: abs(peaks[batch] - room))
-        fitting = max((b for b, peak in peaks.items() if peak <= room), default=0)
-        too_large = min((b for b, peak in peaks.items() if peak > room), default=most + granule)
-        left = (1 - _MARGIN) * room - peaks[nearest]
-        batch = int(nearest + left / max(slope, 1.0)) // granule * granule
-        batch = max(min(batch, too_large - granule), fitting)
-        near = len(peaks) > 1 and abs(peaks[nearest] - room) <= _NEAR * room
-        if near or 0 < batch == fitting or too_large == granule:
-            return batch, slope
-        batch = max(batch, granule)
-        peaks[batch] = at(batch).peak_bytes
-        slope = (peaks[batch] - first.peak_bytes) / (batch - size)  # over all, as small steps vary
-    return max((b for b, peak in peaks.items() if peak <= room), default=0), slope
-
-
-def fastest(rows: Sequence[Row]) -> Row | None:
-    """The row that takes least time of those that fit; one with JointSPAR if all have it."""
+def fastest(rows: Sequence[MethodFit]) -> MethodFit | None:
+    """The one that takes least time of those that fit; one with JointSPAR if all have it."""
     fitting = [row for row in rows if row.fits]
     plain = [row for row in fitting if not joint_spar_suffix(row.method)]
     return min(plain or fitting, key=lambda row: row.time or 0.0, default=None)
 
 
-def candidates(config: Config) -> list[str]:
-    """What a memory budget chooses from: every method, with the JointSPAR of `config.method`."""
-    return [name + joint_spar_suffix(config.method) for name in method_names(config)]
-
-
-def by_time(config: Config, card: Card) -> dict[str, float]:
-    """The `candidates` with their times, fastest first; without those that cannot run."""
-    runs = {name: with_method(config, name) for name in candidates(config)}
-    full = _full_seconds(with_method(config, "full"), card)
-    ratios = {
-        name: cost.step_seconds(run, card, memory_use(run)) / full
-        for name, run in runs.items()
-        if run.batch_size % batch_granule(run) == 0
-    }
-    times, _ = cost.calibrated(ratios, card, config)
-    return dict(sorted(times.items(), key=lambda item: item[1]))
+def by_time(config: Config, card: Card) -> list[Config]:
+    """The run by each of the `candidates` that can take its batch, fastest first by arithmetic."""
+    runs = [with_method(config, name) for name in candidates(config)]
+    divisible = [run for run in runs if run.batch_size % batch_granule(run) == 0]
+    return sorted(divisible, key=lambda run: time_to_full(run, card))

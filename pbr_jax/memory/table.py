@@ -11,10 +11,12 @@ from rich.text import Text
 
 from pbr_jax.configs.common import Config
 from pbr_jax.gpu import CARDS, Card
-from pbr_jax.memory.fit import LARGEST_BATCH, Row, fastest, joint_spar_suffix
+from pbr_jax.memory.fit import MethodFit, fastest
+from pbr_jax.memory.largest_batch import LARGEST_BATCH
 from pbr_jax.runs.console import format_bytes
 from pbr_jax.settings.flags import Arguments
 from pbr_jax.settings.load import DEFAULT_SPEC
+from pbr_jax.settings.variants import joint_spar_suffix
 
 _WIDE = 96  # columns from which on every row has its parameters and optimizer
 _JAX_TAKES = 0.75  # of a card, unless XLA_CLIENT_MEM_FRACTION says otherwise
@@ -34,11 +36,11 @@ class Table(NamedTuple):
     config: Config
     card: Card
     reserve_bytes: int
-    rows: tuple[Row, ...]
+    rows: tuple[MethodFit, ...]
     missing: str = ""
 
     @property
-    def fastest(self) -> Row | None:
+    def fastest(self) -> MethodFit | None:
         """The fastest method that fits."""
         return fastest(self.rows)
 
@@ -75,7 +77,7 @@ def to_json(table: Table) -> dict[str, Any]:
     }
 
 
-def json_row(row: Row) -> dict[str, Any]:
+def json_row(row: MethodFit) -> dict[str, Any]:
     """One method, with every key, null where it is not known."""
     need, use = row.need, row.use
     return {
@@ -111,7 +113,7 @@ def to_markdown(table: Table) -> str:
     return "\n".join([*lines, "", *(f"* {note}" for note in notes(table))])
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: MethodFit) -> list[str]:
     """From parameters on, without the name."""
     use, need = row.use, row.need
     sizes = (use.parameters, use.optimizer, use.gradients, use.activations) if use else [None] * 4
@@ -180,8 +182,8 @@ def print_table(table: Table, out: rich.console.Console, arguments: Arguments) -
         out.print(Text(note, style="dim"))
 
 
-def _command(row: Row, arguments: Arguments) -> str:
-    """Trains by the method of `row`, with the JointSPAR of the configuration."""
+def _command(row: MethodFit, arguments: Arguments) -> str:
+    """The command that trains by this method, with the JointSPAR of the configuration."""
     method = row.method
     if not joint_spar_suffix(method):
         method += joint_spar_suffix(arguments.config.method)

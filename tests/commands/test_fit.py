@@ -1,5 +1,6 @@
 """`pbr fit` from its flags to its exit code, with made-up memory instead of a compiler."""
 
+import contextlib
 import io
 import json
 
@@ -15,6 +16,7 @@ from pbr_jax.memory.table import Table, notes, print_table, to_json, to_markdown
 from pbr_jax.memory.use import MemoryUse
 from pbr_jax.settings.flags import parse_args
 from pbr_jax.settings.load import SHIPPED
+from pbr_jax.settings.variants import with_method
 
 TINY = ["--config", f"{SHIPPED / 'digits.py'}:tiny"]
 METHODS = "full,fast,lean"
@@ -31,7 +33,8 @@ def measure(run):
 @pytest.fixture
 def pbr_fit(monkeypatch, capsys):
     """Runs `pbr fit` with flags; returns its exit code, stdout and stderr."""
-    monkeypatch.setattr(command, "measure_for", lambda card, cache: (measure, ""))
+    made = contextlib.nullcontext((measure, ""))
+    monkeypatch.setattr(command, "measure_for", lambda card, cache: made)
     monkeypatch.setenv("COLUMNS", "100")
 
     def run(*flags):
@@ -63,6 +66,22 @@ def test_json_has_the_promised_keys_and_nothing_else_on_stdout(pbr_fit):
     assert (full["peak_bytes"], full["fits"], full["largest_batch"]) == (2_600_000_000, True, 21)
     assert (fast["peak_bytes"], fast["largest_batch"]) == (1_320_000_000, 108)
     assert full["time"] == 1.0 and not full["time_measured"]
+
+
+def test_measured_times_are_those_of_the_file_that_is_named(pbr_fit, tmp_path):
+    file = tmp_path / "step.json"
+    setting = {"device": "NVIDIA H100 80GB HBM3", "family": "vit", "size": None}
+    setting |= {"dtype": "float32", "batch": 16, "seconds": {"full": [1.0], "fast": [1.5]}}
+    file.write_text(json.dumps(setting))
+    flags = ("--gpu", "h100", "--methods", METHODS, "--times", str(file))
+    code, out, _ = pbr_fit(*flags, "--json")
+    full, fast, lean = json.loads(out)["rows"]
+    assert (code, full["time"], fast["time"], fast["time_measured"]) == (0, 1.0, 1.5, True)
+    assert lean["time"] > 1 and not lean["time_measured"]
+    assert " 1.50*" in pbr_fit(*flags)[1]
+    code, _, err = pbr_fit(*flags, "--config.batch_size=32")
+    assert code == 2
+    assert f"--times {file}: was measured with batch = 16, not 32" in err
 
 
 def test_when_nothing_fits_the_smallest_need_is_said(pbr_fit):
@@ -104,6 +123,7 @@ def test_a_batch_that_cannot_be_cut_is_no_failure(pbr_fit):
                 "--methods lean/x: the suffix must be",
             ],
         ),
+        (["--gpu", "h100", "--times", "nowhere.json"], ["--times nowhere.json: No such file"]),
         (["--gpu", "h100", "--config.stps=3"], ["stps: no such key; the nearest is steps"]),
         (["--gpu", "h100", "--config.memory_budget=8"], ["must be a size with its unit, such as"]),
     ],
@@ -136,7 +156,8 @@ def made_up(missing="", card=None, dtype="bfloat16"):
     arguments = parse_args([*TINY, *flags])
     use = MemoryUse(343_502_224, 343_502_224, 343_502_228, 6_524_329_604)
     rows = [
-        fit.Row(name, fit.with_method(arguments.config, name))._replace(
+        fit.MethodFit(
+            with_method(arguments.config, name),
             use=use,
             need=MemoryReport(764_075_312, 687_004_853, temp, 687_004_464),
             fits=temp < 6e9,
@@ -150,7 +171,7 @@ def made_up(missing="", card=None, dtype="bfloat16"):
             ("lean", 1_391_051_736, 1280, 0.79, ""),
         )
     ]
-    broken = fit.Row("tiny", arguments.config, fault="INTERNAL: no tile")
+    broken = fit.MethodFit(with_method(arguments.config, "tiny"), fault="INTERNAL: no tile")
     table = Table(arguments.config, card or CARDS["rtx3090"], 805_306_368, (*rows, broken), missing)
     return table, arguments
 

@@ -1,5 +1,7 @@
 """What a memory budget chooses, what a resumed run keeps of it, and the advice when memory ends."""
 
+import contextlib
+
 import jax
 import pytest
 from fakes import config
@@ -10,6 +12,7 @@ from pbr_jax.memory import budget, fit
 from pbr_jax.memory.budget import OutOfMemory, explain_out_of_memory, settle
 from pbr_jax.settings import load as configuration
 from pbr_jax.settings.flags import default_workdir, next_command, parse_args
+from pbr_jax.settings.variants import with_method
 
 PEAKS = {"full": 6, "remat": 2, "prebackrazor": 5, "fast": 4, "lean": 3, "tiny": 1}  # GB
 
@@ -23,7 +26,8 @@ def measured(monkeypatch):
         asked.append(run.method)
         return MemoryReport(0, 0, round(PEAKS.get(run.method, 9) * 1e9), 0)
 
-    monkeypatch.setattr(budget, "measure_for", lambda card: (measure, ""))
+    made = contextlib.nullcontext((measure, ""))
+    monkeypatch.setattr(budget, "measure_for", lambda card: made)
     return asked
 
 
@@ -134,7 +138,7 @@ def test_out_of_memory_lists_what_needs_less_cheapest_first():
     for line in options[:-1]:
         key, _, value = line.split()[0].removeprefix("--config.").partition("=")
         if key == "method":
-            assert fit.estimated(fit.with_method(run, value)).peak_bytes < peak
+            assert fit.estimated(with_method(run, value)).peak_bytes < peak
     assert any("optimizer.accumulation_steps=2" in line for line in options)
 
 

@@ -79,35 +79,50 @@ def test_matrix_rates_follow_the_data_sheets(name, dtype, tera):
     assert cost.matrix_rate(CARDS[name], dtype) == pytest.approx(0.74 * tera * 1e12, rel=0.01)
 
 
-def results(folder, **changes):
-    content = {
-        "family": "vit",
-        "size": "B",
-        "dtype": "bfloat16",
-        "batch": 128,
-        "seconds": {"full": [1.0, 2.0, 4.0], "fast": [0.9, 1.6, 3.2], "backrazor": [3, 6, 12]},
-    }
-    (folder / "step_h200.json").write_text(json.dumps(content | changes))
-    return folder
+@pytest.fixture
+def measured(tmp_path):
+    """Writes what `pbr bench step` would, with changes, and returns the file."""
+
+    def write(**changes):
+        content = {
+            "device": "NVIDIA H200",
+            "family": "vit",
+            "size": "B",
+            "dtype": "bfloat16",
+            "batch": 128,
+            "seconds": {"full": [1.0, 2.0, 4.0], "fast": [0.9, 1.6, 3.2], "backrazor": [3, 6, 12]},
+        }
+        file = tmp_path / "step.json"
+        file.write_text(json.dumps(content | changes))
+        return file
+
+    return write
 
 
 ARITHMETIC = {"full": 1.0, "fast": 0.7, "lean": 0.8}
 
 
-def test_measured_times_replace_arithmetic_and_scale_the_rest(tmp_path):
-    times, measured = cost.calibrated(ARITHMETIC, CARDS["h200"], VIT_B16, results(tmp_path))
-    assert measured == {"full", "fast"}  # BackRazor was not asked for
+def test_measured_times_replace_arithmetic_and_scale_the_rest(measured):
+    found = cost.read_times(measured(), CARDS["h200"], VIT_B16)
+    assert found == {"full": 1.0, "fast": 0.8, "backrazor": 3.0}
+    times = cost.calibrated(ARITHMETIC, found)
+    assert set(times) == set(ARITHMETIC)  # BackRazor was not asked for
     assert (times["full"], times["fast"]) == (1.0, 0.8)
     assert times["lean"] == pytest.approx(0.8 * 0.8 / 0.7)
+    assert cost.calibrated(ARITHMETIC, {}) == ARITHMETIC
 
 
-def test_results_of_another_card_or_setting_change_nothing(tmp_path):
-    nothing = (ARITHMETIC, set())
-    assert cost.calibrated(ARITHMETIC, CARDS["h200"], VIT_B16, tmp_path) == nothing
-    for change in ({"dtype": "float32"}, {"family": "bert"}):
-        folder = results(tmp_path, **change)
-        assert cost.calibrated(ARITHMETIC, CARDS["h200"], VIT_B16, folder) == nothing
-    folder = results(tmp_path)
-    assert cost.calibrated(ARITHMETIC, CARDS["a100"], VIT_B16, folder) == nothing
+def test_times_of_another_card_or_setting_are_refused(measured):
+    for change in ({"dtype": "float32"}, {"family": "bert"}, {"device": "cpu"}):
+        ((name, value),) = change.items()
+        with pytest.raises(ValueError, match=rf"step\.json: was measured with {name} = {value}"):
+            cost.read_times(measured(**change), CARDS["h200"], VIT_B16)
     other = dataclasses.replace(VIT_B16, batch_size=64)
-    assert cost.calibrated(ARITHMETIC, CARDS["h200"], other, folder) == nothing
+    with pytest.raises(ValueError, match="batch = 128, not 64"):
+        cost.read_times(measured(), CARDS["h200"], other)
+
+
+@pytest.mark.parametrize("change", [{"seconds": {}}, {"seconds": [1]}, {"seconds": {"full": []}}])
+def test_a_file_without_times_is_refused(measured, change):
+    with pytest.raises(ValueError, match="no times of steps"):
+        cost.read_times(measured(**change), CARDS["h200"], VIT_B16)
