@@ -17,10 +17,13 @@ from pbr_jax.bench import exact
 from pbr_jax.bench.cases.case import BenchCase
 from pbr_jax.compare.steps import random_batch, random_params
 from pbr_jax.configs.common import Config, Optimizer
+from pbr_jax.families import KERNEL, Architecture
 from pbr_jax.gpu import CARDS, Card
 from pbr_jax.plans import Implementation
+from pbr_jax.settings.resolve import architecture
 from pbr_jax.settings.variants import with_method
 from pbr_jax.training import from_config
+from pbr_jax.training.sites import layers, with_layers
 
 _FACTOR = 3.0  # of the deviation of XLA's code, as the tests have it for gradients
 _ROUNDING = 1e-5  # that float32 may have in any order of summation
@@ -110,7 +113,7 @@ def check_steps(
     wide = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
     batch = random_batch(config, padded=True)
     params = random_params(wide, from_config.build(with_method(wide, "full", keep_plan=True)))
-    gradient = exact.gradient(config, params, batch)
+    gradient, sizes = exact.gradient(config, params, batch), architecture(config)
     rows = []
     for method in methods:
         exact_run, low_run = (with_method(c, method, keep_plan=True) for c in (wide, config))
@@ -122,10 +125,10 @@ def check_steps(
         row: dict[str, Any] = {
             "method": method,
             "kernels_to_xla": relative_error(_flat(kernels), _flat(xla)),
-            "to_float64": error_where_moved(kernels, gradient),
-            "low_to_float64": error_where_moved(low, gradient),
-            "low_xla_to_float64": error_where_moved(low_xla, gradient),
-            "rows": float(np.mean(np.concatenate([_moved(m).ravel() for m in _kernels(kernels)]))),
+            "to_float64": error_where_moved(kernels, gradient, sizes),
+            "low_to_float64": error_where_moved(low, gradient, sizes),
+            "low_xla_to_float64": error_where_moved(low_xla, gradient, sizes),
+            "rows": float(np.mean(np.concatenate(_moved_rows(kernels, sizes)))),
         }
         # A code at a tie may fall either way in another order of summation.
         is_exact = method.partition("/")[0] in EXACT_DX
@@ -151,8 +154,8 @@ def _moves(config: Config, params: Any, batch: Any, implementation: Implementati
     return jax.tree.map(lambda old, new: np.asarray(old - new) / _RATE, params, after.params)
 
 
-def _kernels(moves: Any) -> list[np.ndarray]:
-    return [leaf["kernel"] for leaf in moves["blocks"].values() if "kernel" in leaf]
+def _moved_rows(moves: Any, sizes: Architecture) -> list[np.ndarray]:
+    return [_moved(layer[KERNEL]).ravel() for layer in layers(moves, sizes).values()]
 
 
 def _moved(stacked: np.ndarray) -> np.ndarray:
@@ -160,13 +163,14 @@ def _moved(stacked: np.ndarray) -> np.ndarray:
     return np.any(stacked != 0, axis=-1, keepdims=True)
 
 
-def error_where_moved(moves: Any, gradient: Any) -> float:
-    """Deviation from the exact gradient, of the rows that moved."""
-
-    def seen(path, move, right):
-        return np.where(_moved(move), right, 0.0) if path[0].key == "blocks" else right
-
-    expected = jax.tree_util.tree_map_with_path(seen, moves, gradient)
+def error_where_moved(moves: Any, gradient: Any, sizes: Architecture) -> float:
+    """Deviation from the exact gradient, of the rows that moved in the layers of the sites."""
+    own = layers(gradient, sizes)
+    seen = {
+        site: {name: np.where(_moved(move), own[site][name], 0.0) for name, move in layer.items()}
+        for site, layer in layers(moves, sizes).items()
+    }
+    expected = with_layers(gradient, sizes, seen)
     return relative_error(_flat(moves), _flat(expected))
 
 

@@ -15,16 +15,25 @@ from jax import lax
 
 from pbr_jax.bench.cases.case import BenchCase
 from pbr_jax.configs.common import Config
+from pbr_jax.families import find, late
 from pbr_jax.training.step import Batch
 
 
 def gradient(config: Config, params: Any, batch: Batch) -> Any:
-    """Of the mean cross-entropy in all parameters, without dropout; float64 NumPy arrays."""
-    logits = {"vit": vit_logits, "bert": bert_logits}[config.model.family]
+    """Gradient of the task's mean loss in all parameters, without dropout; float64 NumPy arrays.
+
+    Raises:
+      ValueError: the family has no plain model.
+    """
+    family = find(config.model.family)
+    if family.exact is None:
+        raise ValueError(
+            f"model.family = {config.model.family}: has no plain model to check against"
+        )
+    outputs, task = late(family.exact), late(family.task)
 
     def loss(params):
-        log_probs = jax.nn.log_softmax(logits(config, params, batch))
-        return -jnp.mean(jnp.take_along_axis(log_probs, batch["label"][:, None], axis=1))
+        return jnp.mean(task.losses(outputs(config, params, batch), batch))
 
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
@@ -32,7 +41,7 @@ def gradient(config: Config, params: Any, batch: Batch) -> Any:
 
 
 def vit_logits(config: Config, params: Any, batch: Batch) -> jax.Array:
-    """Of a ViT: `image [B, H, W, C] -> [B, classes]`."""
+    """Logits of a ViT: `image [B, H, W, C] -> [B, classes]`."""
     m = config.model.resolved()
     images = jnp.asarray(batch["image"], params["embedding"]["kernel"].dtype)
     rows, side = len(images), m.image_size // m.patch
@@ -52,7 +61,7 @@ def vit_logits(config: Config, params: Any, batch: Batch) -> jax.Array:
 
 
 def bert_logits(config: Config, params: Any, batch: Batch) -> jax.Array:
-    """Of a BERT: `tokens`, `token_types`, `lengths` -> `[B, classes]`."""
+    """Logits of a BERT: `tokens`, `token_types`, `lengths` -> `[B, classes]`."""
     words = params["embedding"]
     length = batch["tokens"].shape[1]
     hidden = jnp.arange(length, dtype=jnp.int32) >= batch["lengths"][:, None, None, None]

@@ -13,8 +13,8 @@ from pbr_jax.measure import timing
 from pbr_jax.memory import cost
 from pbr_jax.runs.console import format_bytes
 from pbr_jax.settings import load as configuration
+from pbr_jax.settings.resolve import architecture
 from pbr_jax.settings.variants import split_methods, with_method
-from pbr_jax.training import from_config
 
 METHODS = (
     *("full", "remat", "remat/chunks1", "backrazor", "prebackrazor-", "prebackrazor"),
@@ -80,7 +80,7 @@ def measure(
         "size": config.model.size,
         "dtype": config.model.dtype,
         "batch": config.batch_size,
-        "tokens": from_config.num_tokens(config),
+        "tokens": architecture(config).tokens,
         "config": configuration.to_dict(config),
         "ceilings": timing.ceilings(config.model.dtype, rounds)._asdict(),
         "dense_flops": dense_flops(config),
@@ -100,10 +100,11 @@ def _arithmetic(prepared: Mapping[str, Prepared]) -> dict[str, float]:
 
 def dense_flops(config: Config) -> int:
     """Operations of the products of a full step: three for every layer, seven for attention."""
-    sizes, tokens = from_config.model_sizes(config), from_config.num_tokens(config)
-    layers = sizes.width * (4 * sizes.width + 2 * sizes.mlp_dim)
-    each = 3 * 2 * layers + 7 * 2 * tokens * sizes.width
-    return sizes.depth * config.batch_size * tokens * each
+    sizes = architecture(config)
+    each = 3 * 2 * sum(site.columns * site.features for site in sizes.sites.values())
+    if sizes.attention is not None:
+        each += 7 * 2 * sizes.tokens * sizes.width
+    return sizes.depth * config.batch_size * sizes.tokens * each
 
 
 def table(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -22,5 +22,6 @@ FAMILY = Family(
     build="pbr_jax.models.bert:build",
     integers=_integers,
     lengths="lengths",
+    exact="pbr_jax.bench.exact:bert_logits",
     published="pbr_jax.weights.bert:PUBLISHED",
 )

@@ -63,11 +63,6 @@ class Architecture(NamedTuple):
         """Width of the widest input of a linear layer."""
         return max(site.columns for site in self.sites.values())
 
-    @property
-    def matmul_parameters(self) -> int:
-        """Entries of all kernels of one block."""
-        return sum(site.columns * site.features for site in self.sites.values())
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
@@ -87,6 +82,8 @@ class Family:
       lengths: name of the input, int32 `[B]`, that says how many tokens of an example are real;
         None where all are.
       task: place of a `pbr_jax.training.task.Task`, its loss and metrics.
+      exact: place of a plain model in float64, `(Config, params, batch) -> outputs`, that
+        `pbr bench check` compares gradients with; None without one.
       published: place of a `pbr_jax.weights.formats.Published`; None without public weights.
     """
 
@@ -101,6 +98,7 @@ class Family:
     integers: Callable[[Model], dict[str, int]] = lambda model: {}
     lengths: str | None = None
     task: str = "pbr_jax.training.task:CLASSIFICATION"
+    exact: str | None = None
     published: str | None = None
 
 

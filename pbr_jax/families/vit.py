@@ -32,5 +32,6 @@ FAMILY = Family(
     describe=_describe,
     build="pbr_jax.models.vit:build",
     faults=_faults,
+    exact="pbr_jax.bench.exact:vit_logits",
     published="pbr_jax.weights.vit:PUBLISHED",
 )

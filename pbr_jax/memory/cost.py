@@ -15,20 +15,18 @@ or words before the first block. So the seconds are less than any card needs; ra
 are what to use. `calibrated` puts measured ones in their place where the user has them.
 """
 
-import json
 import math
 import statistics
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 
 from pbr_jax.configs.common import Config
+from pbr_jax.families import Architecture
 from pbr_jax.gpu import Card
 from pbr_jax.memory.use import MemoryUse
-from pbr_jax.plans import SITES, budget_for
-from pbr_jax.training import from_config
+from pbr_jax.plans import ResidualPlan
+from pbr_jax.settings.resolve import architecture, resolve_method
 
 # Compute capability -> bfloat16 operations of a multiprocessor in a clock, accumulated in float32,
 # without sparsity: the makers' data sheets, divided by cores and boost clock. Float32 products run
@@ -61,16 +59,13 @@ def matrix_rate(card: Card, dtype: str) -> float:
 
 
 def step_seconds(config: Config, card: Card, use: MemoryUse) -> float:
-    """Least seconds of a train step on `card`; `use` is `from_config.memory_use(config)`."""
-    method, sizes = from_config.resolve_method(config), from_config.model_sizes(config)
-    plan, width = method.plan, sizes.width
-    budgets = from_config.column_budgets(config, method, sizes)
+    """Least seconds of a train step on `card`; `use` is `memory_use(config)`."""
+    method, sizes = resolve_method(config), architecture(config)
+    plan, width, sites = method.plan, sizes.width, sizes.sites
+    linear, norm, kind = (plan.kind(op) for op in ("linear", "layer_norm", "attention"))
     rate, item = matrix_rate(card, config.model.dtype), jnp.dtype(config.model.dtype).itemsize
     bandwidth = _REACHED_BANDWIDTH * card.bandwidth
-    num_tokens = from_config.num_tokens(config)
-    tokens = config.batch_size * num_tokens
-    columns = from_config.num_columns(sizes)
-    features = {"qkv": 3 * width, "proj": width, "fc1": sizes.mlp_dim, "fc2": width}
+    tokens = config.batch_size * sizes.tokens
 
     def product(inputs: int, outputs: int) -> float:
         traffic = item * tokens * (inputs + outputs)
@@ -79,29 +74,28 @@ def step_seconds(config: Config, card: Card, use: MemoryUse) -> float:
     def passes(count: float, channels: float) -> float:
         return count * item * tokens * channels / bandwidth
 
-    forward = {site: product(columns[site], features[site]) for site in SITES}
-    attention = 4 * tokens * num_tokens * width / rate
+    # Forward pass and input gradients, which every plan computes in full.
+    forward = {name: product(site.columns, site.features) for name, site in sites.items()}
+    attention = 4 * tokens * sizes.tokens * width / rate if sizes.attention else 0.0
     block = 2 * sum(forward.values()) + 3.5 * attention
-    for site in SITES:  # weight gradients
-        kept = columns[site]
-        if plan.linear == "columns":
-            kept = budgets.get(site, kept)
-        elif plan.linear == "magnitude":
-            kept = budget_for(getattr(plan.keep, site), kept)
-        gradient = product(kept, features[site]) + passes(kept < columns[site], columns[site])
+    # Weight gradients of the columns that are kept, after one more reading to gather them.
+    for name, (columns, features, _) in sites.items():
+        kept = linear.kept_columns(columns, plan.keep_at(name), config.pruning.group_size)
+        gradient = product(kept, features) + passes(kept < columns, columns)
         block += gradient * (1.0 if method.joint_spar is None else method.joint_spar)
+    # What the backward pass computes again; a block's last product is not needed again.
     if plan.recompute:
-        block += sum(forward.values()) - forward["fc2"] + attention
-        block += passes(2, 6 * width + sizes.mlp_dim * (2 if plan.linear == "dense" else 1))
-    elif plan.attention in ("qkv", "recompute", "channels", "elements"):
-        block += attention
-    if plan.attention == "recompute" and not plan.recompute:
-        block += forward["qkv"] + passes(2, 3 * width)
+        block += sum(forward.values()) - forward[[*sites][-1]] + attention
+    elif sizes.attention is not None:
+        again = forward[sizes.attention.site] * kind.recomputes_heads
+        block += attention * kind.recomputes_scores + again
+    block += passes(2, recomputed_channels(plan, sizes))
     # Two readings find and pack the largest elements, a writing and a reading restore them.
-    pruned = sum(columns.values()) if plan.linear == "elements" else 0
-    pruned += 2 * width if plan.layer_norm == "elements" else 0
-    pruned += 3 * width + sizes.heads * num_tokens if plan.attention == "elements" else 0
-    block += passes(4, pruned)
+    searched = sum(linear.searched_channels(site.columns) for site in sites.values())
+    searched += 2 * norm.searched_channels(width)
+    if sizes.attention is not None:
+        searched += kind.searched_channels(width, sizes.attention.heads, sizes.tokens)
+    block += passes(4, searched)
 
     saved = 2 * config.optimizer.accumulation_steps * use.activations
     arrays = 3 + 2 * round(use.optimizer / use.parameters)  # of them gradient and parameter
@@ -109,38 +103,13 @@ def step_seconds(config: Config, card: Card, use: MemoryUse) -> float:
     return sizes.depth * block + (saved + updated) / bandwidth
 
 
-def read_times(file: Path, card: Card, config: Config) -> dict[str, float]:
-    """Step times by method as fractions of full fine-tuning's, from a file of `pbr bench step`.
-
-    Each is the median of the ratios within rounds.
-
-    Raises:
-      ValueError: the file is none of these, or of another card, model, dtype or batch.
-      OSError: it cannot be read.
-    """
-    model = config.model
-    wanted: dict[str, Any] = {
-        "device": card.description,
-        "family": model.family,
-        "size": model.size,
-    }
-    wanted |= {"dtype": model.dtype, "batch": config.batch_size}
-    text = file.read_text(encoding="utf-8")
-    try:
-        found = json.loads(text)
-        differing = [f"{k} = {found[k]}, not {v}" for k, v in wanted.items() if found[k] != v]
-        full = found["seconds"]["full"]
-        ratios = {
-            method: statistics.median(s / f for s, f in zip(seconds, full, strict=True))
-            for method, seconds in found["seconds"].items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{file}: no times of steps; give what `pbr bench step --out FILE` wrote"
-        ) from error
-    if differing:
-        raise ValueError(f"{file}: was measured with {', '.join(differing)}; measure this one")
-    return ratios
+def recomputed_channels(plan: ResidualPlan, sizes: Architecture) -> int:
+    """Channels of a token that the backward pass of a block makes again and leaves for a moment."""
+    if plan.recompute:
+        return 6 * sizes.width + sizes.hidden * (1 + plan.kind("linear").whole)
+    if sizes.attention is None:
+        return 0
+    return 3 * sizes.width * plan.kind("attention").recomputes_heads
 
 
 def calibrated(ratios: Mapping[str, float], measured: Mapping[str, float]) -> dict[str, float]:

@@ -7,7 +7,6 @@ MemoryReport`, so that everything else is the same for both.
 
 import contextlib
 import dataclasses
-import functools
 import os
 import tempfile
 import threading
@@ -22,14 +21,14 @@ from pbr_jax.configs.common import Config
 from pbr_jax.gpu import Card, MemoryReport, compile_for, memory
 from pbr_jax.memory import cost
 from pbr_jax.memory.largest_batch import largest_batch
-from pbr_jax.memory.use import MemoryUse, tree_bytes
+from pbr_jax.memory.use import MemoryUse, memory_use, tree_bytes
+from pbr_jax.settings.resolve import resolve_method
 from pbr_jax.settings.variants import candidates, joint_spar_suffix, with_method
 from pbr_jax.training import from_config
 
 Measure = Callable[[Config], MemoryReport]
 
 # Tracing takes a second, and the formula, the ratio of times and the search all ask for the same.
-memory_use = functools.lru_cache(256)(from_config.memory_use)
 
 
 class Target(NamedTuple):
@@ -126,14 +125,11 @@ def estimated(config: Config) -> MemoryReport:
     """
     parts, use = from_config.build(config), memory_use(config)
     state = tree_bytes(from_config.state_shapes(config, parts))
-    plan, sizes = parts.method.plan, from_config.model_sizes(config)
+    plan, sizes = parts.method.plan, parts.architecture
     micro = config.batch_size // config.optimizer.accumulation_steps
-    token = micro * from_config.num_tokens(config) * jnp.dtype(config.model.dtype).itemsize
-    in_hand = (6.0 if plan.linear == "elements" else 3.5) * sizes.mlp_dim
-    if plan.recompute:
-        in_hand += 6 * sizes.width + sizes.mlp_dim * (2 if plan.linear == "dense" else 1)
-    elif plan.attention == "recompute":
-        in_hand += 3 * sizes.width
+    token = micro * sizes.tokens * jnp.dtype(config.model.dtype).itemsize
+    in_hand = plan.kind("linear").in_hand * sizes.hidden
+    in_hand += cost.recomputed_channels(plan, sizes)
     transients = token * (4 * sizes.width + in_hand / plan.batch_chunks)
     copies = 1 if config.optimizer.accumulation_steps == 1 else 2  # sum, and a part of it
     return MemoryReport(
@@ -241,7 +237,7 @@ def time_to_full(config: Config, card: Card) -> float:
 
 def batch_granule(config: Config) -> int:
     """The batch must be a multiple of this: accumulation's parts times chunks of a block."""
-    chunks = from_config.resolve_method(config).plan.batch_chunks
+    chunks = resolve_method(config).plan.batch_chunks
     return config.optimizer.accumulation_steps * chunks
 
 

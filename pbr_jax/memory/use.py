@@ -1,5 +1,6 @@
 """Bytes that a train step needs, by purpose: of arrays, and of what differentiation saves."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -55,6 +56,7 @@ def saved_bytes(function: Callable[..., PyTree], primal: PyTree, *others: PyTree
     return sum(_leaf_bytes(v.aval) for v in kept)
 
 
+@functools.lru_cache(256)  # tracing takes a second
 def memory_use(config: Config) -> MemoryUse:
     """Bytes that a step of the configured run needs: read off its program, nothing is computed."""
     parts = from_config.build(config)

@@ -15,6 +15,7 @@ from pbr_jax.bench import checks, exact
 from pbr_jax.bench.cases.case import BenchCase
 from pbr_jax.commands import bench_kernels
 from pbr_jax.compare import steps
+from pbr_jax.families import Architecture, Site
 from pbr_jax.gpu import CARDS
 from pbr_jax.training import from_config
 
@@ -111,13 +112,14 @@ def test_the_plain_vit_computes_what_ours_does():
 
 
 def test_a_gradient_that_is_wrong_in_a_moved_row_is_seen():
+    sizes = Architecture(4, 1, 1, {"fc1": Site(4, 2, ("blocks", "fc1"))})
     right = {"blocks": {"fc1": {"kernel": np.ones((1, 4, 2))}}, "head": np.ones(3)}
     moves = {"blocks": {"fc1": {"kernel": np.ones((1, 4, 2))}}, "head": np.ones(3)}
     kernel = moves["blocks"]["fc1"]["kernel"]
     kernel[0, 2] = 0  # a row that was not selected
-    assert checks.error_where_moved(moves, right) == 0
+    assert checks.error_where_moved(moves, right, sizes) == 0
     kernel[0, 1, 0] = 1.5
-    assert checks.error_where_moved(moves, right) == pytest.approx(0.5 / 3)
+    assert checks.error_where_moved(moves, right, sizes) == pytest.approx(0.5 / 3)
 
 
 def test_a_card_is_compared_field_by_field():
