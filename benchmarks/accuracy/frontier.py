@@ -18,6 +18,7 @@ import jax
 from pbr_jax import __version__
 from pbr_jax.configs.common import Config, Keep, Model, Optimizer, Pruning
 from pbr_jax.gpu import compile_for, find_card, memory
+from pbr_jax.memory.use import memory_use
 from pbr_jax.plans import SITES
 from pbr_jax.runs.files import write_json
 from pbr_jax.training import from_config
@@ -87,7 +88,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for point in POINTS:
         config = make_config(point)
-        saved, temp = from_config.memory_use(config).activations, temp_bytes(config)
+        saved, temp = memory_use(config).activations, temp_bytes(config)
         time = floor_time(point)
         rows.append({**point._asdict(), "time": time, "saved_bytes": saved, "temp_bytes": temp})
         keep = "all" if point.keep is None else ", ".join(map(str, point.keep))

@@ -11,7 +11,7 @@ from pbr_jax.configs.common import Config, Model, Optimizer
 from pbr_jax.gpu import CARDS, sized_card
 from pbr_jax.memory import fit
 from pbr_jax.memory.cache import cached
-from pbr_jax.memory.use import tree_bytes
+from pbr_jax.memory.use import memory_use, tree_bytes
 from pbr_jax.training import from_config
 
 
@@ -122,5 +122,5 @@ def test_compiled_needs_are_those_of_the_real_step(tmp_path):
         assert remembering(run) == need
     state = from_config.state_shapes(run, from_config.build(run))
     assert need.argument_bytes == tree_bytes(state) + tree_bytes(from_config.batch_specs(run))
-    assert need.temp_bytes >= from_config.memory_use(run).activations
+    assert need.temp_bytes >= memory_use(run).activations
     assert len(compilations) == 1

@@ -4,8 +4,8 @@ from fakes import config
 
 from pbr_jax.configs.common import Keep, Plan, Pruning
 from pbr_jax.methods import METHODS
+from pbr_jax.settings.resolve import resolve_method
 from pbr_jax.settings.variants import candidates, method_names, split_methods, with_method
-from pbr_jax.training import from_config
 
 
 def test_every_method_has_a_row():
@@ -13,7 +13,7 @@ def test_every_method_has_a_row():
     assert names == [*METHODS]
     assert method_names(config("lean/chunks2/js30")) == ["lean/chunks2", *METHODS]
     for name in names:
-        from_config.resolve_method(with_method(config("prebackrazor"), name))
+        resolve_method(with_method(config("prebackrazor"), name))
 
 
 def test_settings_stay_where_they_mean_something():
@@ -34,7 +34,7 @@ def test_candidates_train_the_same_share_of_the_tensors():
     assert candidates(config()) == method_names(config())
     spar = candidates(config("fast/js30"))
     runs = [with_method(config("fast/js30"), name) for name in spar]
-    assert {from_config.resolve_method(run).joint_spar for run in runs} == {0.3}
+    assert {resolve_method(run).joint_spar for run in runs} == {0.3}
     assert len(spar) == len(METHODS)
 
 
