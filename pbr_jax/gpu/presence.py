@@ -3,8 +3,6 @@
 import importlib.metadata
 import pathlib
 
-import jax
-
 # Device files of the driver: on Linux, and on Windows' Linux subsystem.
 _DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
 
@@ -20,6 +18,8 @@ def use_cpu_without_gpu() -> None:
     The extra `gpu-compiler` makes such a machine, and JAX would print the plugin's traceback there
     and go on. Call it before the first computation. Where JAX_PLATFORMS is set, that decides.
     """
+    import jax
+
     platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
     if platforms or gpu_is_present():
         return

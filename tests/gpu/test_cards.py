@@ -1,6 +1,8 @@
 """The table of graphics cards and the description that XLA gets."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -76,3 +78,16 @@ def test_the_description_has_each_field_once(name):
     assert f"device_memory_size: {card.memory_bytes}" in text
     assert f'device_description_str: "{card.description}"' in text
     assert text.count("{") == text.count("}")
+
+
+def test_the_table_and_the_look_for_a_gpu_need_no_jax():
+    program = """
+import sys, pbr_jax.gpu
+from pbr_jax.gpu import CARDS, gpu_is_present, use_cpu_without_gpu
+gpu_is_present()
+print('jax' in sys.modules, hasattr(pbr_jax.gpu, 'h200'))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "False"]
