@@ -24,7 +24,7 @@ missing = [
     str(target)
     for source, package in linked
     for file in (clone / source).rglob("*")
-    if file.is_file() and file.suffix in {".py", ".npz", ".typed"}
+    if file.is_file() and file.suffix in {".py", ".npz", ".typed", ".html"}
     for target in [pathlib.PurePath(package) / file.relative_to(clone / source)]
     if target not in shipped
 ]

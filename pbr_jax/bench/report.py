@@ -13,11 +13,9 @@ import jax
 import jaxlib
 
 from pbr_jax import __version__
+from pbr_jax.measure import text
 from pbr_jax.measure.timing import Ceilings, Spread
-from pbr_jax.runs.console import format_seconds
 from pbr_jax.runs.files import write_json
-
-Row = Mapping[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
@@ -73,29 +71,22 @@ def finish(
     return 0
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """Rows with the same keys as a Markdown table whose columns stand in line."""
-    lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = ["-" * width for width in widths]
-    padded = (
-        [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        for line in (lines[0], rule, *lines[1:])
-    )
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as a table in Markdown."""
+    return text.markdown([list(rows[0]), *([str(cell) for cell in row.values()] for row in rows)])
 
 
 def headline(found: Mapping[str, Any]) -> str:
     """The device, its ceilings as measured, and the versions."""
-    text = f"{found['device']}, jax {found['versions']['jax']}"
+    line = f"{found['device']}, jax {found['versions']['jax']}"
     if "ceilings" in found:
         at_most = Ceilings(**found["ceilings"])
-        text += (
+        line += (
             f": {at_most.flops / 1e12:.3g} TFLOP/s in a matrix product and"
             f" {at_most.bandwidth / 1e9:.3g} GB/s in a copy, measured in the same run; a call of"
-            f" nothing takes {format_seconds(at_most.launch)}"
+            f" nothing takes {text.format_seconds(at_most.launch)}"
         )
-    return text
+    return line
 
 
 def show_refusals(refused: Mapping[str, str]) -> str:

@@ -10,8 +10,8 @@ from pbr_jax.compare.trials import Prepared, prepare
 from pbr_jax.configs.common import Config
 from pbr_jax.gpu import present_card
 from pbr_jax.measure import timing
+from pbr_jax.measure.text import format_bytes
 from pbr_jax.memory import cost
-from pbr_jax.runs.console import format_bytes
 from pbr_jax.settings import load as configuration
 from pbr_jax.settings.resolve import architecture
 from pbr_jax.settings.variants import split_methods, with_method

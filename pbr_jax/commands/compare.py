@@ -29,9 +29,10 @@ import rich.table
 from pbr_jax import __version__, data
 from pbr_jax.compare import trials
 from pbr_jax.compare.steps import memory_in_own_process, time_against
-from pbr_jax.compare.table import HEADER, Comparison, Result, cells, csv_text, markdown
+from pbr_jax.compare.table import HEADER, Comparison, Result, cells, csv_text
 from pbr_jax.configs.common import Config
 from pbr_jax.gpu import gpu_is_present
+from pbr_jax.measure.text import markdown
 from pbr_jax.runs.files import write_text
 from pbr_jax.runs.progress import make_bar
 from pbr_jax.settings import load as configuration
@@ -192,7 +193,8 @@ def _table(results: Sequence[Result], narrow: bool) -> rich.table.Table:
 def _write(comparison: Comparison, results: Sequence[Result], out: Path) -> None:
     from pbr_jax.compare import figures
 
-    write_text(out / "comparison.md", f"{markdown(results)}\n{_how_measured(comparison)}\n")
+    table = markdown([HEADER, *map(cells, results)])
+    write_text(out / "comparison.md", f"{table}\n\n{_how_measured(comparison)}\n")
     write_text(out / "comparison.csv", csv_text(results))
     figures.frontier(results, out / "frontier.png")
     methods = [result.method for result in results]

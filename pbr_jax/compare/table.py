@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from scipy import stats
 
-from pbr_jax.runs.console import format_bytes, format_seconds
+from pbr_jax.measure.text import format_bytes, format_seconds
 from pbr_jax.runs.files import write_json
 
 
@@ -184,12 +184,6 @@ def cells(result: Result) -> list[str]:
 def show_spread(value: float | None) -> str:
     """` ± 0.42` in percent points, or nothing."""
     return "" if value is None else f" ± {100 * value:.2f}"
-
-
-def markdown(results: Iterable[Result]) -> str:
-    """The table in Markdown."""
-    lines = [HEADER, ("---",) * len(HEADER), *map(cells, results)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def csv_text(results: Iterable[Result]) -> str:

@@ -10,10 +10,10 @@ import jax
 from pbr_jax.configs.common import Config, size_in_bytes
 from pbr_jax.gpu import Card, GpuCompilerMissing, present_card, require_compiler, sized_card
 from pbr_jax.measure.memory import memory_limit
+from pbr_jax.measure.text import format_bytes
 from pbr_jax.memory import fit
 from pbr_jax.memory.cache import cache_folder, cached
 from pbr_jax.memory.table import Table, in_brief
-from pbr_jax.runs.console import format_bytes
 from pbr_jax.settings.variants import candidates, with_method
 
 RESERVE = "0.75GiB"

@@ -11,14 +11,15 @@ from rich.text import Text
 
 from pbr_jax.configs.common import Config
 from pbr_jax.gpu import CARDS, Card
+from pbr_jax.measure.text import format_bytes, markdown
 from pbr_jax.memory.fit import MethodFit, fastest
 from pbr_jax.memory.largest_batch import LARGEST_BATCH
-from pbr_jax.runs.console import format_bytes
 from pbr_jax.settings.flags import Arguments
 from pbr_jax.settings.load import DEFAULT_SPEC
 from pbr_jax.settings.variants import joint_spar_suffix
 
 _WIDE = 96  # columns from which on every row has its parameters and optimizer
+_TITLES = ("gradients", "activations", "temp", "peak", "fits", "largest batch", "time")
 _JAX_TAKES = 0.75  # of a card, unless XLA_CLIENT_MEM_FRACTION says otherwise
 
 
@@ -101,16 +102,12 @@ def json_row(row: MethodFit) -> dict[str, Any]:
 
 def to_markdown(table: Table) -> str:
     """The table in Markdown, its notes below."""
-    lines = [
-        f"{headline(table)}:",
-        "",
-        "| method | gradients | activations | temp | peak | fits | largest batch | time |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines: list[tuple[str, ...]] = [("method", *_TITLES)]
     for row in table.rows:
         name = f"**`{row.method}`**" if row == table.fastest else f"`{row.method}`"
-        lines.append(f"| {name} | {' | '.join(_cells(row)[2:])} |")
-    return "\n".join([*lines, "", *(f"* {note}" for note in notes(table))])
+        lines.append((name, *_cells(row)[2:]))
+    remarks = (f"* {note}" for note in notes(table))
+    return "\n".join([f"{headline(table)}:", "", markdown(lines), "", *remarks])
 
 
 def _cells(row: MethodFit) -> list[str]:
@@ -156,9 +153,8 @@ def print_table(table: Table, out: rich.console.Console, arguments: Arguments) -
     out.print(Text(headline(table), style="bold"))
     drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=0, pad_edge=False)
     drawn.add_column("method", no_wrap=True)
-    heads = ["gradients", "activations", "temp", "peak", "fits", "largest\nbatch", "time"]
-    for head in ["parameters", "optimizer"] * wide + heads:
-        drawn.add_column(head, justify="right", no_wrap=True, vertical="bottom")
+    for title in ["parameters", "optimizer"] * wide + [*_TITLES]:
+        drawn.add_column(title.replace(" ", "\n"), justify="right", no_wrap=True, vertical="bottom")
     for row in table.rows:
         cells = _cells(row)[0 if wide else 2 :]
         colour = {True: "green", False: "red", None: "yellow"}[row.fits]

@@ -20,8 +20,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from pbr_jax.measure.text import format_bytes
 from pbr_jax.memory.use import MemoryUse
-from pbr_jax.runs.console import format_bytes
 
 _INK = "#010203"  # becomes currentColor
 _BLUE, _ORANGE, _GREEN, _VIOLET = "#3f7fe0", "#e07b39", "#2f9e77", "#9268d6"

@@ -7,14 +7,15 @@ Nothing is loaded from elsewhere, and the page follows the reader's light or dar
 
 import html
 import json
+import string
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from pbr_jax.measure.text import format_bytes, format_ratio, format_seconds
 from pbr_jax.memory.use import MemoryUse
-from pbr_jax.runs.console import format_bytes, format_ratio, format_seconds
 from pbr_jax.runs.files import write_text
 from pbr_jax.runs.metrics import read_metrics
 
@@ -131,11 +132,11 @@ def _page(
         *([str(summary["device"])] if summary.get("device") else []),
         *([] if summary else ["not finished yet"]),
     ]
-    return _TEMPLATE.format(
+    template = string.Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+    return template.substitute(
         title=html.escape(title),
         subtitle=html.escape(" · ".join(subtitle)),
         body="\n".join(sections),
-        style=_STYLE,
     )
 
 
@@ -251,54 +252,3 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], words: bool = Fal
         f"<div class=scroll><table class={kind}><thead><tr>{top}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
-
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1d2128; --soft: #626a76; --page: #f6f7f9;
-  --card: #ffffff; --line: #e1e4e9; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e7ec; --soft: #98a1ae; --page: #121417;
-  --card: #1a1d22; --line: #2c3138; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 980px; margin: 0 auto; padding: 32px 20px 64px; }
-h1 { font-size: 24px; line-height: 1.2; margin: 0; letter-spacing: -0.01em; }
-h2 { font-size: 16px; margin: 0 0 12px; }
-header p { color: var(--soft); margin: 4px 0 24px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px;
-  margin: 0 0 16px; }
-.cards div, section, details { background: var(--card); border: 1px solid var(--line);
-  border-radius: 8px; padding: 14px 16px; }
-.cards dt, .cards small, figcaption, th { color: var(--soft); font-size: 13px; }
-.cards small { font-size: 12.5px; white-space: nowrap; }
-.cards dd { margin: 2px 0; font-size: 26px; line-height: 1.2; font-weight: 600;
-  font-variant-numeric: tabular-nums; }
-section, details { margin: 0 0 16px; }
-summary { font-weight: 600; cursor: pointer; }
-figure { margin: 0; }
-figcaption { margin-top: 8px; max-width: 75ch; }
-.scroll { overflow-x: auto; }
-svg { display: block; width: 100%; min-width: 600px; height: auto; }
-svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif !important; }
-table { border-collapse: collapse; margin-top: 12px; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 5px 24px 5px 0; border-bottom: 1px solid var(--line);
-  font-weight: normal; white-space: nowrap; }
-.numbers th:not(:first-child), .numbers td:not(:first-child) { text-align: right; }
-tbody tr:last-child td { border-bottom: 0; }
-"""
-_TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-<header><h1>{title}</h1><p>{subtitle}</p></header>
-{body}
-</main>
-</body>
-</html>
-"""

@@ -19,6 +19,13 @@ from rich.text import Text
 
 from pbr_jax.gpu import MemoryReport
 from pbr_jax.measure.memory import memory_limit, peak_in_use
+from pbr_jax.measure.text import (
+    format_bytes,
+    format_clock,
+    format_ratio,
+    format_seconds,
+    three_digits,
+)
 from pbr_jax.memory.use import MemoryUse
 from pbr_jax.runs.progress import make_bar
 from pbr_jax.training.loop import Observer
@@ -26,45 +33,6 @@ from pbr_jax.training.state import TrainState
 from pbr_jax.training.step import StepMetrics
 
 Metrics = Mapping[str, float]
-
-
-def format_bytes(count: float) -> str:
-    """Three digits and a decimal unit: `38.7 MB` is 38.7 million bytes."""
-    units = ("B", "kB", "MB", "GB", "TB")
-    index = 0
-    while count >= 999.5 and index < len(units) - 1:
-        count, index = count / 1000, index + 1
-    return f"{count:.0f} {units[0]}" if index == 0 else f"{_three_digits(count)} {units[index]}"
-
-
-def _three_digits(number: float) -> str:
-    decimals = 2 if number < 9.995 else 1 if number < 99.95 else 0
-    return f"{number:.{decimals}f}"
-
-
-def format_seconds(seconds: float) -> str:
-    """`850 us`, `51.2 ms`, `1.20 s`, and from a minute on `1:02 min` or `1:02:05 h`."""
-    if seconds >= 59.995:
-        return format_clock(seconds) + (" h" if round(seconds) >= 3600 else " min")
-    if seconds >= 0.9995:
-        return f"{_three_digits(seconds)} s"
-    small = seconds * 1e3
-    return f"{_three_digits(small)} ms" if small >= 0.9995 else f"{seconds * 1e6:.0f} us"
-
-
-def format_clock(seconds: float) -> str:
-    """`0:41`, `12:05` or `1:02:05`."""
-    whole = round(seconds)
-    hours = f"{whole // 3600}:" if whole >= 3600 else ""
-    minutes = whole // 60 % 60
-    return f"{hours}{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
-
-
-def format_ratio(mine: float, full: float) -> str:
-    """How `mine` compares to `full`: `8.1x less`, `1.2x more`, or nothing when about equal."""
-    if mine <= 0 or full <= 0 or abs(mine / full - 1) < 0.01:
-        return ""
-    return f"{full / mine:.1f}x less" if mine < full else f"{mine / full:.1f}x more"
 
 
 def memory_in_use() -> str:
@@ -191,7 +159,7 @@ class Console(Observer):
         self._last_line = now
         seconds = metrics["seconds_per_step"]
         left = format_clock((self._steps - step) * seconds)
-        speed = f"{_three_digits(1 / seconds)} it/s ETA {left}"
+        speed = f"{three_digits(1 / seconds)} it/s ETA {left}"
         self.message(f"{self._place(step)}  {speed}  {figures}  {self._memory()}")
 
     def evaluated(
@@ -261,4 +229,4 @@ class _Pace(rich.progress.ProgressColumn):
         if not task.speed or task.time_remaining is None:
             return Text("compiling" if task.speed is None else "", style="dim")
         left = format_clock(task.time_remaining)
-        return Text(f"{_three_digits(task.speed)} it/s ETA {left}", style="cyan")
+        return Text(f"{three_digits(task.speed)} it/s ETA {left}", style="cyan")
