@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pbr_jax.configs.common import Config, Model, Optimizer
+from pbr_jax.configs.common import Config, Data, Model, Optimizer
 from pbr_jax.models.bert import Bert
 from pbr_jax.models.vit import ViT
 from pbr_jax.plans import SITES
@@ -48,6 +48,7 @@ def config(method: str = "prebackrazor", **changes) -> Config:
         "steps": 50,
         "batch_size": 8,
         "model": SMALL,
+        "data": Data(name="npz", path="four_classes.npz"),
         "optimizer": Optimizer(learning_rate=0.05, schedule="constant"),
     }
     return Config(**settings | changes)

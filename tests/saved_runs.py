@@ -10,7 +10,7 @@ from small_data import VOCABULARY, write_vocabulary
 from pbr_jax.configs.common import Config, Data
 from pbr_jax.runs.checkpoints import Checkpointer
 from pbr_jax.runs.files import write_json
-from pbr_jax.runs.run import save_class_names
+from pbr_jax.runs.run import CLASSES
 from pbr_jax.settings import load as configuration
 from pbr_jax.training import from_config
 
@@ -34,7 +34,7 @@ def write_run(workdir: Path, settings: Config) -> list:
     """Two checkpoints of other parameters, the first of which is the most accurate."""
     workdir.mkdir(exist_ok=True)
     write_json(workdir / "config.json", configuration.to_dict(settings))
-    save_class_names(workdir, NAMES)
+    write_json(workdir / CLASSES, dict(zip(map(str, range(4)), NAMES, strict=True)))
     parts = from_config.build(settings)
     saved = []
     with Checkpointer(workdir / "checkpoints", 2) as checkpoints:

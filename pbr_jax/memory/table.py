@@ -14,8 +14,7 @@ from pbr_jax.gpu import CARDS, Card
 from pbr_jax.measure.text import format_bytes, markdown
 from pbr_jax.memory.fit import MethodFit, fastest
 from pbr_jax.memory.largest_batch import LARGEST_BATCH
-from pbr_jax.settings.flags import Arguments
-from pbr_jax.settings.load import DEFAULT_SPEC
+from pbr_jax.settings.flags import Arguments, train_words
 from pbr_jax.settings.variants import joint_spar_suffix
 
 _WIDE = 96  # columns from which on every row has its parameters and optimizer
@@ -179,14 +178,11 @@ def print_table(table: Table, out: rich.console.Console, arguments: Arguments) -
 
 
 def _command(row: MethodFit, arguments: Arguments) -> str:
-    """The command that trains by this method, with the JointSPAR of the configuration."""
+    """Trains by the method of `row`, with the JointSPAR of the configuration."""
     method = row.method
     if not joint_spar_suffix(method):
         method += joint_spar_suffix(arguments.config.method)
-    words = ["python", "train.py"]
-    words += ["--config", arguments.spec] if arguments.spec != DEFAULT_SPEC else []
-    words += [f"--config.{o}" for o in arguments.overrides if not o.startswith("method=")]
-    return shlex.join([*words, f"--config.method={method}"])
+    return shlex.join(train_words(arguments, method))
 
 
 def notes(table: Table) -> list[str]:

@@ -79,20 +79,32 @@ def default_workdir(config: Config) -> Path:
 
 def next_command(arguments: Arguments, workdir: Path | None = None) -> tuple[str, str]:
     """A command worth trying after this run, and what it shows: the same run by another method."""
-    config = arguments.config
-    method = "prebackrazor" if config.method == "full" else "full"
-    words = ["python", "train.py"]
-    words += ["--config", arguments.spec] if arguments.spec != default_spec() else []
-    # Full fine-tuning prunes nothing and would refuse to be told how.
-    dropped = ["method=", "memory_budget=", *(("pruning.", "plan.") if method == "full" else ())]
-    others = [word for word in arguments.overrides if not word.startswith(tuple(dropped))]
-    if method == "full" and load(arguments.spec).pruning.keep is not None:
-        others.append("pruning.keep=none")
-    words += [f"--config.{word}" for word in (*others, f"method={method}")]
+    if arguments.config.method != "full":
+        method, shows = "full", "full fine-tuning"
+        # Full fine-tuning prunes nothing and would refuse to be told how.
+        dropped = ("pruning.", "plan.")
+        file_keeps = load(arguments.spec).pruning.keep is not None
+        added = ("pruning.keep=none",) if file_keeps else ()
+    else:
+        method, shows, dropped, added = "prebackrazor", "pruned columns", (), ()
+    words = train_words(arguments, method, dropped, added)
     if workdir is not None:
         words += ["--workdir", f"{workdir}-{method}"]
-    shows = "full fine-tuning" if method == "full" else "pruned columns"
     return shlex.join(words), f"the same run with {shows}, to compare accuracy, memory and time"
+
+
+def train_words(
+    arguments: Arguments, method: str, dropped: Sequence[str] = (), added: Sequence[str] = ()
+) -> list[str]:
+    """The words of a command that trains as `arguments` say, by another method.
+
+    Overrides that begin with one of `dropped` are left out, and `added` come last.
+    """
+    words = ["python", "train.py"]
+    words += ["--config", arguments.spec] if arguments.spec != default_spec() else []
+    left_out = ("method=", "memory_budget=", *dropped)
+    others = [word for word in arguments.overrides if not word.startswith(left_out)]
+    return words + [f"--config.{word}" for word in (*others, *added, f"method={method}")]
 
 
 def _split(argv: Sequence[str], flags: Sequence[str]) -> _Words:

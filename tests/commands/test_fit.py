@@ -14,7 +14,7 @@ from pbr_jax.gpu import CARDS, MemoryReport, find_card, sized_card, target_confi
 from pbr_jax.memory import fit
 from pbr_jax.memory.table import Table, notes, print_table, to_json, to_markdown
 from pbr_jax.memory.use import MemoryUse
-from pbr_jax.settings.flags import parse_args
+from pbr_jax.settings.flags import parse_config
 from pbr_jax.settings.load import SHIPPED
 from pbr_jax.settings.variants import with_method
 
@@ -153,7 +153,7 @@ def test_a_card_of_ones_own(pbr_fit, tmp_path):
 
 def made_up(missing="", card=None, dtype="bfloat16"):
     flags = ["--config.method=lean", f"--config.model.dtype={dtype}"]
-    arguments = parse_args([*TINY, *flags])
+    arguments = parse_config(TINY[1], flags, ())
     use = MemoryUse(343_502_224, 343_502_224, 343_502_228, 6_524_329_604)
     rows = [
         fit.MethodFit(
