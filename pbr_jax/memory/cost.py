@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from pbr_jax.configs.common import Config
 from pbr_jax.gpu import Card
 from pbr_jax.memory.use import MemoryUse
-from pbr_jax.plans import SITES, budget_for
+from pbr_jax.plans import SITES, ResidualPlan
 from pbr_jax.training import from_config
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
@@ -66,7 +66,7 @@ def step_seconds(config: Config, card: Card, use: MemoryUse) -> float:
     """Least seconds of a train step on `card`; `use` is `from_config.memory_use(config)`."""
     method, sizes = from_config.resolve_method(config), from_config.model_sizes(config)
     plan, width = method.plan, sizes.width
-    budgets = from_config.column_budgets(config, method, sizes)
+    linear, norm, kind = (plan.kind(op) for op in ("linear", "layer_norm", "attention"))
     rate, item = matrix_rate(card, config.model.dtype), jnp.dtype(config.model.dtype).itemsize
     bandwidth = _REACHED_BANDWIDTH * card.bandwidth
     num_tokens = from_config.num_tokens(config)
@@ -85,30 +85,32 @@ def step_seconds(config: Config, card: Card, use: MemoryUse) -> float:
     attention = 4 * tokens * num_tokens * width / rate
     block = 2 * sum(forward.values()) + 3.5 * attention
     for site in SITES:  # weight gradients
-        kept = columns[site]
-        if plan.linear == "columns":
-            kept = budgets.get(site, kept)
-        elif plan.linear == "magnitude":
-            kept = budget_for(getattr(plan.keep, site), kept)
+        group_size = config.pruning.group_size
+        kept = linear.kept_columns(columns[site], plan.keep_at(site), group_size)
         gradient = product(kept, features[site]) + passes(kept < columns[site], columns[site])
         block += gradient * (1.0 if method.joint_spar is None else method.joint_spar)
     if plan.recompute:
         block += sum(forward.values()) - forward["fc2"] + attention
-        block += passes(2, 6 * width + sizes.mlp_dim * (2 if plan.linear == "dense" else 1))
-    elif plan.attention in ("qkv", "recompute", "channels", "elements"):
-        block += attention
-    if plan.attention == "recompute" and not plan.recompute:
-        block += forward["qkv"] + passes(2, 3 * width)
+    else:
+        block += attention * kind.recomputes_scores + forward["qkv"] * kind.recomputes_heads
+    block += passes(2, recomputed_channels(plan, width, sizes.mlp_dim))
     # Two readings find and pack the largest elements, a writing and a reading restore them.
-    pruned = sum(columns.values()) if plan.linear == "elements" else 0
-    pruned += 2 * width if plan.layer_norm == "elements" else 0
-    pruned += 3 * width + sizes.heads * num_tokens if plan.attention == "elements" else 0
-    block += passes(4, pruned)
+    searched = sum(map(linear.searched_channels, columns.values()))
+    searched += 2 * norm.searched_channels(width)
+    searched += kind.searched_channels(width, sizes.heads, num_tokens)
+    block += passes(4, searched)
 
     saved = 2 * config.optimizer.accumulation_steps * use.activations
     arrays = 3 + 2 * round(use.optimizer / use.parameters)  # of them gradient and parameter
     updated = arrays * use.gradients * (method.joint_spar or 1.0)
     return sizes.depth * block + (saved + updated) / bandwidth
+
+
+def recomputed_channels(plan: ResidualPlan, width: int, mlp_dim: int) -> int:
+    """Channels of a token that the backward pass of a block makes again and leaves for a moment."""
+    if plan.recompute:
+        return 6 * width + mlp_dim * (1 + plan.kind("linear").whole)
+    return 3 * width * plan.kind("attention").recomputes_heads
 
 
 def calibrated(

@@ -94,8 +94,8 @@ def with_method(config: Config, method: str) -> Config:
     if not same:
         pruning = dataclasses.replace(
             pruning,
-            keep=pruning.keep if preset.keep != Keep() else None,
-            policy=pruning.policy if preset.linear == "columns" else None,
+            keep=pruning.keep if preset.keep != Keep(1.0) else None,
+            policy=pruning.policy if preset.kind("linear").selects else None,
         )
     plan = config.plan if same else Plan()
     return dataclasses.replace(config, method=method, pruning=pruning, plan=plan)
@@ -140,11 +140,8 @@ def estimated(config: Config) -> MemoryReport:
     plan, sizes = parts.method.plan, from_config.model_sizes(config)
     micro = config.batch_size // config.optimizer.accumulation_steps
     token = micro * from_config.num_tokens(config) * jnp.dtype(config.model.dtype).itemsize
-    in_hand = (6.0 if plan.linear == "elements" else 3.5) * sizes.mlp_dim
-    if plan.recompute:
-        in_hand += 6 * sizes.width + sizes.mlp_dim * (2 if plan.linear == "dense" else 1)
-    elif plan.attention == "recompute":
-        in_hand += 3 * sizes.width
+    in_hand = plan.kind("linear").in_hand * sizes.mlp_dim
+    in_hand += cost.recomputed_channels(plan, sizes.width, sizes.mlp_dim)
     transients = token * (4 * sizes.width + in_hand / plan.batch_chunks)
     copies = 1 if config.optimizer.accumulation_steps == 1 else 2  # sum, and a part of it
     return MemoryReport(

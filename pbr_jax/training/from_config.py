@@ -69,7 +69,7 @@ def build(config: Config) -> Parts:
     budgets = column_budgets(config, method, sizes)
     plan = method.plan
     if plan.linear == "columns":  # a site without a budget is trained dense
-        keep = {site: getattr(plan.keep, site) if site in budgets else 1.0 for site in SITES}
+        keep = {site: plan.keep_at(site) if site in budgets else 1.0 for site in SITES}
         plan = dataclasses.replace(plan, keep=Keep(**keep))
     model, o = make_model(config, plan), config.optimizer
     schedule = learning_rate(o.learning_rate, config.steps, o.warmup_steps, o.schedule)
@@ -140,12 +140,11 @@ def resolve_method(config: Config) -> methods.Method:
 
 
 def _keep(config: Config) -> float | Keep | None:
-    """Keep as the library has it; sites that a setting per site leaves open take the method's."""
+    """Keep as the library has it."""
     keep = config.pruning.keep
     if not isinstance(keep, ConfigKeep):
         return keep
-    own = methods.resolve(config.method).plan.keep
-    return Keep(**{s: getattr(own, s) if (v := getattr(keep, s)) is None else v for s in SITES})
+    return Keep(**{s: v for s in SITES if (v := getattr(keep, s)) is not None})
 
 
 def model_sizes(config: Config) -> Sizes:
@@ -167,8 +166,7 @@ def column_budgets(config: Config, method: methods.Method, sizes: Sizes) -> dict
         )
     budgets = {}
     for site, columns in num_columns(sizes).items():
-        keep = getattr(method.plan.keep, site)
-        budget = budget_for(keep, columns, config.pruning.group_size)
+        budget = budget_for(method.plan.keep_at(site), columns, config.pruning.group_size)
         if budget < columns:
             budgets[site] = budget
     return budgets
