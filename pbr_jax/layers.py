@@ -29,6 +29,7 @@ from flax import linen as nn
 
 from pbr_jax.ops import attention, gelu, layer_norm, linear, pair
 from pbr_jax.ops.arrays import sample_keys
+from pbr_jax.ops.visibility import Visibility, dropout_seeds
 from pbr_jax.plans import Implementation, budget_for
 
 Initializer = Callable[..., jax.Array]
@@ -119,7 +120,7 @@ class MultiHeadDotProductAttention(nn.Module):
     Attributes:
       num_heads: H; divides `qkv_features`.
       qkv_features, out_features: widths; None takes that of the input.
-      residual: what attention keeps, see `pbr_jax.ops.attention`.
+      residual: kind of what attention keeps, see `pbr_jax.ops.attention`.
       keep: fraction of columns kept by the four linear layers.
       attention_keep: fraction kept by the residuals "channels" and "elements".
       dropout_rate: of the attention weights, from the stream `dropout`.
@@ -135,7 +136,7 @@ class MultiHeadDotProductAttention(nn.Module):
     param_dtype: Any = jnp.float32
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros_init()
-    residual: attention.Kind = "flash"
+    residual: str = "flash"
     keep: float = 0.1
     attention_keep: float = 0.2
     dropout_rate: float = 0.0
@@ -177,20 +178,19 @@ class MultiHeadDotProductAttention(nn.Module):
                 columns[id(x)] = selected_columns(projection, x.shape[-1], self.keep)
             projected.append(jnp.swapaxes(projection(x, columns[id(x)]), -3, -2))
         q, k, v = projected
-        rate, keys = self.dropout_rate, None
+        rate, seeds = self.dropout_rate, None
         if rate > 0:
             if nn.merge_param("deterministic", self.deterministic, deterministic):
                 rate = 0.0
             else:
-                keys = sample_keys(self.make_rng("dropout"), q.shape[0])
+                seeds = dropout_seeds(sample_keys(self.make_rng("dropout"), q.shape[0]))
         out = attention.attention(
             q,
             k,
             v,
-            mask=mask,
+            Visibility(mask=mask, seeds=seeds),
             dropout=rate,
-            dropout_keys=keys,
-            residual=self.residual,
+            kind=self.residual,
             keep=self.attention_keep,
             implementation=self.implementation,
         )
@@ -265,7 +265,7 @@ def _flat_linear(
     scan over layers each copy would be stored.
     """
     shapes = {"kernel": (num_inputs, num_outputs), "bias": (num_outputs,)}
-    matrix = linear.linear_pair("columns", implementation=implementation)
+    matrix = linear.linear_pair(linear.Settings("columns", implementation=implementation))
 
     def flat(params):
         return {name: p.reshape(shapes.get(name, p.shape)) for name, p in params.items()}

@@ -12,11 +12,6 @@ from typing import Any
 from pbr_jax.plans import Keep, ResidualPlan
 
 
-def uniform_keep(keep: float) -> Keep:
-    """The same fraction at every site."""
-    return Keep(keep, keep, keep, keep)
-
-
 @dataclasses.dataclass(frozen=True)
 class Method:
     """A way to fine-tune.
@@ -35,8 +30,8 @@ class Method:
     joint_spar: float | None = None
 
 
-_PRUNED = uniform_keep(0.1)  # the paper's "90 %"
-_MORE_OF_FC1 = Keep(0.1, 0.1, 0.4, 0.1)  # it is fc1 that costs accuracy: docs/accuracy.md
+_PRUNED = Keep(0.1)  # the paper's "90 %"
+_MORE_OF_FC1 = Keep(0.1, fc1=0.4)  # it is fc1 that costs accuracy: docs/accuracy.md
 _BACKRAZOR = ResidualPlan(
     linear="elements", layer_norm="elements", attention="elements", keep=_PRUNED
 )
@@ -87,7 +82,8 @@ def resolve(
     Args:
       name: one of `METHODS`, optionally with the suffixes `/chunksN`, blocks run in N parts of the
         batch, and `/jsNN`, JointSPAR with NN % of the parameter tensors, in this order.
-      keep: fraction of columns or elements kept, for all sites or per site.
+      keep: fraction of columns or elements kept, for all sites or per site; sites that it leaves
+        open take the method's own.
       policy: who chooses the columns.
       joint_spar: fraction of tensors, in place of the suffix.
       **plan_fields: fields of `ResidualPlan`; None leaves the method's own.
@@ -105,16 +101,17 @@ def resolve(
     preset = PRESETS[base]
     given = {field: value for field, value in plan_fields.items() if value is not None}
     if keep is not None:
-        if preset.plan.keep == Keep():
+        if preset.plan.keep == Keep(1.0):
             raise ValueError(
                 f"pruning.keep = {keep}: method {name!r} prunes nothing; choose another method or"
                 " drop keep"
             )
-        given["keep"] = keep if isinstance(keep, Keep) else uniform_keep(keep)
+        keep = keep if isinstance(keep, Keep) else Keep(keep)
+        given["keep"] = keep.with_defaults(preset.plan.keep)
     if match["chunks"]:
         given.setdefault("batch_chunks", int(match["chunks"]))
     plan = dataclasses.replace(preset.plan, **given)
-    chosen = preset.policy if plan.linear == "columns" else None
+    chosen = preset.policy if plan.kind("linear").selects else None
     if policy is not None and chosen is None:
         raise ValueError(
             f"pruning.policy = {policy!r}: method {name!r} with plan.linear = {plan.linear!r} lets"

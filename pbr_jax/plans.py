@@ -1,87 +1,193 @@
-"""Residual plans: what each site of a transformer block keeps for its backward pass."""
+"""Residual plans: what each site of a transformer block keeps for its backward pass.
+
+Without jax: settings and the command line read the names and their meaning here, and `kind` imports
+the code behind a name when it is first used.
+"""
 
 import dataclasses
+import difflib
+import functools
+import importlib
 import math
-from typing import Literal, get_args
-
-LinearKind = Literal["dense", "columns", "magnitude", "elements"]
-LayerNormKind = Literal["dense", "int8", "elements"]
-AttentionKind = Literal["flash", "qkv", "recompute", "channels", "elements"]
-GeluKind = Literal["dense", "code2", "code3", "code4"]
-Implementation = Literal["xla", "triton", "mosaic", "jax_triton"]
-IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
-_KINDS = {
-    "linear": LinearKind,
-    "layer_norm": LayerNormKind,
-    "attention": AttentionKind,
-    "gelu": GeluKind,
-}
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 SITES = ("qkv", "proj", "fc1", "fc2")
 """The activations of a block that feed linear layers: `qkv` and `fc1` read a LayerNorm's output."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Keep:
-    """Fraction of columns kept at each site, in (0, 1]; the paper's pruning ratio is 1 - keep."""
+class Kind(NamedTuple):
+    """A kind of residual, by name in `KINDS`.
 
-    qkv: float = 1.0
-    proj: float = 1.0
-    fc1: float = 1.0
-    fc2: float = 1.0
+    Attributes:
+      help: what it keeps, a phrase for `--help`.
+      where: "module:Class" of the stateless object that saves and restores it.
+    """
+
+    help: str
+    where: str
+
+
+_OPS = "pbr_jax.ops"
+KINDS: dict[str, dict[str, Kind]] = {
+    "linear": {
+        "dense": Kind("all columns", f"{_OPS}.linear_kinds:Dense"),
+        "columns": Kind("chosen columns", f"{_OPS}.linear_kinds:Columns"),
+        "magnitude": Kind("columns of largest norm", f"{_OPS}.linear_kinds:Magnitude"),
+        "elements": Kind("largest elements", f"{_OPS}.linear_kinds:Elements"),
+    },
+    "layer_norm": {
+        "dense": Kind("all of it", f"{_OPS}.layer_norm_kinds:Dense"),
+        "int8": Kind("all of it in 8 bits", f"{_OPS}.layer_norm_kinds:Int8"),
+        "elements": Kind("largest elements", f"{_OPS}.layer_norm_kinds:Elements"),
+    },
+    "attention": {
+        "flash": Kind("q, k, v and the output", f"{_OPS}.attention_kinds:Flash"),
+        "qkv": Kind("q, k and v", f"{_OPS}.attention_kinds:Qkv"),
+        "recompute": Kind("nothing", f"{_OPS}.attention_kinds:Recompute"),
+        "channels": Kind("some channels of q, k and v", f"{_OPS}.attention_sparse:Channels"),
+        "elements": Kind("largest elements", f"{_OPS}.attention_sparse:Elements"),
+    },
+    "gelu": {
+        "dense": Kind("its input", f"{_OPS}.gelu_kinds:Dense"),
+        "code2": Kind("its derivative in 2 bits", f"{_OPS}.gelu_kinds:Code2"),
+        "code3": Kind("in 3 bits", f"{_OPS}.gelu_kinds:Code3"),
+        "code4": Kind("in 4 bits", f"{_OPS}.gelu_kinds:Code4"),
+    },
+}
+"""Every kind of residual of every op: a new one is a class beside its op and a line here."""
+
+IMPLEMENTATIONS: dict[str, str] = {
+    "xla": "plain JAX",
+    "triton": "kernels in Pallas' Triton dialect",
+    "jax_triton": "a kernel in Triton itself, of the largest elements",
+}
+"""Implementations by name, with their meaning; `pbr_jax.ops.dispatch` chooses one."""
+Implementation = str
+"""A name in `IMPLEMENTATIONS`."""
+
+
+@functools.cache
+def kind(op: str, name: str) -> Any:
+    """The object that saves and restores the residual `name` of `op`; there is one of each.
+
+    Raises:
+      ValueError: `name` is not in `KINDS[op]`.
+    """
+    _check_name(op, name, KINDS[op])
+    module, _, cls = KINDS[op][name].where.partition(":")
+    return getattr(importlib.import_module(module), cls)()
+
+
+def _check_name(field: str, name: Any, names: Iterable[str]) -> None:
+    if name not in names:
+        close = difflib.get_close_matches(str(name), names, n=1)
+        raise ValueError(
+            f"{field} = {name!r}: must be one of {', '.join(names)}"
+            + (f"; did you mean {close[0]}?" if close else "")
+        )
+
+
+@dataclasses.dataclass(frozen=True, init=False, repr=False)
+class Keep:
+    """Fraction kept at each site, in (0, 1]; the paper's pruning ratio is 1 - keep.
+
+    `Keep(0.1, fc1=0.4)` keeps 40 % at `fc1` and 10 % elsewhere. A model names its sites. A site is
+    open, None, if it is neither given nor has a default to take.
+
+    Attributes:
+      default: of the sites that are not given.
+    """
+
+    default: float | None
+    _given: tuple[tuple[str, float], ...]
+
+    def __init__(self, default: float | None = None, **sites: float) -> None:
+        object.__setattr__(self, "default", default)
+        object.__setattr__(self, "_given", tuple(sorted(sites.items())))
+
+    def __getitem__(self, site: str) -> float | None:
+        return self.sites.get(site, self.default)
 
     @property
-    def largest(self) -> float:
-        return max(self.qkv, self.proj, self.fc1, self.fc2)
+    def sites(self) -> dict[str, float]:
+        """The sites that were given."""
+        return dict(self._given)
+
+    def with_defaults(self, other: "Keep") -> "Keep":
+        """This one, with what is open taken from `other`."""
+        if self.default is not None:
+            return self
+        return Keep(other.default, **other.sites | self.sites)
+
+    def __repr__(self) -> str:
+        default = [] if self.default is None else [str(self.default)]
+        return f"Keep({', '.join([*default, *(f'{s}={v}' for s, v in self._given)])})"
+
+
+def _field(default: Any, comment: str, **rule: Any) -> Any:
+    """A field of a plan: its comment for `--help`, and its rule, `choices` or `at_least`."""
+    return dataclasses.field(default=default, metadata={"comment": comment, **rule})
+
+
+def _kind_field(op: str, default: str, what: str) -> Any:
+    """A field that names a kind; its comment lists what each of them keeps."""
+    kinds = "; ".join(f"{name} = {kind.help}" for name, kind in KINDS[op].items())
+    return _field(default, f"{what}: {kinds}", choices=tuple(KINDS[op]))
 
 
 @dataclasses.dataclass(frozen=True)
 class ResidualPlan:
-    """What a block keeps.
+    """What a block keeps; the comment of a field is what `--help` prints.
 
-    Attributes:
-      linear: input of the four linear layers.
-      layer_norm: residual of both LayerNorms. "int8" also serves the linear layer behind it.
-      attention: residual of attention; "recompute" keeps nothing and projects q, k, v again from
-        the LayerNorm's residual.
-      gelu: residual of GELU.
-      stochastic_codes: round GELU codes at random and without bias, rather than to the nearest
-        level.
-      recompute: keep only the block's input and run its forward pass again (rematerialisation).
-      batch_chunks: parts of the batch that a block processes one after the other, forward and
-        backward.
-      keep: fraction kept at each site by the linear residuals "magnitude" and "elements"; the
-        largest of them is also that of BackRazor's LayerNorm and attention. Selected columns arrive
-        from outside and bring their own number.
-      attention_keep: fraction of channels kept by "channels", the sparse attention of
-        PreBackRazor++.
-      implementation: of the ops that have kernels, see `pbr_jax.ops.dispatch`; None lets the device
-        decide.
+    "int8" of LayerNorm also serves the linear layer behind it. With `recompute` nothing of the
+    other kinds outlives the backward pass of its block. `keep` is the fraction of the linear
+    residuals "magnitude" and "elements", and its largest that of BackRazor's LayerNorm and
+    attention; selected columns arrive from outside and bring their own number. A site that `keep`
+    leaves open is kept whole.
     """
 
-    linear: LinearKind = "dense"
-    layer_norm: LayerNormKind = "dense"
-    attention: AttentionKind = "flash"
-    gelu: GeluKind = "dense"
-    stochastic_codes: bool = False
-    recompute: bool = False
-    batch_chunks: int = 1
-    keep: Keep = Keep()
-    attention_keep: float = 0.2
-    implementation: Implementation | None = None
+    linear: str = _kind_field("linear", "dense", "inputs of linear layers")
+    layer_norm: str = _kind_field("layer_norm", "dense", "normalised input of LayerNorm")
+    attention: str = _kind_field("attention", "flash", "what attention keeps, or recomputes")
+    gelu: str = _kind_field("gelu", "dense", "what GELU keeps")
+    stochastic_codes: bool = _field(
+        False, "round GELU codes at random and without bias, not to the nearest level"
+    )
+    recompute: bool = _field(False, "keep the block input only and recompute the rest")
+    batch_chunks: int = _field(
+        1, "run each block in so many parts of the batch: smaller transients", at_least=1
+    )
+    keep: Keep = _field(  # noqa: RUF009 (it returns a dataclass field)
+        Keep(1.0), "fraction of columns or elements kept at each site"
+    )
+    attention_keep: float = _field(
+        0.2, "channels kept of q, k, v by the sparse attention of PreBackRazor++"
+    )
+    implementation: str | None = _field(
+        None,
+        "kernels of linear, attention and optimizer; none = the best known for the device",
+        choices=tuple(IMPLEMENTATIONS),
+    )
 
     def __post_init__(self) -> None:
-        for name, kinds in _KINDS.items():
-            value = getattr(self, name)
-            if value not in get_args(kinds):
-                raise ValueError(f"{name} = {value!r}: must be one of {', '.join(get_args(kinds))}")
-        if self.implementation not in (None, *IMPLEMENTATIONS):
-            raise ValueError(
-                f"implementation = {self.implementation!r}: must be one of"
-                f" {', '.join(IMPLEMENTATIONS)}, or None"
-            )
-        if self.batch_chunks < 1:
-            raise ValueError(f"batch_chunks = {self.batch_chunks}: must be at least 1")
+        for field in dataclasses.fields(self):
+            value, rule = getattr(self, field.name), field.metadata
+            if "choices" in rule and value is not field.default:
+                _check_name(field.name, value, rule["choices"])
+            if "at_least" in rule and value < rule["at_least"]:
+                raise ValueError(f"{field.name} = {value}: must be at least {rule['at_least']}")
+        object.__setattr__(self, "keep", self.keep.with_defaults(Keep(1.0)))
+
+    def keep_at(self, site: str) -> float:
+        """Fraction kept at `site`."""
+        keep = self.keep[site]
+        assert keep is not None  # a plan leaves no site open
+        return keep
+
+    def kind(self, op: str) -> Any:
+        """The object behind the kind that this plan names for `op`."""
+        return kind(op, getattr(self, op))
 
 
 def budget_for(keep: float, num_columns: int, group_size: int = 1) -> int:

@@ -37,7 +37,9 @@ def test_a_preset_is_what_its_name_says(name):
     assert (method.name, method.joint_spar) == (name, None)
     keep = 1.0 if name in ("full", "remat") else 0.1
     fc1 = 0.4 if name in ("fast", "lean", "tiny") else keep
-    assert plan.keep == Keep(keep, keep, fc1, keep)
+    assert {site: plan.keep[site] for site in plans.SITES} == dict.fromkeys(plans.SITES, keep) | {
+        "fc1": fc1
+    }
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
@@ -85,7 +87,7 @@ def test_fields_can_be_overridden_one_by_one():
     own = methods.resolve("prebackrazor").plan
     assert method.plan == dataclasses.replace(
         own,
-        keep=Keep(0.25, 0.25, 0.25, 0.25),
+        keep=Keep(0.25),
         layer_norm="int8",
         gelu="code3",
         batch_chunks=2,
@@ -99,9 +101,9 @@ def test_false_is_an_override_and_none_is_not():
     assert methods.resolve("remat", recompute=None).plan.recompute
 
 
-def test_keep_per_site_is_taken_as_it_is():
-    keep = Keep(qkv=0.5, proj=0.25, fc1=0.5, fc2=0.1)
-    assert methods.resolve("prebackrazor", keep=keep).plan.keep == keep
+def test_sites_that_keep_leaves_open_take_the_methods_own():
+    assert methods.resolve("fast", keep=Keep(fc2=0.2)).plan.keep == Keep(0.1, fc1=0.4, fc2=0.2)
+    assert methods.resolve("fast", keep=Keep(0.3, fc2=0.2)).plan.keep == Keep(0.3, fc2=0.2)
 
 
 @pytest.mark.parametrize("name", ["full", "remat"])
@@ -136,19 +138,10 @@ def offered(section: type, field: str) -> set[str]:
     }
 
 
-@pytest.mark.parametrize(
-    ("field", "kinds"),
-    [
-        ("linear", plans.LinearKind),
-        ("layer_norm", plans.LayerNormKind),
-        ("attention", plans.AttentionKind),
-        ("gelu", plans.GeluKind),
-        ("implementation", plans.Implementation),
-    ],
-)
-def test_settings_of_the_plan_are_those_of_the_library(field, kinds):
+@pytest.mark.parametrize("field", plans.KINDS)
+def test_settings_of_the_plan_are_those_of_the_library(field):
     # "magnitude" is what makes PreBackRazor-, and no setting of other methods.
-    assert offered(common.Plan, field) == set(typing.get_args(kinds)) - {"magnitude"}
+    assert offered(common.Plan, field) == set(plans.KINDS[field]) - {"magnitude"}
     for choice in offered(common.Plan, field):
         plans.ResidualPlan(**{field: choice})
 
@@ -169,5 +162,4 @@ def test_every_setting_of_the_plan_is_a_field_of_a_plan():
 
 def test_sites_are_the_same_everywhere():
     assert common.SITES == plans.SITES
-    for keep in (common.Keep, plans.Keep):
-        assert tuple(field.name for field in dataclasses.fields(keep)) == plans.SITES
+    assert tuple(field.name for field in dataclasses.fields(common.Keep)) == plans.SITES

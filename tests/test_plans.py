@@ -1,18 +1,13 @@
 """Residual plans: what they accept, and budgets of columns."""
 
-import typing
+import dataclasses
+import pickle
+import subprocess
+import sys
 
 import pytest
 
-from pbr_jax import plans
-from pbr_jax.plans import Keep, ResidualPlan, budget_for
-
-KINDS = {
-    "linear": plans.LinearKind,
-    "layer_norm": plans.LayerNormKind,
-    "attention": plans.AttentionKind,
-    "gelu": plans.GeluKind,
-}
+from pbr_jax.plans import KINDS, Keep, ResidualPlan, budget_for, kind
 
 
 def test_a_plan_keeps_everything_unless_told_otherwise():
@@ -23,14 +18,16 @@ def test_a_plan_keeps_everything_unless_told_otherwise():
         "flash",
         "dense",
     )
-    assert plan.keep == Keep(1.0, 1.0, 1.0, 1.0)
+    assert plan.keep == Keep(1.0)
     assert (plan.recompute, plan.batch_chunks, plan.stochastic_codes) == (False, 1, False)
 
 
 @pytest.mark.parametrize("field", KINDS)
 def test_a_plan_accepts_its_kinds_and_no_other(field):
-    for kind in typing.get_args(KINDS[field]):
-        assert getattr(ResidualPlan(**{field: kind}), field) == kind
+    for name in KINDS[field]:
+        plan = ResidualPlan(**{field: name})
+        assert getattr(plan, field) == name
+        assert plan.kind(field) is kind(field, name)
     with pytest.raises(ValueError, match=rf"{field} = 'other': must be one of"):
         ResidualPlan(**{field: "other"})
 
@@ -40,9 +37,55 @@ def test_a_plan_has_at_least_one_chunk():
         ResidualPlan(batch_chunks=0)
 
 
-def test_the_largest_keep_of_all_sites():
-    for site in plans.SITES:
-        assert Keep(**dict.fromkeys(plans.SITES, 0.1) | {site: 0.7}).largest == 0.7
+def test_an_unknown_kind_is_named_with_the_nearest():
+    with pytest.raises(ValueError, match=r"linear = 'column': must be one of .*mean columns"):
+        kind("linear", "column")
+    with pytest.raises(ValueError, match="implementation = 'mosaic': must be one of xla, triton"):
+        ResidualPlan(implementation="mosaic")
+
+
+def test_every_field_of_a_plan_says_what_it_is():
+    comments = {f.name: f.metadata["comment"] for f in dataclasses.fields(ResidualPlan)}
+    assert all(comments.values())
+    assert comments["linear"] == (
+        "inputs of linear layers: dense = all columns; columns = chosen columns; magnitude ="
+        " columns of largest norm; elements = largest elements"
+    )
+
+
+def test_plans_need_no_jax():
+    program = "import sys, pbr_jax.plans, pbr_jax.methods; print('jax' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
+class TestKeep:
+    def test_a_site_takes_its_own_fraction_or_the_default(self):
+        keep = Keep(0.1, fc1=0.4)
+        assert (keep["fc1"], keep["fc2"], keep.sites) == (0.4, 0.1, {"fc1": 0.4})
+        assert Keep(fc1=0.4)["fc2"] is None
+
+    def test_what_is_open_comes_from_another(self):
+        own, other = Keep(fc2=0.2), Keep(0.1, fc1=0.4, fc2=0.5)
+        assert own.with_defaults(other) == Keep(0.1, fc1=0.4, fc2=0.2)
+        assert Keep(0.3, fc2=0.2).with_defaults(other) == Keep(0.3, fc2=0.2)
+        assert ResidualPlan(keep=own).keep == Keep(1.0, fc2=0.2)
+
+    def test_equality_is_by_content(self):
+        assert Keep(fc1=0.4, fc2=0.2) == Keep(fc2=0.2, fc1=0.4)
+        assert hash(Keep(fc1=0.4, fc2=0.2)) == hash(Keep(fc2=0.2, fc1=0.4))
+        assert Keep(0.1) != Keep(0.1, fc1=0.1)
+        assert pickle.loads(pickle.dumps(Keep(0.1, fc1=0.4))) == Keep(0.1, fc1=0.4)
+
+    def test_it_is_written_as_it_is_made(self):
+        assert repr(Keep(0.1, fc1=0.4)) == "Keep(0.1, fc1=0.4)"
+        assert repr(Keep(fc2=0.2)) == "Keep(fc2=0.2)"
+
+    def test_it_is_frozen(self):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            Keep(0.1).default = 0.2
 
 
 @pytest.mark.parametrize(

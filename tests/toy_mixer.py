@@ -55,8 +55,8 @@ class Block(nn.Module):
                 name = f"{mixed}_{end}"
                 params = LinearParams(*(self.widths[w] for w in LAYERS[name]), name=name)()
                 kind = self.plan.linear if train else "dense"
-                layer = linear.linear_pair(kind, self.plan.keep[name] or 1.0)
-                x = pair.bind(layer)(params, x, None)
+                layer = linear.Settings(kind, self.plan.keep_at(name))
+                x = pair.bind(linear.linear_pair(layer))(params, x, None)
                 x = nn.gelu(x) if end == "in" else x
             return x
 

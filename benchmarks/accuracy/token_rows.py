@@ -25,11 +25,11 @@ def sampled(keep: float, probability: Literal["uniform", "norms"]) -> Iterator[N
       probability: the same for all, or in proportion to `|x_t| |dy_t|`: least variance.
     """
 
-    def gradients(params: Any, saved: jax.Array, dy: jax.Array, implementation: Any) -> Any:
+    def gradients(params: Any, saved: jax.Array, dy: jax.Array, settings: Any) -> Any:
         sizes = _norms(saved) * _norms(dy) if probability == "norms" else jnp.ones(dy.shape[:-1])
         weights = _token_weights(sizes.ravel(), keep, _key(dy)).reshape(*dy.shape[:-1], 1)
-        estimate = linear.parameter_gradients(params, saved, weights * dy, implementation)
-        exact = linear.parameter_gradients(params, saved, dy, implementation)
+        estimate = linear.parameter_gradients(params, saved, weights * dy, settings)
+        exact = linear.parameter_gradients(params, saved, dy, settings)
         return exact | {"kernel": estimate["kernel"]}
 
     half_blocks.linear = types.SimpleNamespace(**vars(linear) | {"parameter_gradients": gradients})

@@ -34,19 +34,17 @@ class Shape(NamedTuple):
 def variants(keeps: list[float]) -> dict[str, Callable[..., jax.Array]]:
     """By name, functions of q, k and v; the names of the sparse ones say what they keep."""
     found: dict[str, Callable[..., jax.Array]] = {"vanilla": _vanilla, "cudnn": cudnn}
-    kinds: tuple[op.Kind, ...] = ("flash", "qkv")
+    kinds = ("flash", "qkv")
     implementations: tuple[Implementation, ...] = ("xla", "triton")
     for kind in kinds:
         for by in implementations:
-            found[f"{kind}, {by}"] = functools.partial(
-                op.attention, residual=kind, implementation=by
-            )
+            found[f"{kind}, {by}"] = functools.partial(op.attention, kind=kind, implementation=by)
     for keep in keeps:
         name = f"backrazor {keep:g}"
-        found[name] = functools.partial(op.attention, residual="elements", keep=keep)
+        found[name] = functools.partial(op.attention, kind="elements", keep=keep)
         for by in implementations:
             found[f"sparse flash {keep:g}, {by}"] = functools.partial(
-                op.attention, residual="channels", keep=keep, implementation=by
+                op.attention, kind="channels", keep=keep, implementation=by
             )
     return found
 

@@ -58,7 +58,7 @@ def variants(shape: Shape, keep: float) -> dict[str, Callable[[jax.Array, jax.Ar
         rows = jnp.zeros((count, shape.features), kernel.dtype)
         params = {"kernel": kernel, "bias": bias, "rows": rows}
         params["columns"] = jnp.sort(chosen).astype(jnp.int32)
-        return Variant(linear.linear_pair("columns"), params)
+        return Variant(linear.linear_pair(linear.Settings("columns")), params)
 
     def backrazor(pack: Callable[..., residuals.Elements]):
         def forward(params, x, aux):
@@ -66,7 +66,7 @@ def variants(shape: Shape, keep: float) -> dict[str, Callable[[jax.Array, jax.Ar
             return linear.project(x, params["kernel"], params["bias"]), saved
 
         def made(kernel: jax.Array, bias: jax.Array) -> Variant:
-            backward = linear.linear_pair("elements", keep).backward
+            backward = linear.linear_pair(linear.Settings("elements", keep)).backward
             return Variant(Pair(forward, backward), {"kernel": kernel, "bias": bias})
 
         return made
@@ -104,7 +104,7 @@ def measure(
     kernel, bias = kernel / shape.width**0.5, jnp.ones((shape.features,), dtype)
     x = timing.random_like(jax.ShapeDtypeStruct(shape[:3], dtype), 1)
     dy = timing.random_like(jax.ShapeDtypeStruct((*shape[:2], shape.features), dtype), 2)
-    dense = Variant(linear.linear_pair("dense"), {"kernel": kernel, "bias": bias})
+    dense = Variant(linear.linear_pair(linear.Settings("dense")), {"kernel": kernel, "bias": bias})
     rows = []
     for keep in keeps:
         made = {n: variant(kernel, bias) for n, variant in variants(shape, keep).items()}

@@ -141,7 +141,7 @@ def patch_embedding(patch: int, dtype: DTypeLike) -> pair.Pair:
     def backward(params, images, aux, dy):
         # Without the barrier XLA would keep the patches of the forward pass after all.
         images, dy = lax.optimization_barrier((images, dy))
-        grads = linear.parameter_gradients(params, patches(images), dy)
+        grads = linear.parameter_gradients(params, patches(images), dy, linear.Settings())
         (d_images,) = jax.linear_transpose(patches, images)(
             linear.input_gradient(dy, params["kernel"])
         )

@@ -1,70 +1,44 @@
 """Scaled dot-product attention that never stores an N x N array, with a choice of residuals.
 
-The residual may be
-
-* "flash": q, k, v, the output and the log-sum-exp of each row (FlashAttention);
-* "qkv": q, k, v; the softmax is recomputed;
-* "channels": the sparse attention of PreBackRazor++: a few channels of q, k and v per head; the
-  softmax of the backward pass is that of the pruned q and k. A coarse approximation;
-* "elements": BackRazor's: the largest elements of q, k, v and of the probabilities.
-
-What a query sees (padding, segments, a bias of the keys) and dropout of the probabilities go with
-every residual, see `Visibility`. All but "elements" run as plain JAX or as Triton kernels.
+Masks, padding, segments, causality and dropout of the probabilities go with every residual: see
+`Visibility`. All kinds but "elements" run as plain JAX or as Triton kernels.
 """
 
 import math
 from types import ModuleType
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from pbr_jax import plans
 from pbr_jax.kernels.attention_arguments import Rules, Visibility
-from pbr_jax.ops import attention_xla, dispatch, pair, residuals
-from pbr_jax.ops.attention_sparse import (
-    Channels,
-    PrunedAttention,
-    choose_channels,
-    prune,
-    pruned_gradients,
-)
-from pbr_jax.ops.visibility import check, dropout_seeds
-from pbr_jax.plans import AttentionKind, Implementation
-
-Kind = AttentionKind
-KINDS = tuple(kind for kind in get_args(Kind) if kind != "recompute")  # that needs a half-block
+from pbr_jax.ops import attention_xla, dispatch, pair
+from pbr_jax.ops.visibility import check
+from pbr_jax.plans import Implementation
 
 _LARGEST_HEAD = 128  # of the kernels
 
 
-class Flash(NamedTuple):
-    """q, k, v, output `[B, H, N, head]` and log-sum-exp of the scores `[B, H, N]`."""
-
-    q: jax.Array
-    k: jax.Array
-    v: jax.Array
-    out: jax.Array
-    lse: jax.Array
-
-
 class Settings(NamedTuple):
-    """What is static about an attention op.
+    """Static part of an attention op.
 
     Attributes:
-      kind: its residual, one of `KINDS`.
+      kind: name of its residual, see `pbr_jax.ops.attention_kinds`.
       keep: fraction of channels or elements kept by "channels" and "elements", in (0, 1].
       causal: a query sees no key behind it.
       dropout: rate at which probabilities are dropped, where `Visibility` brings seeds.
       implementation: see `pbr_jax.ops.dispatch`; None lets the device decide.
     """
 
-    kind: Kind = "flash"
+    kind: str = "flash"
     keep: float = 0.2
     causal: bool = False
     dropout: float = 0.0
     implementation: Implementation | None = None
 
     def rules(self, head: int) -> Rules:
+        """The static rules of the scores, for heads of that width."""
         return Rules(1 / math.sqrt(head), self.causal, self.dropout)
 
     def implementation_for(self, x: jax.Array, visibility: Visibility) -> ModuleType:
@@ -80,60 +54,41 @@ class Settings(NamedTuple):
 
     def _refusal(self, x: jax.Array, visibility: Visibility) -> str | None:
         """Why the kernels cannot take q, k, v like `x`, `[B, H, N, head]`, or None."""
-        if self.kind == "elements":
-            return "residual = 'elements': keeps the probabilities, which the kernels never store"
         if x.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
             return f"dtype = {x.dtype}: must be float32, bfloat16 or float16"
         if x.shape[-1] > _LARGEST_HEAD:
             return f"head = {x.shape[-1]}: must be at most {_LARGEST_HEAD}"
         if visibility.mask is not None:
-            return "mask is an N x N pattern; give lengths, segment_ids, key_bias or causal"
-        return None
+            return "mask is an N x N pattern; give lengths, segment_ids or causal"
+        return plans.kind("attention", self.kind).kernel_refusal
 
 
 def forward(qkv, visibility: Visibility, settings: Settings) -> tuple[jax.Array, Any]:
-    """Attention of `q, k, v` and what `settings.kind` keeps for the backward pass."""
+    """Attention of `q, k, v` and the residual that `settings.kind` names."""
     q, k, v = qkv
     rules = settings.rules(q.shape[-1])
     out, lse = settings.implementation_for(q, visibility).attend(q, k, v, visibility, rules)
-    if settings.kind == "flash":
-        return out, Flash(q, k, v, out, lse)
-    if settings.kind == "qkv":
-        return out, (q, k, v)
-    if settings.kind == "channels":
-        return out, choose_channels(q, k, v, settings.keep)
-    if settings.kind == "elements":
-        return out, prune(q, k, v, visibility, settings.keep, rules)
-    raise ValueError(f"attention residual = {settings.kind!r}: must be one of {', '.join(KINDS)}")
+    kind = plans.kind("attention", settings.kind)
+    return out, kind.save((q, k, v), out, lse, visibility, settings.keep, rules)
 
 
 def backward(
-    saved: Any, visibility: Visibility, do: jax.Array, num_keys: int, settings: Settings
+    residual: Any, visibility: Visibility, do: jax.Array, num_keys: int, settings: Settings
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`dq, dk, dv` from what `forward` kept."""
-    head = do.shape[-1]
-    rules = settings.rules(head)
-    gradients = settings.implementation_for(do, visibility).attend_gradients
-    if isinstance(saved, Flash):
-        q, k, v, out, lse = saved
-        return gradients(q, k, v, visibility, do, rules, out_lse=(out, lse))
-    if isinstance(saved, PrunedAttention):
-        return pruned_gradients(saved, visibility, do, num_keys, rules)
-    if isinstance(saved, Channels):
-        do_for_v = residuals.take_channels(do, saved.v_channels)
-        dq, dk, dv = gradients(saved.q, saved.k, saved.v, visibility, do, rules, do_for_v=do_for_v)
-        dq, dk = (residuals.put_channels(g, saved.qk_channels, head) for g in (dq, dk))
-        return dq, dk, dv
-    return gradients(*saved, visibility, do, rules)
+    """`dq, dk, dv` from the residual of `forward`."""
+    rules = settings.rules(do.shape[-1])
+    attend_gradients = settings.implementation_for(do, visibility).attend_gradients
+    kind = plans.kind("attention", settings.kind)
+    return kind.gradients(residual, visibility, do, num_keys, rules, attend_gradients)
 
 
 def attention_pair(settings: Settings, num_keys: int) -> pair.Pair:
     """Attention as a pair over `x = (q, k, v)` with a `Visibility` as `aux`."""
     return pair.Pair(
         lambda params, qkv, visibility: forward(qkv, visibility, settings),
-        lambda params, saved, visibility, do: (
+        lambda params, residual, visibility, do: (
             None,
-            backward(saved, visibility, do, num_keys, settings),
+            backward(residual, visibility, do, num_keys, settings),
         ),
     )
 
@@ -142,15 +97,11 @@ def attention(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
+    visibility: Visibility = Visibility(),  # noqa: B008 (immutable)
     *,
-    mask: jax.Array | None = None,
-    lengths: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
-    key_bias: jax.Array | None = None,
     causal: bool = False,
     dropout: float = 0.0,
-    dropout_keys: jax.Array | None = None,
-    residual: Kind = "flash",
+    kind: str = "flash",
     keep: float = 0.2,
     implementation: Implementation | None = None,
 ) -> jax.Array:
@@ -158,23 +109,26 @@ def attention(
 
     Args:
       q, k, v: one floating dtype; scores and softmax are computed in float32.
-      mask: bool `[B or 1, H or 1, N or 1, M]`; False hides a key. A query with no visible key
-        attends to all keys equally.
-      lengths, segment_ids, key_bias: what else hides or biases keys, see `Visibility`.
+      visibility: what hides keys, and the seeds of dropout. Its mask, bool `[B or 1, H or 1, N or
+        1, M]`, may have one pattern for all samples. A query with no visible key attends to all
+        keys equally.
       causal: a query sees no key behind it. Needs M = N.
       dropout: rate at which probabilities are dropped, in [0, 1); the kept ones are divided by
-        `1 - dropout`.
-      dropout_keys: PRNG keys `[B]`, one per sample, if `dropout > 0`.
-      residual: "flash", "qkv", "channels" or "elements", see the module docstring.
+        `1 - dropout`. Above 0 it needs `visibility.seeds`.
+      kind: of the residual: "flash", "qkv", "channels" or "elements", see
+        `pbr_jax.ops.attention_kinds` and `attention_sparse`.
       keep: fraction of channels or elements kept by the last two, in (0, 1].
       implementation: see `pbr_jax.ops.dispatch`; None lets the device decide.
 
     Raises:
-      ValueError: shapes or dtypes do not fit, `dropout` is out of range or without keys,
-        `residual` is unknown, or the named implementation cannot run.
+      ValueError: shapes or dtypes do not fit, `dropout` is out of range or without seeds, `kind` is
+        unknown or needs a half-block, or the named implementation cannot run.
     """
-    if residual not in KINDS:
-        raise ValueError(f"residual = {residual!r}: must be one of {', '.join(KINDS)}")
+    if plans.kind("attention", kind).recomputes_heads:
+        raise ValueError(
+            f"kind = {kind!r}: needs the layer that makes q, k and v, which only a half-block has;"
+            " take 'qkv'"
+        )
     expected = (*q.shape[:2], k.shape[2], q.shape[3]) if q.ndim == k.ndim == 4 else None
     if k.shape != expected or v.shape != expected:
         raise ValueError(
@@ -185,16 +139,17 @@ def attention(
         raise ValueError(f"q, k, v have dtypes {q.dtype}, {k.dtype}, {v.dtype}: must be the same")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout = {dropout}: must be in [0, 1), the fraction that is dropped")
-    if dropout > 0 and dropout_keys is None:
+    if dropout > 0 and visibility.seeds is None:
         raise ValueError(
-            f"dropout = {dropout} without dropout_keys: pass one PRNG key per sample, or 0 in"
-            " evaluation"
+            f"dropout = {dropout} without visibility.seeds: make them from one PRNG key per sample"
+            " with dropout_seeds, or set dropout to 0 in evaluation"
         )
-    seeds = dropout_seeds(dropout_keys) if dropout > 0 and dropout_keys is not None else None
-    visibility = Visibility(mask, lengths, segment_ids, key_bias, seeds)
     check(visibility, (*q.shape[:3], k.shape[2]), causal)
+    mask = visibility.mask
     if mask is not None:  # every leaf of `aux` has the leading axis B
         mask = jnp.broadcast_to(mask, (q.shape[0], *mask.shape[1:]))
         visibility = visibility._replace(mask=mask)
-    settings = Settings(residual, keep, causal, dropout, implementation)
+    if dropout == 0:
+        visibility = visibility._replace(seeds=None)
+    settings = Settings(kind, keep, causal, dropout, implementation)
     return pair.bind(attention_pair(settings, k.shape[2]))(None, (q, k, v), visibility)

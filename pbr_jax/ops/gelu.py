@@ -1,17 +1,17 @@
 """GELU, exact (erf) or by the tanh approximation, and what its backward pass keeps."""
 
 import math
-from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pbr_jax import plans
 from pbr_jax.kernels import gelu as kernel
 from pbr_jax.ops import dispatch, gelu_codes, pair, residuals
-from pbr_jax.ops.arrays import sample_keys, uniform_like
+from pbr_jax.ops.arrays import sample_keys
 from pbr_jax.ops.dispatch import Offer
-from pbr_jax.plans import GeluKind, Implementation
+from pbr_jax.plans import Implementation
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 _CUBIC = 0.044715
@@ -35,76 +35,48 @@ def derivative(u: jax.Array, *, approximate: bool = False) -> jax.Array:
     return slope.astype(u.dtype)
 
 
-class Code(NamedTuple):
-    """The derivative in a few bits: bit planes, uint8 `[B, ..., bits, ceil(F / 8)]`."""
-
-    planes: jax.Array
-
-
-def save(
-    u: jax.Array, kind: GeluKind, *, approximate: bool = False, keys: jax.Array | None = None
-) -> jax.Array | Code:
-    """What the backward pass keeps of `u`, `[B, ..., F]`.
-
-    "dense" keeps `u` itself. "code2", "code3" and "code4" keep the derivative in that many bits,
-    rounded to the nearest level, or, given one key per sample, at random and without bias.
-    """
-    if kind == "dense":
-        return u
-    bits, wide = int(kind.removeprefix("code")), u.astype(jnp.float32)
-    if keys is None:
-        codes = gelu_codes.nearest(wide, bits, approximate)
-    else:
-        levels = gelu_codes.codebook(bits, True, approximate)
-        slope = derivative(wide, approximate=approximate)
-        codes = gelu_codes.at_random(slope, levels, uniform_like(keys, u))
-    return Code(gelu_codes.pack(codes, bits))
-
-
-def saved_derivative(
-    saved: jax.Array | Code, like: jax.Array, *, approximate: bool = False, stochastic: bool = False
-) -> jax.Array:
-    """The derivative as the backward pass sees it, shape and dtype of `like`."""
-    if not isinstance(saved, Code):
-        return derivative(saved, approximate=approximate)
-    levels = gelu_codes.codebook(saved.planes.shape[-2], stochastic, approximate)
-    codes = gelu_codes.unpack(saved.planes, like.shape[-1])
-    return gelu_codes.look_up(codes, levels, like.dtype)
-
-
 def forward(
     u: jax.Array,
-    kind: GeluKind,
+    kind: str,
     *,
     approximate: bool = False,
     keys: jax.Array | None = None,
     columns: jax.Array | None = None,
     implementation: Implementation | None = None,
-) -> tuple[jax.Array, jax.Array | Code, jax.Array | None]:
-    """GELU of `u`, `[B, ..., F]`, what `save` keeps of it, and `columns` of the output, packed.
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """GELU of `u`, `[B, ..., F]`, its residual, and `columns` of the output, packed.
 
     Where codes are kept, a kernel can make all three in one pass over `u`.
+
+    Args:
+      u: the input.
+      kind: name of the residual, see `pbr_jax.ops.gelu_kinds`.
+      approximate: tanh form.
+      keys: one per sample, to round codes at random and without bias.
+      columns: int32 `[K]`, columns of the output to pack, or None.
+      implementation: see `pbr_jax.ops.dispatch`; None lets the device decide.
 
     Raises:
       ValueError: the named implementation cannot run.
     """
-    if kind != "dense" and choose(u, keys, implementation) == "triton":
-        bits, capability = int(kind.removeprefix("code")), dispatch.target().capability
+    bits = plans.kind("gelu", kind).bits
+    if bits and choose(u, keys, implementation) == "triton":
         a, planes, packed = kernel.gelu(
             u.reshape(-1, u.shape[-1]),
             gelu_codes.nearest_steps(bits, approximate),
             bits,
             columns,
             approximate=approximate,
-            blocks=kernel.blocks_for(capability, u.dtype),
+            blocks=kernel.blocks_for(dispatch.target().capability, u.dtype),
             interpret=dispatch.interpreting(),
         )
         leading = u.shape[:-1]
-        saved = Code(planes.reshape(*leading, *planes.shape[1:]))
-        return a.reshape(u.shape), saved, None if packed is None else packed.reshape(*leading, -1)
+        residual = planes.reshape(*leading, *planes.shape[1:])
+        packed = None if packed is None else packed.reshape(*leading, -1)
+        return a.reshape(u.shape), residual, packed
     a = value(u, approximate=approximate)
     packed = None if columns is None else residuals.take_columns(a, columns)
-    return a, save(u, kind, approximate=approximate, keys=keys), packed
+    return a, plans.kind("gelu", kind).save(u, approximate=approximate, keys=keys), packed
 
 
 def choose(
@@ -124,19 +96,20 @@ def choose(
 
 
 def gelu_pair(
-    kind: GeluKind = "dense",
+    kind: str = "dense",
     approximate: bool = False,
     implementation: Implementation | None = None,
 ) -> pair.Pair:
     """GELU as a pair; `aux` holds keys for stochastic rounding, `[B]`, or is None."""
 
     def forward_(params, u, keys):
-        return forward(u, kind, approximate=approximate, keys=keys, implementation=implementation)[
-            :2
-        ]
+        options = {"approximate": approximate, "keys": keys, "implementation": implementation}
+        return forward(u, kind, **options)[:2]
 
-    def backward(params, saved, keys, dy):
-        slope = saved_derivative(saved, dy, approximate=approximate, stochastic=keys is not None)
+    def backward(params, residual, keys, dy):
+        slope = plans.kind("gelu", kind).restore(
+            residual, dy, approximate=approximate, stochastic=keys is not None
+        )
         return None, dy * slope
 
     return pair.Pair(forward_, backward)
@@ -146,7 +119,7 @@ def gelu(
     u: jax.Array,
     *,
     approximate: bool = False,
-    residual: GeluKind = "dense",
+    kind: str = "dense",
     key: jax.Array | None = None,
     implementation: Implementation | None = None,
 ) -> jax.Array:
@@ -155,18 +128,16 @@ def gelu(
     Args:
       u: the input; the result has its shape and dtype.
       approximate: tanh form.
-      residual: "dense", or "code2", "code3", "code4": the derivative in so many bits. Their
-        relative error on N(0, 1) is 13, 6.5 and 3.2 %.
+      kind: of the residual: "dense", or "code2", "code3", "code4": the derivative in so many bits.
+        Their relative error on N(0, 1) is 13, 6.5 and 3.2 %.
       key: for codes: rounds stochastically, so that the gradient is unbiased (22.8, 10.0, 4.7 %).
       implementation: of codes, see `pbr_jax.ops.dispatch`; None lets the device decide.
 
     Raises:
-      ValueError: `residual` is unknown, `key` is given for "dense", or the named implementation
-        cannot run.
+      ValueError: `kind` is unknown, `key` is given for "dense", or the named implementation cannot
+        run.
     """
-    if residual not in get_args(GeluKind):
-        raise ValueError(f"residual = {residual!r}: must be one of {', '.join(get_args(GeluKind))}")
-    if key is not None and residual == "dense":
-        raise ValueError("key given with residual = 'dense': only codes are rounded; drop the key")
+    if key is not None and not plans.kind("gelu", kind).bits:
+        raise ValueError(f"key given with kind = {kind!r}: only codes are rounded; drop the key")
     keys = None if key is None else sample_keys(key, u.shape[0])
-    return pair.bind(gelu_pair(residual, approximate, implementation))(None, u, keys)
+    return pair.bind(gelu_pair(kind, approximate, implementation))(None, u, keys)

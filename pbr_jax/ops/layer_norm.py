@@ -1,46 +1,17 @@
 """Layer normalisation over the last axis, with a choice of what the backward pass keeps."""
 
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pbr_jax import plans
 from pbr_jax.kernels import layer_norm as kernel
-from pbr_jax.ops import dispatch, pair, residuals
+from pbr_jax.ops import dispatch, pair
 from pbr_jax.ops.arrays import as_row
 from pbr_jax.ops.dispatch import Offer
-from pbr_jax.plans import Implementation, LayerNormKind
-
-Kind = LayerNormKind
-_GROUP = kernel.GROUP
-
-
-class Normalized(NamedTuple):
-    """Exact residual: the normalised input and the factor that normalised it."""
-
-    x_hat: jax.Array  # [..., D], dtype of x
-    rstd: jax.Array  # float32 [..., 1]
-
-
-class Int8(NamedTuple):
-    """The normalised input in 8 bits, with one scale for every 64 channels of a token.
-
-    One scale per token would let a single outlier channel, as pretrained models have, ruin the
-    rest.
-    """
-
-    codes: jax.Array  # int8 [..., D]
-    scales: jax.Array  # bfloat16 [..., ceil(D / 64)]
-    rstd: jax.Array  # float32 [..., 1]
-
-
-class PrunedInput(NamedTuple):
-    """BackRazor's residual: pruned input in its own dtype, true mean and reciprocal deviation."""
-
-    x: residuals.Elements
-    mean: jax.Array  # float32 [..., 1]
-    rstd: jax.Array  # float32 [..., 1]
+from pbr_jax.plans import Implementation
 
 
 def normalize(x: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -52,63 +23,23 @@ def normalize(x: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array, jax.A
     return centered * rstd, mean, rstd
 
 
-def quantize(x_hat: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`float32 [..., D] -> int8 [..., D], bfloat16 [..., ceil(D / 64)]`."""
-    groups = _grouped(x_hat)
-    largest = jnp.max(jnp.abs(groups), axis=-1, keepdims=True)
-    # Rounding the scale up keeps the largest entry within 127 after the cast to bfloat16.
-    scales = (largest * (1 + 2**-7) / 127).astype(jnp.bfloat16)
-    wide = scales.astype(jnp.float32)
-    codes = jnp.round(groups / jnp.where(wide == 0, 1.0, wide)).astype(jnp.int8)
-    return _ungrouped(codes, x_hat.shape), scales[..., 0]
-
-
-def dequantize(codes: jax.Array, scales: jax.Array) -> jax.Array:
-    """The inverse of `quantize` up to half a step, float32."""
-    groups = _grouped(codes).astype(jnp.float32) * scales[..., None].astype(jnp.float32)
-    return _ungrouped(groups, codes.shape)
-
-
-def _grouped(x: jax.Array) -> jax.Array:
-    padding = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % _GROUP)]
-    return jnp.pad(x, padding).reshape(*x.shape[:-1], -1, _GROUP)
-
-
-def _ungrouped(groups: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return groups.reshape(*shape[:-1], -1)[..., : shape[-1]]
-
-
 def affine(x_hat: jax.Array, params: dict, dtype: jax.typing.DTypeLike) -> jax.Array:
     """`x_hat * scale + bias`, computed in float32 and cast to `dtype`."""
     y = x_hat.astype(jnp.float32) * as_row(params["scale"], x_hat.ndim, jnp.float32)
     return (y + as_row(params["bias"], x_hat.ndim, jnp.float32)).astype(dtype)
 
 
-def restore(
-    residual: Any, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
-) -> tuple[jax.Array, jax.Array]:
-    """`(x_hat, rstd)` as the backward pass sees them."""
-    if isinstance(residual, PrunedInput):
-        # A dropped entry becomes -mean * rstd, as in BackRazor: its true mean is kept, its value is
-        # not.
-        x = residuals.unpack_elements(residual.x, shape, dtype).astype(jnp.float32)
-        return (x - residual.mean) * residual.rstd, residual.rstd
-    if isinstance(residual, Int8):
-        return dequantize(residual.codes, residual.scales), residual.rstd
-    return residual.x_hat.astype(jnp.float32), residual.rstd
-
-
 class Settings(NamedTuple):
-    """What is static about a LayerNorm.
+    """Static part of a LayerNorm.
 
     Attributes:
-      kind: its residual.
+      kind: name of its residual, see `pbr_jax.ops.layer_norm_kinds`.
       keep: fraction kept by "elements", in (0, 1].
       epsilon: added to the variance.
       implementation: see `pbr_jax.ops.dispatch`; None lets the device decide.
     """
 
-    kind: Kind = "dense"
+    kind: str = "dense"
     keep: float = 1.0
     epsilon: float = 1e-6
     implementation: Implementation | None = None
@@ -116,9 +47,9 @@ class Settings(NamedTuple):
 
 def choose(x: jax.Array | jax.ShapeDtypeStruct, settings: Settings) -> Implementation:
     """The implementation of both passes, for an input or a cotangent `x`."""
-    refusal = None
-    if settings.kind == "elements":
-        refusal = "its residual is 'elements', which a kernel of its own packs"
+    refusal, kind = None, plans.kind("layer_norm", settings.kind)
+    if kind.kernel_refusal:
+        refusal = kind.kernel_refusal
     elif x.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
         refusal = f"x has dtype {x.dtype}: must be bfloat16, float16 or float32"
     elif x.shape[-1] > kernel.LARGEST_WIDTH:
@@ -129,16 +60,13 @@ def choose(x: jax.Array | jax.ShapeDtypeStruct, settings: Settings) -> Implement
 
 
 def forward(params: dict, x: jax.Array, settings: Settings) -> tuple[jax.Array, Any]:
-    """The output and what `settings.kind` keeps for the backward pass."""
+    """The output and the residual that `settings.kind` names."""
     if choose(x, settings) == "triton":
         return _forward_kernel(params, x, settings)
     x_hat, mean, rstd = normalize(x, settings.epsilon)
     y = affine(x_hat, params, x.dtype)
-    if settings.kind == "elements":
-        return y, PrunedInput(residuals.pack_elements(x, settings.keep), mean, rstd)
-    if settings.kind == "int8":
-        return y, Int8(*quantize(x_hat), rstd)
-    return y, Normalized(x_hat.astype(x.dtype), rstd)
+    kind = plans.kind("layer_norm", settings.kind)
+    return y, kind.save(x, x_hat, mean, rstd, settings.keep)
 
 
 def backward(
@@ -146,8 +74,9 @@ def backward(
 ) -> tuple[dict, jax.Array]:
     """`{scale, bias}` and `dx`, plus `skip`, the cotangent of a residual connection around it."""
     if choose(dy, settings) == "triton":
-        return _backward_kernel(params, residual, dy, skip)
-    x_hat, rstd = restore(residual, dy.shape, dy.dtype)
+        return _backward_kernel(params, residual, dy, settings, skip)
+    kind = plans.kind("layer_norm", settings.kind)
+    x_hat, rstd = kind.restore(residual, dy.shape, dy.dtype)
     wide = dy.astype(jnp.float32)
     rows = tuple(range(dy.ndim - 1))
     grads = {
@@ -162,32 +91,27 @@ def backward(
 
 
 def _forward_kernel(params: dict, x: jax.Array, settings: Settings) -> tuple[jax.Array, Any]:
+    kind = plans.kind("layer_norm", settings.kind)
     y, x_hat, rstd = kernel.forward(
         _flat(x),
         params["scale"].astype(jnp.float32),
         params["bias"].astype(jnp.float32),
         epsilon=settings.epsilon,
-        int8=settings.kind == "int8",
+        int8=kind.eight_bits,
         blocks=kernel.blocks_for(dispatch.target().capability),
         interpret=dispatch.interpreting(),
     )
-    leading = x.shape[:-1]
-    rstd = rstd.reshape(*leading, 1)
-    if isinstance(x_hat, kernel.Int8):
-        saved = Int8(x_hat.codes.reshape(x.shape), x_hat.scales.reshape(*leading, -1), rstd)
-        return y.reshape(x.shape), saved
-    return y.reshape(x.shape), Normalized(x_hat.reshape(x.shape), rstd)
+    # The kernels number the tokens; residuals have the leading axes of x.
+    residual = kind.from_kernel(x_hat, rstd)
+    residual = jax.tree.map(lambda a: a.reshape(*x.shape[:-1], -1), residual)
+    return y.reshape(x.shape), residual
 
 
-def _backward_kernel(params, residual, dy, skip) -> tuple[dict, jax.Array]:
-    x_hat = (
-        kernel.Int8(_flat(residual.codes), _flat(residual.scales))
-        if isinstance(residual, Int8)
-        else _flat(residual.x_hat)
-    )
+def _backward_kernel(params, residual, dy, settings, skip) -> tuple[dict, jax.Array]:
+    x_hat = plans.kind("layer_norm", settings.kind).for_kernel(residual)
     dx, dscale, dbias = kernel.backward(
         _flat(dy),
-        x_hat,
+        jax.tree.map(_flat, x_hat),
         residual.rstd.reshape(-1),
         params["scale"].astype(jnp.float32),
         None if skip is None else _flat(skip),
@@ -219,7 +143,7 @@ def layer_norm(
     bias: jax.Array,
     *,
     epsilon: float = 1e-6,
-    residual: Kind = "dense",
+    kind: str = "dense",
     keep: float = 1.0,
     implementation: Implementation | None = None,
 ) -> jax.Array:
@@ -230,14 +154,14 @@ def layer_norm(
       scale: `[D]`.
       bias: `[D]`.
       epsilon: added to the variance.
-      residual: "dense" saves the normalised input in the dtype of `x` (dx exact to rounding);
-        "int8" saves it in 8 bits with a scale per 64 channels; "elements" saves BackRazor's pruned
-        input, which makes dx and dscale approximate.
+      kind: of the residual: "dense" saves the normalised input in the dtype of `x` (dx exact to
+        rounding); "int8" saves it in 8 bits with a scale per 64 channels; "elements" saves
+        BackRazor's pruned input, which makes dx and dscale approximate.
       keep: fraction kept by "elements", in (0, 1].
       implementation: see `pbr_jax.ops.dispatch`; None lets the device decide.
 
     Raises:
-      ValueError: `scale` or `bias` is not `[D]`, `residual` is unknown, or the named implementation
+      ValueError: `scale` or `bias` is not `[D]`, `kind` is unknown, or the named implementation
         cannot run.
     """
     for name, vector in (("scale", scale), ("bias", bias)):
@@ -245,7 +169,5 @@ def layer_norm(
             raise ValueError(
                 f"{name} has shape {vector.shape}: must be [D] = {x.shape[-1:]}, the last axis of x"
             )
-    if residual not in get_args(Kind):
-        raise ValueError(f"residual = {residual!r}: must be one of {', '.join(get_args(Kind))}")
-    settings = Settings(residual, keep, epsilon, implementation)
+    settings = Settings(kind, keep, epsilon, implementation)
     return pair.bind(layer_norm_pair(settings))({"scale": scale, "bias": bias}, x, None)

@@ -12,19 +12,25 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pbr_jax import plans
 from pbr_jax.ops import pair, residuals, weight_gradient
 from pbr_jax.ops.arrays import as_row
-from pbr_jax.plans import Implementation, LinearKind, budget_for
-
-Kind = LinearKind
-KINDS: tuple[str, ...] = ("dense", "columns", "magnitude", "elements")
+from pbr_jax.plans import Implementation
 
 
-class MagnitudeColumns(NamedTuple):
-    """Residual of PreBackRazor-: packed columns chosen from the input, and which they are."""
+class Settings(NamedTuple):
+    """Static part of a linear layer.
 
-    packed: jax.Array  # [..., K]
-    columns: jax.Array  # int32 [K]
+    Attributes:
+      kind: name of its residual, see `pbr_jax.ops.linear_kinds`.
+      keep: fraction kept by "magnitude" and "elements", in (0, 1].
+      implementation: of the weight gradient, see `pbr_jax.ops.dispatch`; None lets the device
+        decide.
+    """
+
+    kind: str = "dense"
+    keep: float = 1.0
+    implementation: Implementation | None = None
 
 
 def project(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
@@ -38,25 +44,12 @@ def input_gradient(dy: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.einsum("...f,df->...d", dy, kernel.astype(dy.dtype))
 
 
-def save_input(x: jax.Array, params: dict, kind: Kind, keep: float = 1.0) -> Any:
-    """What the backward pass of a linear layer keeps of its input `x`, `[B, ..., D]`."""
-    if kind == "dense":
-        return x
-    if kind == "columns":
-        if "columns" not in params:
-            return x  # keep = 1: nothing is selected, all of it is saved
-        return residuals.take_columns(x, params["columns"])
-    if kind == "magnitude":
-        columns = residuals.largest_columns(x, budget_for(keep, x.shape[-1]))
-        return MagnitudeColumns(residuals.take_columns(x, columns), columns)
-    if kind == "elements":
-        return residuals.pack_elements(x, keep, residuals.half_precision(x.dtype))
-    raise ValueError(f"linear residual = {kind!r}: must be dense, columns, magnitude or elements")
+def save_input(x: jax.Array, params: dict, settings: Settings) -> Any:
+    """Residual of a linear layer: the part of its input `x`, `[B, ..., D]`, that it keeps."""
+    return plans.kind("linear", settings.kind).save(x, params, settings.keep)
 
 
-def parameter_gradients(
-    params: dict, saved: Any, dy: jax.Array, implementation: Implementation | None = None
-) -> dict:
+def parameter_gradients(params: dict, residual: Any, dy: jax.Array, settings: Settings) -> dict:
     """Cotangents of `kernel`, `rows` and `bias` from what `save_input` kept.
 
     With `rows` in `params` the weight gradient is packed, `[K, F]`, and the kernel gets none; with
@@ -67,65 +60,41 @@ def parameter_gradients(
     Raises:
       ValueError: the named implementation cannot take the arrays.
     """
+    kind = plans.kind("linear", settings.kind)
     kernel, bias, active = params["kernel"], params.get("bias"), params.get("active", {})
-    grads: dict[str, Any] = dict.fromkeys(params)
-    of_kernel = "rows" if "rows" in params else "kernel"
-
     shape = (*dy.shape[:-1], kernel.shape[0])
 
-    def seen():
-        return _seen(saved, shape, dy.dtype)
+    def restored():
+        return kind.restore(residual, shape, dy.dtype)
 
     def kernel_gradient():
-        return _placed(weight_gradient.product(seen(), dy, kernel.dtype), params, saved)
+        dw = weight_gradient.product(restored(), dy, kernel.dtype)
+        return kind.place(dw, params, residual)
 
     def bias_gradient():
         return None if bias is None else weight_gradient.bias_gradient(dy, bias.dtype)
 
     def both_gradients():
-        dw, db = weight_gradient.gradients(seen(), dy, kernel.dtype, implementation)
-        return _placed(dw, params, saved), None if bias is None else db.astype(bias.dtype)
+        dw, db = weight_gradient.gradients(restored(), dy, kernel.dtype, settings.implementation)
+        dw = kind.place(dw, params, residual)
+        return dw, None if bias is None else db.astype(bias.dtype)
 
     def bias_alone():
         zeros = _zeros(kernel_gradient)
         return zeros, _if_active(active.get("bias"), bias_gradient)
 
-    if _choose(saved, shape, dy, implementation) == "xla":
+    # XLA makes both gradients by themselves; a kernel makes them in one pass over dy.
+    if weight_gradient.choose(jax.eval_shape(restored), dy, settings.implementation) == "xla":
         dw = _if_active(active.get("kernel"), kernel_gradient)
         db = _if_active(active.get("bias"), bias_gradient)
     else:
         dw, db = _if_active(active.get("kernel"), both_gradients, bias_alone)
         db = _if_active(active.get("bias"), lambda: db)
-    grads[of_kernel] = dw
+    grads: dict[str, Any] = dict.fromkeys(params)
+    grads["rows" if "rows" in params else "kernel"] = dw
     if bias is not None:
         grads["bias"] = db
     return grads
-
-
-def _seen(saved: Any, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Any:
-    """The input that the weight gradient is a product of: all of it, packed or unpacked columns."""
-    if isinstance(saved, MagnitudeColumns):
-        return saved.packed
-    if isinstance(saved, residuals.Elements):
-        return residuals.unpack_elements(saved, shape, dtype)
-    return saved
-
-
-def _choose(saved, shape, dy, implementation) -> Implementation:
-    seen = jax.eval_shape(lambda: _seen(saved, shape, dy.dtype))
-    return weight_gradient.choose(seen, dy, implementation)
-
-
-def _placed(packed: jax.Array, params: dict, saved: Any) -> jax.Array:
-    """A weight gradient where it belongs: among zeros, unless it is wanted packed or is whole."""
-    num_columns = params["kernel"].shape[0]
-    if isinstance(saved, MagnitudeColumns):
-        # Without it a ViT-B/16 step by PreBackRazor- takes 0.1 GB more, by the kernel on jax 0.11.
-        packed = lax.optimization_barrier(packed)
-        return residuals.put_rows(packed, saved.columns, num_columns)
-    if "rows" in params or "columns" not in params or isinstance(saved, residuals.Elements):
-        return packed
-    return residuals.put_rows(packed, params["columns"], num_columns)
 
 
 def _if_active(flag, gradient, otherwise=None):
@@ -139,24 +108,21 @@ def _zeros(gradient):
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient))
 
 
-def linear_pair(
-    kind: Kind, keep: float = 1.0, implementation: Implementation | None = None
-) -> pair.Pair:
+def linear_pair(settings: Settings) -> pair.Pair:
     """The linear layer as a pair over `params = {kernel, bias, columns, rows, active}`."""
+    kind = plans.kind("linear", settings.kind)
 
     def forward(params, x, aux):
-        y, saved = (
-            project(x, params["kernel"], params.get("bias")),
-            save_input(x, params, kind, keep),
-        )
-        _choose(saved, x.shape, y, implementation)  # a refusal is better now than when it is used
-        return y, saved
+        y = project(x, params["kernel"], params.get("bias"))
+        residual = save_input(x, params, settings)
+        # A refusal of the backward pass is better now than when it is used.
+        restored = jax.eval_shape(lambda: kind.restore(residual, x.shape, y.dtype))
+        weight_gradient.choose(restored, y, settings.implementation)
+        return y, residual
 
-    def backward(params, saved, aux, dy):
-        return (
-            parameter_gradients(params, saved, dy, implementation),
-            input_gradient(dy, params["kernel"]),
-        )
+    def backward(params, residual, aux, dy):
+        grads = parameter_gradients(params, residual, dy, settings)
+        return grads, input_gradient(dy, params["kernel"])
 
     return pair.Pair(forward, backward)
 
@@ -168,7 +134,7 @@ def linear(
     *,
     columns: jax.Array | None = None,
     rows: jax.Array | None = None,
-    residual: Kind | None = None,
+    kind: str | None = None,
     keep: float = 1.0,
     implementation: Implementation | None = None,
 ) -> jax.Array:
@@ -183,7 +149,7 @@ def linear(
         keep.
       rows: zeros `[K, F]`. If given, differentiate with respect to them: their cotangent is the
         packed weight gradient, and the kernel receives none.
-      residual: what to save. None means "columns" if `columns` is given and "dense" otherwise;
+      kind: of the residual. None means "columns" if `columns` is given and "dense" otherwise;
         "magnitude" keeps the columns of largest norm of this batch (PreBackRazor-), "elements"
         BackRazor's.
       keep: fraction kept by "magnitude" and "elements", in (0, 1].
@@ -197,14 +163,15 @@ def linear(
       ValueError: shapes, dtypes or the selection do not fit, or the named implementation cannot
         run; the message names the argument and the rule.
     """
-    residual = residual or ("dense" if columns is None else "columns")
-    _check(x, kernel, bias, columns, rows, residual)
+    kind = kind or ("dense" if columns is None else "columns")
+    _check_arrays(x, kernel, bias)
+    _check_selection(kernel, columns, rows, kind)
     params = {"kernel": kernel, "bias": bias, "columns": columns, "rows": rows}
     given = {name: value for name, value in params.items() if value is not None}
-    return pair.bind(linear_pair(residual, keep, implementation))(given, x, None)
+    return pair.bind(linear_pair(Settings(kind, keep, implementation)))(given, x, None)
 
 
-def _check(x, kernel, bias, columns, rows, residual) -> None:
+def _check_arrays(x, kernel, bias) -> None:
     if kernel.ndim != 2 or x.ndim < 1 or x.shape[-1] != kernel.shape[0]:
         raise ValueError(
             f"kernel has shape {kernel.shape}: must be [D, F] with D = {x.shape[-1:]}, the"
@@ -216,12 +183,13 @@ def _check(x, kernel, bias, columns, rows, residual) -> None:
         )
     if bias is not None and bias.shape != kernel.shape[1:]:
         raise ValueError(f"bias has shape {bias.shape}: must be [F] = {kernel.shape[1:]}")
-    if residual not in KINDS:
-        raise ValueError(f"residual = {residual!r}: must be one of {', '.join(KINDS)}")
-    if (columns is not None) != (residual == "columns"):
+
+
+def _check_selection(kernel, columns, rows, kind) -> None:
+    if (columns is not None) != plans.kind("linear", kind).selects:
         raise ValueError(
-            f"residual = {residual!r} with columns {'None' if columns is None else 'given'}:"
-            ' columns go with residual="columns", and only with it'
+            f"kind = {kind!r} with columns {'None' if columns is None else 'given'}:"
+            ' columns go with kind="columns", and only with it'
         )
     if columns is not None:
         residuals.check_columns(columns, kernel.shape[0])

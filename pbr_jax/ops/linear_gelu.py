@@ -15,10 +15,11 @@ import math
 import jax
 import jax.numpy as jnp
 
+from pbr_jax import plans
 from pbr_jax.kernels import linear_gelu as kernel
 from pbr_jax.ops import dispatch, gelu, gelu_codes, linear
 from pbr_jax.ops.dispatch import Offer
-from pbr_jax.plans import GeluKind, Implementation
+from pbr_jax.plans import Implementation
 
 _HOPPER = (9, 0)
 _LARGEST = 2**31  # elements that a kernel can count
@@ -28,14 +29,14 @@ def forward(
     x: jax.Array,
     w: jax.Array,
     bias: jax.Array,
-    kind: GeluKind,
+    kind: str,
     *,
     approximate: bool = False,
     keys: jax.Array | None = None,
     columns: jax.Array | None = None,
     implementation: Implementation | None = None,
-) -> tuple[jax.Array, jax.Array | gelu.Code, jax.Array | None]:
-    """GELU of `u = x W + b`, what `gelu.save` keeps of u, and `columns` of the output, packed.
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """GELU of `u = x W + b`, its residual, and `columns` of the output, packed.
 
     Args:
       x: `[B, ..., D]`.
@@ -59,8 +60,8 @@ def forward(
             columns=columns,
             implementation=implementation,
         )
-    bits = 0 if kind == "dense" else int(kind.removeprefix("code"))
-    a, saved, packed = kernel.linear_gelu(
+    bits = plans.kind("gelu", kind).bits
+    a, residual, packed = kernel.linear_gelu(
         x.reshape(-1, x.shape[-1]),
         w.astype(x.dtype),
         bias,
@@ -75,14 +76,14 @@ def forward(
     def shaped(array):
         return array.reshape(*x.shape[:-1], *array.shape[1:])
 
-    kept = gelu.Code(shaped(saved)) if bits else shaped(saved)
-    return shaped(a), kept, None if packed is None else shaped(packed)
+    return shaped(a), shaped(residual), None if packed is None else shaped(packed)
 
 
 def input_gradient(
     dy: jax.Array,
     w: jax.Array,
-    saved: jax.Array | gelu.Code,
+    residual: jax.Array,
+    kind: str,
     *,
     approximate: bool = False,
     stochastic: bool = False,
@@ -93,26 +94,28 @@ def input_gradient(
     Args:
       dy: `[B, ..., D]`.
       w: `[F, D]`; the product runs in the dtype of `dy`.
-      saved: what `gelu.save` kept of u.
-      approximate, stochastic: as for `gelu.saved_derivative`.
+      residual: of GELU.
+      kind: its name.
+      approximate: tanh form.
+      stochastic: codes were rounded at random.
       implementation: see `pbr_jax.ops.dispatch`; None lets the device decide.
 
     Raises:
       ValueError: the named implementation cannot run.
     """
-    coded = isinstance(saved, gelu.Code)
-    kind: GeluKind = "code2" if coded else "dense"
+    gelu_kind = plans.kind("gelu", kind)
     if choose(dy, w.shape[0], kind, implementation) == "xla":
         da = linear.input_gradient(dy, w)
-        return da * gelu.saved_derivative(saved, da, approximate=approximate, stochastic=stochastic)
-    planes = saved.planes if isinstance(saved, gelu.Code) else saved
-    levels = gelu_codes.codebook(planes.shape[-2], stochastic, approximate) if coded else None
+        return da * gelu_kind.restore(residual, da, approximate=approximate, stochastic=stochastic)
+    levels = None
+    if gelu_kind.bits:
+        levels = tuple(map(float, gelu_codes.codebook(gelu_kind.bits, stochastic, approximate)))
     rows = math.prod(dy.shape[:-1])
     du = kernel.linear_gelu_gradient(
         dy.reshape(rows, -1),
         w.astype(dy.dtype),
-        planes.reshape(rows, *planes.shape[dy.ndim - 1 :]),
-        None if levels is None else tuple(map(float, levels)),
+        residual.reshape(rows, *residual.shape[dy.ndim - 1 :]),
+        levels,
         approximate=approximate,
         blocks=kernel.blocks_for(dispatch.target().capability, dy.dtype, w.shape[0]),
         interpret=dispatch.interpreting(),
@@ -123,7 +126,7 @@ def input_gradient(
 def choose(
     x: jax.Array | jax.ShapeDtypeStruct,
     num_features: int,
-    kind: GeluKind,
+    kind: str,
     implementation: Implementation | None,
     refusal: str | None = None,
 ) -> Implementation:
@@ -134,5 +137,5 @@ def choose(
     elif refusal is None and not 0 < size < _LARGEST:
         refusal = f"it would have {size} elements: must be at least 1 and fewer than 2^31"
     older = (dispatch.target().capability or _HOPPER) < _HOPPER
-    offer = Offer(refusal, preferred=older and kind != "dense")
+    offer = Offer(refusal, preferred=older and plans.kind("gelu", kind).bits > 0)
     return dispatch.choose("linear_gelu", implementation, {"triton": offer})

@@ -1,16 +1,17 @@
-"""What an op saves for its backward pass, and how many bytes that takes.
+"""Forms in which ops save activations for their backward pass: packing, unpacking and bytes.
 
 Shape alphabet of the package: `B` batch, `N` tokens, `D` input columns, `F` output features, `K`
 kept columns, `H` heads, `L` blocks.
 
-Three kinds live here (the fourth, `dense`, is the array itself):
+* Packed *columns*, the residual of PreBackRazor (Algorithm 1, lines 8-15): `x[..., columns]`.
+* *Elements*, the residual of BackRazor: the largest magnitudes of each sample as a bit mask and the
+  kept values (Jiang et al., NeurIPS 2022).
+* *Channels*, columns per attention head, for the sparse attention of PreBackRazor++.
 
-* packed *columns*, the residual of PreBackRazor (Algorithm 1, lines 8-15): `x[..., columns]`;
-* *elements*, the residual of BackRazor: the largest magnitudes of each sample as a bit mask and the
-  kept values (Jiang et al., NeurIPS 2022);
-* *channels*, columns per attention head, for the sparse attention of PreBackRazor++.
+The kinds of an op (`linear_kinds` and its like) say which of them it keeps.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -22,11 +23,6 @@ from pbr_jax.ops import dispatch
 from pbr_jax.plans import Implementation
 
 _BITS_PER_BYTE = 8
-
-
-def _check_keep(keep: float, what: str) -> None:
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep = {keep}: must be in (0, 1]; 0.1 keeps 10 % of the {what}")
 
 
 def check_columns(columns: jax.Array, num_columns: int, name: str = "columns") -> None:
@@ -78,7 +74,7 @@ def largest_columns(x: jax.Array, num_kept: int) -> jax.Array:
 
 
 class Elements(NamedTuple):
-    """The largest elements of each sample, in order of position.
+    """Largest elements of each sample, in order of position.
 
     Attributes:
       bits: uint8 `[B, ceil(M / 8)]`, one bit per element of a sample (M elements), most significant
@@ -145,10 +141,11 @@ def pack_elements(
     Raises:
       ValueError: `keep` is outside (0, 1], or the named implementation cannot run.
     """
-    _check_keep(keep, "elements")
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep = {keep}: must be in (0, 1]; 0.1 keeps 10 % of the elements")
     flat = x.reshape(x.shape[0], -1)
     size = flat.shape[1]
-    k = max(1, round(keep * size))
+    k = _num_kept(size, keep)
     dtype = jnp.dtype(dtype or x.dtype)
     largest = min(float(jnp.finfo(dtype).max), float(jnp.finfo(x.dtype).max))
     if choose_packing(flat, implementation) == "jax_triton":
@@ -158,12 +155,14 @@ def pack_elements(
         assert capability is not None  # or it would not have been chosen
         packed = select_elements.pack(flat, k, dtype, largest, capability=capability)
         return Elements(*packed)
+    # All above the k-th largest magnitude, and the first of those equal to it that find room.
     order = _magnitude_order(flat)
     threshold = _kth_largest(order, k)
     above, equal = order > threshold, order == threshold
     room = k - jnp.sum(above, axis=1, keepdims=True, dtype=jnp.int32)
     kept = above | (equal & (jnp.cumsum(equal, axis=1, dtype=jnp.int32) <= room))
     bits = jnp.packbits(kept, axis=1)
+    # A kept element goes to the slot of its rank among the kept ones.
     _, ranks = _ranks(bits)
     slots = jnp.where(kept, ranks[:, :size], k)  # k lies outside: dropped
     stored = jnp.clip(flat, -largest, largest).astype(dtype)
@@ -191,14 +190,18 @@ def unpack_elements(
     kept, ranks = _ranks(elements.bits)
     values = jnp.take_along_axis(elements.values, ranks, axis=1, mode="clip").astype(dtype)
     dense = jnp.where(kept, values, jnp.zeros((), dtype))
-    return dense[:, : _size(shape)].reshape(shape)
+    return dense[:, : math.prod(shape[1:])].reshape(shape)
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for axis in shape[1:]:
-        size *= axis
-    return size
+def elements_bytes(shape: tuple[int, ...], dtype: jax.typing.DTypeLike, keep: float) -> int:
+    """Bytes of the `Elements` of an array of `shape` `[B, ...]`, with values in `dtype`."""
+    size = math.prod(shape[1:])
+    bit_mask = -(-size // _BITS_PER_BYTE)
+    return shape[0] * (_num_kept(size, keep) * jnp.dtype(dtype).itemsize + bit_mask)
+
+
+def _num_kept(size: int, keep: float) -> int:
+    return max(1, round(keep * size))
 
 
 def largest_channels(energy: jax.Array, num_kept: int) -> jax.Array:

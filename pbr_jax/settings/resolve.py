@@ -41,7 +41,7 @@ def column_budgets(config: Config, method: Method, sizes: Architecture) -> dict[
     if not method.plan.kind("linear").selects:
         return {}
     budgets = {
-        name: budget_for(method.plan.keep[name], site.columns, config.pruning.group_size)
+        name: budget_for(method.plan.keep_at(name), site.columns, config.pruning.group_size)
         for name, site in sizes.sites.items()
     }
     return {name: k for name, k in budgets.items() if k < sizes.sites[name].columns}

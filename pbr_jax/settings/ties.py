@@ -173,7 +173,7 @@ def _budgets(config: Config) -> list[str]:
     # One line, for the site with the least room: what fits there fits everywhere.
     room = []
     for name, site in sites.items():
-        budget = budget_for(method.plan.keep[name], site.columns, group)
+        budget = budget_for(method.plan.keep_at(name), site.columns, group)
         room.append((budget / site.columns, name, site.columns, budget))
     share, name, columns, budget = min(room)
     if min_prob <= share:

@@ -76,7 +76,7 @@ _READ_IF: tuple[tuple[tuple[str, ...], Callable[[Config, Method], bool], str], .
     ),
     (
         ("pruning.attention_keep",),
-        lambda config, method: method.plan.kind("attention").prunes_channels,
+        lambda config, method: method.plan.kind("attention").has_own_keep,
         "method {method.name} has no sparse attention",
     ),
     (

@@ -22,8 +22,8 @@ def with_method(config: Config, method: str, *, keep_plan: bool = False) -> Conf
         # A method that prunes nothing takes no keep, and one that draws no columns takes no policy.
         pruning = dataclasses.replace(
             pruning,
-            keep=pruning.keep if preset.keep != Keep() else None,
-            policy=pruning.policy if preset.linear == "columns" else None,
+            keep=pruning.keep if preset.keep != Keep(1.0) else None,
+            policy=pruning.policy if preset.kind("linear").selects else None,
         )
     plan = config.plan if same or keep_plan else Plan()
     return dataclasses.replace(config, method=method, pruning=pruning, plan=plan)

@@ -66,7 +66,7 @@ def build(config: Config) -> Parts:
     budgets = column_budgets(config, method, sizes)
     plan = method.plan
     if plan.kind("linear").selects:  # a site without a budget is trained dense
-        keep = {site: plan.keep[site] if site in budgets else 1.0 for site in sizes.sites}
+        keep = {site: plan.keep_at(site) if site in budgets else 1.0 for site in sizes.sites}
         plan = dataclasses.replace(plan, keep=Keep(**keep))
     model, o = late(family.build)(config.model, plan), config.optimizer
     schedule = learning_rate(o.learning_rate, config.steps, o.warmup_steps, o.schedule)

@@ -189,7 +189,7 @@ def model_variables(selection: Selection, rows: dict[str, jax.Array], num_blocks
     for site, named in selection.active.items():
         flags = {name: block_flags(active, num_blocks) for name, active in named.items()}
         sites.setdefault(site, {})["active"] = flags
-    return {"blocks": sites}
+    return sites
 
 
 def trained_rows(

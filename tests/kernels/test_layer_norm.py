@@ -15,6 +15,7 @@ from pbr_jax.gpu.kernels import kernel_use
 from pbr_jax.kernels import layer_norm as kernel
 from pbr_jax.ops import dispatch
 from pbr_jax.ops import layer_norm as op
+from pbr_jax.ops.layer_norm_kinds import Quantized, quantize
 
 EPSILON, ROUNDING = 1e-5, 2e-6
 SMALL = kernel.Blocks(elements=512, num_warps=4, num_blocks=3)
@@ -70,12 +71,12 @@ def test_int8_codes_and_gradients_are_those_of_xla(width):
     x, scale, bias, dy, skip = as_jax(inputs(11, width))
     _, (codes, scales), rstd, grads = run(x, scale, bias, dy, skip, int8=True)
     x_hat, _, exact_rstd = op.normalize(x, EPSILON)
-    expected_codes, expected_scales = op.quantize(x_hat)
+    expected_codes, expected_scales = quantize(x_hat)
     difference = np.asarray(codes, np.int32) - np.asarray(expected_codes, np.int32)
     assert np.abs(difference).max() <= 1  # at a tie
     assert np.mean(difference != 0) < 0.01
     np.testing.assert_array_equal(scales, expected_scales)
-    saved = op.Int8(codes, scales, exact_rstd)
+    saved = Quantized(codes, scales, exact_rstd)
     params = {"scale": scale, "bias": bias}
     expected, dx = op.backward(params, saved, dy, op.Settings("int8", implementation="xla"), skip)
     assert_close(grads[0], dx, ROUNDING)
@@ -100,7 +101,7 @@ class TestOp:
         x, dy = x.reshape(2, 3, 40), dy.reshape(2, 3, 40)
 
         def both(implementation):
-            norm = functools.partial(op.layer_norm, residual=kind, implementation=implementation)
+            norm = functools.partial(op.layer_norm, kind=kind, implementation=implementation)
             y, pullback = jax.vjp(norm, x, scale, bias)
             return y, *pullback(dy)
 

@@ -15,7 +15,6 @@ from pbr_jax.gpu.kernels import kernel_use
 from pbr_jax.kernels import linear_gelu as kernel
 from pbr_jax.kernels.linear_tiles import Blocks
 from pbr_jax.ops import dispatch, gelu_codes, linear_gelu
-from pbr_jax.ops.gelu import Code
 
 # Small tiles, so that small arrays have several, some of them ragged.
 SMALL = Blocks(tokens=16, parts=2, bytes=2, depth=16, num_warps=4, num_stages=2)
@@ -107,7 +106,7 @@ class TestOp:
             a, saved, packed = linear_gelu.forward(
                 x, w, bias, kind, columns=columns, implementation=implementation
             )
-            du = linear_gelu.input_gradient(x, w.T, saved, implementation=implementation)
+            du = linear_gelu.input_gradient(x, w.T, saved, kind, implementation=implementation)
             return a, saved, packed, du
 
         with implemented():
@@ -162,10 +161,12 @@ class TestOp:
     def test_codes_rounded_at_random_have_levels_of_their_own(self):
         u = as_jax(normal(0, 2, 3, 16))
         codes = gelu_codes.nearest(u, 2, False)
-        saved = Code(gelu_codes.pack(codes, 2))
+        saved = gelu_codes.pack(codes, 2)
         dy, w = as_jax(normal(1, 2, 3, 8)), as_jax(normal(2, 16, 8))
         with implemented():
-            du = linear_gelu.input_gradient(dy, w, saved, stochastic=True, implementation="triton")
+            du = linear_gelu.input_gradient(
+                dy, w, saved, "code2", stochastic=True, implementation="triton"
+            )
         levels = gelu_codes.codebook(2, True, False)
         assert_close(du, (np.asarray(dy) @ np.asarray(w).T) * levels[np.asarray(codes)], 1e-5)
 

@@ -14,7 +14,7 @@ from pbr_jax.configs.common import MODEL_SIZES
 from pbr_jax.methods import METHODS, resolve
 from pbr_jax.plans import SITES, Keep, ResidualPlan
 
-COLUMNS = ResidualPlan(linear="columns", keep=Keep(0.1, 0.1, 0.1, 0.1))
+COLUMNS = ResidualPlan(linear="columns", keep=Keep(0.1))
 LENGTHS = np.array([6, 3, 1, 5], np.int32)
 
 

@@ -14,7 +14,7 @@ from pbr_jax.configs.common import MODEL_SIZES
 from pbr_jax.methods import METHODS, resolve
 from pbr_jax.plans import SITES, Keep, ResidualPlan
 
-COLUMNS = ResidualPlan(linear="columns", keep=Keep(0.1, 0.1, 0.1, 0.1))
+COLUMNS = ResidualPlan(linear="columns", keep=Keep(0.1))
 
 
 def images(batch: int = 3, side: int = 4, channels: int = 3) -> jax.Array:

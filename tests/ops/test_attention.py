@@ -19,17 +19,23 @@ from measures import (
     value_and_pullback,
 )
 
-from pbr_jax.ops import attention_sparse, attention_xla
+from pbr_jax.ops import attention_xla
 from pbr_jax.ops.attention import attention
+from pbr_jax.ops.visibility import Visibility
 from pbr_jax.plans import budget_for
+from pbr_jax.plans import kind as kind_of
 
 B, H, HEAD = 4, 2, 16
 KEEP = 0.5  # 8 of 16 channels; half of the elements
 ROUNDING = 4e-6
-RESIDUALS = ["flash", "qkv", "channels", "elements"]
+KINDS = ["flash", "qkv", "channels", "elements"]
 EXACT = ["flash", "qkv"]
 IN_BLOCKS = ["flash", "qkv", "channels"]
 Q = jnp.zeros((2, 2, 5, 8))
+
+
+def masked(mask):
+    return {"visibility": Visibility(mask=mask)}
 
 
 def inputs(n, m=None, seed=0, batch=B, head=HEAD):
@@ -38,20 +44,20 @@ def inputs(n, m=None, seed=0, batch=B, head=HEAD):
     return [normal(seed + i, *shape) for i, shape in enumerate(shapes)]
 
 
-def run(residual, q, k, v, do, mask=None, keep=KEEP, dtype=jnp.float32, implementation="xla"):
-    mask = None if mask is None else jnp.asarray(mask)
+def run(kind, q, k, v, do, mask=None, keep=KEEP, dtype=jnp.float32, implementation="xla"):
+    visibility = Visibility(mask=None if mask is None else jnp.asarray(mask))
     op = functools.partial(
-        attention, mask=mask, residual=residual, keep=keep, implementation=implementation
+        attention, visibility=visibility, kind=kind, keep=keep, implementation=implementation
     )
     with implemented():
         return value_and_pullback(op, as_jax(do, dtype), *(as_jax(a, dtype) for a in (q, k, v)))
 
 
-def oracle_gradients(residual, q, k, v, do, mask=None):
-    if residual == "channels":
+def oracle_gradients(kind, q, k, v, do, mask=None):
+    if kind == "channels":
         kept = budget_for(KEEP, q.shape[-1])
         return oracles.sparse_attention_gradients(q, k, v, mask, do, kept)
-    if residual == "elements":
+    if kind == "elements":
         return oracles.pruned_attention_gradients(q, k, v, mask, do, KEEP)
     return oracles.dense_attention_gradients(q, k, v, mask, do)
 
@@ -70,7 +76,7 @@ def make_mask(name, n, m):
     }[name]
 
 
-@pytest.mark.parametrize("residual", RESIDUALS)
+@pytest.mark.parametrize("kind", KINDS)
 class TestAttention:
     @pytest.mark.parametrize(
         ("n", "m", "mask"),
@@ -84,14 +90,14 @@ class TestAttention:
             (13, 20, "all"),
         ],
     )
-    def test_equals_the_oracle(self, residual, n, m, mask):
+    def test_equals_the_oracle(self, kind, n, m, mask):
         arrays, mask = inputs(n, m), make_mask(mask, n, m)
         *qkv, do = arrays
-        y, grads = run(residual, *qkv, do, mask)
+        y, grads = run(kind, *qkv, do, mask)
         assert_close(y, oracles.attention(*qkv, mask), ROUNDING, "out")
         # A probability that float32 rounds across a boundary of float16 moves by 2^-11.
-        tolerance = 1e-4 if residual == "elements" else ROUNDING
-        expected = oracle_gradients(residual, *qkv, do, mask)
+        tolerance = 1e-4 if kind == "elements" else ROUNDING
+        expected = oracle_gradients(kind, *qkv, do, mask)
         for name, gradient, exact in zip("qkv", grads, expected, strict=True):
             # With one key the softmax is constant: dq and dk vanish, up to rounding.
             if np.linalg.norm(exact) < 1e-12:
@@ -99,20 +105,20 @@ class TestAttention:
             else:
                 assert_close(gradient, exact, tolerance, f"d{name}")
 
-    def test_keeping_everything_is_exact(self, residual):
+    def test_keeping_everything_is_exact(self, kind):
         *qkv, do = inputs(13)
-        _, grads = run(residual, *qkv, do, keep=1.0)
+        _, grads = run(kind, *qkv, do, keep=1.0)
         for actual, expected in zip(
             grads, oracles.dense_attention_gradients(*qkv, None, do), strict=True
         ):
-            assert_close(actual, expected, 2e-3 if residual == "elements" else ROUNDING)
+            assert_close(actual, expected, 2e-3 if kind == "elements" else ROUNDING)
 
-    def test_bfloat16_error_is_that_of_plain_code(self, residual):
-        check_rounding(residual, jnp.bfloat16, "xla")
+    def test_bfloat16_error_is_that_of_plain_code(self, kind):
+        check_rounding(kind, jnp.bfloat16, "xla")
 
     @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
     @pytest.mark.parametrize("score_bytes", [2**25, 700])
-    def test_saved_bytes(self, residual, dtype, score_bytes, monkeypatch):
+    def test_saved_bytes(self, kind, dtype, score_bytes, monkeypatch):
         monkeypatch.setattr(attention_xla, "_SCORE_BYTES", score_bytes)
         n, m = 13, 20
         q, k, v = (as_jax(a, dtype) for a in inputs(n, m)[:3])
@@ -127,13 +133,11 @@ class TestAttention:
             "qkv": B * (queries + 2 * keys) * itemsize,
             "channels": B * H * (n + 2 * m) * kept * itemsize + 2 * 4 * H * kept,
             "elements": B * (elements(queries) + 2 * elements(keys) + elements(H * n * m)),
-        }[residual]
-        assert (
-            saved_bytes(lambda *a: attention(*a, residual=residual, keep=KEEP), q, k, v) == expected
-        )
+        }[kind]
+        assert saved_bytes(lambda *a: attention(*a, kind=kind, keep=KEEP), q, k, v) == expected
 
 
-def check_rounding(residual, dtype, implementation):
+def check_rounding(kind, dtype, implementation):
     """Error at most 2 times that of plain code in the same dtype, of the gradients 3 times."""
     *qkv, do = inputs(64)
 
@@ -142,7 +146,7 @@ def check_rounding(residual, dtype, implementation):
         return jnp.einsum("bhnm,bhmc->bhnc", jax.nn.softmax(scores), v)
 
     plain_y, plain_grads = value_and_pullback(plain, *(as_jax(a, dtype) for a in (do, *qkv)))
-    y, grads = run(residual, *qkv, do, keep=1.0, dtype=dtype, implementation=implementation)
+    y, grads = run(kind, *qkv, do, keep=1.0, dtype=dtype, implementation=implementation)
     exact_y = oracles.attention(*qkv)
     assert y.dtype == dtype
     assert relative_error(y, exact_y) <= 2 * relative_error(plain_y, exact_y)
@@ -156,21 +160,21 @@ class TestKernels:
     """The same contract, for Triton kernels (what they see is in test_visibility.py)."""
 
     @pytest.mark.parametrize(
-        ("residual", "n", "m", "head"),
+        ("kind", "n", "m", "head"),
         [
-            *[(residual, 197, 197, 64) for residual in IN_BLOCKS],  # ViT
-            *[(residual, 1, 1, 32) for residual in IN_BLOCKS],
+            *[(kind, 197, 197, 64) for kind in IN_BLOCKS],  # ViT
+            *[(kind, 1, 1, 32) for kind in IN_BLOCKS],
             ("flash", 13, 20, 40),
             ("qkv", 20, 13, 128),
             ("qkv", 5, 450, 24),  # longer than a row on chip
             ("channels", 20, 20, 128),
         ],
     )
-    def test_equal_the_oracle(self, residual, n, m, head):
+    def test_equal_the_oracle(self, kind, n, m, head):
         *qkv, do = inputs(n, m, batch=1, head=head)
-        y, grads = run(residual, *qkv, do, implementation="triton")
+        y, grads = run(kind, *qkv, do, implementation="triton")
         assert_close(y, oracles.attention(*qkv), ROUNDING, "out")
-        expected = oracle_gradients(residual, *qkv, do)
+        expected = oracle_gradients(kind, *qkv, do)
         for name, gradient, exact in zip("qkv", grads, expected, strict=True):
             if np.linalg.norm(exact) < 1e-12:
                 assert np.abs(gradient).max() < 1e-5
@@ -178,17 +182,17 @@ class TestKernels:
                 assert_close(gradient, exact, ROUNDING, f"d{name}")
 
     @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-    @pytest.mark.parametrize("residual", IN_BLOCKS)
-    def test_error_of_16_bits_is_that_of_plain_code(self, residual, dtype):
-        check_rounding(residual, dtype, "triton")
+    @pytest.mark.parametrize("kind", IN_BLOCKS)
+    def test_error_of_16_bits_is_that_of_plain_code(self, kind, dtype):
+        check_rounding(kind, dtype, "triton")
 
     def test_keep_what_plain_jax_keeps(self):
         q, k, v, _ = map(as_jax, inputs(13))
-        for residual in IN_BLOCKS:
+        for kind in IN_BLOCKS:
             kept = []
             for implementation in ("xla", "triton"):
                 op = functools.partial(
-                    attention, residual=residual, keep=KEEP, implementation=implementation
+                    attention, kind=kind, keep=KEEP, implementation=implementation
                 )
                 with implemented():
                     kept.append(saved_bytes(op, q, k, v))
@@ -197,8 +201,8 @@ class TestKernels:
     @pytest.mark.parametrize(
         ("given", "reason"),
         [
-            ({"mask": jnp.ones((1, 1, 1, 5), bool)}, "mask is an N x N pattern; give lengths"),
-            ({"residual": "elements"}, "residual = 'elements': keeps the probabilities"),
+            (masked(jnp.ones((1, 1, 1, 5), bool)), "mask is an N x N pattern; give lengths"),
+            ({"kind": "elements"}, "kind = 'elements': keeps the probabilities"),
             ({"q": jnp.zeros((2, 2, 5, 160))}, "head = 160: must be at most 128"),
         ],
     )
@@ -209,13 +213,13 @@ class TestKernels:
 
 
 @functools.cache
-def in_one_piece(residual, mask):
-    return run(residual, *inputs(13, 20), make_mask(mask, 13, 20))
+def in_one_piece(kind, mask):
+    return run(kind, *inputs(13, 20), make_mask(mask, 13, 20))
 
 
 # A sample of 13 queries and 20 keys has 4 * 2 * 13 * 20 = 2080 bytes of scores.
 @pytest.mark.parametrize(
-    ("residual", "score_bytes", "mask"),
+    ("kind", "score_bytes", "mask"),
     [
         *[(r, 4160, "all") for r in IN_BLOCKS],  # 2 chunks of 2 samples
         *[(r, 2080, "all") for r in IN_BLOCKS],  # 4 chunks of one sample
@@ -225,27 +229,25 @@ def in_one_piece(residual, mask):
         ("elements", 4160, "all"),  # in chunks of samples only
     ],
 )
-def test_in_blocks_as_in_one_piece(residual, mask, score_bytes, monkeypatch):
-    whole = in_one_piece(residual, mask)
+def test_in_blocks_as_in_one_piece(kind, mask, score_bytes, monkeypatch):
+    whole = in_one_piece(kind, mask)
     monkeypatch.setattr(attention_xla, "_SCORE_BYTES", score_bytes)
     arrays, mask = inputs(13, 20), make_mask(mask, 13, 20)
-    jaxpr = jax.make_jaxpr(lambda *a: attention(*a, residual=residual))(
-        *map(as_jax, arrays[:3])
-    ).jaxpr
+    jaxpr = jax.make_jaxpr(lambda *a: attention(*a, kind=kind))(*map(as_jax, arrays[:3])).jaxpr
     assert any(e.primitive.name == "scan" for e in equations(jaxpr)), "the test is not in blocks"
-    in_blocks = run(residual, *arrays, mask)
+    in_blocks = run(kind, *arrays, mask)
     for a, b in zip(jax.tree.leaves(in_blocks), jax.tree.leaves(whole), strict=True):
         assert_close(a, b, ROUNDING)
 
 
-@pytest.mark.parametrize("residual", IN_BLOCKS)
-def test_no_intermediate_of_the_size_of_all_scores(residual, monkeypatch):
+@pytest.mark.parametrize("kind", IN_BLOCKS)
+def test_no_intermediate_of_the_size_of_all_scores(kind, monkeypatch):
     budget = 2**14
     monkeypatch.setattr(attention_xla, "_SCORE_BYTES", budget)
     *qkv, do = map(as_jax, inputs(197))
 
     def both_passes(do, q, k, v):
-        _, pullback = jax.vjp(lambda *a: attention(*a, residual=residual, keep=KEEP), q, k, v)
+        _, pullback = jax.vjp(lambda *a: attention(*a, kind=kind, keep=KEEP), q, k, v)
         return pullback(do)
 
     jaxpr = jax.make_jaxpr(both_passes)(do, *qkv).jaxpr
@@ -259,15 +261,15 @@ def test_a_query_that_sees_nothing_attends_to_all_alike():
     *qkv, do = inputs(7)
     mask = np.ones((1, 1, 7, 7), bool)
     mask[:, :, 3] = False
-    for residual in EXACT:
-        y, (dq, _, _) = run(residual, *qkv, do, mask)
+    for kind in EXACT:
+        y, (dq, _, _) = run(kind, *qkv, do, mask)
         assert_close(y[:, :, 3], qkv[2].mean(axis=2), ROUNDING)
         np.testing.assert_array_equal(dq[:, :, 3], 0)
 
 
 def test_channels_are_chosen_by_the_energy_of_their_share_of_the_scores():
     *qkv, _ = inputs(13)
-    saved = attention_sparse.choose_channels(*map(as_jax, qkv), KEEP)
+    saved = kind_of("attention", "channels").save(as_jax(qkv), None, None, None, KEEP, None)
     q, k, v = qkv
     shared = ((q**2).sum(2) * (k**2).sum(2)).mean(0)
     for channels, energy in (
@@ -283,9 +285,10 @@ def test_channels_are_chosen_by_the_energy_of_their_share_of_the_scores():
     ("arguments", "message"),
     [
         (
-            {"residual": "flesh"},
-            r"residual = 'flesh': must be one of flash, qkv, channels, elements",
+            {"kind": "flesh"},
+            r"attention = 'flesh': must be one of flash, qkv, .*; did you mean flash?",
         ),
+        ({"kind": "recompute"}, r"kind = 'recompute': needs the layer that makes q, k and v"),
         ({"k": Q[:, :1]}, r"q, k, v have shapes \(2, 2, 5, 8\), \(2, 1, 5, 8\)"),
         ({"v": Q[:, :, :4]}, r"\(2, 2, 4, 8\): must be \[B, H, N, head\]"),
         ({"q": Q[0]}, r"q, k, v have shapes \(2, 5, 8\)"),
@@ -293,14 +296,14 @@ def test_channels_are_chosen_by_the_energy_of_their_share_of_the_scores():
             {"k": Q.astype(jnp.bfloat16)},
             r"q, k, v have dtypes float32, bfloat16, float32: must be the same",
         ),
-        ({"mask": jnp.ones((2, 1, 5, 5))}, r"mask is float32 \(2, 1, 5, 5\): must be bool"),
+        (masked(jnp.ones((2, 1, 5, 5))), r"mask is float32 \(2, 1, 5, 5\): must be bool"),
         (
-            {"mask": jnp.ones((5, 5), bool)},
+            masked(jnp.ones((5, 5), bool)),
             r"mask is bool \(5, 5\): must be bool \[B or 1, H or 1, N or 1, M\]",
         ),
-        ({"mask": jnp.ones((2, 1, 5, 4), bool)}, r"mask is bool \(2, 1, 5, 4\)"),
-        ({"residual": "elements", "keep": 0.0}, r"keep = 0\.0: must be in \(0, 1\]"),
-        ({"residual": "channels", "keep": 1.1}, r"keep = 1\.1: must be in \(0, 1\]"),
+        (masked(jnp.ones((2, 1, 5, 4), bool)), r"mask is bool \(2, 1, 5, 4\)"),
+        ({"kind": "elements", "keep": 0.0}, r"keep = 0\.0: must be in \(0, 1\]"),
+        ({"kind": "channels", "keep": 1.1}, r"keep = 1\.1: must be in \(0, 1\]"),
     ],
 )
 def test_errors_name_argument_value_and_rule(arguments, message):

@@ -44,7 +44,7 @@ def test_a_kernel_that_refuses_or_is_not_preferred_gives_way(on):
     assert choose("linear", None, {"triton": Offer("K = 0: must be at least 1")}) == "xla"
     assert choose("linear", None, {"triton": Offer(preferred=False)}) == "xla"
     assert choose("linear", "triton", {"triton": Offer(preferred=False)}) == "triton"
-    both = {"mosaic": Offer("head = 48: must be a power of two"), "triton": Offer()}
+    both = {"jax_triton": Offer("head = 48: must be a power of two"), "triton": Offer()}
     assert choose("attention", None, both) == "triton"
 
 
@@ -53,9 +53,9 @@ def test_a_kernel_that_refuses_or_is_not_preferred_gives_way(on):
     [
         (None, "triton", KERNELS, "of linear: needs a GPU, and this is cpu; name xla"),
         ("rtx2080ti", "triton", KERNELS, "needs compute capability 8.0, and NVIDIA .* has 7.5"),
-        ("h200", "mosaic", KERNELS, "'mosaic': linear has xla, triton; name one of these"),
+        ("h200", "jax_triton", KERNELS, "'jax_triton': linear has xla, triton; name one of these"),
         ("h200", "triton", {"triton": Offer("K = 0: is bad")}, "'triton' of linear: K = 0: is bad"),
-        ("h200", "cuda", KERNELS, "'cuda': must be one of xla, triton, mosaic, jax_triton"),
+        ("h200", "cuda", KERNELS, "'cuda': must be one of xla, triton, jax_triton"),
     ],
 )
 def test_a_named_one_raises_with_the_reason(on, card, implementation, offers, message):

@@ -77,7 +77,7 @@ class TestCodes:
     def slope(self, bits, key=None, approximate=False, u=U):
         """What the backward pass multiplies with."""
         y, (du,) = value_and_pullback(
-            lambda u: gelu(u, approximate=approximate, residual=f"code{bits}", key=key),
+            lambda u: gelu(u, approximate=approximate, kind=f"code{bits}", key=key),
             jnp.ones(u.shape),
             as_jax(u),
         )
@@ -123,11 +123,11 @@ class TestCodes:
     @pytest.mark.parametrize("bits", [2, 3, 4])
     def test_saved_bytes(self, bits):
         u = jnp.ones((3, 5, 20))  # 20 bits need 3 bytes
-        saved = saved_bytes(lambda u: gelu(u, residual=f"code{bits}"), u)
+        saved = saved_bytes(lambda u: gelu(u, kind=f"code{bits}"), u)
         assert saved == 3 * 5 * 3 * bits
 
     def test_errors_name_argument_value_and_rule(self):
-        with pytest.raises(ValueError, match=r"residual = 'code5': must be one of dense, code2"):
-            unchecked(gelu)(jnp.ones((2, 8)), residual="code5")
-        with pytest.raises(ValueError, match="key given with residual = 'dense'"):
+        with pytest.raises(ValueError, match=r"gelu = 'code5': must be one of dense, code2"):
+            unchecked(gelu)(jnp.ones((2, 8)), kind="code5")
+        with pytest.raises(ValueError, match="key given with kind = 'dense'"):
             unchecked(gelu)(jnp.ones((2, 8)), key=jax.random.key(0))

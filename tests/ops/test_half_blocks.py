@@ -28,7 +28,7 @@ B, N, D, H, F, L = 4, 6, 32, 2, 48, 3
 HEAD = D // H
 SHAPE = half_blocks.BlockShape(num_heads=H)
 POST_NORM = SHAPE._replace(post_norm=True)
-HALF = Keep(0.5, 0.5, 0.5, 0.5)
+HALF = Keep(0.5)
 BACKRAZOR = ResidualPlan(linear="elements", layer_norm="elements", attention="elements", keep=HALF)
 COLUMNS = ResidualPlan(linear="columns", keep=HALF)
 SELECTION = {

@@ -16,19 +16,20 @@ from measures import (
     value_and_pullback,
 )
 
-from pbr_jax.ops.layer_norm import dequantize, layer_norm, quantize
+from pbr_jax.ops.layer_norm import layer_norm
+from pbr_jax.ops.layer_norm_kinds import dequantize, quantize
 
 B, N, D = 3, 5, 24
 EPSILON, KEEP = 1e-5, 0.25
 X, SCALE, BIAS = 1 + 2 * normal(0, B, N, D), 1 + 0.3 * normal(1, D), normal(2, D)
 DY = normal(3, B, N, D)
 ROUNDING = 2e-6
-RESIDUALS = ["dense", "elements"]
+KINDS = ["dense", "elements"]
 
 
-def run(residual, keep=KEEP, dtype=jnp.float32, x=X, dy=DY):
+def run(kind, keep=KEEP, dtype=jnp.float32, x=X, dy=DY):
     """Output and gradients; scale and bias stay float32, as master weights do."""
-    op = functools.partial(layer_norm, epsilon=EPSILON, residual=residual, keep=keep)
+    op = functools.partial(layer_norm, epsilon=EPSILON, kind=kind, keep=keep)
     y, grads = value_and_pullback(
         op, as_jax(dy, dtype), as_jax(x, dtype), as_jax(SCALE), as_jax(BIAS)
     )
@@ -47,32 +48,30 @@ def plain(x, scale, bias):
     return x_hat * scale[None, None] + bias[None, None]
 
 
-@pytest.mark.parametrize("residual", RESIDUALS)
+@pytest.mark.parametrize("kind", KINDS)
 class TestLayerNorm:
-    def test_equals_the_oracle(self, residual):
-        save = {"dense": lambda x: x, "elements": lambda x: oracles.largest_elements(x, KEEP)}[
-            residual
-        ]
-        y, grads = run(residual)
+    def test_equals_the_oracle(self, kind):
+        save = {"dense": lambda x: x, "elements": lambda x: oracles.largest_elements(x, KEEP)}[kind]
+        y, grads = run(kind)
         expected_y, expected = oracle(save=save)
         assert_close(y, expected_y, ROUNDING)
         assert_close(grads, expected, ROUNDING)
 
-    def test_keeping_everything_is_exact(self, residual):
-        _, grads = run(residual, keep=1.0)
+    def test_keeping_everything_is_exact(self, kind):
+        _, grads = run(kind, keep=1.0)
         assert_close(grads, oracle()[1], ROUNDING)
 
-    def test_one_leading_axis(self, residual):
+    def test_one_leading_axis(self, kind):
         x, dy = normal(5, 7, D), normal(6, 7, D)
-        y, grads = run(residual, keep=1.0, x=x, dy=dy)
+        y, grads = run(kind, keep=1.0, x=x, dy=dy)
         expected_y, expected = oracle(x, dy)
         assert_close(y, expected_y, ROUNDING)
         assert_close(grads, expected, ROUNDING)
 
-    def test_bfloat16_error_is_that_of_plain_code(self, residual):
+    def test_bfloat16_error_is_that_of_plain_code(self, kind):
         low = [as_jax(a, jnp.bfloat16) for a in (DY, X, SCALE, BIAS)]
         plain_y, plain_grads = value_and_pullback(plain, *low)
-        y, grads = run(residual, keep=1.0, dtype=jnp.bfloat16)
+        y, grads = run(kind, keep=1.0, dtype=jnp.bfloat16)
         assert (y.dtype, grads["x"].dtype, grads["scale"].dtype) == (
             jnp.bfloat16,
             jnp.bfloat16,
@@ -86,16 +85,15 @@ class TestLayerNorm:
             ), name
 
     @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-    def test_saved_bytes(self, residual, dtype):
+    def test_saved_bytes(self, kind, dtype):
         x, scale, bias = as_jax(X, dtype), as_jax(SCALE), as_jax(BIAS)
         itemsize, statistic = x.dtype.itemsize, 4 * B * N
         expected = {
             "dense": B * N * D * itemsize + statistic,
             "elements": B * (round(KEEP * N * D) * itemsize + N * D // 8) + 2 * statistic,
-        }[residual]
+        }[kind]
         assert (
-            saved_bytes(lambda x: layer_norm(x, scale, bias, residual=residual, keep=KEEP), x)
-            == expected
+            saved_bytes(lambda x: layer_norm(x, scale, bias, kind=kind, keep=KEEP), x) == expected
         )
 
 
@@ -124,7 +122,7 @@ class TestInt8:
     @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
     def test_saved_bytes(self, dtype):
         x, ones = jnp.ones((B, N, 150), dtype), jnp.ones(150)
-        saved = saved_bytes(lambda x: layer_norm(x, ones, ones, residual="int8"), x)
+        saved = saved_bytes(lambda x: layer_norm(x, ones, ones, kind="int8"), x)
         assert saved == B * N * (150 + 3 * 2 + 4)
 
 
@@ -142,8 +140,8 @@ def test_a_large_mean_costs_no_accuracy():
     [
         ({"scale": jnp.ones(3)}, r"scale has shape \(3,\): must be \[D\] = \(24,\)"),
         ({"bias": jnp.ones((1, 24))}, r"bias has shape \(1, 24\): must be \[D\] = \(24,\)"),
-        ({"residual": "dens"}, r"residual = 'dens': must be .*dense.*elements"),
-        ({"residual": "elements", "keep": 2.0}, r"keep = 2\.0: must be in \(0, 1\]"),
+        ({"kind": "dens"}, r"layer_norm = 'dens': must be .*dense.*elements"),
+        ({"kind": "elements", "keep": 2.0}, r"keep = 2\.0: must be in \(0, 1\]"),
     ],
 )
 def test_errors_name_argument_value_and_rule(arguments, message):

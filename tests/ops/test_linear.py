@@ -18,7 +18,7 @@ from measures import (
 )
 
 from pbr_jax.ops import pair
-from pbr_jax.ops.linear import linear, linear_pair
+from pbr_jax.ops.linear import Settings, linear, linear_pair
 
 B, N, D, F = 4, 6, 32, 12
 COLUMNS = np.array([1, 2, 5, 11, 12, 20, 30, 31], np.int32)
@@ -27,11 +27,11 @@ ROUNDING = 3e-6  # of float32 sums of a few hundred terms
 
 ARRAYS = {"x": normal(0, B, N, D), "kernel": normal(1, D, F), "bias": normal(2, F)}
 DY = normal(3, B, N, F)
-RESIDUALS = ["dense", "columns", "packed rows", "magnitude", "elements"]
+KINDS = ["dense", "columns", "packed rows", "magnitude", "elements"]
 
 
 def run(
-    residual,
+    kind,
     implementation="xla",
     *,
     keep=KEEP,
@@ -43,7 +43,7 @@ def run(
     """Output and gradients of x, kernel and bias; packed rows are returned where they belong."""
     x, dy = as_jax(x, dtype), as_jax(dy, dtype)
     kernel, bias, selected = as_jax(ARRAYS["kernel"]), as_jax(ARRAYS["bias"]), jnp.asarray(columns)
-    if residual == "packed rows":
+    if kind == "packed rows":
         rows = jnp.zeros((len(columns), F))
         y, (dx, packed, db) = value_and_pullback(
             lambda x, rows, bias: linear(
@@ -58,14 +58,14 @@ def run(
         dw[columns] = packed
         assert not packed[columns == D].any()
         return y, {"x": dx, "kernel": dw[:D], "bias": db}
-    options = (
-        {"columns": selected} if residual == "columns" else {"residual": residual, "keep": keep}
-    ) | {"implementation": implementation}
+    options = ({"columns": selected} if kind == "columns" else {"kind": kind, "keep": keep}) | {
+        "implementation": implementation
+    }
     y, (dx, dw, db) = value_and_pullback(lambda *a: linear(*a, **options), dy, x, kernel, bias)
     return y, {"x": dx, "kernel": dw, "bias": db}
 
 
-def seen_by_the_weights(residual):
+def seen_by_the_weights(kind):
     """The oracle's input of the weight gradient."""
     x = ARRAYS["x"]
     return {
@@ -76,27 +76,27 @@ def seen_by_the_weights(residual):
             x, oracles.columns_of_largest_norm(x, len(COLUMNS))
         ),
         "elements": lambda: oracles.largest_elements(x, KEEP, np.float16),
-    }[residual]()
+    }[kind]()
 
 
-@pytest.mark.parametrize("residual", RESIDUALS)
+@pytest.mark.parametrize("kind", KINDS)
 class TestLinear:
-    def test_equals_the_oracle(self, residual, implementation):
-        y, grads = run(residual, implementation)
+    def test_equals_the_oracle(self, kind, implementation):
+        y, grads = run(kind, implementation)
         assert_close(y, ARRAYS["x"] @ ARRAYS["kernel"] + ARRAYS["bias"], ROUNDING, "y")
-        expected = oracles.linear_gradients(seen_by_the_weights(residual), ARRAYS["kernel"], DY)
+        expected = oracles.linear_gradients(seen_by_the_weights(kind), ARRAYS["kernel"], DY)
         assert_close(grads, expected, ROUNDING)
 
-    def test_keeping_everything_equals_the_dense_layer(self, residual, implementation):
-        _, grads = run(residual, implementation, keep=1.0, columns=np.arange(D, dtype=np.int32))
+    def test_keeping_everything_equals_the_dense_layer(self, kind, implementation):
+        _, grads = run(kind, implementation, keep=1.0, columns=np.arange(D, dtype=np.int32))
         expected = oracles.linear_gradients(ARRAYS["x"], ARRAYS["kernel"], DY)
         tolerance = dict.fromkeys(expected, ROUNDING)
-        if residual == "elements":
+        if kind == "elements":
             tolerance["kernel"] = 2**-11  # its values are float16
         for name, value in expected.items():
             assert_close(grads[name], value, tolerance[name], name)
 
-    def test_bfloat16_error_is_that_of_plain_code(self, residual, implementation):
+    def test_bfloat16_error_is_that_of_plain_code(self, kind, implementation):
         low = {k: as_jax(v, jnp.bfloat16) for k, v in ARRAYS.items()}
         plain_y, plain = value_and_pullback(
             lambda x, kernel, bias: jnp.matmul(x, kernel) + bias[None, None],
@@ -104,26 +104,26 @@ class TestLinear:
             *low.values(),
         )
         # Rounded to bfloat16 entries tie at the threshold of "elements": it keeps everything here.
-        keep = 1.0 if residual == "elements" else KEEP
-        y, grads = run(residual, implementation, keep=keep, dtype=jnp.bfloat16)
+        keep = 1.0 if kind == "elements" else KEEP
+        y, grads = run(kind, implementation, keep=keep, dtype=jnp.bfloat16)
         assert y.dtype == grads["x"].dtype == jnp.bfloat16
         assert grads["kernel"].dtype == jnp.float32  # that of the master weights
         exact_y = ARRAYS["x"] @ ARRAYS["kernel"] + ARRAYS["bias"]
         assert relative_error(y, exact_y) <= 2 * relative_error(plain_y, exact_y)
         dense = oracles.linear_gradients(ARRAYS["x"], ARRAYS["kernel"], DY)
-        seen = ARRAYS["x"] if residual == "elements" else seen_by_the_weights(residual)
+        seen = ARRAYS["x"] if kind == "elements" else seen_by_the_weights(kind)
         pruned = oracles.linear_gradients(seen, ARRAYS["kernel"], DY)
         for name, plain_gradient in zip(ARRAYS, plain, strict=True):
             allowed = 3 * relative_error(plain_gradient, dense[name])
             assert relative_error(grads[name], pruned[name]) <= allowed, name
 
 
-@pytest.mark.parametrize("residual", ["columns", "packed rows", "magnitude"])
-def test_kept_rows_are_the_dense_rows_and_the_others_zero(residual):
-    dense, pruned = (run(r)[1]["kernel"] for r in ("dense", residual))
+@pytest.mark.parametrize("kind", ["columns", "packed rows", "magnitude"])
+def test_kept_rows_are_the_dense_rows_and_the_others_zero(kind):
+    dense, pruned = (run(r)[1]["kernel"] for r in ("dense", kind))
     kept = (
         COLUMNS
-        if residual != "magnitude"
+        if kind != "magnitude"
         else oracles.columns_of_largest_norm(ARRAYS["x"], len(COLUMNS))
     )
     others = np.setdiff1d(np.arange(D), kept)
@@ -131,10 +131,10 @@ def test_kept_rows_are_the_dense_rows_and_the_others_zero(residual):
     np.testing.assert_array_equal(np.asarray(pruned)[others], 0)
 
 
-@pytest.mark.parametrize("residual", ["columns", "packed rows"])
-def test_unused_slots_contribute_nothing(residual, implementation):
+@pytest.mark.parametrize("kind", ["columns", "packed rows"])
+def test_unused_slots_contribute_nothing(kind, implementation):
     padded = np.array([1, 2, 5, D, D], np.int32)
-    y, grads = run(residual, implementation, columns=padded)
+    y, grads = run(kind, implementation, columns=padded)
     expected = oracles.linear_gradients(
         oracles.only_columns(ARRAYS["x"], padded[:3]), ARRAYS["kernel"], DY
     )
@@ -151,16 +151,16 @@ def test_any_number_of_leading_axes(shape, implementation):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("residual", RESIDUALS)
-def test_saved_bytes(residual, dtype):
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_bytes(kind, dtype):
     x, kernel, columns = as_jax(ARRAYS["x"], dtype), as_jax(ARRAYS["kernel"]), jnp.asarray(COLUMNS)
     options = {
-        "dense": {"residual": "dense"},
+        "dense": {"kind": "dense"},
         "columns": {"columns": columns},
         "packed rows": {"columns": columns, "rows": jnp.zeros((len(COLUMNS), F))},
-        "magnitude": {"residual": "magnitude", "keep": KEEP},
-        "elements": {"residual": "elements", "keep": KEEP},
-    }[residual]
+        "magnitude": {"kind": "magnitude", "keep": KEEP},
+        "elements": {"kind": "elements", "keep": KEEP},
+    }[kind]
     itemsize, packed = x.dtype.itemsize, B * N * len(COLUMNS)
     expected = {
         "dense": B * N * D * itemsize,
@@ -168,7 +168,7 @@ def test_saved_bytes(residual, dtype):
         "packed rows": packed * itemsize,
         "magnitude": packed * itemsize + 4 * len(COLUMNS),
         "elements": B * (round(KEEP * N * D) * 2 + N * D // 8),
-    }[residual]
+    }[kind]
     assert saved_bytes(lambda x: linear(x, kernel, **options), x) == expected
 
 
@@ -181,7 +181,7 @@ class TestActiveFlags:
         selection = {"columns": jnp.asarray(COLUMNS)}
         if packed:
             selection["rows"] = jnp.zeros((len(COLUMNS), F))
-        op = pair.bind(linear_pair("columns", implementation=implementation))
+        op = pair.bind(linear_pair(Settings("columns", implementation=implementation)))
 
         def loss(trained, kernel_active, bias_active):
             flags = {"kernel": kernel_active, "bias": bias_active}
@@ -274,14 +274,14 @@ class TestErrors:
             ({"kernel": jnp.zeros((10,))}, r"kernel has shape \(10,\): must be \[D, F\]"),
             ({"bias": jnp.zeros(4)}, r"bias has shape \(4,\): must be \[F\] = \(3,\)"),
             ({"x": jnp.zeros((2, 10), jnp.int32)}, r"x has dtype int32: must be a floating dtype"),
-            ({"residual": "columns"}, r"residual = 'columns' with columns None"),
-            ({"residual": "dense", "columns": SELECTED}, r"residual = 'dense' with columns given"),
+            ({"kind": "columns"}, r"kind = 'columns' with columns None"),
+            ({"kind": "dense", "columns": SELECTED}, r"kind = 'dense' with columns given"),
             (
-                {"residual": "element"},
-                r"residual = 'element': must be .*dense.*columns.*magnitude.*elements",
+                {"kind": "element"},
+                r"linear = 'element': must be .*dense.*columns.*magnitude.*elements",
             ),
-            ({"residual": "elements", "keep": 0.0}, r"keep = 0\.0: must be in \(0, 1\]"),
-            ({"residual": "magnitude", "keep": 1.5}, r"keep = 1\.5: must be in \(0, 1\]"),
+            ({"kind": "elements", "keep": 0.0}, r"keep = 0\.0: must be in \(0, 1\]"),
+            ({"kind": "magnitude", "keep": 1.5}, r"keep = 1\.5: must be in \(0, 1\]"),
             ({"rows": jnp.zeros((4, 3))}, r"rows given without columns"),
             (
                 {"rows": jnp.zeros((5, 3)), "columns": SELECTED},

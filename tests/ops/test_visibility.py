@@ -1,4 +1,4 @@
-"""Padding, segments, biases and dropout of attention, for every residual and implementation."""
+"""Padding, segments and dropout of attention, for every residual and implementation."""
 
 import functools
 import types
@@ -17,7 +17,7 @@ from pbr_jax.ops.attention import attention
 from pbr_jax.ops.visibility import Visibility, dropout_factor, dropout_seeds
 
 B, H, N, HEAD = 4, 2, 37, 16
-RESIDUALS = ["flash", "qkv", "channels", "elements"]
+KINDS = ["flash", "qkv", "channels", "elements"]
 IN_KERNELS = ["flash", "qkv", "channels"]
 ROUNDING = 4e-6
 RATE = 0.25
@@ -26,20 +26,16 @@ KEYS = jax.random.split(jax.random.key(3), B)
 LENGTHS = np.array([37, 20, 1, 0], np.int32)
 SEGMENTS = np.repeat([[0, 0, 0, 0], [0, 0, 1, 1], [2, 0, 0, 2], [5, 4, 3, 4]], 10, axis=1)
 SEGMENTS = np.ascontiguousarray(SEGMENTS[:, :N], np.int32)
-BIAS = np.where(np.arange(N) < 30, normal(9, B, N).astype(np.float32), np.float32(-10_000.0))
-BIAS[1, 3], BIAS[2, :20] = -np.inf, np.finfo(np.float32).min  # other people's masks
 
 SEEN = {
     "lengths": (np.arange(N) < LENGTHS[:, None])[:, None, None, :],
     "segment_ids": (SEGMENTS[:, :, None] == SEGMENTS[:, None, :])[:, None],
     "causal": np.tril(np.ones((1, 1, N, N), bool)),
-    "key_bias": (BIAS > -1e29)[:, None, None, :],
 }
 GIVEN = {
     "lengths": LENGTHS,
     "segment_ids": SEGMENTS,
     "causal": True,
-    "key_bias": BIAS,
     "dropout": RATE,
 }
 CASES = {
@@ -55,57 +51,62 @@ def inputs():
     return [normal(20 + i, B, H, N, HEAD) for i in range(4)]
 
 
-def run(residual, names, implementation="xla"):
+def run(kind, names, implementation="xla"):
     given = {name: GIVEN[name] for name in names}
-    given = {n: jnp.asarray(a) if isinstance(a, np.ndarray) else a for n, a in given.items()}
+    arrays = {n: jnp.asarray(given.pop(n)) for n in ("lengths", "segment_ids") if n in given}
     if "dropout" in given:
-        given["dropout_keys"] = KEYS
+        arrays["seeds"] = dropout_seeds(KEYS)
     op = functools.partial(
-        attention, residual=residual, keep=0.5, implementation=implementation, **given
+        attention,
+        visibility=Visibility(**arrays),
+        kind=kind,
+        keep=0.5,
+        implementation=implementation,
+        **given,
     )
     *qkv, do = (as_jax(a) for a in inputs())
     with implemented():
         return value_and_pullback(op, do, *qkv)
 
 
-def oracle(residual, names):
+def oracle(kind, names):
     """Output and gradients, in float64."""
     *qkv, do = inputs()
     masks = [SEEN[name] for name in names if name in SEEN]
     mask = functools.reduce(np.logical_and, masks) if masks else None
-    bias = np.where(SEEN["key_bias"], BIAS[:, None, None], 0.0) if "key_bias" in names else None
     dropout = 1.0
     if "dropout" in names:
         dropout = oracles.dropout_factor(dropout_seeds(KEYS), H, N, N, RATE)
-    told = {"bias": bias, "dropout": dropout}
     gradients = {
         "elements": functools.partial(oracles.pruned_attention_gradients, keep=0.5),
         "channels": functools.partial(oracles.sparse_attention_gradients, num_kept=8),
-    }.get(residual, oracles.dense_attention_gradients)
-    return oracles.attention(*qkv, mask, **told), gradients(*qkv, mask, do, **told)
+    }.get(kind, oracles.dense_attention_gradients)
+    return oracles.attention(*qkv, mask, dropout=dropout), gradients(
+        *qkv, mask, do, dropout=dropout
+    )
 
 
-def check(residual, names, implementation="xla"):
-    y, grads = run(residual, names, implementation)
-    expected_y, expected = oracle(residual, names)
+def check(kind, names, implementation="xla"):
+    y, grads = run(kind, names, implementation)
+    expected_y, expected = oracle(kind, names)
     assert_close(y, expected_y, ROUNDING, "out")
     for name, gradient, exact in zip("qkv", grads, expected, strict=True):
-        assert_close(gradient, exact, 1e-4 if residual == "elements" else ROUNDING, f"d{name}")
+        assert_close(gradient, exact, 1e-4 if kind == "elements" else ROUNDING, f"d{name}")
 
 
 @pytest.mark.parametrize(
-    ("residual", "case"),
-    [*[("qkv", case) for case in CASES], *[(r, "all") for r in RESIDUALS if r != "qkv"]],
+    ("kind", "case"),
+    [*[("qkv", case) for case in CASES], *[(r, "all") for r in KINDS if r != "qkv"]],
 )
-def test_equals_the_oracle(residual, case):
-    check(residual, CASES[case])
+def test_equals_the_oracle(kind, case):
+    check(kind, CASES[case])
 
 
 @pytest.mark.parametrize(
-    ("residual", "case"),
+    ("kind", "case"),
     [*[("flash", case) for case in CASES], *[(r, "all") for r in IN_KERNELS if r != "flash"]],
 )
-def test_kernels_equal_the_oracle_tile_by_tile(residual, case, monkeypatch):
+def test_kernels_equal_the_oracle_tile_by_tile(kind, case, monkeypatch):
     """Several blocks of queries and of keys, the last of each ragged; some are skipped."""
     blocks = {"forward": (16, 16), "queries": (16, 32), "keys": (32, 16)}
     monkeypatch.setattr(
@@ -113,7 +114,7 @@ def test_kernels_equal_the_oracle_tile_by_tile(residual, case, monkeypatch):
     )
     rows = Blocks(16, 64, 4, 2)
     monkeypatch.setattr(attention_blocks, "blocks_for_rows", lambda *_: rows)
-    check(residual, CASES[case], "triton")
+    check(kind, CASES[case], "triton")
 
 
 def test_rows_that_do_not_fit_on_chip_are_attended_to_again(monkeypatch):
@@ -124,11 +125,11 @@ def test_rows_that_do_not_fit_on_chip_are_attended_to_again(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("residual", "score_bytes"), [("flash", 4000), ("qkv", 10952), ("channels", 3000)]
+    ("kind", "score_bytes"), [("flash", 4000), ("qkv", 10952), ("channels", 3000)]
 )
-def test_blocks_of_samples_and_queries_draw_the_same(residual, score_bytes, monkeypatch):
+def test_blocks_of_samples_and_queries_draw_the_same(kind, score_bytes, monkeypatch):
     monkeypatch.setattr(attention_xla, "_SCORE_BYTES", score_bytes)
-    check(residual, CASES["all"])
+    check(kind, CASES["all"])
 
 
 def test_padded_queries_reach_nothing_if_their_cotangent_is_zero():
@@ -136,7 +137,9 @@ def test_padded_queries_reach_nothing_if_their_cotangent_is_zero():
     queries = jnp.asarray(SEEN["lengths"]).swapaxes(2, 3)
     do = jnp.where(queries, do, 0.0)
     changed = [jnp.where(queries, a, 100 * a) for a in qkv]
-    op = functools.partial(attention, lengths=jnp.asarray(LENGTHS), residual="qkv")
+    op = functools.partial(
+        attention, visibility=Visibility(lengths=jnp.asarray(LENGTHS)), kind="qkv"
+    )
     (y, grads), (y_changed, grads_changed) = (
         value_and_pullback(op, do, *a) for a in (qkv, changed)
     )
@@ -145,12 +148,6 @@ def test_padded_queries_reach_nothing_if_their_cotangent_is_zero():
     some = LENGTHS > 0  # of a sample without tokens nothing is asked
     for name, a, b in zip("qkv", grads_changed, grads, strict=True):
         assert_close(a[some], b[some], 1e-6, f"d{name}")
-
-
-def test_the_bias_is_held_constant():
-    *qkv, _ = map(as_jax, inputs())
-    gradient = jax.grad(lambda bias: attention(*qkv, key_bias=bias).sum())(jnp.zeros((B, N)))
-    np.testing.assert_array_equal(gradient, 0)
 
 
 class TestDropoutBits:
@@ -202,23 +199,23 @@ class TestDropoutBits:
 Q = jnp.zeros((2, 2, 5, 8))
 
 
+def told(**arrays):
+    return {"visibility": Visibility(**arrays)}
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"lengths": jnp.ones((2,))}, r"lengths is float32 \(2,\): must be int32 \[B\] = \(2,\)"),
+        (told(lengths=jnp.ones((2,))), r"lengths is float32 \(2,\): must be int32 \[B\] = \(2,\)"),
         (
-            {"segment_ids": jnp.ones((2, 4), jnp.int32)},
+            told(segment_ids=jnp.ones((2, 4), jnp.int32)),
             r"segment_ids is int32 \(2, 4\): must be int32 \[B, N\] = \(2, 5\)",
-        ),
-        (
-            {"key_bias": jnp.ones((5,))},
-            r"key_bias is float32 \(5,\): must be float32 \[B, M\] = \(2, 5\)",
         ),
         ({"causal": True, "k": Q[:, :, :3], "v": Q[:, :, :3]}, "causal with 5 queries and 3 keys"),
         ({"dropout": 1.0}, r"dropout = 1\.0: must be in \[0, 1\)"),
-        ({"dropout": 0.1}, r"dropout = 0\.1 without dropout_keys: pass one PRNG key per sample"),
+        ({"dropout": 0.1}, r"dropout = 0\.1 without visibility.seeds: .*one PRNG key per sample"),
         (
-            {"dropout": 0.1, "dropout_keys": jax.random.split(jax.random.key(0), 3)},
+            told(seeds=dropout_seeds(jax.random.split(jax.random.key(0), 3))) | {"dropout": 0.1},
             r"seeds is uint32 \(3, 2\): must be uint32 \[B, 2\] = \(2, 2\)",
         ),
     ],

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from pbr_jax.bench.cases.case import BenchCase
-from pbr_jax.ops.attention import Kind, attention
+from pbr_jax.ops.attention import attention
+from pbr_jax.ops.visibility import Visibility, dropout_seeds
 from pbr_jax.plans import budget_for
 
 _HEADS, _HEAD = 12, 64
@@ -18,12 +19,12 @@ def bench_cases() -> list[BenchCase]:
     """Forward alone, and forward and backward with each residual that has a kernel; bfloat16."""
     vit = ("ViT-B/16, batch 128", 128, 197)
     berts = [(f"BERT-base, 32 x {n}", 32, n) for n in (128, 512)]
-    kinds: tuple[Kind, ...] = ("flash", "qkv", "channels")
+    kinds = ("flash", "qkv", "channels")
     return [
         *[_forward(*shape) for shape in (vit, *berts)],
-        *[_both(*vit, residual=kind) for kind in kinds],
+        *[_both(*vit, kind=kind) for kind in kinds],
         *[
-            _both(*shape, residual="flash", padded=padded)
+            _both(*shape, kind="flash", padded=padded)
             for shape in berts
             for padded in (False, True)
         ],
@@ -43,30 +44,26 @@ def _forward(shape: str, batch: int, tokens: int) -> BenchCase:
     )
 
 
-def _both(
-    shape: str, batch: int, tokens: int, *, residual: Kind, padded: bool = False
-) -> BenchCase:
+def _both(shape: str, batch: int, tokens: int, *, kind: str, padded: bool = False) -> BenchCase:
     """Forward and backward; `padded` adds lengths, all of them full, and dropout, as BERT has."""
     x = jax.ShapeDtypeStruct((batch, _HEADS, tokens, _HEAD), jnp.bfloat16)
 
-    def run(q, k, v, do, implementation=None, residual=residual):
+    def run(q, k, v, do, implementation=None, kind=kind):
         told: dict[str, Any] = {}
         if padded:
-            told = {
-                "lengths": jnp.full((batch,), tokens, jnp.int32),
-                "dropout": 0.1,
-                "dropout_keys": jax.random.split(jax.random.key(0), batch),
-            }
+            lengths = jnp.full((batch,), tokens, jnp.int32)
+            seeds = dropout_seeds(jax.random.split(jax.random.key(0), batch))
+            told = {"visibility": Visibility(lengths=lengths, seeds=seeds), "dropout": 0.1}
         op = functools.partial(
-            attention, residual=residual, keep=_KEEP, implementation=implementation, **told
+            attention, kind=kind, keep=_KEEP, implementation=implementation, **told
         )
         return _with_gradients(op, do, q, k, v)
 
     # Seven products: q k^T and p v, then q k^T again, and one for each of dp, dv, dq and dk. With
     # few channels those of dp, dq, dk and the second q k^T shrink.
-    share = budget_for(_KEEP, _HEAD) / _HEAD if residual == "channels" else 1.0
+    share = budget_for(_KEEP, _HEAD) / _HEAD if kind == "channels" else 1.0
     return BenchCase(
-        op=f"attention, forward and backward, {residual}",
+        op=f"attention, forward and backward, {kind}",
         shape=f"{shape}, lengths and dropout" if padded else shape,
         run=run,
         args=(x, x, x, x),
@@ -74,7 +71,7 @@ def _both(
         # q, k, v in and the output; what was kept of them and the cotangent in, three gradients.
         num_bytes=int((4 + 3 * share + 4) * 2 * x.size),
         rivals={} if padded else {"cudnn": functools.partial(_backward_order, cudnn)},
-        figures=functools.partial(_cosines, run) if residual == "channels" else None,
+        figures=functools.partial(_cosines, run) if kind == "channels" else None,
     )
 
 
@@ -100,7 +97,7 @@ def cudnn(q, k, v):
 
 def _cosines(run, q, k, v, do) -> dict[str, jax.Array]:
     """Of the gradients of q, k and v with the exact ones, over all samples."""
-    approximate, exact = (run(q, k, v, do, residual=kind)[1:] for kind in ("channels", "qkv"))
+    approximate, exact = (run(q, k, v, do, kind=kind)[1:] for kind in ("channels", "qkv"))
     names = ("cosine of dq", "cosine of dk", "cosine of dv")
     return {n: cosine(a, b) for n, a, b in zip(names, approximate, exact, strict=True)}
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from pbr_jax.bench.cases.case import BenchCase, num_bytes
 from pbr_jax.ops import gelu, layer_norm, linear, linear_gelu, residuals
+from pbr_jax.ops.layer_norm_kinds import Normalized
 from pbr_jax.plans import budget_for
 
 _SPEC = jax.ShapeDtypeStruct
@@ -49,8 +50,8 @@ def _layer_norm_backward() -> BenchCase:
 
     def run(dy, skip, x_hat, rstd, scale, *, implementation):
         settings = layer_norm.Settings("dense", implementation=implementation)
-        saved = layer_norm.Normalized(x_hat, rstd)
-        return layer_norm.backward({"scale": scale, "bias": scale}, saved, dy, settings, skip)
+        residual = Normalized(x_hat, rstd)
+        return layer_norm.backward({"scale": scale, "bias": scale}, residual, dy, settings, skip)
 
     return BenchCase(
         op="LayerNorm, backward and residual addition",
@@ -113,7 +114,7 @@ def _linear_gelu_gradient() -> BenchCase:
     planes = _SPEC((_BATCH, _TOKENS, 2, _HIDDEN // 8), jnp.uint8)
 
     def run(dy, w, planes, *, implementation):
-        return linear_gelu.input_gradient(dy, w, gelu.Code(planes), implementation=implementation)
+        return linear_gelu.input_gradient(dy, w, planes, "code2", implementation=implementation)
 
     result = _SPEC((_BATCH, _TOKENS, _HIDDEN), jnp.bfloat16)
     return BenchCase(

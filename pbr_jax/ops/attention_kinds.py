@@ -1,0 +1,117 @@
+"""Kinds of residual of attention that keep q, k and v whole, or nothing.
+
+The kinds that keep a part of them are in `pbr_jax.ops.attention_sparse`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pbr_jax.kernels.attention_arguments import Rules, Visibility
+
+
+class AttentionKind:
+    """A kind of residual of softmax attention of q, `[B, H, N, head]`, and k, v, `[B, H, M, head]`.
+
+    Attributes:
+      recomputes_scores: the backward pass makes the softmax from q and k again.
+      recomputes_heads: keeps nothing: q, k and v are projected again, which a half-block does.
+      keeps_output: the output is in the residual, for the linear layer behind it.
+      has_own_keep: its fraction is `attention_keep` of a plan and not `keep`.
+      kernel_refusal: why the kernels cannot make it, or None.
+    """
+
+    recomputes_scores = True
+    recomputes_heads = False
+    keeps_output = False
+    has_own_keep = False
+    kernel_refusal: str | None = None
+
+    def save(
+        self,
+        qkv: tuple[jax.Array, jax.Array, jax.Array],
+        out: jax.Array,
+        lse: jax.Array,
+        visibility: Visibility,
+        keep: float,
+        rules: Rules,
+    ) -> Any:
+        """The residual of an attention with that output and log-sum-exp."""
+        raise NotImplementedError
+
+    def gradients(
+        self,
+        residual: Any,
+        visibility: Visibility,
+        do: jax.Array,
+        num_keys: int,
+        rules: Rules,
+        attend_gradients: Callable[..., tuple[jax.Array, jax.Array, jax.Array]],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """`dq, dk, dv` by the `attend_gradients` of an implementation."""
+        return attend_gradients(*residual, visibility, do, rules)
+
+    def searched_channels(self, width: int, heads: int, num_keys: int) -> int:
+        """Channels of a token among which the largest elements are searched for, 0 if none are."""
+        return 0
+
+    def saved_bytes(
+        self, shape: tuple[int, ...], num_keys: int, dtype: jax.typing.DTypeLike, keep: float
+    ) -> int:
+        """Bytes of the residual for q of that shape and dtype and M keys."""
+        raise NotImplementedError
+
+
+class FlashResidual(NamedTuple):
+    """q, k, v, output `[B, H, N, head]` and log-sum-exp of the scores `[B, H, N]`."""
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    out: jax.Array
+    lse: jax.Array
+
+
+class Flash(AttentionKind):
+    """q, k, v, the output and the log-sum-exp of each row (FlashAttention)."""
+
+    recomputes_scores = False
+    keeps_output = True
+
+    def save(self, qkv, out, lse, visibility, keep, rules):
+        q, k, v = qkv
+        return FlashResidual(q, k, v, out, lse)
+
+    def gradients(self, residual, visibility, do, num_keys, rules, attend_gradients):
+        q, k, v, out, lse = residual
+        return attend_gradients(q, k, v, visibility, do, rules, out_lse=(out, lse))
+
+    def saved_bytes(self, shape, num_keys, dtype, keep):
+        batch, heads, queries, head = shape
+        values = 2 * head * (queries + num_keys) * jnp.dtype(dtype).itemsize
+        return batch * heads * (values + 4 * queries)
+
+
+class Qkv(AttentionKind):
+    """q, k and v; the softmax is recomputed."""
+
+    def save(self, qkv, out, lse, visibility, keep, rules):
+        return tuple(qkv)
+
+    def saved_bytes(self, shape, num_keys, dtype, keep):
+        batch, heads, queries, head = shape
+        return batch * heads * head * (queries + 2 * num_keys) * jnp.dtype(dtype).itemsize
+
+
+class Recompute(Qkv):
+    """Nothing: a half-block projects q, k and v again and hands them to `gradients`."""
+
+    recomputes_heads = True
+
+    def save(self, qkv, out, lse, visibility, keep, rules):
+        return None
+
+    def saved_bytes(self, shape, num_keys, dtype, keep):
+        return 0

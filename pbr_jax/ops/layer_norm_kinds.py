@@ -1,0 +1,173 @@
+"""Kinds of residual of LayerNorm: the normalised input in full, in 8 bits, or BackRazor's."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pbr_jax.kernels import layer_norm as kernel
+from pbr_jax.ops import residuals
+
+_GROUP = kernel.GROUP
+_STATISTIC = 4  # bytes of a float32 mean or reciprocal deviation
+
+
+class LayerNormKind:
+    """A kind of residual of LayerNorm over the last axis of x, `[B, ..., D]`.
+
+    Attributes:
+      rebuilds: gives the LayerNorm's output back, so that a linear layer behind it keeps nothing.
+      eight_bits: is kept in int8.
+      kernel_refusal: why the kernels cannot make it, or None.
+    """
+
+    rebuilds = True
+    eight_bits = False
+    kernel_refusal: str | None = None
+
+    def save(
+        self, x: jax.Array, x_hat: jax.Array, mean: jax.Array, rstd: jax.Array, keep: float
+    ) -> Any:
+        """The residual of x, given its float32 normalised form, mean and reciprocal deviation."""
+        raise NotImplementedError
+
+    def restore(
+        self, residual: Any, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+    ) -> tuple[jax.Array, jax.Array]:
+        """Float32 `(x_hat, rstd)` as the backward pass sees them, for x of that shape and dtype."""
+        raise NotImplementedError
+
+    def from_kernel(self, x_hat: Any, rstd: jax.Array) -> Any:
+        """The residual out of the results of `kernel.forward`."""
+        raise NotImplementedError
+
+    def for_kernel(self, residual: Any) -> Any:
+        """The normalised input as `kernel.backward` takes it."""
+        raise NotImplementedError
+
+    def searched_channels(self, width: int) -> int:
+        """Channels of a token among which the largest elements are searched for, 0 if none are."""
+        return 0
+
+    def saved_bytes(self, shape: tuple[int, ...], dtype: jax.typing.DTypeLike, keep: float) -> int:
+        """Bytes of the residual of x."""
+        raise NotImplementedError
+
+
+class Normalized(NamedTuple):
+    """Exact residual: the normalised input and the factor that normalised it."""
+
+    x_hat: jax.Array  # [..., D], dtype of x
+    rstd: jax.Array  # float32 [..., 1]
+
+
+class Dense(LayerNormKind):
+    """The normalised input in the dtype of x."""
+
+    def save(self, x, x_hat, mean, rstd, keep):
+        return Normalized(x_hat.astype(x.dtype), rstd)
+
+    def restore(self, residual, shape, dtype):
+        return residual.x_hat.astype(jnp.float32), residual.rstd
+
+    def from_kernel(self, x_hat, rstd):
+        return Normalized(x_hat, rstd)
+
+    def for_kernel(self, residual):
+        return residual.x_hat
+
+    def saved_bytes(self, shape, dtype, keep):
+        tokens, width = math.prod(shape[:-1]), shape[-1]
+        return tokens * (width * jnp.dtype(dtype).itemsize + _STATISTIC)
+
+
+class Quantized(NamedTuple):
+    """The normalised input in 8 bits, with one scale for every 64 channels of a token.
+
+    One scale per token would let a single outlier channel, as pretrained models have, ruin the
+    rest.
+    """
+
+    codes: jax.Array  # int8 [..., D]
+    scales: jax.Array  # bfloat16 [..., ceil(D / 64)]
+    rstd: jax.Array  # float32 [..., 1]
+
+
+class Int8(LayerNormKind):
+    """The normalised input in 8 bits; dx is off by less than 1 %."""
+
+    eight_bits = True
+
+    def save(self, x, x_hat, mean, rstd, keep):
+        return Quantized(*quantize(x_hat), rstd)
+
+    def restore(self, residual, shape, dtype):
+        return dequantize(residual.codes, residual.scales), residual.rstd
+
+    def from_kernel(self, x_hat, rstd):
+        return Quantized(x_hat.codes, x_hat.scales, rstd)
+
+    def for_kernel(self, residual):
+        return kernel.Int8(residual.codes, residual.scales)
+
+    def saved_bytes(self, shape, dtype, keep):
+        tokens, width = math.prod(shape[:-1]), shape[-1]
+        return tokens * (width + 2 * -(-width // _GROUP) + _STATISTIC)
+
+
+class Pruned(NamedTuple):
+    """BackRazor's residual: pruned input in its own dtype, true mean and reciprocal deviation."""
+
+    x: residuals.Elements
+    mean: jax.Array  # float32 [..., 1]
+    rstd: jax.Array  # float32 [..., 1]
+
+
+class Elements(LayerNormKind):
+    """BackRazor: the largest elements of x; dx and dscale are approximate."""
+
+    rebuilds = False
+    kernel_refusal = "its residual is 'elements', which a kernel of its own packs"
+
+    def save(self, x, x_hat, mean, rstd, keep):
+        return Pruned(residuals.pack_elements(x, keep), mean, rstd)
+
+    def restore(self, residual, shape, dtype):
+        # A dropped entry becomes -mean * rstd, as in BackRazor: its true mean is kept, its value is
+        # not.
+        x = residuals.unpack_elements(residual.x, shape, dtype).astype(jnp.float32)
+        return (x - residual.mean) * residual.rstd, residual.rstd
+
+    def searched_channels(self, width):
+        return width
+
+    def saved_bytes(self, shape, dtype, keep):
+        statistics = 2 * _STATISTIC * math.prod(shape[:-1])
+        return residuals.elements_bytes(shape, dtype, keep) + statistics
+
+
+def quantize(x_hat: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`float32 [..., D] -> int8 [..., D], bfloat16 [..., ceil(D / 64)]`."""
+    groups = _grouped(x_hat)
+    largest = jnp.max(jnp.abs(groups), axis=-1, keepdims=True)
+    # Rounding the scale up keeps the largest entry within 127 after the cast to bfloat16.
+    scales = (largest * (1 + 2**-7) / 127).astype(jnp.bfloat16)
+    wide = scales.astype(jnp.float32)
+    codes = jnp.round(groups / jnp.where(wide == 0, 1.0, wide)).astype(jnp.int8)
+    return _ungrouped(codes, x_hat.shape), scales[..., 0]
+
+
+def dequantize(codes: jax.Array, scales: jax.Array) -> jax.Array:
+    """The inverse of `quantize` up to half a step, float32."""
+    groups = _grouped(codes).astype(jnp.float32) * scales[..., None].astype(jnp.float32)
+    return _ungrouped(groups, codes.shape)
+
+
+def _grouped(x: jax.Array) -> jax.Array:
+    padding = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % _GROUP)]
+    return jnp.pad(x, padding).reshape(*x.shape[:-1], -1, _GROUP)
+
+
+def _ungrouped(groups: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return groups.reshape(*shape[:-1], -1)[..., : shape[-1]]
