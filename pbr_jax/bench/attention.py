@@ -22,8 +22,8 @@ PASSES = ("forward", "forward and backward")
 EXACT = "flash, xla"  # with whose gradients those of all others are compared
 
 
-class Shape(NamedTuple):
-    """Of q, k and v, `[B, H, N, head]`."""
+class AttentionShape(NamedTuple):
+    """Sizes of q, k and v, `[B, H, N, head]`."""
 
     batch: int
     heads: int
@@ -58,7 +58,7 @@ def _vanilla(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def measure(
-    shape: Shape,
+    shape: AttentionShape,
     keeps: list[float],
     dtype: jax.typing.DTypeLike,
     rounds: int,

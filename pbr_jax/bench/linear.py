@@ -21,8 +21,8 @@ VARIANTS = ("dense", "pruned", "backrazor sort", "backrazor counting", "backrazo
 PASSES = ("forward", "forward and backward")
 
 
-class Shape(NamedTuple):
-    """Of the input, `[B, N, D]`, and the number of output features."""
+class LayerShape(NamedTuple):
+    """Sizes of a problem: input `[B, N, D]`, F output features."""
 
     batch: int
     tokens: int
@@ -49,7 +49,9 @@ def pack_by_sorting(x: jax.Array, keep: float, dtype: jax.typing.DTypeLike) -> r
     return residuals.Elements(jnp.packbits(kept, axis=1), values.astype(dtype))
 
 
-def variants(shape: Shape, keep: float) -> dict[str, Callable[[jax.Array, jax.Array], Variant]]:
+def variants(
+    shape: LayerShape, keep: float
+) -> dict[str, Callable[[jax.Array, jax.Array], Variant]]:
     """By name, made from kernel and bias: what differs at this keep, so not the dense layer."""
 
     def pruned(kernel: jax.Array, bias: jax.Array) -> Variant:
@@ -83,7 +85,7 @@ def variants(shape: Shape, keep: float) -> dict[str, Callable[[jax.Array, jax.Ar
 
 
 def measure(
-    shape: Shape,
+    shape: LayerShape,
     keeps: list[float],
     dtype: jax.typing.DTypeLike,
     rounds: int,

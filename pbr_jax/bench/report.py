@@ -38,7 +38,7 @@ def check_rounds(rounds: int) -> None:
         raise ValueError(f"--rounds {rounds}: must be 1 or more")
 
 
-def origin(args: argparse.Namespace) -> dict[str, Any]:
+def _origin(command: str) -> dict[str, Any]:
     """The command, versions, device and day of a measurement."""
     device = jax.devices()[0]
     versions = {
@@ -49,7 +49,7 @@ def origin(args: argparse.Namespace) -> dict[str, Any]:
         "platform": device.client.platform_version.splitlines()[0],
     }
     return {
-        "command": args.command_line,
+        "command": command,
         "versions": versions,
         "device": device.device_kind,
         "cores": os.cpu_count(),
@@ -58,9 +58,10 @@ def origin(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def finish(
-    args: argparse.Namespace, found: Mapping[str, Any], show: Callable[[Mapping[str, Any]], None]
+    args: argparse.Namespace, measured: Mapping[str, Any], show: Callable[[Mapping[str, Any]], None]
 ) -> int:
-    """Writes and prints what was found; returns the exit code 0."""
+    """Writes and prints what was measured and where; returns the exit code 0."""
+    found = {**_origin(args.command_line), **measured}
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.out, found)
