@@ -19,7 +19,7 @@ from pbr_jax.training.step import Batch
 
 
 def gradient(config: Config, params: Any, batch: Batch) -> Any:
-    """Of the mean cross-entropy in all parameters, without dropout; float64 NumPy arrays."""
+    """Gradient of the mean cross-entropy in all parameters, without dropout; float64 arrays."""
     logits = {"vit": vit_logits, "bert": bert_logits}[config.model.family]
 
     def loss(params):
@@ -32,7 +32,7 @@ def gradient(config: Config, params: Any, batch: Batch) -> Any:
 
 
 def vit_logits(config: Config, params: Any, batch: Batch) -> jax.Array:
-    """Of a ViT: `image [B, H, W, C] -> [B, classes]`."""
+    """Logits of a ViT: `image [B, H, W, C] -> [B, classes]`."""
     m = config.model.resolved()
     images = jnp.asarray(batch["image"], params["embedding"]["kernel"].dtype)
     rows, side = len(images), m.image_size // m.patch
@@ -52,7 +52,7 @@ def vit_logits(config: Config, params: Any, batch: Batch) -> jax.Array:
 
 
 def bert_logits(config: Config, params: Any, batch: Batch) -> jax.Array:
-    """Of a BERT: `tokens`, `token_types`, `lengths` -> `[B, classes]`."""
+    """Logits of a BERT: `tokens`, `token_types`, `lengths` -> `[B, classes]`."""
     words = params["embedding"]
     length = batch["tokens"].shape[1]
     hidden = jnp.arange(length, dtype=jnp.int32) >= batch["lengths"][:, None, None, None]
@@ -94,14 +94,14 @@ def _attend(x, p, heads, hidden=None):
 
 
 def is_known(case: BenchCase) -> bool:
-    """Whether `case_results` has any."""
+    """Says whether `case_results` has any."""
     return "dropout" not in case.shape and case.op in OPS
 
 
 def case_results(case: BenchCase, arrays: list[jax.Array]) -> Any:
-    """The first results of a benchmark case, as many as are known here, or None.
+    """First results of a benchmark case, as many as are known here, or None.
 
-    Not known are dropout, codes and the choice of elements: only their own code defines them.
+    Dropout, codes and the choice of elements are not known: only their own code defines them.
     """
     if not is_known(case):
         return None

@@ -20,13 +20,17 @@ CEILINGS = {"h200": Ceilings(790e12, 4.3e12), "rtx4090": Ceilings(165.2e12, 1.00
 
 
 def all_cases() -> list[BenchCase]:
-    """The cases of every kernel."""
+    """Cases of every kernel."""
     sources = (weight_gradient, attention, fused, optimizer, product)
     return [case for source in sources for case in source.bench_cases()]
 
 
 def figures(cases: Iterable[BenchCase], card: str) -> list[dict[str, Any]]:
-    """What the compiler says of each case's kernels on a card, one row per kernel."""
+    """The compiler's figures of each case's kernels on a card, one row per kernel.
+
+    Raises:
+      ValueError: the ceilings of this card are not known.
+    """
     target = find_card(card)
     if target.name not in CEILINGS:
         raise ValueError(f"--card {card}: must be one of {', '.join(CEILINGS)}")
@@ -84,7 +88,7 @@ def times(
 
 
 def _run(function: Callable[..., Any], arrays: list[jax.Array], donate) -> timing.Run:
-    """What is donated is copied before every call."""
+    """A run that copies what it donates before every call."""
     return timing.Run(
         function, lambda: tuple(jnp.copy(a) if i in donate else a for i, a in enumerate(arrays))
     )

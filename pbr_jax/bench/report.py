@@ -1,4 +1,4 @@
-"""What every benchmark writes beside its figures, and how it shows them."""
+"""The part that all benchmarks share: flags, where figures come from, how they are shown."""
 
 import argparse
 import datetime
@@ -19,7 +19,7 @@ from pbr_jax.runs.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
-    """`--rounds`, `--json` and `--out`."""
+    """Adds `--rounds`, `--json` and `--out`."""
     parser.add_argument(
         "--rounds", type=int, default=rounds, help="that are timed, default %(default)s"
     )
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
-    """`--json` and `--out`."""
+    """Adds `--json` and `--out`."""
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the same JSON to a file")
 
@@ -39,7 +39,7 @@ def check_rounds(rounds: int) -> None:
 
 
 def _origin(command: str) -> dict[str, Any]:
-    """The command, versions, device and day of a measurement."""
+    """Command, versions, device and day of a measurement."""
     device = jax.devices()[0]
     versions = {
         "python": platform.python_version(),

@@ -48,7 +48,7 @@ def measure(
     rounds: int,
     done: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
-    """Times of a step by each method, all in turn, and the memory that each was compiled to.
+    """Times a step by each method, all in turn, and reads the memory that each was compiled to.
 
     Returns:
       `{"family", "size", "dtype", "batch", "tokens", "config", "ceilings", "dense_flops",
@@ -61,6 +61,7 @@ def measure(
     """
     if "full" not in methods:
         raise ValueError("--methods: full must be among them, ratios are to it")
+    # A method that cannot take this batch, or does not compile, is named and left out.
     refused: dict[str, str] = {}
     prepared = {}
     for method in methods:
@@ -71,6 +72,7 @@ def measure(
         done(f"compiling {method}")
     if "full" not in prepared:
         raise ValueError(f"full cannot be compiled: {refused['full']}")
+    # All methods start from the same parameters, and see the same batch.
     batch = steps.random_batch(config)
     params = steps.random_params(config, prepared["full"].parts)
     runs = {m: steps.new_run(one, params, batch) for m, one in prepared.items()}
@@ -99,7 +101,10 @@ def _arithmetic(prepared: Mapping[str, Prepared]) -> dict[str, float]:
 
 
 def dense_flops(config: Config) -> int:
-    """Operations of the products of a full step: three for every layer, seven for attention."""
+    """Operations of the matrix products of a full step.
+
+    A layer takes three products, attention seven.
+    """
     sizes, tokens = from_config.model_sizes(config), from_config.num_tokens(config)
     layers = sizes.width * (4 * sizes.width + 2 * sizes.mlp_dim)
     each = 3 * 2 * layers + 7 * 2 * tokens * sizes.width

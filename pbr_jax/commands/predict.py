@@ -48,6 +48,7 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"--batch-size {batch_size}: must be 1 or more")
     is_text = run.config.model.family == "bert"
     examples = unlabelled.find(args.paths, "text" if is_text else "image")
+    # Nothing is written before the last example is predicted: an output is whole or not there.
     faults: list[str] = []
     predictions = predict(
         run.parts.model,
@@ -79,7 +80,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def evaluation_inputs(config: Config) -> Prepare:
-    """How evaluation prepares examples; files too, where training reads arrays."""
+    """The preparation of evaluation; of files too, where training reads arrays."""
     return make_inputs(
         dataclasses.replace(config, data=dataclasses.replace(config.data, augment="off"))
     )
@@ -102,7 +103,7 @@ def as_csv(predictions: Iterable[Prediction], class_names: Sequence[str], top: i
 def _telling(
     done: Callable[[str], None], predictions: Iterable[Prediction]
 ) -> Iterator[Prediction]:
-    """The same predictions; `done` is told the name of each."""
+    """Yields the same predictions, and calls `done` with the name of each."""
     for prediction in predictions:
         done(prediction.name)
         yield prediction

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: memory first, then progress, evaluations and the outcome.
+"""The console of a run: memory first, then progress, evaluations and the outcome.
 
 On a terminal progress is a live bar; into a file or a pipe it is a line now and then. Everything is
 printed through one `Console`, so that a message never tears the bar.
@@ -101,13 +101,13 @@ class Console:
             self._bar = None
 
     def message(self, text: str, style: str = "") -> None:
-        """Print lines above the bar."""
+        """Prints lines above the bar."""
         self._out.print(Text(text, style=style), soft_wrap=True)
 
     def header(
         self, title: str, method: str, memory: MemoryUse, full: MemoryUse | None = None
     ) -> None:
-        """What the run will use, and what full fine-tuning would use.
+        """Prints what the run will use, and what full fine-tuning would use.
 
         Args:
           title: One line, such as "digits · 1200 steps of 64 examples · 0.45 M parameters".
@@ -124,7 +124,7 @@ class Console:
             self._memory_row("", [format_ratio(mine, other) for mine, other in pairs], "green")
 
     def compiled(self, need: MemoryReport) -> None:
-        """What the compiler plans for a step, before the first one."""
+        """Prints what the compiler plans for a step, before the first one."""
         device, limit = jax.local_devices()[0].device_kind, memory_limit()
         self.message(
             f"{'compiled step':<20}temp {format_bytes(need.temp_bytes)}, peak "
@@ -136,12 +136,12 @@ class Console:
         self.message((f"{name:<20}" + "".join(f"{cell:>12}" for cell in cells)).rstrip(), style)
 
     def step(self, step: int) -> None:
-        """Move the bar: `step` steps are done. Cheap enough for every step."""
+        """Moves the bar: `step` steps are done. Cheap enough for every step."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
     def train(self, metrics: Metrics) -> None:
-        """Show the metrics of a step: `step`, `loss`, `accuracy` and `seconds_per_step`."""
+        """Shows the metrics of a step: `step`, `loss`, `accuracy` and `seconds_per_step`."""
         step = int(metrics["step"])
         figures = f"loss {metrics['loss']:.4f} accuracy {metrics['accuracy']:.1%}"
         if self._bar is not None:
@@ -157,7 +157,7 @@ class Console:
         self.message(f"{self._place(step)}  {speed}  {figures}  {self._memory()}")
 
     def evaluation(self, step: int, metrics: Metrics, best: bool) -> None:
-        """Print an evaluation: `loss` and `accuracy` on the test split after `step` steps.
+        """Prints an evaluation: `loss` and `accuracy` on the test split after `step` steps.
 
         Args:
           step: Steps done.
@@ -180,7 +180,7 @@ class Console:
         next_command: tuple[str, str],
         full: MemoryUse | None = None,
     ) -> None:
-        """Print the outcome, where it is, and what to try next.
+        """Prints the outcome, where it is, and what to try next.
 
         Args:
           summary: As in `summary.json`, with `seconds`, the duration of the run, if known.
