@@ -89,7 +89,7 @@ def resolve(
       **plan_fields: fields of `ResidualPlan`; None leaves the method's own.
 
     Raises:
-      ValueError: the name is unknown, or an override does not apply to this method.
+      ValueError: the name is unknown, or overrides do not apply to this method: a line for each.
     """
     base, slash, suffixes = name.partition("/")
     match = SUFFIXES.fullmatch(slash + suffixes)
@@ -98,11 +98,11 @@ def resolve(
             f"method = {name!r}: must be one of {', '.join(METHODS)}, optionally followed by"
             " /chunks4, /js50 or the like"
         )
-    preset = PRESETS[base]
+    preset, faults = PRESETS[base], []
     given = {field: value for field, value in plan_fields.items() if value is not None}
     if keep is not None:
         if preset.plan.keep == Keep(1.0):
-            raise ValueError(
+            faults.append(
                 f"pruning.keep = {keep}: method {name!r} prunes nothing; choose another method or"
                 " drop keep"
             )
@@ -111,12 +111,20 @@ def resolve(
     if match["chunks"]:
         given.setdefault("batch_chunks", int(match["chunks"]))
     plan = dataclasses.replace(preset.plan, **given)
-    chosen = preset.policy if plan.kind("linear").selects else None
-    if policy is not None and chosen is None:
-        raise ValueError(
+    selects = plan.kind("linear").selects
+    if selects and preset.policy is None:
+        faults.append(
+            f"plan.linear = {plan.linear!r}: method {name!r} has no policy to choose columns; take"
+            " a method that has one, such as prebackrazor"
+        )
+    if policy is not None and not (selects and preset.policy):
+        faults.append(
             f"pruning.policy = {policy!r}: method {name!r} with plan.linear = {plan.linear!r} lets"
             " no policy choose columns"
         )
+    if faults:
+        raise ValueError("\n".join(faults))
+    chosen = (policy or preset.policy) if selects else None
     if match["percent"]:
         joint_spar = joint_spar or int(match["percent"]) / 100
-    return Method(name, plan, policy or chosen, joint_spar)
+    return Method(name, plan, chosen, joint_spar)

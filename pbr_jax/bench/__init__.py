@@ -1,1 +1,1 @@
-"""What the commands `pbr bench ...` measure."""
+"""Measurements of the commands `pbr bench ...`."""

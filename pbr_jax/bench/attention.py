@@ -1,4 +1,4 @@
-"""Implementations of attention: time forward and backward, bytes saved, and how true gradients are.
+"""Implementations of attention: time forward and backward, bytes saved, accuracy of gradients.
 
 "vanilla" is plain autodiff, which keeps the N x N probabilities. The others are residuals of this
 package's attention, by XLA and by its kernels, and cuDNN's.
@@ -19,11 +19,11 @@ from pbr_jax.ops import attention as op
 from pbr_jax.plans import Implementation
 
 PASSES = ("forward", "forward and backward")
-EXACT = "flash, xla"  # with whose gradients those of all others are compared
+EXACT = "flash, xla"  # whose gradients all others are compared with
 
 
-class Shape(NamedTuple):
-    """Of q, k and v, `[B, H, N, head]`."""
+class AttentionShape(NamedTuple):
+    """Sizes of q, k and v, `[B, H, N, head]`."""
 
     batch: int
     heads: int
@@ -32,7 +32,7 @@ class Shape(NamedTuple):
 
 
 def variants(keeps: list[float]) -> dict[str, Callable[..., jax.Array]]:
-    """By name, functions of q, k and v; the names of the sparse ones say what they keep."""
+    """Functions of q, k and v by name; the names of the sparse ones say what they keep."""
     found: dict[str, Callable[..., jax.Array]] = {"vanilla": _vanilla, "cudnn": cudnn}
     kinds = ("flash", "qkv")
     implementations: tuple[Implementation, ...] = ("xla", "triton")
@@ -56,22 +56,23 @@ def _vanilla(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def measure(
-    shape: Shape,
+    shape: AttentionShape,
     keeps: list[float],
     dtype: jax.typing.DTypeLike,
     rounds: int,
     done: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
-    """Everything of all variants, timed in turn.
+    """Measures time, memory and gradients of all variants, timed in turn.
 
     Returns:
       `{"ceilings", "flops": {pass: ...}, "seconds": {pass: {variant: [...]}}, "saved_bytes",
-      "temp_bytes", "cosines": {variant: [dq, dk, dv]}, "refused": {variant: reason}}`; `flops` are
-      those of 2 and of 7 products, as few as there can be.
+      "temp_bytes", "cosines": {variant: [dq, dk, dv]}, "refused": {variant: reason}}`; `flops`
+      count 2 products forward and 7 in all, as few as there can be.
     """
     spec = jax.ShapeDtypeStruct(shape, dtype)
     q, k, v, do = (timing.random_like(spec, seed) for seed in range(4))
     functions = variants(keeps)
+    # A variant that cannot be compiled for this device drops out, and its reason stays.
     forward, refused = timing.compile_each(
         {name: functools.partial(_forward, f) for name, f in functions.items()}, q, k, v
     )
@@ -87,6 +88,7 @@ def measure(
             (PASSES[1], both, (q, k, v, do)),
         )
     }
+    # What is left ran in both passes; gradients are compared with the exact ones.
     ran = [name for name in both if all(name in times[one].seconds for one in PASSES)]
     exact = both[EXACT](q, k, v, do)[1:]
     product = 2 * q.size * shape.tokens
@@ -107,7 +109,7 @@ def measure(
 
 
 def _forward(function, *qkv):
-    """The output, and what is kept for the backward pass."""
+    """Runs the forward pass: its output, and what it keeps for the backward pass."""
     return timing.new_leaves(jax.vjp(function, *qkv), *qkv)
 
 
@@ -122,7 +124,7 @@ def _saved(function, q: jax.Array) -> int:
 
 
 def table(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """A line for each variant that ran; a speed-up is that against vanilla, within rounds."""
+    """A line for each variant that ran; speed-ups are over vanilla, taken within rounds."""
     of = found["seconds"]
     for name, saved in found["saved_bytes"].items():
         line = {"attention": name}

@@ -1,4 +1,4 @@
-"""Whether kernels and train steps compute on this device what they should.
+"""Checks that kernels and train steps compute on this device what they should.
 
 A result in a low precision cannot be exact, so each is judged by what XLA's own code in the same
 precision deviates from a reference: float64 where the exact formula is known, else XLA in float32
@@ -25,12 +25,12 @@ from pbr_jax.settings.variants import with_method
 from pbr_jax.training import from_config
 from pbr_jax.training.sites import layers, with_layers
 
-_FACTOR = 3.0  # of the deviation of XLA's code, as the tests have it for gradients
-_ROUNDING = 1e-5  # that float32 may have in any order of summation
-_STEP_ROUNDING = 1e-4  # the same of a whole step
-_DIFFERING = 0.01  # of codes, at ties
-_RATE = 2.0**20  # of the gradient descent: what it moves then is not lost in rounding
-EXACT_DX = ("full", "remat", "prebackrazor", "tiny")  # whose kept gradients are exact
+_FACTOR = 3.0  # times the deviation of XLA's code, as the tests allow for gradients
+_ROUNDING = 1e-5  # deviation of float32 by another order of summation
+_STEP_ROUNDING = 1e-4  # the same over a whole step
+_DIFFERING = 0.01  # share of codes that may differ, at ties
+_RATE = 2.0**20  # learning rate, so large that the moves are not lost in rounding
+EXACT_DX = ("full", "remat", "prebackrazor", "tiny")  # methods whose kept gradients are exact
 
 
 def relative_error(found: Any, expected: Any) -> float:
@@ -54,6 +54,7 @@ def check_case(case: BenchCase, arrays: list[jax.Array]) -> dict[str, Any]:
     except (ValueError, RuntimeError, NotImplementedError) as error:
         return result | {"refused": str(error).splitlines()[0], "passed": None}
     same_precision = _results(case, arrays, "xla")
+    # The reference is XLA in float32 with exact products, or float64 where a formula is known.
     wide = [a.astype(jnp.float32) if a.dtype == jnp.bfloat16 else a for a in arrays]
     with jax.default_matmul_precision("highest"):
         reference = _results(case, wide, "xla")
@@ -143,7 +144,7 @@ def check_steps(
 
 
 def _moves(config: Config, params: Any, batch: Any, implementation: Implementation | None) -> Any:
-    """What one step of gradient descent subtracts from the parameters, float32."""
+    """Moves of one step of gradient descent, `(old - new) / rate`, float32."""
     plan = dataclasses.replace(config.plan, implementation=implementation)
     config = dataclasses.replace(config, plan=plan)
     parts = from_config.build(config)
@@ -159,7 +160,7 @@ def _moved_rows(moves: Any, sizes: Architecture) -> list[np.ndarray]:
 
 
 def _moved(stacked: np.ndarray) -> np.ndarray:
-    """Which rows of stacked kernels, `[L, D, 1]`, or which of stacked vectors, `[L, 1]`, moved."""
+    """Rows that moved, of stacked kernels `[L, D, 1]`, or blocks, of stacked vectors `[L, 1]`."""
     return np.any(stacked != 0, axis=-1, keepdims=True)
 
 
@@ -179,10 +180,10 @@ def _flat(tree: Any) -> np.ndarray:
 
 
 def compare_cards(card: Card) -> dict[str, Any]:
-    """Where the table's description of a card differs from that which the card gives of itself.
+    """Compares the table's description of a card with the one that the card gives of itself.
 
     Returns:
-      `{"name": in the table or None, "capability", "differing": {field: [table, card]}}`.
+      `{"name": in the table or None, "differing": {field: [table, card]}}`.
     """
     known: Mapping[str, Card] = {one.description: one for one in CARDS.values()}
     ours = known.get(card.description)

@@ -103,14 +103,14 @@ def _attend(x, p, heads, hidden=None):
 
 
 def is_known(case: BenchCase) -> bool:
-    """Whether `case_results` has any."""
+    """Says whether `case_results` has any."""
     return "dropout" not in case.shape and case.op in OPS
 
 
 def case_results(case: BenchCase, arrays: list[jax.Array]) -> Any:
-    """The first results of a benchmark case, as many as are known here, or None.
+    """First results of a benchmark case, as many as are known here, or None.
 
-    Not known are dropout, codes and the choice of elements: only their own code defines them.
+    Dropout, codes and the choice of elements are not known: only their own code defines them.
     """
     if not is_known(case):
         return None

@@ -21,8 +21,8 @@ VARIANTS = ("dense", "pruned", "backrazor sort", "backrazor counting", "backrazo
 PASSES = ("forward", "forward and backward")
 
 
-class Shape(NamedTuple):
-    """Of the input, `[B, N, D]`, and the number of output features."""
+class LayerShape(NamedTuple):
+    """Sizes of a problem: input `[B, N, D]`, F output features."""
 
     batch: int
     tokens: int
@@ -31,14 +31,14 @@ class Shape(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """A way to run the layer: a pair, and the parameters that it takes."""
+    """A way to run the layer: a pair of forward and backward, and the parameters that it takes."""
 
     pair: Pair
     params: dict[str, jax.Array]
 
 
 def pack_by_sorting(x: jax.Array, keep: float, dtype: jax.typing.DTypeLike) -> residuals.Elements:
-    """The same as `residuals.pack_elements`, by a sort of all elements of a sample."""
+    """Does what `residuals.pack_elements` does, by a sort of all elements of a sample."""
     flat = x.reshape(x.shape[0], -1)
     count = max(1, round(keep * flat.shape[1]))
     order = jnp.argsort(-jnp.abs(flat), axis=1, stable=True)
@@ -49,9 +49,12 @@ def pack_by_sorting(x: jax.Array, keep: float, dtype: jax.typing.DTypeLike) -> r
     return residuals.Elements(jnp.packbits(kept, axis=1), values.astype(dtype))
 
 
-def variants(shape: Shape, keep: float) -> dict[str, Callable[[jax.Array, jax.Array], Variant]]:
+def variants(
+    shape: LayerShape, keep: float
+) -> dict[str, Callable[[jax.Array, jax.Array], Variant]]:
     """By name, made from kernel and bias: what differs at this keep, so not the dense layer."""
 
+    # Columns are chosen before either pass, as in a train step.
     def pruned(kernel: jax.Array, bias: jax.Array) -> Variant:
         count = budget_for(keep, shape.width)
         chosen = jax.random.permutation(jax.random.key(3), shape.width)[:count]
@@ -60,6 +63,7 @@ def variants(shape: Shape, keep: float) -> dict[str, Callable[[jax.Array, jax.Ar
         params["columns"] = jnp.sort(chosen).astype(jnp.int32)
         return Variant(linear.linear_pair(linear.Settings("columns")), params)
 
+    # The three differ in how they find what they keep, and share their backward pass.
     def backrazor(pack: Callable[..., residuals.Elements]):
         def forward(params, x, aux):
             saved = pack(x, keep, residuals.half_precision(x.dtype))
@@ -83,13 +87,13 @@ def variants(shape: Shape, keep: float) -> dict[str, Callable[[jax.Array, jax.Ar
 
 
 def measure(
-    shape: Shape,
+    shape: LayerShape,
     keeps: list[float],
     dtype: jax.typing.DTypeLike,
     rounds: int,
     done: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
-    """Times of both passes, all of one keep in turn with the dense layer, and the bytes saved.
+    """Measures times of both passes, each keep in turn with the dense layer, and bytes saved.
 
     Returns:
       `{"ceilings", "rows": [{"keep", "pass", "seconds": {variant: [...]}, "saved_bytes": {variant:
@@ -98,7 +102,7 @@ def measure(
     Raises:
       ValueError: a keep is out of range.
     """
-    for keep in keeps:
+    for keep in keeps:  # raises before anything is measured
         budget_for(keep, shape.width)
     kernel = timing.random_like(jax.ShapeDtypeStruct((shape.width, shape.features), dtype), 0)
     kernel, bias = kernel / shape.width**0.5, jnp.ones((shape.features,), dtype)
@@ -132,7 +136,7 @@ def _row(made, x, dy, one: str, rounds: int, done) -> dict[str, Any]:
 
 
 def _run(pair: Pair, params: dict, x: jax.Array, dy: jax.Array | None = None):
-    """The output with what is saved, or with the gradients."""
+    """Runs one pass: the output with what is saved, or with the gradients."""
     y, saved = pair.forward(params, x, None)
     if dy is None:
         return timing.new_leaves((y, saved), params, x)

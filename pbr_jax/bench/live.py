@@ -1,4 +1,4 @@
-"""Memory of a train step by several methods: what the compiler planned, and what a GPU had in use.
+"""Memory of a train step by several methods: the compiler's plan, and what a GPU had in use.
 
 Every method runs in a process of its own, since a peak never falls again.
 """
@@ -16,12 +16,12 @@ from pbr_jax.settings.variants import with_method
 def measure(
     config: Config, methods: Sequence[str], done: Callable[[str], None] = lambda name: None
 ) -> dict[str, Any]:
-    """Memory of each method, in bytes; this process must not have used its GPU before.
+    """Measures the memory of each method; this process must not have used its GPU before.
 
     Returns:
       `{"config", "memory": {method: {"saved_bytes", "argument_bytes", "output_bytes", "temp_bytes",
-      "alias_bytes", "peak_bytes", "compiling", "running"}}, "refused"}`, as
-      `memory_here` has them.
+      "alias_bytes", "peak_bytes", "compiling", "running"}}, "refused"}`;
+      bytes as `compare.steps.memory_here` has them.
     """
     found: dict[str, Any] = {"config": configuration.to_dict(config), "memory": {}, "refused": {}}
     for method in methods:

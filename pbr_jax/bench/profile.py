@@ -1,7 +1,7 @@
 """The kernels of a train step as a device ran them, each beside the least time that it could take.
 
-Times come from JAX's profiler, what a kernel has to move and multiply from the compiled program
-(`pbr_jax.gpu.launches`); the two meet in the name of the instruction.
+Times come from JAX's profiler. What a kernel has to move and multiply comes from the compiled
+program (`pbr_jax.gpu.launches`). The name of the instruction joins the two.
 """
 
 import tempfile
@@ -23,7 +23,7 @@ _CONTAINERS = ("while", "conditional", "call")  # on a CPU, of what is listed by
 
 
 class Event(NamedTuple):
-    """One run of a kernel: the instruction it came from, or its own name, and seconds."""
+    """A run of a kernel: the instruction it came from, or its own name, and seconds."""
 
     name: str
     seconds: float
@@ -43,6 +43,7 @@ def measure(config: Config, rounds: int) -> dict[str, Any]:
     times = timing.in_turn({"step": run}, rounds)
     if times.refused:
         raise RuntimeError(f"{config.method}: {times.refused['step']}")
+    # Steps are timed without the profiler first, which slows them down.
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(rounds):
@@ -60,7 +61,7 @@ def measure(config: Config, rounds: int) -> dict[str, Any]:
 
 
 def read_events(file: Path) -> list[Event]:
-    """What ran on the device: on a GPU all of its streams, else what names its instruction."""
+    """Reads what ran on the device: on a GPU all streams, else what names its instruction."""
     found = []
     with warnings.catch_warnings():  # JAX's reader has a type without a module
         warnings.simplefilter("ignore", DeprecationWarning)

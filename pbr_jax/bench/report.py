@@ -1,4 +1,4 @@
-"""What every benchmark writes beside its figures, and how it shows them."""
+"""The part that all benchmarks share: flags, where figures come from, how they are shown."""
 
 import argparse
 import datetime
@@ -19,7 +19,7 @@ from pbr_jax.runs.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
-    """`--rounds`, `--json` and `--out`."""
+    """Adds `--rounds`, `--json` and `--out`."""
     parser.add_argument(
         "--rounds", type=int, default=rounds, help="that are timed, default %(default)s"
     )
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
-    """`--json` and `--out`."""
+    """Adds `--json` and `--out`."""
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the same JSON to a file")
 
@@ -38,8 +38,8 @@ def check_rounds(rounds: int) -> None:
         raise ValueError(f"--rounds {rounds}: must be 1 or more")
 
 
-def origin(args: argparse.Namespace) -> dict[str, Any]:
-    """The command, versions, device and day of a measurement."""
+def _origin(command: str) -> dict[str, Any]:
+    """Command, versions, device and day of a measurement."""
     device = jax.devices()[0]
     versions = {
         "python": platform.python_version(),
@@ -49,7 +49,7 @@ def origin(args: argparse.Namespace) -> dict[str, Any]:
         "platform": device.client.platform_version.splitlines()[0],
     }
     return {
-        "command": args.command_line,
+        "command": command,
         "versions": versions,
         "device": device.device_kind,
         "cores": os.cpu_count(),
@@ -58,9 +58,10 @@ def origin(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def finish(
-    args: argparse.Namespace, found: Mapping[str, Any], show: Callable[[Mapping[str, Any]], None]
+    args: argparse.Namespace, measured: Mapping[str, Any], show: Callable[[Mapping[str, Any]], None]
 ) -> int:
-    """Writes and prints what was found; returns the exit code 0."""
+    """Writes and prints what was measured and where; returns the exit code 0."""
+    found = {**_origin(args.command_line), **measured}
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.out, found)

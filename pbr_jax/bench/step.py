@@ -48,7 +48,7 @@ def measure(
     rounds: int,
     done: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
-    """Times of a step by each method, all in turn, and the memory that each was compiled to.
+    """Times a step by each method, all in turn, and reads the memory that each was compiled to.
 
     Returns:
       `{"family", "size", "dtype", "batch", "tokens", "config", "ceilings", "dense_flops",
@@ -61,6 +61,7 @@ def measure(
     """
     if "full" not in methods:
         raise ValueError("--methods: full must be among them, ratios are to it")
+    # A method that cannot take this batch, or does not compile, is named and left out.
     refused: dict[str, str] = {}
     prepared = {}
     for method in methods:
@@ -71,6 +72,7 @@ def measure(
         done(f"compiling {method}")
     if "full" not in prepared:
         raise ValueError(f"full cannot be compiled: {refused['full']}")
+    # All methods start from the same parameters, and see the same batch.
     batch = steps.random_batch(config)
     params = steps.random_params(config, prepared["full"].parts)
     runs = {m: steps.new_run(one, params, batch) for m, one in prepared.items()}

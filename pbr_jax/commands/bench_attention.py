@@ -37,13 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Measures, then prints one table."""
     report.check_rounds(args.rounds)
-    shape = attention.Shape(*args.shape)
+    shape = attention.AttentionShape(*args.shape)
     if min(shape) < 1:
         raise ValueError(f"--shape {' '.join(map(str, shape))}: must be 1 or more each")
     samples = 2 * len(attention.variants(args.keeps)) * (args.rounds + 2)
     with progress("attention", samples) as done:
         measured = attention.measure(shape, args.keeps, args.dtype, args.rounds, done)
-    found = report.origin(args) | {"shape": shape, "dtype": args.dtype} | measured
+    found = {"shape": shape, "dtype": args.dtype} | measured
     return report.finish(args, found, _show)
 
 

@@ -16,8 +16,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from pbr_jax.bench import checks, report, step
-from pbr_jax.commands.bench_kernels import all_cases, random_arrays
+from pbr_jax.bench import checks, kernels, report, step
 from pbr_jax.gpu import present_card
 from pbr_jax.runs.progress import progress
 from pbr_jax.settings.flags import add_config
@@ -39,13 +38,13 @@ def main(args: argparse.Namespace) -> int:
     what, methods = args.what.split(","), step.checked_methods(args.methods)
     if unknown := sorted({*what} - {*_WHAT}):
         raise ValueError(f"--what {','.join(unknown)}: must be of {', '.join(_WHAT)}")
-    found: dict[str, Any] = report.origin(args)
+    found: dict[str, Any] = {}
     if "kernels" in what:
-        cases = [case for case in all_cases() if args.only in f"{case.op}, {case.shape}"]
+        cases = [case for case in kernels.all_cases() if args.only in f"{case.op}, {case.shape}"]
         found["kernels"] = []
         with progress("kernels", len(cases)) as done:
             for case in cases:
-                found["kernels"].append(checks.check_case(case, random_arrays(case)))
+                found["kernels"].append(checks.check_case(case, kernels.random_arrays(case)))
                 done(case.op)
     if "steps" in what:
         with progress("steps", len(methods)) as done:

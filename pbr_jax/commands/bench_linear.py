@@ -44,13 +44,13 @@ def main(args: argparse.Namespace) -> int:
     """Measures, then prints a table for each pass."""
     report.check_rounds(args.rounds)
     batch = 128 if jax.default_backend() == "gpu" else 8
-    shape = linear.Shape(*(args.shape or (batch, 197, 768, 768)))
+    shape = linear.LayerShape(*(args.shape or (batch, 197, 768, 768)))
     if min(shape) < 1:
         raise ValueError(f"--shape {' '.join(map(str, shape))}: must be 1 or more each")
     samples = len(args.keeps) * len(linear.PASSES) * len(linear.VARIANTS) * (args.rounds + 2)
     with progress("linear layer", samples) as done:
         measured = linear.measure(shape, args.keeps, args.dtype, args.rounds, done)
-    found = report.origin(args) | {"shape": shape, "dtype": args.dtype} | measured
+    found = {"shape": shape, "dtype": args.dtype} | measured
     if args.figure:
         _draw(found, args.figure)
     return report.finish(args, found, _show)

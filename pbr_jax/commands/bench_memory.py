@@ -27,7 +27,7 @@ def main(args: argparse.Namespace) -> int:
     methods = step.checked_methods(args.methods)
     with progress("memory", len(methods)) as done:
         measured = live.measure(args.arguments.config, methods, done)
-    return report.finish(args, report.origin(args) | measured, _show)
+    return report.finish(args, measured, _show)
 
 
 def _show(found: Mapping[str, Any]) -> None:

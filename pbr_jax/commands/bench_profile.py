@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Profiles, then prints one table."""
     report.check_rounds(args.rounds)
-    found = report.origin(args) | profile.measure(args.arguments.config, args.rounds)
+    found = profile.measure(args.arguments.config, args.rounds)
     return report.finish(args, found, _show)
 
 

@@ -33,8 +33,7 @@ def main(args: argparse.Namespace) -> int:
     report.check_rounds(args.rounds)
     with progress("train step", len(methods) * (args.rounds + 3)) as done:
         measured = step.measure(config, methods, args.rounds, done)
-    found = report.origin(args) | measured
-    return report.finish(args, found, _show)
+    return report.finish(args, measured, _show)
 
 
 def _show(found: Mapping[str, Any]) -> None:

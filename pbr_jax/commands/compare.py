@@ -117,7 +117,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _setting(config: Config) -> dict[str, Any]:
-    """What makes two results comparable."""
+    """All that makes two results comparable."""
     tree = configuration.to_dict(config)
     for name in ("method", "name", "seed", "log_every", "checkpoint_every", "keep_checkpoints"):
         del tree[name]

@@ -47,6 +47,7 @@ def main(args: argparse.Namespace) -> int:
     if batch_size < 1:
         raise ValueError(f"--batch-size {batch_size}: must be 1 or more")
     examples = unlabelled.find(args.paths, run.parts.family.reads)
+    # Nothing is written before the last example is predicted: an output is whole or not there.
     faults: list[str] = []
     predictions = predict(
         run.parts.model,
@@ -78,7 +79,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def evaluation_inputs(config: Config) -> Prepare:
-    """How evaluation prepares examples; files too, where training reads arrays."""
+    """The preparation of evaluation; of files too, where training reads arrays."""
     return make_inputs(
         dataclasses.replace(config, data=dataclasses.replace(config.data, augment="off"))
     )
@@ -101,7 +102,7 @@ def as_csv(predictions: Iterable[Prediction], class_names: Sequence[str], top: i
 def _telling(
     done: Callable[[str], None], predictions: Iterable[Prediction]
 ) -> Iterator[Prediction]:
-    """The same predictions; `done` is told the name of each."""
+    """Yields the same predictions, and calls `done` with the name of each."""
     for prediction in predictions:
         done(prediction.name)
         yield prediction

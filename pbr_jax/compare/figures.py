@@ -86,7 +86,7 @@ def curves(trials: Mapping[str, Mapping[str, Any]], methods: Sequence[str], path
     Args:
       trials: method -> seed -> `{"curve": [{step, seconds, loss, accuracy}]}`.
       methods: which to draw, and in which order.
-      path: of the PNG.
+      path: place of the PNG.
     """
     drawn = [method for method in methods if trials.get(method)]
     colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, max(len(drawn), 2)))

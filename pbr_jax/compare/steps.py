@@ -92,9 +92,9 @@ def memory_here(config: Config) -> dict[str, int | None]:
     """Bytes that a step of `config` was planned to need, and that the device had in use for it.
 
     Returns:
-      `Prepared.planned`, with "compiling" and "running", the peaks in use after each; None where
-      the device reports none. XLA tries out kernels while it compiles: where `running` is no more
-      than `compiling`, that was the peak, and not the step.
+      The items of `Prepared.planned`, with "compiling" and "running", the peaks in use after each,
+      None where the device reports none. XLA tries out kernels while it compiles: where `running`
+      is no more than `compiling`, that was the peak, and not the step.
     """
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     prepared = prepare(config)

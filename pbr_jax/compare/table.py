@@ -20,12 +20,12 @@ from pbr_jax.runs.files import write_json
 
 
 class Result(NamedTuple):
-    """A line of the table; None where something was not measured (yet).
+    """Result of one method, a line of the table; None where something was not measured (yet).
 
     Attributes:
       method: name.
       activation_bytes: saved between forward and backward pass.
-      compiled_peak_bytes: of the compiled step.
+      compiled_peak_bytes: memory of the compiled step.
       measured_peak_bytes: in use on the accelerator.
       seconds_per_step: median.
       time_to_full, time_to_backrazor: ratios of step times.
@@ -33,7 +33,7 @@ class Result(NamedTuple):
       accuracy, accuracy_std: mean and standard deviation over seeds, fractions.
       gap, gap_interval: mean difference of accuracy to full fine-tuning, paired by seed, and half
         of its 95 % interval (Student's t).
-      seeds: that have been run.
+      seeds: number of seeds that have been run.
     """
 
     method: str
@@ -55,8 +55,8 @@ class Comparison:
     """The growing file of a comparison.
 
     Attributes:
-      path: of the JSON file.
-      content: `setting`, of what makes results comparable; `costs`, method -> figures; `trials`,
+      path: place of the JSON file.
+      content: `setting`, all that makes results comparable; `costs`, method -> figures; `trials`,
         method -> seed -> accuracy and curve.
 
     Raises:
@@ -84,7 +84,7 @@ class Comparison:
         self._save()
 
     def has_cost(self, method: str) -> bool:
-        """Whether memory and time are known."""
+        """True if memory and time are known."""
         return "seconds_per_step" in self.content["costs"].get(method, {})
 
     def record_trial(self, method: str, seed: int, trial: Any) -> None:
@@ -95,11 +95,11 @@ class Comparison:
         self._save()
 
     def has_trial(self, method: str, seed: int) -> bool:
-        """Whether this run is finished."""
+        """True if this run is finished."""
         return str(seed) in self.content["trials"].get(method, {})
 
     def results(self, methods: Iterable[str]) -> list[Result]:
-        """The table as far as it is known."""
+        """Results as far as they are known."""
         return [self._result(method) for method in methods]
 
     def _save(self) -> None:
@@ -113,6 +113,7 @@ class Comparison:
         accuracies = [run["accuracy"] for run in runs.values()]
         gaps = [runs[s]["accuracy"] - full_runs[s]["accuracy"] for s in runs if s in full_runs]
         paired = gaps if method != "full" else []
+        # A ratio of peaks is between two of one kind: measured, or else planned.
         source = "measured_peak_bytes"
         if None in (cost.get(source), full.get(source)):
             source = "compiled_peak_bytes"

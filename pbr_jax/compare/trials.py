@@ -27,10 +27,10 @@ class Prepared(NamedTuple):
 
     Attributes:
       config: with the method in it.
-      parts: of the run.
+      parts: what the run is made of.
       step: the compiled train step `(state, batch) -> (state, metrics)`; it donates the state.
       use: bytes by purpose, what is saved between forward and backward pass among them.
-      peak_bytes: of the compiled step, as its compiler planned it, arguments included.
+      peak_bytes: memory of the step as its compiler planned it, arguments included.
     """
 
     config: Config

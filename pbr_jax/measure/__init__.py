@@ -1,1 +1,1 @@
-"""What is measured on the device at hand: times of functions, and memory in use."""
+"""Measures the device at hand: times of functions, memory in use, and how figures are written."""

@@ -9,7 +9,7 @@ def peak_in_use() -> int | None:
 
 
 def memory_limit() -> int | None:
-    """What JAX may take of the device."""
+    """Bytes that JAX may take of the device."""
     return _statistics().get("bytes_limit")
 
 

@@ -37,7 +37,7 @@ def format_clock(seconds: float) -> str:
 
 
 def format_ratio(mine: float, full: float) -> str:
-    """How `mine` compares to `full`: `8.1x less`, `1.2x more`, or nothing when about equal."""
+    """Compares `mine` to `full`: `8.1x less`, `1.2x more`, or nothing when about equal."""
     if mine <= 0 or full <= 0 or abs(mine / full - 1) < 0.01:
         return ""
     return f"{full / mine:.1f}x less" if mine < full else f"{mine / full:.1f}x more"

@@ -1,4 +1,4 @@
-"""Times of functions that are run in turn, and what the device can do at most.
+"""Times functions in turn, and measures what the device can do at most.
 
 A drift of the machine cancels where rivals are timed in turn and compared within each round. On a
 GPU, what is short is called several times in a row without waiting, so that the device never waits
@@ -22,12 +22,12 @@ _REFUSALS = (ValueError, RuntimeError, NotImplementedError)
 
 
 class Run(NamedTuple):
-    """What is timed.
+    """A function to time.
 
     Attributes:
       function: compiled or jitted.
-      arguments: makes those of the next call, outside of the time.
-      keep: is given each result: a train step keeps the state, which it has donated.
+      arguments: makes the arguments of the next call, outside of the time.
+      keep: receives each result: a train step keeps the state, since it donates the old one.
       chained: a call needs the result of the one before, so that calls in a row are not possible.
     """
 
@@ -38,7 +38,7 @@ class Run(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Seconds of a call in each round by name; and why those did not run that did not."""
+    """Seconds of a call in each round by name, and the reasons of those that refused to run."""
 
     seconds: dict[str, list[float]]
     refused: dict[str, str]
@@ -53,9 +53,9 @@ class Spread(NamedTuple):
 
 
 class Ceilings(NamedTuple):
-    """What the device reaches: operations and bytes per second, and seconds of a call of nothing.
+    """Rates that the device reaches: operations and bytes per second, and seconds of an empty call.
 
-    The operations are those of a large matrix product, the bytes those of a copy, read and written.
+    Operations are those of a large matrix product, bytes those of a copy, read and written.
     """
 
     flops: float
@@ -70,7 +70,7 @@ class Ceilings(NamedTuple):
 def compile_each(
     functions: Mapping[str, Callable[..., Any]], *args: Any
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """All functions compiled for the same arguments by name, and why those are not that refuse."""
+    """Compiles functions for the same arguments; also gives the reasons of those that refuse."""
     compiled, refused = {}, {}
     for name, function in functions.items():
         try:
@@ -81,7 +81,7 @@ def compile_each(
 
 
 def same(function: Callable[..., Any], *args: Any) -> Run:
-    """A function of the same arguments at every call."""
+    """A run with the same arguments at every call."""
     return Run(function, lambda: args)
 
 
@@ -129,7 +129,7 @@ def in_turn(
 
 
 def _sample(run: Run, calls: int) -> float:
-    """Seconds of one of so many calls."""
+    """Seconds of a call, from `calls` in a row."""
     given = [run.arguments() for _ in range(calls)]
     jax.block_until_ready(given)
     start = time.perf_counter()
@@ -164,12 +164,12 @@ def spread(values: list[float]) -> Spread:
 
 
 def ratio(mine: list[float], other: list[float]) -> Spread:
-    """Of `mine` to `other`, taken within each round."""
+    """Ratios of `mine` to `other`, taken within each round."""
     return spread([a / b for a, b in zip(mine, other, strict=True)])
 
 
 def ceilings(dtype: jax.typing.DTypeLike, rounds: int) -> Ceilings:
-    """Those of the default device; `dtype` is that of the matrix product."""
+    """Measures peak matmul FLOP/s (in `dtype`), copy bandwidth and launch time of the device."""
     gpu = jax.default_backend() == "gpu"
     side, copied = (8192, 2**26) if gpu else (1024, 2**24)
     square = jax.random.normal(jax.random.key(0), (side, side), dtype)
@@ -186,7 +186,7 @@ def ceilings(dtype: jax.typing.DTypeLike, rounds: int) -> Ceilings:
 
 
 def random_like(spec: Any, seed: int, below: int = 0) -> jax.Array:
-    """Of an array's shape and dtype: normal numbers, or integers in `[0, below)`.
+    """An array of the shape and dtype of `spec`: normal numbers, or integers in `[0, below)`.
 
     Never zeros throughout, which a GPU multiplies faster.
     """

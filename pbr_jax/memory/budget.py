@@ -1,4 +1,4 @@
-"""The plan that a memory budget chooses for a run, and what to do when memory runs out."""
+"""The method that a memory budget chooses for a run, and advice when memory runs out."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ class OutOfMemory(RuntimeError):
 
 
 def settle(config: Config, saved: Mapping[str, Any] | None) -> tuple[Config, list[str]]:
-    """`config` with the method that its `memory_budget` chooses, and lines that say so.
+    """Gives `config` the method that its `memory_budget` chooses, and lines that say so.
 
     The fastest of `candidates` that fits: compiled for the GPU at hand with the budget as
     its memory, or for a card of that size, or estimated where the compiler is not installed.

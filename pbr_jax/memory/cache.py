@@ -30,9 +30,9 @@ def cache_folder() -> Path:
 
 
 def cached(measure: Measure, card: Card, folder: Path) -> Measure:
-    """`measure` for `card`, remembered in `folder`, which is made if it does not exist.
+    """Wraps `measure` for `card` so that it remembers reports in `folder`.
 
-    A folder that cannot be written remembers nothing.
+    The folder is made if it does not exist. One that cannot be written remembers nothing.
     """
 
     def remembered(config: Config) -> MemoryReport:
@@ -50,9 +50,10 @@ def cached(measure: Measure, card: Card, folder: Path) -> Measure:
 
 
 def cache_key(config: Config, card: Card) -> str:
-    """All that a report depends on, as text."""
+    """A text of all that a report depends on."""
     skipped = {entry.key for entry in settings() if entry.field.metadata["resume_safe"]}
     skipped.update(_NOT_IN_THE_PROGRAM)
+    # Sites of `keep` are part of the value of `pruning.keep`.
     flat = {
         entry.key: repr(functools.reduce(getattr, entry.key.split("."), config))
         for entry in settings()

@@ -1,8 +1,8 @@
-"""What a train step needs on a card, by every method, and the largest batch that fits.
+"""Memory of a train step on a card by every method, and the largest batch that fits.
 
-The figures are of the real train step, compiled for the card by XLA's GPU compiler (`compiled`),
-or, where that is not installed, of a formula (`estimated`). Both are a function `Config ->
-MemoryReport`, so that everything else is the same for both.
+The figures are those of the real train step, compiled for the card by XLA's GPU compiler
+(`compiled`), or, where that is not installed, of a formula (`estimated`). Both are a function
+`Config -> MemoryReport`, so that everything else is the same for both.
 """
 
 import contextlib
@@ -32,12 +32,12 @@ Measure = Callable[[Config], MemoryReport]
 
 
 class Target(NamedTuple):
-    """What a step has to fit into, and how its need is found out.
+    """The room for a step, and how its need is found out.
 
     Attributes:
       card: whose memory has to hold the peak and the reserve.
       reserve_bytes: left free for the driver, libraries and fragments.
-      measure: that of `compiled(card)`, the same with a cache, or `estimated`.
+      measure: from `compiled(card)`, the same with a cache, or `estimated`.
     """
 
     card: Card
@@ -51,20 +51,18 @@ class Target(NamedTuple):
 
 
 class MethodFit(NamedTuple):
-    """How one method fits, a row of the table.
-
-    None is what could not be found out, and `fault` says why.
+    """Result for one method, a row of the table; what could not be found out is None.
 
     Attributes:
       config: the run by this method.
       use: bytes by purpose, as read off the program.
-      need: of one step, arguments included.
+      need: memory of one step, arguments included.
       fits: whether the peak is within the room.
-      largest_batch: that fits, found as `need` was; 0 if none does.
+      largest_batch: the largest that fits, by the same measure; 0 if none does.
       bytes_per_example: by which the peak grows with the batch.
-      time: of a step, as a fraction of full fine-tuning.
+      time: seconds of a step, as a fraction of full fine-tuning's.
       measured: whether a benchmark measured the time; else it is arithmetic.
-      fault: one line.
+      fault: one line that says why something is not known.
     """
 
     config: Config
@@ -84,7 +82,7 @@ class MethodFit(NamedTuple):
 
     @property
     def indivisible(self) -> bool:
-        """Whether the batch does not go into the parts that this method runs one by one."""
+        """True if the batch does not go into the parts that this method runs one by one."""
         return self.config.batch_size % batch_granule(self.config) != 0
 
 
@@ -147,15 +145,15 @@ def fit_methods(
     measured_times: Mapping[str, float],
     done: Callable[[MethodFit], None] = lambda found: None,
 ) -> list[MethodFit]:
-    """How each of `names` fits, in their order; several are found at a time.
+    """Finds out how each of `names` fits; gives them in their order.
 
     Args:
       config: the run; each method has it as its own.
       names: methods.
-      target: what has to hold a step.
+      target: the room for a step.
       measured_times: as fractions of full fine-tuning's, by method; they take the place of
         arithmetic and scale the rest of it.
-      done: called with each, on one of several threads.
+      done: called with each result, on one of several threads.
     """
 
     def find(name: str) -> MethodFit:
@@ -180,11 +178,11 @@ def fit_methods(
 def fit_method(
     config: Config, target: Target, *, largest: bool = True, slope: float | None = None
 ) -> MethodFit:
-    """How the method of `config` fits.
+    """Finds out how the method of `config` fits.
 
     Args:
       config: the run.
-      target: what has to hold a step.
+      target: the room for a step.
       largest: whether to look for the largest batch, too.
       slope: a guess of the bytes per example, such as those of the method on another card.
     """

@@ -23,7 +23,7 @@ _JAX_TAKES = 0.75  # of a card, unless XLA_CLIENT_MEM_FRACTION says otherwise
 
 
 class Table(NamedTuple):
-    """All that was found out.
+    """The content of a table of `pbr fit`.
 
     Attributes:
       config: the run.
@@ -45,7 +45,7 @@ class Table(NamedTuple):
         return fastest(self.rows)
 
     def smallest_need(self) -> str:
-        """What there would have to be, where nothing fits."""
+        """Says what memory there would have to be, where nothing fits."""
         peaks = [(row.need.peak_bytes, row.method) for row in self.rows if row.need is not None]
         if not peaks:
             return f"nothing is known to fit in {format_bytes(self.card.memory_bytes)}"
@@ -110,7 +110,7 @@ def to_markdown(table: Table) -> str:
 
 
 def _cells(row: MethodFit) -> list[str]:
-    """From parameters on, without the name."""
+    """Cells of a row from parameters on, without its name."""
     use, need = row.use, row.need
     sizes = (use.parameters, use.optimizer, use.gradients, use.activations) if use else [None] * 4
     sizes = (*sizes, *((need.temp_bytes, need.peak_bytes) if need else (None, None)))
@@ -125,7 +125,7 @@ def _cells(row: MethodFit) -> list[str]:
 
 
 def headline(table: Table) -> str:
-    """What was asked."""
+    """One line that says what was asked."""
     config, card = table.config, table.card
     reserve = format_bytes(table.reserve_bytes)
     return (
@@ -135,7 +135,7 @@ def headline(table: Table) -> str:
 
 
 def in_brief(table: Table) -> str:
-    """The fastest method that fits and what its figures are, in one line."""
+    """One line with the fastest method that fits and its figures."""
     best = table.fastest
     assert best is not None and best.need is not None
     how = f"by a formula, since {table.missing}" if table.missing else "compiled"
@@ -161,6 +161,7 @@ def print_table(table: Table, out: rich.console.Console, arguments: Arguments) -
         name = f"{row.method} ◀" if row == best else row.method
         drawn.add_row(name, *cells, style="bold" if row == best else "")
     out.print(drawn)
+    # A narrow table leaves out what is about the same by every method.
     use = next((row.use for row in table.rows if row.use), None)
     if not wide and use is not None:
         state = f"parameters {format_bytes(use.parameters)}, optimizer"
@@ -186,7 +187,7 @@ def _command(row: MethodFit, arguments: Arguments) -> str:
 
 
 def notes(table: Table) -> list[str]:
-    """What the figures are and are not."""
+    """Lines that say what the figures are and are not."""
     card, config = table.card, table.config
     lines = []
     if table.missing:
@@ -211,6 +212,7 @@ def notes(table: Table) -> list[str]:
         lines.append(
             "JointSPAR (/js50 or the like behind a method) takes less time and as much memory."
         )
+    # Rounded down, so that the reserve stays free.
     share = int(100 * (1 - table.reserve_bytes / card.memory_bytes)) / 100
     if share > _JAX_TAKES:
         lines.append(

@@ -21,7 +21,7 @@ from pbr_jax.runs.metrics import read_metrics
 
 
 class Columns(NamedTuple):
-    """What `pruning.npz` holds: S snapshots of L blocks with A arms each, by site."""
+    """Content of `pruning.npz`: S snapshots of L blocks with A arms each, by site."""
 
     steps: np.ndarray  # int [S], ascending
     probs: dict[str, np.ndarray]  # float [S, L, A]
@@ -29,7 +29,7 @@ class Columns(NamedTuple):
 
 
 def write_report(workdir: Path | str) -> Path:
-    """Write `report.html` into `workdir` and return its path.
+    """Writes `report.html` into `workdir` and returns its path.
 
     Reads `config.json` and, where they exist, `metrics.jsonl`, `summary.json` and `pruning.npz`:
     a run that is under way or prunes nothing has a shorter page. From the summary the page also
@@ -105,6 +105,7 @@ def _page(
         for record in records
         if record.get("split") == "test" and record.get("accuracy") is not None
     ]
+    # What one looks for first comes first; a part that is not known is left out.
     sections = [_cards(summary, evaluations)]
     if records:
         sections.append(_section("Training", figures.curves(records)))

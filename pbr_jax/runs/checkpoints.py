@@ -40,7 +40,7 @@ class CheckpointError(RuntimeError):
 
 
 class Restored(NamedTuple):
-    """What `Checkpointer.restore` found."""
+    """A state as `Checkpointer.restore` found it."""
 
     step: int
     state: PyTree
@@ -202,6 +202,7 @@ class Checkpointer:
                     f"{path} is an interrupted save and is ignored; no checkpoint is complete yet"
                 )
             return None
+        # The newest step that is whole; those above it are named, and set aside by the next save.
         found, faults = self._newest_verified(steps)
         if step is None:
             self._faults = faults
@@ -223,6 +224,7 @@ class Checkpointer:
                 + "\nIt was saved with another model, method or optimizer: "
                 "use its config, or another work directory."
             )
+        # Empty arrays are not on disk: Orbax is asked for the others, and they are made anew.
         leaves, treedef = jax.tree.flatten(state_like)
         targets = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_sharding(x)) for x in leaves]
         stored = jax.tree.unflatten(treedef, [x if math.prod(x.shape) else None for x in targets])

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: memory first, then progress, evaluations and the outcome.
+"""The console of a run: memory first, then progress, evaluations and the outcome.
 
 On a terminal progress is a live bar; into a file or a pipe it is a line now and then. Everything is
 printed through one `Console`, so that a message never tears the bar.
@@ -102,13 +102,13 @@ class Console(Observer):
             self._bar = None
 
     def message(self, text: str, style: str = "") -> None:
-        """Print lines above the bar."""
+        """Prints lines above the bar."""
         self._out.print(Text(text, style=style), soft_wrap=True)
 
     def header(
         self, title: str, method: str, memory: MemoryUse, full: MemoryUse | None = None
     ) -> None:
-        """What the run will use, and what full fine-tuning would use.
+        """Prints what the run will use, and what full fine-tuning would use.
 
         Args:
           title: One line, such as "digits · 1200 steps of 64 examples · 0.45 M parameters".
@@ -125,7 +125,7 @@ class Console(Observer):
             self._memory_row("", [format_ratio(mine, other) for mine, other in pairs], "green")
 
     def compiled(self, need: MemoryReport) -> None:
-        """What the compiler plans for a step, before the first one."""
+        """Prints what the compiler plans for a step, before the first one."""
         device, limit = jax.local_devices()[0].device_kind, memory_limit()
         self.message(
             f"{'compiled step':<20}temp {format_bytes(need.temp_bytes)}, peak "
@@ -182,7 +182,7 @@ class Console(Observer):
         next_command: tuple[str, str],
         full: MemoryUse | None = None,
     ) -> None:
-        """Print the outcome, where it is, and what to try next.
+        """Prints the outcome, where it is, and what to try next.
 
         Args:
           summary: As in `summary.json`, with `seconds`, the duration of the run, if known.

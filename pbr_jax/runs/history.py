@@ -1,4 +1,4 @@
-"""How the policies moved during a run: `pruning.npz`, from which the report draws its picture."""
+"""History of the policies of a run: `pruning.npz`, from which the report draws its picture."""
 
 import io
 from pathlib import Path
@@ -20,7 +20,7 @@ class PruningHistory(Observer):
     [L, A], the latter up to the last snapshot. Nothing is written for a method without policies.
 
     Args:
-      workdir: of the run.
+      workdir: work directory of the run.
       resume_step: snapshots of later steps are dropped; None drops all.
     """
 

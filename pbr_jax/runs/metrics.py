@@ -63,7 +63,7 @@ class MetricsWriter(Observer):
         self.write({"step": step, **test}, "test")
 
     def write(self, metrics: Mapping[str, float], split: Split = "train") -> None:
-        """Append one record.
+        """Appends one record.
 
         Args:
           metrics: Python numbers, among them `step`. One that is not finite is stored as null,
@@ -77,7 +77,7 @@ class MetricsWriter(Observer):
                 self._events.add_scalar(f"{split}/{name}", value, int(metrics["step"]))
 
     def close(self) -> None:
-        """Close the files and write all records as one table, `metrics.csv`."""
+        """Closes the files and writes all records as one table, `metrics.csv`."""
         self._file.close()
         self._events.close()
         write_csv(self.workdir)
@@ -130,7 +130,7 @@ def _finite_or_none(value: Any) -> Any:
 
 
 def write_csv(workdir: Path | str) -> None:
-    """Write `metrics.csv`: a row per record, a column per name, empty where a record lacks it."""
+    """Writes `metrics.csv`: a row per record, a column per name, empty where a record lacks it."""
     records = read_metrics(workdir)
     names = list(dict.fromkeys(name for record in records for name in record))
     path = Path(workdir) / "metrics.csv"
@@ -141,7 +141,7 @@ def write_csv(workdir: Path | str) -> None:
 
 
 def write_summary(workdir: Path | str, summary: Mapping[str, Any]) -> None:
-    """Write `summary.json`: the keys of `SUMMARY_KEYS` and whatever else is useful.
+    """Writes `summary.json`: the keys of `SUMMARY_KEYS` and whatever else is useful.
 
     Raises:
       ValueError: keys are missing, or the accuracy is no fraction; nothing is written.

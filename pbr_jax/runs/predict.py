@@ -14,7 +14,7 @@ from pbr_jax.data.unlabelled import Unlabelled
 
 
 class Prediction(NamedTuple):
-    """What the model says of one example."""
+    """The model's prediction for one example."""
 
     name: str
     probabilities: Float32[np.ndarray, " classes"]
@@ -37,7 +37,7 @@ def predict(
 
     Args:
       model, params: as trained.
-      examples: what to predict.
+      examples: images or texts.
       prepare: the run's, as for evaluation.
       batch_size: examples at a time; the last batch is filled up and the filling dropped.
       skip: called with what is wrong with an example that cannot be used, which is left out; None

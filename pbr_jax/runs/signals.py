@@ -31,7 +31,7 @@ class StopSignals:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal asks the run to stop."""
+        """True once a signal asks the run to stop."""
         return self.received is not None
 
     @property

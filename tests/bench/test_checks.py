@@ -11,9 +11,8 @@ import pytest
 from measures import implemented
 
 from pbr_jax import cli
-from pbr_jax.bench import checks, exact
+from pbr_jax.bench import checks, exact, kernels
 from pbr_jax.bench.cases.case import BenchCase
-from pbr_jax.commands import bench_kernels
 from pbr_jax.compare import steps
 from pbr_jax.families import Architecture, Site
 from pbr_jax.gpu import CARDS
@@ -22,12 +21,12 @@ from pbr_jax.training import from_config
 
 def check(case):
     with implemented():
-        return checks.check_case(case, bench_kernels.random_arrays(case))
+        return checks.check_case(case, kernels.random_arrays(case))
 
 
 def small(op, *shapes, **changes):
     """The first case of `op`, on arrays of these shapes."""
-    case = next(case for case in bench_kernels.all_cases() if op in f"{case.op}, {case.shape}")
+    case = next(case for case in kernels.all_cases() if op in f"{case.op}, {case.shape}")
     args = tuple(a.update(shape=shape) for a, shape in zip(case.args, shapes, strict=True))
     return case._replace(args=args, **changes)
 
@@ -75,13 +74,13 @@ def test_a_wrong_kernel_fails(kind, error):
 
 
 def test_without_a_gpu_a_kernel_is_refused_and_nothing_failed():
-    arrays = bench_kernels.random_arrays(WEIGHT_GRADIENT)
+    arrays = kernels.random_arrays(WEIGHT_GRADIENT)
     found = checks.check_case(WEIGHT_GRADIENT, arrays)
     assert found["passed"] is None and "needs a GPU" in found["refused"]
 
 
 def test_float64_results_have_the_shapes_of_the_op():
-    known = [case for case in bench_kernels.all_cases() if exact.is_known(case)]
+    known = [case for case in kernels.all_cases() if exact.is_known(case)]
     assert {case.op for case in known} == set(exact.OPS)
     for case in known:
         run = functools.partial(case.run, implementation="xla")
@@ -131,7 +130,7 @@ def test_a_card_is_compared_field_by_field():
 
 
 def test_the_command_says_what_passed_and_fails_if_something_did_not(monkeypatch, capsys):
-    monkeypatch.setattr("pbr_jax.commands.bench_check.all_cases", lambda: [wrong("values")])
+    monkeypatch.setattr("pbr_jax.bench.kernels.all_cases", lambda: [wrong("values")])
     with implemented():
         assert cli.main(["bench", "check", "--what", "kernels,card"]) == 1
     out = capsys.readouterr().out

@@ -14,7 +14,7 @@ from pbr_jax import cli
 from pbr_jax.bench import linear
 from pbr_jax.ops import residuals
 
-SHAPE = linear.Shape(2, 5, 16, 8)
+SHAPE = linear.LayerShape(2, 5, 16, 8)
 
 
 def arrays():

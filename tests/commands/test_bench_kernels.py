@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import pytest
 
 from pbr_jax import cli
+from pbr_jax.bench import kernels
 from pbr_jax.bench.cases.case import BenchCase
-from pbr_jax.commands import bench_kernels
+from pbr_jax.measure.timing import Ceilings
 
 
 def run(*words):
@@ -17,7 +18,7 @@ def run(*words):
 
 
 def test_every_case_has_two_names_and_shapes_that_count():
-    cases = bench_kernels.all_cases()
+    cases = kernels.all_cases()
     assert len({(case.op, case.shape) for case in cases}) == len(cases)
     for case in cases:
         assert case.num_bytes > 0 and case.flops >= 0
@@ -28,7 +29,7 @@ def test_every_case_has_two_names_and_shapes_that_count():
 
 
 def test_the_floor_is_the_longer_of_products_and_bytes():
-    ceilings = bench_kernels.Ceilings(flops=100.0, bandwidth=10.0)
+    ceilings = Ceilings(flops=100.0, bandwidth=10.0)
     assert ceilings.floor(200, 10) == 2.0
     assert ceilings.floor(200, 50) == 5.0
 
@@ -63,14 +64,14 @@ def test_timing_takes_medians_and_says_who_refused(monkeypatch):
         rivals={"shift": lambda x: x + x},
         figures=lambda x: {"sum": jnp.sum(x)},
     )
-    limits = bench_kernels.Ceilings(1e12, 1e12)
-    monkeypatch.setattr(bench_kernels.timing, "ceilings", lambda dtype, rounds: limits)
-    found = bench_kernels.times([case], rounds=2)
+    limits = Ceilings(1e12, 1e12)
+    monkeypatch.setattr(kernels.timing, "ceilings", lambda dtype, rounds: limits)
+    found = kernels.times([case], rounds=2)
     (row,) = found["rows"]
     assert set(row["seconds"]) == {"xla", "shift"}
     assert row["refused"] == {"triton": "needs a GPU, and this is cpu"}
     assert row["figures"]["sum"] > 0
-    bench_kernels._show_times(found | {"device": "a device", "versions": {"jax": "0"}})
+    assert [line["implementation"] for line in kernels.times_table(found)] == ["xla", "shift"]
 
 
 @pytest.mark.parametrize(
