@@ -23,7 +23,7 @@ from pathlib import Path
 
 import jax
 
-from pbr_jax.runs.files import write_json
+from pbr_jax.files import write_json
 
 ROOT = Path(__file__).parents[1]
 PER_CLASS = 400

@@ -20,7 +20,7 @@ import jax
 
 from pbr_jax import data, methods
 from pbr_jax.configs import digits
-from pbr_jax.runs.files import write_json
+from pbr_jax.files import write_json
 from pbr_jax.training import from_config
 from pbr_jax.training.inputs import make_inputs
 from pbr_jax.training.loop import make_evaluate

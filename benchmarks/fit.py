@@ -18,10 +18,10 @@ import jax
 
 from pbr_jax import __version__, methods
 from pbr_jax.configs.common import Config, Model, Optimizer
+from pbr_jax.files import write_json
 from pbr_jax.gpu import CARDS
 from pbr_jax.memory import fit
 from pbr_jax.memory.table import json_row
-from pbr_jax.runs.files import write_json
 from pbr_jax.settings.variants import with_method
 
 RESERVE = round(0.75 * 2**30)

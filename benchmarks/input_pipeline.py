@@ -25,7 +25,7 @@ from PIL import Image
 
 from pbr_jax import __version__, data
 from pbr_jax.data.records import ImageRecord
-from pbr_jax.runs.files import write_json
+from pbr_jax.files import write_json
 
 KINDS = {"jpeg 500x375": (500, 375, "jpg"), "png 32x32": (32, 32, "png")}
 CLASSES, SIDE = 4, 224

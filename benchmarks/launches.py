@@ -13,9 +13,9 @@ import dataclasses
 from pathlib import Path
 
 from pbr_jax.configs.common import Config, Model, Optimizer
+from pbr_jax.files import write_json
 from pbr_jax.gpu import compile_for, find_card, memory
 from pbr_jax.gpu.launches import Launch, launches
-from pbr_jax.runs.files import write_json
 from pbr_jax.training import from_config
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pbr_jax import __version__, pruning
-from pbr_jax.runs.files import write_json
+from pbr_jax.files import write_json
 
 D, F, SAMPLES, BATCH, RUNS = 64, 4, 128, 4, 32
 BUDGETS = (8, 16, 32, 64)

@@ -8,8 +8,8 @@ from fakes import bert_config, config, random_params
 from small_data import VOCABULARY, write_vocabulary
 
 from pbr_jax.configs.common import Config, Data
+from pbr_jax.files import write_json
 from pbr_jax.runs.checkpoints import Checkpointer
-from pbr_jax.runs.files import write_json
 from pbr_jax.runs.run import CLASSES
 from pbr_jax.settings import load as configuration
 from pbr_jax.training import from_config

@@ -1,7 +1,6 @@
 """Methods by name, their overrides, and that the configuration offers what the library has."""
 
 import dataclasses
-import typing
 
 import pytest
 
@@ -126,40 +125,27 @@ def test_an_unknown_kind_names_the_field_and_its_choices():
 # --- the configuration offers what the library has ---
 
 
-def offered(section: type, field: str) -> set[str]:
-    """The choices of a setting that is a Literal or None."""
-    hint = typing.get_type_hints(section)[field]
-    members = (hint, *typing.get_args(hint))
-    return {
-        choice
-        for member in members
-        if typing.get_origin(member) is typing.Literal
-        for choice in typing.get_args(member)
-    }
+def offered(key: str) -> set[str]:
+    """The names that a setting can take."""
+    return {entry.key: set(rules.choices(entry)) for entry in rules.settings()}[key]
 
 
 @pytest.mark.parametrize("field", plans.KINDS)
 def test_settings_of_the_plan_are_those_of_the_library(field):
-    # "magnitude" is what makes PreBackRazor-, and no setting of other methods.
-    assert offered(common.Plan, field) == set(plans.KINDS[field]) - {"magnitude"}
-    for choice in offered(common.Plan, field):
+    assert offered(f"plan.{field}") == set(plans.KINDS[field])
+    for choice in offered(f"plan.{field}"):
         plans.ResidualPlan(**{field: choice})
 
 
 def test_settings_of_pruning_are_those_of_the_library():
-    assert offered(common.Pruning, "policy") <= set(pruning.policy.NAMES)
-    assert offered(common.Pruning, "sampler") == set(pruning.policy.SAMPLERS)
-    for policy in offered(common.Pruning, "policy"):
-        for sampler in offered(common.Pruning, "sampler"):
-            for offset in offered(common.Pruning, "offset"):
+    assert offered("pruning.policy") <= set(pruning.policy.NAMES)
+    assert offered("pruning.sampler") == set(pruning.policy.SAMPLERS)
+    for policy in offered("pruning.policy"):
+        for sampler in offered("pruning.sampler"):
+            for offset in offered("pruning.offset"):
                 pruning.make_policy(policy, 16, 8, sampler=sampler, offset=offset)
 
 
 def test_every_setting_of_the_plan_is_a_field_of_a_plan():
     names = {field.name for field in dataclasses.fields(plans.ResidualPlan)}
     assert {field.name for field in dataclasses.fields(common.Plan)} <= names
-
-
-def test_sites_are_the_same_everywhere():
-    assert common.SITES == plans.SITES
-    assert tuple(field.name for field in dataclasses.fields(common.Keep)) == plans.SITES

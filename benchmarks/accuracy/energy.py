@@ -18,8 +18,8 @@ from arms import ARMS
 from study import CONFIG, versions
 
 from pbr_jax.compare.trials import prepare, train_batches
+from pbr_jax.files import write_json
 from pbr_jax.plans import SITES
-from pbr_jax.runs.files import write_json
 from pbr_jax.settings import load as configuration
 from pbr_jax.training import from_config
 from pbr_jax.training.inputs import load_data

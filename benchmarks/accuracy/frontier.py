@@ -17,10 +17,10 @@ import jax
 
 from pbr_jax import __version__
 from pbr_jax.configs.common import Config, Keep, Model, Optimizer, Pruning
+from pbr_jax.files import write_json
 from pbr_jax.gpu import compile_for, find_card, memory
 from pbr_jax.memory.use import memory_use
 from pbr_jax.plans import SITES
-from pbr_jax.runs.files import write_json
 from pbr_jax.training import from_config
 
 OUT = Path("benchmarks/results/accuracy_frontier_h200.json")

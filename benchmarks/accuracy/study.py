@@ -29,7 +29,7 @@ from arms import ARMS, QUESTIONS, Arm
 from pbr_jax import __version__
 from pbr_jax.compare.trials import Prepared, prepare, run_trial
 from pbr_jax.configs.common import Pruning
-from pbr_jax.runs.files import write_json
+from pbr_jax.files import write_json
 from pbr_jax.settings import load as configuration
 from pbr_jax.training.inputs import load_data
 

@@ -13,9 +13,9 @@ import jax
 import jaxlib
 
 from pbr_jax import __version__
+from pbr_jax.files import write_json
 from pbr_jax.measure import text
 from pbr_jax.measure.timing import Ceilings, Spread
-from pbr_jax.runs.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:

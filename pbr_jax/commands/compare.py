@@ -31,9 +31,9 @@ from pbr_jax.compare import trials
 from pbr_jax.compare.steps import memory_in_own_process, time_against
 from pbr_jax.compare.table import HEADER, Comparison, Result, cells, csv_text
 from pbr_jax.configs.common import Config
+from pbr_jax.files import write_text
 from pbr_jax.gpu import gpu_is_present
 from pbr_jax.measure.text import markdown
-from pbr_jax.runs.files import write_text
 from pbr_jax.runs.progress import make_bar
 from pbr_jax.settings import load as configuration
 from pbr_jax.settings.variants import split_methods, with_method

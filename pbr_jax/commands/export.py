@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pbr_jax import weights as public
 from pbr_jax.configs.common import Config
-from pbr_jax.runs.files import write_json
+from pbr_jax.files import write_json
 from pbr_jax.runs.run import OpenRun, open_run
 from pbr_jax.settings.flags import add_run
 

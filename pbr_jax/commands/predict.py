@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pbr_jax.configs.common import Config
 from pbr_jax.data import Prepare, unlabelled
-from pbr_jax.runs.files import write_text
+from pbr_jax.files import write_text
 from pbr_jax.runs.predict import Prediction, predict
 from pbr_jax.runs.progress import progress
 from pbr_jax.runs.run import open_run

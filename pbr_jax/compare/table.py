@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from scipy import stats
 
+from pbr_jax.files import write_json
 from pbr_jax.measure.text import format_bytes, format_seconds
-from pbr_jax.runs.files import write_json
 
 
 class Result(NamedTuple):

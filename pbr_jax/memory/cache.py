@@ -14,9 +14,9 @@ import os
 from pathlib import Path
 
 from pbr_jax.configs.common import Config
+from pbr_jax.files import write_text
 from pbr_jax.gpu import Card, MemoryReport, target_config
 from pbr_jax.memory.fit import Measure
-from pbr_jax.runs.files import write_text
 from pbr_jax.settings.rules import settings
 
 _PACKAGE = Path(__file__).resolve().parents[1]

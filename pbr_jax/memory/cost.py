@@ -15,9 +15,12 @@ or words before the first block. So the seconds are less than any card needs; ra
 are what to use. `calibrated` puts measured ones in their place where the user has them.
 """
 
+import json
 import math
 import statistics
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -110,6 +113,40 @@ def recomputed_channels(plan: ResidualPlan, sizes: Architecture) -> int:
     if sizes.attention is None:
         return 0
     return 3 * sizes.width * plan.kind("attention").recomputes_heads
+
+
+def read_times(file: Path, card: Card, config: Config) -> dict[str, float]:
+    """Step times by method as fractions of full fine-tuning's, from a file of `pbr bench step`.
+
+    Each is the median of the ratios within rounds.
+
+    Raises:
+      ValueError: the file is none of these, or of another card, model, dtype or batch.
+      OSError: it cannot be read.
+    """
+    model = config.model
+    wanted: dict[str, Any] = {
+        "device": card.description,
+        "family": model.family,
+        "size": model.size,
+    }
+    wanted |= {"dtype": model.dtype, "batch": config.batch_size}
+    text = file.read_text(encoding="utf-8")
+    try:
+        found = json.loads(text)
+        differing = [f"{k} = {found[k]}, not {v}" for k, v in wanted.items() if found[k] != v]
+        full = found["seconds"]["full"]
+        ratios = {
+            method: statistics.median(s / f for s, f in zip(seconds, full, strict=True))
+            for method, seconds in found["seconds"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{file}: no times of steps; give what `pbr bench step --out FILE` wrote"
+        ) from error
+    if differing:
+        raise ValueError(f"{file}: was measured with {', '.join(differing)}; measure this one")
+    return ratios
 
 
 def calibrated(ratios: Mapping[str, float], measured: Mapping[str, float]) -> dict[str, float]:

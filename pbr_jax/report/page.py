@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pbr_jax.files import write_text
 from pbr_jax.measure.text import format_bytes, format_ratio, format_seconds
 from pbr_jax.memory.use import MemoryUse
-from pbr_jax.runs.files import write_text
 from pbr_jax.runs.metrics import read_metrics
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pbr_jax.runs.files import write_bytes
+from pbr_jax.files import write_bytes
 from pbr_jax.training.loop import Observer
 from pbr_jax.training.selection import SelectorState
 from pbr_jax.training.state import TrainState

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import PyTree
 
-from pbr_jax.runs.files import write_text
+from pbr_jax.files import write_text
 
 FILE_NAME = "manifest.json"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from pbr_jax.runs.files import write_json, write_text
+from pbr_jax.files import write_json, write_text
 from pbr_jax.training.loop import Observer
 from pbr_jax.training.state import TrainState
 

@@ -9,8 +9,8 @@ import jax
 
 from pbr_jax.configs.common import Config
 from pbr_jax.data import Dataset
+from pbr_jax.files import write_json
 from pbr_jax.runs.checkpoints import Checkpointer
-from pbr_jax.runs.files import write_json
 from pbr_jax.settings import load as settings
 from pbr_jax.training import from_config
 from pbr_jax.training.begin import begin, compile_step

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from pbr_jax.configs import digits
+from pbr_jax.files import write_json
 from pbr_jax.report import figures
 from pbr_jax.report.page import read_columns, write_report
 from pbr_jax.runs.console import MemoryUse
-from pbr_jax.runs.files import write_json
 from pbr_jax.runs.metrics import MetricsWriter, write_summary
 from pbr_jax.settings.load import SHIPPED, load, to_dict
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from pbr_jax.runs.files import write_json, write_text
+from pbr_jax.files import write_json, write_text
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
