@@ -1,4 +1,4 @@
-"""What `pbr bench kernels` runs of attention: the shapes of a ViT-B/16 and of a BERT-base."""
+"""Benchmark cases of attention: the shapes of a ViT-B/16 and of a BERT-base."""
 
 import functools
 from typing import Any
@@ -7,31 +7,30 @@ import jax
 import jax.numpy as jnp
 
 from pbr_jax.bench.cases.case import BenchCase
+from pbr_jax.bench.cases.shapes import BERTS, HEADS, VIT, WIDTH
 from pbr_jax.ops.attention import Kind, attention
 from pbr_jax.plans import budget_for
 
-_HEADS, _HEAD = 12, 64
+_HEAD = WIDTH // HEADS
 _KEEP = 0.2
 
 
 def bench_cases() -> list[BenchCase]:
     """Forward alone, and forward and backward with each residual that has a kernel; bfloat16."""
-    vit = ("ViT-B/16, batch 128", 128, 197)
-    berts = [(f"BERT-base, 32 x {n}", 32, n) for n in (128, 512)]
     kinds: tuple[Kind, ...] = ("flash", "qkv", "channels")
     return [
-        *[_forward(*shape) for shape in (vit, *berts)],
-        *[_both(*vit, residual=kind) for kind in kinds],
+        *[_forward(*shape) for shape in (VIT, *BERTS)],
+        *[_both(*VIT, residual=kind) for kind in kinds],
         *[
             _both(*shape, residual="flash", padded=padded)
-            for shape in berts
+            for shape in BERTS
             for padded in (False, True)
         ],
     ]
 
 
 def _forward(shape: str, batch: int, tokens: int) -> BenchCase:
-    x = jax.ShapeDtypeStruct((batch, _HEADS, tokens, _HEAD), jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((batch, HEADS, tokens, _HEAD), jnp.bfloat16)
     return BenchCase(
         op="attention, forward",
         shape=shape,
@@ -47,7 +46,7 @@ def _both(
     shape: str, batch: int, tokens: int, *, residual: Kind, padded: bool = False
 ) -> BenchCase:
     """Forward and backward; `padded` adds lengths, all of them full, and dropout, as BERT has."""
-    x = jax.ShapeDtypeStruct((batch, _HEADS, tokens, _HEAD), jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((batch, HEADS, tokens, _HEAD), jnp.bfloat16)
 
     def run(q, k, v, do, implementation=None, residual=residual):
         told: dict[str, Any] = {}
@@ -99,13 +98,13 @@ def cudnn(q, k, v):
 
 
 def _cosines(run, q, k, v, do) -> dict[str, jax.Array]:
-    """Of the gradients of q, k and v with the exact ones, over all samples."""
+    """Cosines of the gradients of q, k and v with the exact ones, over all samples."""
     approximate, exact = (run(q, k, v, do, residual=kind)[1:] for kind in ("channels", "qkv"))
     names = ("cosine of dq", "cosine of dk", "cosine of dv")
     return {n: cosine(a, b) for n, a, b in zip(names, approximate, exact, strict=True)}
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Of the angle between two arrays, float32."""
+    """Cosine of the angle between two arrays, float32."""
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     return jnp.sum(a * b) / (jnp.linalg.norm(a.ravel()) * jnp.linalg.norm(b.ravel()))
