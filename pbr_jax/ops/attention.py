@@ -8,7 +8,7 @@ The residual may be
   softmax of the backward pass is that of the pruned q and k. A coarse approximation;
 * "elements": BackRazor's: the largest elements of q, k, v and of the probabilities.
 
-What a query sees (padding, segments, a bias of the keys) and dropout of the probabilities go with
+What a query sees (padding, segments) and dropout of the probabilities go with
 every residual, see `Visibility`. All but "elements" run as plain JAX or as Triton kernels.
 """
 
@@ -69,26 +69,25 @@ class Settings(NamedTuple):
 
     def implementation_for(self, x: jax.Array, visibility: Visibility) -> ModuleType:
         """The module whose `attend` and `attend_gradients` run for q, k, v like `x`."""
-        offers: dict[Implementation, dispatch.Offer] = {
-            "triton": dispatch.Offer(self._refusal(x, visibility))
-        }
-        if dispatch.choose("attention", self.implementation, offers) == "xla":
+        if KERNEL.choose(self.implementation, self.kind, x, visibility) == "xla":
             return attention_xla
         from pbr_jax.ops import attention_triton  # Pallas takes long to import
 
         return attention_triton
 
-    def _refusal(self, x: jax.Array, visibility: Visibility) -> str | None:
-        """Why the kernels cannot take q, k, v like `x`, `[B, H, N, head]`, or None."""
-        if self.kind == "elements":
-            return "residual = 'elements': keeps the probabilities, which the kernels never store"
-        if x.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
-            return f"dtype = {x.dtype}: must be float32, bfloat16 or float16"
-        if x.shape[-1] > _LARGEST_HEAD:
-            return f"head = {x.shape[-1]}: must be at most {_LARGEST_HEAD}"
-        if visibility.mask is not None:
-            return "mask is an N x N pattern; give lengths, segment_ids, key_bias or causal"
-        return None
+
+def _refusal(kind: Kind, x: jax.Array, visibility: Visibility) -> str | None:
+    """Why the kernels cannot take q, k, v like `x`, `[B, H, N, head]`, or None."""
+    if kind == "elements":
+        return "residual = 'elements': keeps the probabilities, which the kernels never store"
+    if x.shape[-1] > _LARGEST_HEAD:
+        return f"head = {x.shape[-1]}: must be at most {_LARGEST_HEAD}"
+    if visibility.mask is not None:
+        return "mask is an N x N pattern; give lengths, segment_ids or causal"
+    return dispatch.unfit(math.inf, q=x)
+
+
+KERNEL = dispatch.Kernel("attention", _refusal)
 
 
 def forward(qkv, visibility: Visibility, settings: Settings) -> tuple[jax.Array, Any]:
@@ -146,7 +145,6 @@ def attention(
     mask: jax.Array | None = None,
     lengths: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
-    key_bias: jax.Array | None = None,
     causal: bool = False,
     dropout: float = 0.0,
     dropout_keys: jax.Array | None = None,
@@ -160,7 +158,7 @@ def attention(
       q, k, v: one floating dtype; scores and softmax are computed in float32.
       mask: bool `[B or 1, H or 1, N or 1, M]`; False hides a key. A query with no visible key
         attends to all keys equally.
-      lengths, segment_ids, key_bias: what else hides or biases keys, see `Visibility`.
+      lengths, segment_ids: what else hides keys, see `Visibility`.
       causal: a query sees no key behind it. Needs M = N.
       dropout: rate at which probabilities are dropped, in [0, 1); the kept ones are divided by
         `1 - dropout`.
@@ -191,7 +189,7 @@ def attention(
             " evaluation"
         )
     seeds = dropout_seeds(dropout_keys) if dropout > 0 and dropout_keys is not None else None
-    visibility = Visibility(mask, lengths, segment_ids, key_bias, seeds)
+    visibility = Visibility(mask, lengths, segment_ids, seeds)
     check(visibility, (*q.shape[:3], k.shape[2]), causal)
     if mask is not None:  # every leaf of `aux` has the leading axis B
         mask = jnp.broadcast_to(mask, (q.shape[0], *mask.shape[1:]))

@@ -35,8 +35,6 @@ class Block(NamedTuple):
     def log_scores(self) -> jax.Array:
         scores = jnp.einsum("bhnc,bhmc->bhnm", self.q, self.k, preferred_element_type=jnp.float32)
         scores = scores * self.rules.scale
-        if self.visibility.key_bias is not None:
-            scores = scores + self.visibility.key_bias[:, None, None]
         seen = self.visible()
         if seen is None:
             return scores

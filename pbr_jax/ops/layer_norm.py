@@ -9,7 +9,6 @@ from jax import lax
 from pbr_jax.kernels import layer_norm as kernel
 from pbr_jax.ops import dispatch, pair, residuals
 from pbr_jax.ops.arrays import as_row
-from pbr_jax.ops.dispatch import Offer
 from pbr_jax.plans import Implementation, LayerNormKind
 
 Kind = LayerNormKind
@@ -114,23 +113,21 @@ class Settings(NamedTuple):
     implementation: Implementation | None = None
 
 
-def choose(x: jax.Array | jax.ShapeDtypeStruct, settings: Settings) -> Implementation:
-    """The implementation of both passes, for an input or a cotangent `x`."""
-    refusal = None
-    if settings.kind == "elements":
-        refusal = "its residual is 'elements', which a kernel of its own packs"
-    elif x.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
-        refusal = f"x has dtype {x.dtype}: must be bfloat16, float16 or float32"
-    elif x.shape[-1] > kernel.LARGEST_WIDTH:
-        refusal = f"x has D = {x.shape[-1]}: must be at most {kernel.LARGEST_WIDTH}"
-    elif not 0 < x.size < 2**31:
-        refusal = f"x has {x.size} elements: must be at least 1 and fewer than 2^31"
-    return dispatch.choose("layer_norm", settings.implementation, {"triton": Offer(refusal)})
+def _refusal(x: jax.Array | jax.ShapeDtypeStruct, kind: Kind) -> str | None:
+    if kind == "elements":
+        return "its residual is 'elements', which a kernel of its own packs"
+    if x.shape[-1] > kernel.LARGEST_WIDTH:
+        return f"x has D = {x.shape[-1]}: must be at most {kernel.LARGEST_WIDTH}"
+    return dispatch.unfit(x=x)
+
+
+KERNEL = dispatch.Kernel("layer_norm", _refusal, kernel.TILES)
+"""Kernels of both passes; chosen for an input or a cotangent and the kind of residual."""
 
 
 def forward(params: dict, x: jax.Array, settings: Settings) -> tuple[jax.Array, Any]:
     """The output and what `settings.kind` keeps for the backward pass."""
-    if choose(x, settings) == "triton":
+    if KERNEL.choose(settings.implementation, x, settings.kind) == "triton":
         return _forward_kernel(params, x, settings)
     x_hat, mean, rstd = normalize(x, settings.epsilon)
     y = affine(x_hat, params, x.dtype)
@@ -145,7 +142,7 @@ def backward(
     params: dict, residual: Any, dy: jax.Array, settings: Settings, skip: jax.Array | None = None
 ) -> tuple[dict, jax.Array]:
     """`{scale, bias}` and `dx`, plus `skip`, the cotangent of a residual connection around it."""
-    if choose(dy, settings) == "triton":
+    if KERNEL.choose(settings.implementation, dy, settings.kind) == "triton":
         return _backward_kernel(params, residual, dy, skip)
     x_hat, rstd = restore(residual, dy.shape, dy.dtype)
     wide = dy.astype(jnp.float32)
@@ -162,36 +159,33 @@ def backward(
 
 
 def _forward_kernel(params: dict, x: jax.Array, settings: Settings) -> tuple[jax.Array, Any]:
-    y, x_hat, rstd = kernel.forward(
+    y, x_hat, rstd, scales = kernel.forward(
         _flat(x),
         params["scale"].astype(jnp.float32),
         params["bias"].astype(jnp.float32),
         epsilon=settings.epsilon,
         int8=settings.kind == "int8",
-        blocks=kernel.blocks_for(dispatch.target().capability),
+        blocks=KERNEL.cut(),
         interpret=dispatch.interpreting(),
     )
     leading = x.shape[:-1]
     rstd = rstd.reshape(*leading, 1)
-    if isinstance(x_hat, kernel.Int8):
-        saved = Int8(x_hat.codes.reshape(x.shape), x_hat.scales.reshape(*leading, -1), rstd)
-        return y.reshape(x.shape), saved
-    return y.reshape(x.shape), Normalized(x_hat.reshape(x.shape), rstd)
+    y, x_hat = y.reshape(x.shape), x_hat.reshape(x.shape)
+    if scales is None:
+        return y, Normalized(x_hat, rstd)
+    return y, Int8(x_hat, scales.reshape(*leading, -1), rstd)
 
 
 def _backward_kernel(params, residual, dy, skip) -> tuple[dict, jax.Array]:
-    x_hat = (
-        kernel.Int8(_flat(residual.codes), _flat(residual.scales))
-        if isinstance(residual, Int8)
-        else _flat(residual.x_hat)
-    )
+    coded = isinstance(residual, Int8)
     dx, dscale, dbias = kernel.backward(
         _flat(dy),
-        x_hat,
+        _flat(residual.codes if coded else residual.x_hat),
         residual.rstd.reshape(-1),
         params["scale"].astype(jnp.float32),
         None if skip is None else _flat(skip),
-        blocks=kernel.blocks_for(dispatch.target().capability),
+        _flat(residual.scales) if coded else None,
+        blocks=KERNEL.cut(),
         interpret=dispatch.interpreting(),
     )
     grads = {

@@ -113,7 +113,7 @@ def _seen(saved: Any, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> An
 
 def _choose(saved, shape, dy, implementation) -> Implementation:
     seen = jax.eval_shape(lambda: _seen(saved, shape, dy.dtype))
-    return weight_gradient.choose(seen, dy, implementation)
+    return weight_gradient.KERNEL.choose(implementation, seen, dy)
 
 
 def _placed(packed: jax.Array, params: dict, saved: Any) -> jax.Array:

@@ -11,17 +11,33 @@ not measured: nothing was timed on a GPU yet; docs/kernels.md has the figures.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from pbr_jax.kernels import linear_gelu as kernel
+from pbr_jax.kernels import linear_tiles
+from pbr_jax.kernels.tiles import Blocks
 from pbr_jax.ops import dispatch, gelu, gelu_codes, linear
-from pbr_jax.ops.dispatch import Offer
 from pbr_jax.plans import GeluKind, Implementation
 
 _HOPPER = (9, 0)
-_LARGEST = 2**31  # elements that a kernel can count
+
+
+def _refusal(x: Any, num_features: int, kind: GeluKind, keys: jax.Array | None) -> str | None:
+    if keys is not None:
+        return "it rounds codes to the nearest level only, and these are rounded at random"
+    u = jax.ShapeDtypeStruct((*x.shape[:-1], num_features), x.dtype)
+    return dispatch.unfit(x=x, u=u)
+
+
+def _preferred(x: Any, num_features: int, kind: GeluKind, keys: jax.Array | None) -> bool:
+    return kind != "dense" and (dispatch.target().capability or _HOPPER) < _HOPPER
+
+
+KERNEL = dispatch.Kernel("linear_gelu", _refusal, linear_tiles.TILES, _preferred)
+"""Both kernels; chosen for an input `[..., D]`, F, the kind of residual and keys that round it."""
 
 
 def forward(
@@ -47,9 +63,7 @@ def forward(
     Raises:
       ValueError: the named implementation cannot run.
     """
-    refusal = "it rounds codes to the nearest level only, and these are rounded at random"
-    chosen = choose(x, w.shape[1], kind, implementation, refusal if keys is not None else None)
-    if chosen == "xla":
+    if KERNEL.choose(implementation, x, w.shape[1], kind, keys) == "xla":
         u = linear.project(x, w, bias)
         return gelu.forward(
             u,
@@ -65,10 +79,9 @@ def forward(
         w.astype(x.dtype),
         bias,
         gelu_codes.nearest_steps(bits, approximate) if bits else None,
-        bits,
         columns,
         approximate=approximate,
-        blocks=kernel.blocks_for(dispatch.target().capability, x.dtype, w.shape[1]),
+        blocks=_blocks(x.dtype, w.shape[1]),
         interpret=dispatch.interpreting(),
     )
 
@@ -102,7 +115,7 @@ def input_gradient(
     """
     coded = isinstance(saved, gelu.Code)
     kind: GeluKind = "code2" if coded else "dense"
-    if choose(dy, w.shape[0], kind, implementation) == "xla":
+    if KERNEL.choose(implementation, dy, w.shape[0], kind, None) == "xla":
         da = linear.input_gradient(dy, w)
         return da * gelu.saved_derivative(saved, da, approximate=approximate, stochastic=stochastic)
     planes = saved.planes if isinstance(saved, gelu.Code) else saved
@@ -114,25 +127,11 @@ def input_gradient(
         planes.reshape(rows, *planes.shape[dy.ndim - 1 :]),
         None if levels is None else tuple(map(float, levels)),
         approximate=approximate,
-        blocks=kernel.blocks_for(dispatch.target().capability, dy.dtype, w.shape[0]),
+        blocks=_blocks(dy.dtype, w.shape[0]),
         interpret=dispatch.interpreting(),
     )
     return du.reshape(*dy.shape[:-1], w.shape[0])
 
 
-def choose(
-    x: jax.Array | jax.ShapeDtypeStruct,
-    num_features: int,
-    kind: GeluKind,
-    implementation: Implementation | None,
-    refusal: str | None = None,
-) -> Implementation:
-    """The implementation for an input `[..., D]` and F features."""
-    size = math.prod(x.shape[:-1]) * max(num_features, x.shape[-1])
-    if refusal is None and x.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
-        refusal = f"its input has dtype {x.dtype}: must be bfloat16, float16 or float32"
-    elif refusal is None and not 0 < size < _LARGEST:
-        refusal = f"it would have {size} elements: must be at least 1 and fewer than 2^31"
-    older = (dispatch.target().capability or _HOPPER) < _HOPPER
-    offer = Offer(refusal, preferred=older and kind != "dense")
-    return dispatch.choose("linear_gelu", implementation, {"triton": offer})
+def _blocks(dtype: jax.typing.DTypeLike, num_features: int) -> Blocks:
+    return linear_tiles.for_features(KERNEL.cut()[jnp.dtype(dtype).itemsize], num_features)

@@ -171,7 +171,7 @@ def update_rows(
       ValueError: the named implementation cannot run.
     """
     selected = [leaf for leaf in jax.tree.leaves(rows, is_leaf=_is_rows) if isinstance(leaf, Rows)]
-    if selected and _choose(tx, params, implementation) == "triton":
+    if selected and KERNEL.choose(implementation, tx, params) == "triton":
         assert isinstance(tx, Optimizer)
         return _update_in_place(tx, grads, opt_state, params, rows, apply)
     # The same tree for the optimizer state: moments follow their parameter, counters are whole.
@@ -201,14 +201,16 @@ def _squared_norms(grad: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(grad.astype(jnp.float32)), axis=tuple(range(1, grad.ndim)))
 
 
-def _choose(tx, params: PyTree, implementation: Implementation | None) -> Implementation:
-    refusal = None
+def _refusal(tx: optax.GradientTransformation, params: PyTree) -> str | None:
     dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(params)}
     if not isinstance(tx, Optimizer):
-        refusal = "it knows the optimizers of make_optimizer, and this is another"
-    elif dtypes != {"float32"}:
-        refusal = f"parameters are {', '.join(sorted(dtypes))}: must be float32"
-    return dispatch.choose("the optimizer", implementation, {"triton": dispatch.Offer(refusal)})
+        return "it knows the optimizers of make_optimizer, and this is another"
+    if dtypes != {"float32"}:
+        return f"parameters are {', '.join(sorted(dtypes))}: must be float32"
+    return None
+
+
+KERNEL = dispatch.Kernel("the optimizer", _refusal)
 
 
 def _update_in_place(tx: Optimizer, grads, opt_state, params, rows, apply) -> Updated:

@@ -46,14 +46,13 @@ REST = {
 )
 def test_fit_the_card_without_a_spill(case, card):
     residual, shape, dtype, told, names = (CASES | REST)[case]
-    told = "lengths segments bias causal dropout" if told == "all" else told
+    told = "lengths segments causal dropout" if told == "all" else told
 
-    def both_passes(do, q, k, v, lengths, segments, bias, keys):
+    def both_passes(do, q, k, v, lengths, segments, keys):
         op = functools.partial(
             attention,
             lengths=lengths if "lengths" in told else None,
             segment_ids=segments if "segments" in told else None,
-            key_bias=bias if "bias" in told else None,
             causal="causal" in told,
             dropout=0.1 if "dropout" in told else 0.0,
             dropout_keys=keys,
@@ -67,7 +66,6 @@ def test_fit_the_card_without_a_spill(case, card):
         *[jax.ShapeDtypeStruct(shape, dtype)] * 4,
         jax.ShapeDtypeStruct((batch,), jnp.int32),
         jax.ShapeDtypeStruct((batch, tokens), jnp.int32),
-        jax.ShapeDtypeStruct((batch, tokens), jnp.float32),
         jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch)),
     ]
     found = kernel_use(both_passes, specs, CARDS[card])

@@ -1,4 +1,4 @@
-"""Padding, segments, biases and dropout of attention, for every residual and implementation."""
+"""Padding, segments and dropout of attention, for every residual and implementation."""
 
 import functools
 import types
@@ -11,7 +11,7 @@ import pytest
 from measures import as_jax, assert_close, implemented, normal, unchecked, value_and_pullback
 
 from pbr_jax.kernels import attention_blocks
-from pbr_jax.kernels.attention_tiles import Blocks
+from pbr_jax.kernels.tiles import Blocks
 from pbr_jax.ops import attention_xla
 from pbr_jax.ops.attention import attention
 from pbr_jax.ops.visibility import Visibility, dropout_factor, dropout_seeds
@@ -26,22 +26,13 @@ KEYS = jax.random.split(jax.random.key(3), B)
 LENGTHS = np.array([37, 20, 1, 0], np.int32)
 SEGMENTS = np.repeat([[0, 0, 0, 0], [0, 0, 1, 1], [2, 0, 0, 2], [5, 4, 3, 4]], 10, axis=1)
 SEGMENTS = np.ascontiguousarray(SEGMENTS[:, :N], np.int32)
-BIAS = np.where(np.arange(N) < 30, normal(9, B, N).astype(np.float32), np.float32(-10_000.0))
-BIAS[1, 3], BIAS[2, :20] = -np.inf, np.finfo(np.float32).min  # other people's masks
 
 SEEN = {
     "lengths": (np.arange(N) < LENGTHS[:, None])[:, None, None, :],
     "segment_ids": (SEGMENTS[:, :, None] == SEGMENTS[:, None, :])[:, None],
     "causal": np.tril(np.ones((1, 1, N, N), bool)),
-    "key_bias": (BIAS > -1e29)[:, None, None, :],
 }
-GIVEN = {
-    "lengths": LENGTHS,
-    "segment_ids": SEGMENTS,
-    "causal": True,
-    "key_bias": BIAS,
-    "dropout": RATE,
-}
+GIVEN = {"lengths": LENGTHS, "segment_ids": SEGMENTS, "causal": True, "dropout": RATE}
 CASES = {
     **{name: (name,) for name in GIVEN},
     "padded segments": ("segment_ids", "lengths"),
@@ -73,16 +64,15 @@ def oracle(residual, names):
     *qkv, do = inputs()
     masks = [SEEN[name] for name in names if name in SEEN]
     mask = functools.reduce(np.logical_and, masks) if masks else None
-    bias = np.where(SEEN["key_bias"], BIAS[:, None, None], 0.0) if "key_bias" in names else None
     dropout = 1.0
     if "dropout" in names:
         dropout = oracles.dropout_factor(dropout_seeds(KEYS), H, N, N, RATE)
-    told = {"bias": bias, "dropout": dropout}
     gradients = {
         "elements": functools.partial(oracles.pruned_attention_gradients, keep=0.5),
         "channels": functools.partial(oracles.sparse_attention_gradients, num_kept=8),
     }.get(residual, oracles.dense_attention_gradients)
-    return oracles.attention(*qkv, mask, **told), gradients(*qkv, mask, do, **told)
+    exact = oracles.attention(*qkv, mask, dropout=dropout)
+    return exact, gradients(*qkv, mask, do, dropout=dropout)
 
 
 def check(residual, names, implementation="xla"):
@@ -109,15 +99,15 @@ def test_kernels_equal_the_oracle_tile_by_tile(residual, case, monkeypatch):
     """Several blocks of queries and of keys, the last of each ragged; some are skipped."""
     blocks = {"forward": (16, 16), "queries": (16, 32), "keys": (32, 16)}
     monkeypatch.setattr(
-        attention_blocks, "blocks_for", lambda part, *_: Blocks(*blocks[part], 4, 2)
+        attention_blocks, "blocks_for", lambda part, *_: Blocks(*blocks[part], num_stages=2)
     )
-    rows = Blocks(16, 64, 4, 2)
+    rows = Blocks(16, 64, num_stages=2)
     monkeypatch.setattr(attention_blocks, "blocks_for_rows", lambda *_: rows)
     check(residual, CASES[case], "triton")
 
 
 def test_rows_that_do_not_fit_on_chip_are_attended_to_again(monkeypatch):
-    blocks = Blocks(16, 32, 4, 2)
+    blocks = Blocks(16, 32, num_stages=2)
     monkeypatch.setattr(attention_blocks, "blocks_for", lambda *_: blocks)
     monkeypatch.setattr(attention_blocks, "blocks_for_rows", lambda *_: None)
     check("channels", CASES["all"], "triton")
@@ -145,12 +135,6 @@ def test_padded_queries_reach_nothing_if_their_cotangent_is_zero():
     some = LENGTHS > 0  # of a sample without tokens nothing is asked
     for name, a, b in zip("qkv", grads_changed, grads, strict=True):
         assert_close(a[some], b[some], 1e-6, f"d{name}")
-
-
-def test_the_bias_is_held_constant():
-    *qkv, _ = map(as_jax, inputs())
-    gradient = jax.grad(lambda bias: attention(*qkv, key_bias=bias).sum())(jnp.zeros((B, N)))
-    np.testing.assert_array_equal(gradient, 0)
 
 
 class TestDropoutBits:
@@ -209,10 +193,6 @@ Q = jnp.zeros((2, 2, 5, 8))
         (
             {"segment_ids": jnp.ones((2, 4), jnp.int32)},
             r"segment_ids is int32 \(2, 4\): must be int32 \[B, N\] = \(2, 5\)",
-        ),
-        (
-            {"key_bias": jnp.ones((5,))},
-            r"key_bias is float32 \(5,\): must be float32 \[B, M\] = \(2, 5\)",
         ),
         ({"causal": True, "k": Q[:, :, :3], "v": Q[:, :, :3]}, "causal with 5 queries and 3 keys"),
         ({"dropout": 1.0}, r"dropout = 1\.0: must be in \[0, 1\)"),
