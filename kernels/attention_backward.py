@@ -22,17 +22,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from pbr_jax.kernels.attention_arguments import HIDDEN, Rules
-from pbr_jax.kernels.attention_tiles import (
-    Arrays,
-    Program,
-    Tile,
-    key_blocks,
-    launch,
-    load,
-    padded,
-    query_blocks,
-    store,
-)
+from pbr_jax.kernels.attention_launch import Arrays, Program, launch, padded
+from pbr_jax.kernels.attention_tiles import Tile, key_blocks, load, query_blocks, store
 from pbr_jax.kernels.tiles import Blocks
 
 

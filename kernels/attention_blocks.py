@@ -6,8 +6,9 @@ once (causal, lengths, segments and dropout), the largest tiles first; nothing w
 
 from typing import Literal, NamedTuple
 
-from pbr_jax.kernels.attention_tiles import padded
-from pbr_jax.kernels.tiles import Blocks, for_card
+from pbr_jax.gpu.cards import for_capability
+from pbr_jax.kernels.attention_launch import padded
+from pbr_jax.kernels.tiles import Blocks
 
 Pass = Literal["forward", "queries", "keys"]
 
@@ -91,7 +92,7 @@ def blocks_for(
     """
     return next(
         blocks
-        for case, blocks in for_card(TILES, capability)[part].items()
+        for case, blocks in for_capability(TILES, capability)[part].items()
         if channels <= case.channels and itemsize == case.itemsize
     )
 

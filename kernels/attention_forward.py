@@ -15,15 +15,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from pbr_jax.kernels.attention_arguments import Rules
-from pbr_jax.kernels.attention_tiles import (
-    Arrays,
-    Program,
-    Tile,
-    key_blocks,
-    launch,
-    load,
-    store,
-)
+from pbr_jax.kernels.attention_launch import Arrays, Program, launch
+from pbr_jax.kernels.attention_tiles import Tile, key_blocks, load, store
 from pbr_jax.kernels.tiles import Blocks
 
 

@@ -1,14 +1,7 @@
-"""Parts that the attention kernels share: arguments, a tile of scores, loads and stores, grids.
+"""A tile of scores of the attention kernels, its loads and stores, and the blocks that it meets."""
 
-A program works on the samples and heads of its place in the grid `(blocks, H, B)`. The refs of a
-kernel hold all tokens of one head, `[N, channels]`, filled up to whole tiles: nothing is moved by
-that, and what lies past the last token or channel is masked in every load and store.
-"""
-
-import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,152 +11,15 @@ from jax.experimental.pallas import triton
 
 from pbr_jax.kernels import dropout_bits
 from pbr_jax.kernels.attention_arguments import HIDDEN, Rules, Visibility
-from pbr_jax.kernels.tiles import Blocks, Part
+from pbr_jax.kernels.attention_launch import Program
+from pbr_jax.kernels.tiles import Part
 
 LOG2_E = math.log2(math.e)
-_SMALLEST_DOT = 16
-
-
-class Arrays(NamedTuple):
-    """Inputs of an attention kernel: arrays, the block specs of these, or refs.
-
-    Attributes:
-      q, k, v: `[B, H, N, C]`, `[B, H, M, C]`, `[B, H, M, C']`; any C, filled up to a power of two
-        on chip.
-      do: cotangent of the output, `[B, H, N, ...]`: the channels that v has, or all.
-      do_for_v: the channels of `do` that go with those of v, None if these are all.
-      lse, delta: float32 `[B, H, N]`, log-sum-exp of the scores and `sum(p * dp)` over the keys.
-      visibility: without a `mask`.
-    """
-
-    q: Any
-    k: Any
-    v: Any
-    do: Any = None
-    do_for_v: Any = None
-    lse: Any = None
-    delta: Any = None
-    visibility: Visibility = Visibility()
-
-    def specs(self, blocks: Blocks, least_channels: int) -> "Arrays":
-        """Block specs: of all tokens of one head, and of one sample's share of `visibility`."""
-
-        def spec(name: str, x) -> Any:
-            if x is None:
-                return None
-            if isinstance(x, Visibility):
-                return _visibility_specs(x, blocks)
-            block = blocks.columns if name in ("k", "v") else blocks.rows
-            return _head_spec(x, block, least_channels)
-
-        return Arrays(*map(spec, self._fields, self))
-
-
-class Program(NamedTuple):
-    """Static facts of a kernel.
-
-    Attributes:
-      rules: scale, causal, dropout.
-      blocks: rows are queries, columns keys.
-      num_queries, num_keys: N and M.
-      channels: of q and k, of v, and of `do`.
-    """
-
-    rules: Rules
-    blocks: Blocks
-    num_queries: int
-    num_keys: int
-    channels: tuple[int, int, int]
-
-    def queries(self, index: Any) -> Part:
-        return Part(index * self.blocks.rows, self.blocks.rows, self.num_queries)
-
-    def keys(self, index: Any) -> Part:
-        return Part(index * self.blocks.columns, self.blocks.columns, self.num_keys)
-
-
-def launch(
-    kernel: Callable[..., None],
-    name: str,
-    arrays: Arrays,
-    out_shape: Sequence[jax.ShapeDtypeStruct],
-    *,
-    over: Literal["queries", "keys"],
-    rules: Rules,
-    blocks: Blocks,
-    interpret: bool,
-    square: bool = True,
-) -> list[jax.Array]:
-    """Runs a kernel with a program for every block of queries, or of keys, of every head.
-
-    Args:
-      kernel: `kernel(Arrays of refs, *refs of the results, program=...)`.
-      name: of the kernel in a compiled program.
-      arrays: what it reads.
-      out_shape: of results that have the tokens of `over`.
-      over: whether a program takes a block of queries or of keys.
-      rules, blocks: see `Program`; tiles are smaller where there are fewer tokens.
-      interpret: run in Pallas' interpreter.
-      square: whether a tile of q may have as many channels as queries.
-    """
-    q, k, v = arrays[:3]
-    num_queries, num_keys = q.shape[2], k.shape[2]
-    blocks = blocks._replace(
-        rows=min(blocks.rows, padded(num_queries)), columns=min(blocks.columns, padded(num_keys))
-    )
-    outputs = v if arrays.do is None else arrays.do
-    channels = (q.shape[3], v.shape[3], outputs.shape[3])
-    program = Program(rules, blocks, num_queries, num_keys, channels)
-    by_query = over == "queries"
-    tokens, block = (num_queries, blocks.rows) if by_query else (num_keys, blocks.columns)
-    least = 0 if square else 2 * blocks.rows
-    return pl.pallas_call(
-        functools.partial(kernel, program=program),
-        grid=(pl.cdiv(tokens, block), *q.shape[1::-1]),
-        in_specs=[arrays.specs(blocks, least)],
-        out_specs=[_head_spec(out, block, least) for out in out_shape],
-        out_shape=list(out_shape),
-        compiler_params=blocks.compiler_params(),
-        interpret=interpret,
-        name=name,
-    )(arrays)
-
-
-def padded(size: int) -> int:
-    """`size` filled up to what a matrix product in a kernel takes: a power of two, at least 16."""
-    return max(_SMALLEST_DOT, pl.next_power_of_2(size))
-
-
-def _head_spec(
-    x: jax.Array | jax.ShapeDtypeStruct, block: int, least_channels: int
-) -> pl.BlockSpec:
-    """All tokens of one head of `[B, H, N, channels]` or `[B, H, N]`, in whole blocks of tokens."""
-    tokens = pl.cdiv(x.shape[2], block) * block
-    if x.ndim == 3:
-        return pl.BlockSpec((None, None, tokens), lambda i, h, b: (b, h, 0))
-    channels = max(padded(x.shape[3]), least_channels)
-    return pl.BlockSpec((None, None, tokens, channels), lambda i, h, b: (b, h, 0, 0))
-
-
-def _visibility_specs(visibility: Visibility, blocks: Blocks) -> Any:
-    """Block specs of the entries of a `Visibility`: one sample's share."""
-
-    def spec(x, block) -> Any:
-        if x is None:
-            return None
-        if x.ndim == 1:
-            return pl.BlockSpec((1,), lambda i, h, b: (b,))
-        return pl.BlockSpec((None, pl.cdiv(x.shape[1], block) * block), lambda i, h, b: (b, 0))
-
-    return Visibility(
-        lengths=spec(visibility.lengths, 1),
-        segment_ids=spec(visibility.segment_ids, max(blocks.rows, blocks.columns)),
-        seeds=spec(visibility.seeds, 2),
-    )
 
 
 def _mask(ref, tokens: Part, channels: int | None) -> jax.Array | None:
     """Mask of `[size]` or `[size, padded channels]`; None where all surely lies inside."""
+    # No mask at all where none is needed: the compiler then loads wide and frees the registers.
     inside = None if tokens.whole else tokens.inside
     if channels is None:
         return inside
@@ -215,6 +71,7 @@ class Tile(NamedTuple):
         def also(condition):
             return condition if seen is None else seen & condition
 
+        # Made on chip from O(N) per sample; an N x N mask is never read.
         if told.lengths is not None:
             seen = also(self.by_key(self.keys.indices < told.lengths[0]))
         if told.segment_ids is not None:
@@ -230,6 +87,7 @@ class Tile(NamedTuple):
         A hidden key scores `HIDDEN`, so that a row of hidden ones alone attends to all alike; what
         lies past the last key scores minus infinity.
         """
+        # The scale takes the change of base along: exp2 is one instruction, exp is two.
         scores = products * (self.rules.scale * LOG2_E)
         seen = self.visible()
         if seen is not None:
@@ -243,6 +101,7 @@ class Tile(NamedTuple):
         p = jnp.exp2(scores - self.by_query(lse * LOG2_E))
         if self.visibility.lengths is None:
             return p  # causal or by segments, a query sees itself
+        # A row without a visible key: at HIDDEN float32 has lost the log of the number of keys.
         alike = self.by_query(lse) < HIDDEN / 4
         if not self.keys.whole:
             alike = alike & self.by_key(self.keys.inside)
@@ -253,6 +112,7 @@ class Tile(NamedTuple):
         seeds, rate = self.visibility.seeds, self.rules.dropout
         if seeds is None or rate == 0:
             return x
+        # The same bits in every pass and in either orientation: they depend on positions alone.
         of_query = dropout_bits.query_bits(seeds[0], self.head, self.queries.indices)
         of_key = dropout_bits.key_bits(seeds[1], self.keys.indices)
         kept = dropout_bits.kept(self.by_query(of_query), self.by_key(of_key), rate)
@@ -270,6 +130,7 @@ def key_blocks(queries: Part, program: Program, visibility: Visibility):
     every = pl.cdiv(program.num_keys, block)
     if not _skips(visibility):
         return every
+    # Behind the last query of the block, or behind the length, every tile is hidden as a whole.
     bound: Any = every
     if rules.causal:
         bound = jnp.minimum(every, lax.div(queries.first + queries.size + block - 1, block))
@@ -293,6 +154,7 @@ def query_blocks(keys: Part, program: Program, visibility: Visibility):
         length = visibility.lengths[0]
         if rules.causal:
             first = jnp.where(length == 0, 0, first)
+        # Keys at or past the length are seen by no query, unless the sample has no token at all.
         some = (length == 0) | (keys.first < length)
         # Explicit integers: a choice between two Python numbers is compiled as a boolean.
         end = jnp.where(some, jnp.int32(every), jnp.int32(first))

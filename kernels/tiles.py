@@ -1,7 +1,6 @@
 """How kernels are cut: blocks of threads for a card, and the part of an axis that one works on."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +8,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-T = TypeVar("T")
-
 
 class Blocks(NamedTuple):
     """How a kernel is cut into blocks of threads; each kernel says what its rows and columns are.
 
     Attributes:
-      rows, columns: of the tile that a block of threads handles at a time.
-      depth: of a product that is multiplied at a time.
+      rows, columns: of the tile that a block of threads handles at a time; powers of two.
+      depth: of a product that is multiplied at a time, a power of two of at least 16.
       parts: tiles, one below the other, of one block of threads.
       num_warps, num_stages: of a block of threads, and of its pipeline of loads.
       num_blocks: blocks of threads to aim at, where they share out the work.
@@ -33,15 +30,6 @@ class Blocks(NamedTuple):
 
     def compiler_params(self) -> triton.CompilerParams:
         return triton.CompilerParams(num_warps=self.num_warps, num_stages=self.num_stages)
-
-
-def for_card(table: Mapping[tuple[int, int], T], capability: tuple[int, int] | None) -> T:
-    """The entry of the latest compute capability in `table` that a card has reached.
-
-    A card older than all of them takes the oldest, and so does None, which is the interpreter.
-    """
-    reached = [least for least in table if capability is not None and least <= capability]
-    return table[max(reached, default=min(table))]
 
 
 class Part(NamedTuple):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from pbr_jax.kernels import attention_backward, attention_blocks, attention_forward
 from pbr_jax.kernels.attention_arguments import Rules, Visibility
-from pbr_jax.kernels.attention_tiles import Arrays
+from pbr_jax.kernels.attention_launch import Arrays
 from pbr_jax.kernels.tiles import Blocks
 from pbr_jax.ops import dispatch
 

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pbr_jax.gpu.cards import CARDS
+from pbr_jax.gpu.cards import CARDS, for_capability
 from pbr_jax.gpu.compile import compiling_for
-from pbr_jax.kernels.tiles import for_card
 from pbr_jax.plans import IMPLEMENTATIONS, Implementation
 
 _TRITON_NEEDS = (8, 0)
@@ -49,7 +48,7 @@ class Kernel(NamedTuple):
       op: the op as errors call it.
       refusal: `refusal(*args)` is why it cannot take these arguments ("head = 96: must be a power
         of two"), or None.
-      tiles: how it is cut, by the least compute capability, see `kernels.tiles.for_card`.
+      tiles: how it is cut, by the least compute capability, see `for_capability`.
       preferred: `preferred(*args)` is whether it goes before XLA where none is named.
       implementation: the name that asks for it.
     """
@@ -71,6 +70,7 @@ class Kernel(NamedTuple):
             that the device cannot run or that refuses `args`.
         """
         where, refusal = target(), self.refusal(*args)
+        # Without a name the kernel has to be fit, first choice and able to run, or XLA runs.
         if implementation is None:
             if refusal or not self.preferred(*args):
                 return "xla"
@@ -79,6 +79,7 @@ class Kernel(NamedTuple):
             if not _unavailable(self.implementation, where._replace(num_devices=1)):
                 _warn_of_mesh(self.op, where)
             return "xla"
+        # A name is taken at its word, whatever the first choice would be.
         if implementation not in IMPLEMENTATIONS:
             raise ValueError(
                 f"implementation = {implementation!r}: must be one of {', '.join(IMPLEMENTATIONS)}"
@@ -100,7 +101,7 @@ class Kernel(NamedTuple):
 
     def cut(self) -> Any:
         """The entry of `tiles` for the device that the caller is traced for."""
-        return for_card(self.tiles, target().capability)
+        return for_capability(self.tiles, target().capability)
 
 
 def unfit(limit: float = 2**31, **arrays: Any) -> str | None:
@@ -123,17 +124,19 @@ def _warn_of_mesh(op: str, where: Target) -> None:
     _warned.add(op)
     warnings.warn(
         f"{op} runs by XLA: its kernel runs on one device, and the mesh has {where.num_devices};"
-        " train on one device to use kernels, or name implementation='xla' to be content",
+        " use a mesh of one device to run the kernel, or name implementation='xla' to silence this",
         stacklevel=3,
     )
 
 
 def target() -> Target:
     """The device that the caller is traced for."""
+    # Around `compile_for` the default device is this machine's, not the one that is compiled for.
     card = compiling_for()
     if card is not None:
         return Target("gpu", card.description, card.capability)
     mesh = jax.sharding.get_abstract_mesh()
+    # A mesh may describe a device that is not there.
     described = mesh.abstract_device
     if described is not None:
         known = (

@@ -26,10 +26,8 @@ _HOPPER = (9, 0)
 
 
 def _refusal(x: Any, num_features: int, kind: GeluKind, keys: jax.Array | None) -> str | None:
-    if keys is not None:
-        return "it rounds codes to the nearest level only, and these are rounded at random"
     u = jax.ShapeDtypeStruct((*x.shape[:-1], num_features), x.dtype)
-    return dispatch.unfit(x=x, u=u)
+    return gelu.KERNEL.refusal(u, keys) or dispatch.unfit(x=x)
 
 
 def _preferred(x: Any, num_features: int, kind: GeluKind, keys: jax.Array | None) -> bool:

@@ -18,6 +18,7 @@ def visible(
     visibility: Visibility, rows: jax.Array, num_keys: int, causal: bool
 ) -> jax.Array | None:
     """Keys that the queries `rows`, int32 `[n]`, see: bool, broadcasts to `[B, H, n, M]`."""
+    # Of each entry only the part of these queries; what no entry narrows stays broadcastable.
     keys = jnp.arange(num_keys, dtype=jnp.int32)
     parts = []
     if visibility.mask is not None:
@@ -40,6 +41,7 @@ def dropout_factor(
     """0 where a probability is dropped, else `1 / (1 - rate)`; float32 `[B, H, n, M]`."""
     heads = jnp.arange(num_heads, dtype=jnp.uint32)
     first, second = seeds[:, 0], seeds[:, 1]
+    # The kernels compute the same bits; a part of the rows draws what the whole would.
     of_query = dropout_bits.query_bits(
         first[:, None, None], heads[None, :, None], rows[None, None, :]
     )

@@ -12,9 +12,10 @@ from fakes import quick_jit
 from measures import as_jax, assert_close, normal, relative_error
 
 from pbr_jax.gpu import CARDS
+from pbr_jax.gpu.cards import for_capability
 from pbr_jax.gpu.kernels import kernel_use
 from pbr_jax.kernels import gelu as kernel
-from pbr_jax.kernels.tiles import Blocks, for_card
+from pbr_jax.kernels.tiles import Blocks
 from pbr_jax.ops import dispatch, gelu, gelu_codes
 
 # Small tiles, so that small arrays have several, some of them ragged.
@@ -118,7 +119,7 @@ def test_compiles_without_spills(shape, kept, bits, dtype, card):
     compiled = functools.partial(
         kernel.gelu,
         steps=gelu_codes.nearest_steps(bits, False),
-        blocks=for_card(kernel.TILES, CARDS[card].capability)[jnp.dtype(dtype).itemsize],
+        blocks=for_capability(kernel.TILES, CARDS[card].capability)[jnp.dtype(dtype).itemsize],
     )
     columns = jax.ShapeDtypeStruct((kept,), jnp.int32) if kept else None
     args = [jax.ShapeDtypeStruct(shape, dtype), *([columns] if kept else [])]

@@ -11,9 +11,10 @@ from fakes import quick_jit
 from measures import as_jax, assert_close, normal, relative_error
 
 from pbr_jax.gpu import CARDS
+from pbr_jax.gpu.cards import for_capability
 from pbr_jax.gpu.kernels import kernel_use
 from pbr_jax.kernels import layer_norm as kernel
-from pbr_jax.kernels.tiles import Blocks, for_card
+from pbr_jax.kernels.tiles import Blocks
 from pbr_jax.ops import dispatch
 from pbr_jax.ops import layer_norm as op
 
@@ -150,7 +151,7 @@ class TestOp:
 )
 def test_compiles_without_spills(shape, int8, dtype, card):
     width = shape[1]
-    blocks = for_card(kernel.TILES, CARDS[card].capability)
+    blocks = for_capability(kernel.TILES, CARDS[card].capability)
     spec = jax.ShapeDtypeStruct
 
     def both(x, scale, dy):

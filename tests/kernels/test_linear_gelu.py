@@ -11,10 +11,11 @@ from fakes import quick_jit
 from measures import as_jax, assert_close, implemented, normal, relative_error
 
 from pbr_jax.gpu import CARDS
+from pbr_jax.gpu.cards import for_capability
 from pbr_jax.gpu.kernels import kernel_use
 from pbr_jax.kernels import linear_gelu as kernel
 from pbr_jax.kernels.linear_tiles import TILES, for_features
-from pbr_jax.kernels.tiles import Blocks, for_card
+from pbr_jax.kernels.tiles import Blocks
 from pbr_jax.ops import dispatch, gelu_codes, linear_gelu
 from pbr_jax.ops.gelu import Code
 
@@ -183,7 +184,7 @@ class TestOp:
     ids=str,
 )
 def test_compile_without_spills(tokens, inner, features, kept, bits, dtype, card):
-    blocks = for_card(TILES, CARDS[card].capability)[jnp.dtype(dtype).itemsize]
+    blocks = for_capability(TILES, CARDS[card].capability)[jnp.dtype(dtype).itemsize]
     blocks = for_features(blocks, features)
     levels = tuple(map(float, gelu_codes.codebook(bits, False, False))) if bits else None
 

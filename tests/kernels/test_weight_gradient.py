@@ -10,8 +10,9 @@ from fakes import quick_jit
 from measures import as_jax, assert_close, normal, relative_error
 
 from pbr_jax.gpu import CARDS
+from pbr_jax.gpu.cards import for_capability
 from pbr_jax.gpu.kernels import kernel_use
-from pbr_jax.kernels.tiles import Blocks, for_card
+from pbr_jax.kernels.tiles import Blocks
 from pbr_jax.kernels.weight_gradient import TILES, weight_gradient
 from pbr_jax.ops import weight_gradient as op
 from pbr_jax.ops.dispatch import interpreted
@@ -96,7 +97,7 @@ class TestOp:
 def test_compiles_without_spills(shape, dtype, card):
     """`shape` is tokens, kept columns, features."""
     tokens, kept, features = shape
-    blocks = for_card(TILES, CARDS[card].capability)[jnp.dtype(dtype).itemsize]
+    blocks = for_capability(TILES, CARDS[card].capability)[jnp.dtype(dtype).itemsize]
     args = [jax.ShapeDtypeStruct((tokens, size), dtype) for size in (kept, features)]
     (use,) = kernel_use(functools.partial(weight_gradient, blocks=blocks), args, CARDS[card])
     assert use.spill_bytes == 0

@@ -6,8 +6,8 @@ import pytest
 from measures import unchecked
 
 from pbr_jax.gpu import CARDS, compile_for
+from pbr_jax.gpu.cards import for_capability
 from pbr_jax.kernels import attention_blocks, layer_norm, linear_tiles, weight_gradient
-from pbr_jax.kernels.tiles import for_card
 from pbr_jax.ops import dispatch
 from pbr_jax.ops.dispatch import Kernel, Target, unfit
 
@@ -170,5 +170,7 @@ def test_tiles_by_capability(module):
     tiles = module.TILES
     assert tiles[8, 0] != tiles[9, 0]
     for capability, is_hopper in zip(CAPABILITIES, HOPPER[module], strict=True):
-        assert for_card(tiles, capability) == tiles[(9, 0) if is_hopper else (8, 0)], capability
-    assert for_card(tiles, None) == for_card(tiles, (7, 5)) == tiles[8, 0]
+        assert for_capability(tiles, capability) == tiles[(9, 0) if is_hopper else (8, 0)], (
+            capability
+        )
+    assert for_capability(tiles, None) == for_capability(tiles, (7, 5)) == tiles[8, 0]
