@@ -1,11 +1,11 @@
-"""What attention is told beside q, k and v, in the form that every implementation takes."""
+"""Masking and dropout arguments shared by all implementations of attention."""
 
 from typing import NamedTuple
 
 import jax
 
 HIDDEN = -1e30
-"""Score of a hidden key; a `key_bias` of a tenth of it or less hides its key too."""
+"""Score of a hidden key."""
 
 
 class Visibility(NamedTuple):
@@ -22,8 +22,6 @@ class Visibility(NamedTuple):
         queries are computed like others: their output and gradients are finite, and they reach
         nothing if their cotangent is zero.
       segment_ids: int32 `[B, N]`; a token sees the tokens of its own segment. Needs M = N.
-      key_bias: float32 `[B, M]`, added to the scaled scores: BERT's mask, 0 or -10000. Held
-        constant: its cotangent is zero. At or below -1e29 it hides the key.
       seeds: uint32 `[B, 2]`, for the dropout of probabilities (`dropout_bits`); without them
         nothing is dropped.
     """
@@ -31,12 +29,11 @@ class Visibility(NamedTuple):
     mask: jax.Array | None = None
     lengths: jax.Array | None = None
     segment_ids: jax.Array | None = None
-    key_bias: jax.Array | None = None
     seeds: jax.Array | None = None
 
 
 class Rules(NamedTuple):
-    """What is static about the scores.
+    """Static rules of the scores.
 
     Attributes:
       scale: of `q k^T`.

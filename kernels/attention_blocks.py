@@ -1,14 +1,16 @@
 """Block sizes of the attention kernels, per card, channels and width of the dtype.
 
-Chosen among those that compile without a spill with everything at once (causal, lengths, segments,
-bias and dropout), the largest tiles first; nothing was timed yet.
+Rows are queries, columns keys. Chosen among those that compile without a spill with everything at
+once (causal, lengths, segments and dropout), the largest tiles first; nothing was timed yet.
 """
 
 from typing import Literal, NamedTuple
 
-from pbr_jax.kernels.attention_tiles import Blocks, padded
+from pbr_jax.gpu.cards import for_capability
+from pbr_jax.kernels.attention_launch import padded
+from pbr_jax.kernels.tiles import Blocks
 
-Part = Literal["forward", "queries", "keys"]
+Pass = Literal["forward", "queries", "keys"]
 
 LONGEST_ROW = 416
 """Most keys of a row that is held on chip."""
@@ -22,61 +24,64 @@ class Case(NamedTuple):
 
 
 # Tensor cores that read shared memory, 227 KiB of it to a block.
-_HOPPER: dict[Part, dict[Case, Blocks]] = {
+_HOPPER: dict[Pass, dict[Case, Blocks]] = {
     "forward": {
-        Case(64, 2): Blocks(128, 64, 8, 3),
-        Case(128, 2): Blocks(128, 64, 8, 2),
-        Case(64, 4): Blocks(64, 32, 4, 2),
-        Case(128, 4): Blocks(64, 32, 8, 2),
+        Case(64, 2): Blocks(128, 64, num_warps=8, num_stages=3),
+        Case(128, 2): Blocks(128, 64, num_warps=8, num_stages=2),
+        Case(64, 4): Blocks(64, 32, num_warps=4, num_stages=2),
+        Case(128, 4): Blocks(64, 32, num_warps=8, num_stages=2),
     },
     "queries": {
-        Case(64, 2): Blocks(128, 64, 8, 2),
-        Case(128, 2): Blocks(64, 64, 4, 2),
-        Case(64, 4): Blocks(64, 32, 4, 2),
-        Case(128, 4): Blocks(32, 32, 4, 2),
+        Case(64, 2): Blocks(128, 64, num_warps=8, num_stages=2),
+        Case(128, 2): Blocks(64, 64, num_warps=4, num_stages=2),
+        Case(64, 4): Blocks(64, 32, num_warps=4, num_stages=2),
+        Case(128, 4): Blocks(32, 32, num_warps=4, num_stages=2),
     },
     "keys": {
-        Case(64, 2): Blocks(64, 128, 8, 2),
-        Case(128, 2): Blocks(64, 64, 8, 2),
-        Case(64, 4): Blocks(32, 64, 8, 2),
-        Case(128, 4): Blocks(32, 32, 8, 2),
+        Case(64, 2): Blocks(64, 128, num_warps=8, num_stages=2),
+        Case(128, 2): Blocks(64, 64, num_warps=8, num_stages=2),
+        Case(64, 4): Blocks(32, 64, num_warps=8, num_stages=2),
+        Case(128, 4): Blocks(32, 32, num_warps=8, num_stages=2),
     },
 }
 # 99 KiB of shared memory to a block: fits every card from compute capability 8.0 on.
-_SMALLEST: dict[Part, dict[Case, Blocks]] = {
+_SMALLEST: dict[Pass, dict[Case, Blocks]] = {
     "forward": {
-        Case(64, 2): Blocks(128, 64, 8, 2),
-        Case(128, 2): Blocks(128, 32, 8, 2),
-        Case(64, 4): Blocks(64, 32, 4, 2),
-        Case(128, 4): Blocks(64, 32, 8, 2),
+        Case(64, 2): Blocks(128, 64, num_warps=8, num_stages=2),
+        Case(128, 2): Blocks(128, 32, num_warps=8, num_stages=2),
+        Case(64, 4): Blocks(64, 32, num_warps=4, num_stages=2),
+        Case(128, 4): Blocks(64, 32, num_warps=8, num_stages=2),
     },
     "queries": {
-        Case(64, 2): Blocks(128, 64, 8, 2),
-        Case(128, 2): Blocks(64, 64, 8, 2),
-        Case(64, 4): Blocks(32, 32, 4, 2),
-        Case(128, 4): Blocks(32, 32, 4, 2),
+        Case(64, 2): Blocks(128, 64, num_warps=8, num_stages=2),
+        Case(128, 2): Blocks(64, 64, num_warps=8, num_stages=2),
+        Case(64, 4): Blocks(32, 32, num_warps=4, num_stages=2),
+        Case(128, 4): Blocks(32, 32, num_warps=4, num_stages=2),
     },
     "keys": {
-        Case(64, 2): Blocks(32, 128, 8, 2),
-        Case(128, 2): Blocks(32, 64, 8, 2),
-        Case(64, 4): Blocks(32, 32, 4, 2),
-        Case(128, 4): Blocks(32, 32, 8, 2),
+        Case(64, 2): Blocks(32, 128, num_warps=8, num_stages=2),
+        Case(128, 2): Blocks(32, 64, num_warps=8, num_stages=2),
+        Case(64, 4): Blocks(32, 32, num_warps=4, num_stages=2),
+        Case(128, 4): Blocks(32, 32, num_warps=8, num_stages=2),
     },
 }
+# Least compute capability -> blocks. Nothing was compiled for cards later than 10.0, and those of
+# 12.0 have no more shared memory than 8.6.
+TILES = {(8, 0): _SMALLEST, (9, 0): _HOPPER, (10, 1): _SMALLEST}
 # The same on every card; channels at most, bytes, keys at most. What is missing does not fit.
 _ROWS: dict[tuple[int, int, int], Blocks] = {
-    (32, 2, 256): Blocks(16, 256, 4, 2),
-    (32, 2, 512): Blocks(16, 512, 8, 2),
-    (32, 4, 256): Blocks(16, 256, 8, 2),
-    (64, 2, 256): Blocks(32, 256, 8, 2),
-    (64, 2, 512): Blocks(32, 512, 8, 2),
-    (128, 2, 256): Blocks(32, 256, 8, 2),
-    (64, 4, 256): Blocks(16, 256, 8, 2),
+    (32, 2, 256): Blocks(16, 256, num_warps=4, num_stages=2),
+    (32, 2, 512): Blocks(16, 512, num_warps=8, num_stages=2),
+    (32, 4, 256): Blocks(16, 256, num_warps=8, num_stages=2),
+    (64, 2, 256): Blocks(32, 256, num_warps=8, num_stages=2),
+    (64, 2, 512): Blocks(32, 512, num_warps=8, num_stages=2),
+    (128, 2, 256): Blocks(32, 256, num_warps=8, num_stages=2),
+    (64, 4, 256): Blocks(16, 256, num_warps=8, num_stages=2),
 }
 
 
 def blocks_for(
-    part: Part, capability: tuple[int, int] | None, channels: int, itemsize: int
+    part: Pass, capability: tuple[int, int] | None, channels: int, itemsize: int
 ) -> Blocks:
     """How to cut the kernel `part`, at most 128 channels.
 
@@ -85,10 +90,9 @@ def blocks_for(
       channels: the most that a tile has, of q, k, v or do.
       itemsize: bytes of the dtype.
     """
-    table = _HOPPER if capability in ((9, 0), (10, 0)) else _SMALLEST
     return next(
         blocks
-        for case, blocks in table[part].items()
+        for case, blocks in for_capability(TILES, capability)[part].items()
         if channels <= case.channels and itemsize == case.itemsize
     )
 

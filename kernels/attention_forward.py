@@ -6,7 +6,6 @@ once, k and v once per block of queries (from the second-level cache), the outpu
 log-sum-exp of each row are written once; scores and probabilities never leave the chip.
 """
 
-import functools
 import math
 
 import jax
@@ -15,88 +14,68 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from pbr_jax.kernels.attention_arguments import Rules, Visibility
-from pbr_jax.kernels.attention_tiles import (
-    Blocks,
-    Side,
-    Tile,
-    head_spec,
-    key_blocks,
-    visibility_specs,
-)
+from pbr_jax.kernels.attention_arguments import Rules
+from pbr_jax.kernels.attention_launch import Arrays, Program, launch
+from pbr_jax.kernels.attention_tiles import Tile, key_blocks, load, store
+from pbr_jax.kernels.tiles import Blocks
 
 
 def attention_forward(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    visibility: Visibility,
-    *,
-    rules: Rules,
-    blocks: Blocks,
-    interpret: bool = False,
+    arrays: Arrays, *, rules: Rules, blocks: Blocks, interpret: bool = False
 ) -> tuple[jax.Array, jax.Array]:
     """Output in the dtype of `v` and log-sum-exp float32 `[B, H, N]` of softmax attention.
 
     Args:
-      q, k: `[B, H, N, C]`, `[B, H, M, C]`; any C, filled up to a power of two on chip.
-      v: `[B, H, M, C']`.
-      visibility: without a `mask`.
+      arrays: q, k, v and visibility.
       rules: scale, causal, dropout.
-      blocks: how to cut it.
+      blocks: rows are queries, columns keys.
       interpret: run in Pallas' interpreter.
     """
-    batch, heads, num_queries, channels = q.shape
-    num_keys, num_values = v.shape[2:]
-    blocks = blocks.for_lengths(num_queries, num_keys)
-    out_shape = (
-        jax.ShapeDtypeStruct((batch, heads, num_queries, num_values), v.dtype),
-        jax.ShapeDtypeStruct((batch, heads, num_queries), jnp.float32),
+    q, _, v = arrays[:3]
+    results = (
+        jax.ShapeDtypeStruct((*q.shape[:3], v.shape[3]), v.dtype),
+        jax.ShapeDtypeStruct(q.shape[:3], jnp.float32),
     )
-    by_queries = functools.partial(head_spec, block=blocks.queries)
-    by_keys = functools.partial(head_spec, block=blocks.keys)
-    kernel = functools.partial(
+    out, lse = launch(
         _forward,
+        "attention_forward",
+        arrays,
+        results,
+        over="queries",
         rules=rules,
         blocks=blocks,
-        lengths=(num_queries, num_keys),
-        channels=(channels, num_values),
-    )
-    return pl.pallas_call(
-        kernel,
-        grid=(pl.cdiv(num_queries, blocks.queries), heads, batch),
-        in_specs=[by_queries(q), by_keys(k), by_keys(v), visibility_specs(visibility, blocks)],
-        out_specs=[by_queries(out) for out in out_shape],
-        out_shape=out_shape,
-        compiler_params=blocks.compiler_params(),
         interpret=interpret,
-        name="attention_forward",
-    )(q, k, v, visibility)
+    )
+    return out, lse
 
 
-def _forward(q_ref, k_ref, v_ref, told, out_ref, lse_ref, *, rules, blocks, lengths, channels):
-    num_queries, num_keys = lengths
-    queries = Side(pl.program_id(0) * blocks.queries, blocks.queries, num_queries)
+def _forward(read: Arrays, out_ref, lse_ref, *, program: Program):
+    # Its queries, their maximum, sum and weighted values stay in registers over all keys.
+    queries = program.queries(pl.program_id(0))
+    of_q, of_v, _ = program.channels
     head = pl.program_id(1)
-    q = queries.load(q_ref, channels[0])
+    q = load(read.q, queries, of_q)
 
     def add(i, carry):
         total, top, weighted = carry
-        keys = Side(i * blocks.keys, blocks.keys, num_keys)
-        tile = Tile(queries, keys, head, told, rules)
-        products = triton.dot(q, keys.load(k_ref, channels[0]), trans_b=True)
+        keys = program.keys(i)
+        tile = Tile(queries, keys, head, read.visibility, program.rules)
+        products = triton.dot(q, load(read.k, keys, of_q), trans_b=True)
         scores, _ = tile.log2_scores(products)
+        # A new maximum shrinks all that was summed under the old one.
         new_top = jnp.maximum(top, jnp.max(scores, axis=1))
         weights = jnp.exp2(scores - new_top[:, None])
         shrink = jnp.exp2(top - new_top)
+        # Dropout comes after the sum: a dropped key still counts in the denominator.
         total = total * shrink + jnp.sum(weights, axis=1)
-        v = keys.load(v_ref, channels[1])
+        v = load(read.v, keys, of_v)
         weighted = weighted * shrink[:, None] + triton.dot(tile.dropped(weights).astype(v.dtype), v)
         return total, new_top, weighted
 
-    zeros = jnp.zeros((blocks.queries,), jnp.float32)
-    start = (zeros, zeros - jnp.inf, jnp.zeros((blocks.queries, v_ref.shape[-1]), jnp.float32))
-    count = key_blocks(queries, blocks.keys, num_keys, told, rules)
+    rows = program.blocks.rows
+    zeros = jnp.zeros((rows,), jnp.float32)
+    start = (zeros, zeros - jnp.inf, jnp.zeros((rows, read.v.shape[-1]), jnp.float32))
+    count = key_blocks(queries, program, read.visibility)
     total, top, weighted = lax.fori_loop(0, count, add, start)
-    queries.store(out_ref, weighted / total[:, None], channels[1])
-    queries.store(lse_ref, top * math.log(2) + jnp.log(total))
+    store(out_ref, queries, weighted / total[:, None], of_v)
+    store(lse_ref, queries, top * math.log(2) + jnp.log(total))

@@ -20,44 +20,27 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from pbr_jax.kernels.parts import Part
+from pbr_jax.kernels.tiles import Blocks, Part
 
 _BITS_PER_BYTE = 8
 
 
-class Blocks(NamedTuple):
-    """How the work is cut.
-
-    Attributes:
-      tokens: of a block of threads, a power of two.
-      bytes: of a plane, and so features, that it handles at a time; a power of two.
-      num_warps: of a block of threads.
-    """
-
-    tokens: int
-    bytes: int
-    num_warps: int
-
-
-# Least compute capability and bytes of an element -> blocks: 16 bytes a thread and load, no spills,
-# and enough blocks of threads to fill the card. Nothing was timed on a GPU yet.
-_BLOCKS = {
-    ((9, 0), 2): Blocks(8, 128, num_warps=4),
-    ((9, 0), 4): Blocks(8, 64, num_warps=4),
-    ((8, 0), 2): Blocks(8, 128, num_warps=4),
-    ((8, 0), 4): Blocks(8, 64, num_warps=4),
-}
-
-
-def blocks_for(capability: tuple[int, int] | None, dtype: jax.typing.DTypeLike) -> Blocks:
-    """The blocks for a card (None, in the interpreter: those of the oldest) and an input dtype."""
-    generation = (9, 0) if capability is not None and capability >= (9, 0) else (8, 0)
-    return _BLOCKS[generation, jnp.dtype(dtype).itemsize]
+# Least compute capability -> bytes of an element -> blocks; rows are tokens, columns bytes of a
+# plane and so features. 16 bytes a thread and load, no spills, and enough blocks of threads to fill
+# the card. Nothing was timed on a GPU yet.
+TILES = {(8, 0): {2: Blocks(8, 128, num_warps=4), 4: Blocks(8, 64, num_warps=4)}}
 
 
 class Steps(NamedTuple):
-    """The nearest code as a function of u: it starts at `first` and changes by `by` at each cut."""
+    """The nearest code as a function of u.
 
+    Attributes:
+      bits: of a code.
+      first: the code far to the left.
+      cuts, by: where it changes, ascending, and by how much there.
+    """
+
+    bits: int
     first: int
     cuts: tuple[float, ...]
     by: tuple[int, ...]
@@ -106,7 +89,11 @@ def value(u: jax.Array, approximate: bool) -> jax.Array:
 
 
 def derivative(u: jax.Array, approximate: bool) -> jax.Array:
-    """The derivative of GELU, of float32."""
+    """The derivative of GELU, of float32.
+
+    Not shared with `pbr_jax.ops.gelu`: products in place of quotients, and a logistic and an `erf`
+    that Triton can compile.
+    """
     if approximate:
         inner = math.sqrt(2 / math.pi) * (u + 0.044715 * u * u * u)
         half = lax.logistic(2.0 * inner)  # 0.5 (1 + tanh x)
@@ -127,7 +114,6 @@ def look_up(codes: jax.Array, levels: Sequence[float] | np.ndarray) -> jax.Array
 def gelu(
     u: jax.Array,
     steps: Steps,
-    bits: int,
     columns: jax.Array | None = None,
     *,
     approximate: bool = False,
@@ -138,11 +124,10 @@ def gelu(
 
     Args:
       u: `[T, F]`, bfloat16, float16 or float32; computed in float32.
-      steps: what the code of the derivative at u is.
-      bits: of a code.
+      steps: the code of the derivative at u.
       columns: int32 `[K]`; F marks an unused slot, which reads as zero. None packs nothing.
       approximate: tanh form.
-      blocks: see `blocks_for`.
+      blocks: of `TILES`.
       interpret: run in Pallas' interpreter.
 
     Returns:
@@ -151,21 +136,27 @@ def gelu(
     num_tokens, num_features = u.shape
     num_bytes = pl.cdiv(num_features, _BITS_PER_BYTE)
     num_kept = 0 if columns is None else columns.shape[0]
+    shape = (blocks.rows, blocks.columns)
 
+    # A block of threads owns whole rows of u: its columns lie still in the cache when they are
+    # read again to be packed.
     def kernel(u_ref, *refs):
         columns_ref, (a_ref, planes_ref, *packed_ref) = (
             refs[: bool(num_kept)],
             refs[bool(num_kept) :],
         )
-        tokens = Part(pl.program_id(0) * blocks.tokens, blocks.tokens, num_tokens)
+        tokens = Part(pl.program_id(0) * blocks.rows, blocks.rows, num_tokens)
         rows = tokens.inside[:, None]
 
+        # The eight features of a byte lie in eight slices of the row: a thread holds the planes in
+        # registers, adds a bit of each slice, and stores them once.
         def features(step, _):
-            start = step * blocks.bytes
-            in_plane = Part(start, blocks.bytes, num_bytes)
-            planes = [jnp.zeros((blocks.tokens, blocks.bytes), jnp.int32) for _ in range(bits)]
+            start = step * blocks.columns
+            in_plane = Part(start, blocks.columns, num_bytes)
+            planes = [jnp.zeros(shape, jnp.int32) for _ in range(steps.bits)]
             for i in range(_BITS_PER_BYTE):
-                part = Part(i * num_bytes + start, blocks.bytes, num_features)
+                part = Part(i * num_bytes + start, blocks.columns, num_features)
+                # Behind the end of a plane begins the next slice, which is not this step's.
                 mask = rows & (in_plane.inside & part.inside)[None]
                 at = (tokens.slice, part.slice)
                 wide = triton.load(u_ref.at[at], mask=mask, other=0).astype(jnp.float32)
@@ -173,19 +164,20 @@ def gelu(
                 code = jnp.where(mask, steps.code(wide), 0)
                 planes = [p | (((code >> b) & 1) << i) for b, p in enumerate(planes)]
             for b, plane in enumerate(planes):
-                of_plane = pl.ds(b * num_bytes + start, blocks.bytes)
+                of_plane = pl.ds(b * num_bytes + start, blocks.columns)
                 triton.store(
                     planes_ref.at[tokens.slice, of_plane],
                     plane.astype(jnp.uint8),
                     mask=rows & in_plane.inside[None],
                 )
 
+        # GELU of the kept columns is computed once more, since other threads have stored it and to
+        # read it would need a barrier. An unused slot reads zero, whose GELU is zero.
         def kept(step, _):
-            slots = Part(step * blocks.bytes, blocks.bytes, num_kept)
+            slots = Part(step * blocks.columns, blocks.columns, num_kept)
             chosen = triton.load(
                 columns_ref[0].at[slots.slice], mask=slots.inside, other=num_features
             )
-            shape = (blocks.tokens, blocks.bytes)
             at = (
                 lax.broadcast_in_dim(tokens.indices, shape, (0,)),
                 lax.broadcast_in_dim(chosen, shape, (1,)),
@@ -198,22 +190,22 @@ def gelu(
                 mask=rows & slots.inside[None],
             )
 
-        lax.fori_loop(0, pl.cdiv(num_bytes, blocks.bytes), features, None)
+        lax.fori_loop(0, pl.cdiv(num_bytes, blocks.columns), features, None)
         if num_kept:
-            lax.fori_loop(0, pl.cdiv(num_kept, blocks.bytes), kept, None)
+            lax.fori_loop(0, pl.cdiv(num_kept, blocks.columns), kept, None)
 
     out_shape = [
         jax.ShapeDtypeStruct(u.shape, u.dtype),
-        jax.ShapeDtypeStruct((num_tokens, bits * num_bytes), jnp.uint8),
+        jax.ShapeDtypeStruct((num_tokens, steps.bits * num_bytes), jnp.uint8),
     ]
     if num_kept:
         out_shape.append(jax.ShapeDtypeStruct((num_tokens, num_kept), u.dtype))
     a, planes, *packed = pl.pallas_call(
         kernel,
-        grid=(pl.cdiv(num_tokens, blocks.tokens),),
+        grid=(pl.cdiv(num_tokens, blocks.rows),),
         out_shape=out_shape,
-        compiler_params=triton.CompilerParams(num_warps=blocks.num_warps, num_stages=1),
+        compiler_params=blocks.compiler_params(),
         interpret=interpret,
         name="gelu",
     )(u, *(() if columns is None or not num_kept else (columns,)))
-    return a, planes.reshape(num_tokens, bits, num_bytes), packed[0] if packed else None
+    return a, planes.reshape(num_tokens, steps.bits, num_bytes), packed[0] if packed else None

@@ -19,46 +19,21 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from pbr_jax.kernels.parts import Part
+from pbr_jax.kernels import tiles
+from pbr_jax.kernels.tiles import Blocks, Part
 
 GROUP = 64
 """Channels that share an int8 scale."""
 LARGEST_WIDTH = 4096
 
 
-class Blocks(NamedTuple):
-    """How the work is cut.
-
-    Attributes:
-      elements: of a tile of whole rows, a power of two.
-      num_warps: of a block of threads.
-      num_blocks: blocks of threads of the backward pass to aim at.
-    """
-
-    elements: int
-    num_warps: int
-    num_blocks: int
-
-    def rows(self, width: int) -> int:
-        """Tokens of a tile."""
-        return max(1, self.elements // _padded(width))
-
-
-# Least compute capability -> blocks: no spills at any width, and two blocks of the backward pass on
-# each multiprocessor of the largest card. Nothing was timed on a GPU yet.
-_BLOCKS = {(9, 0): Blocks(4096, 8, num_blocks=264), (8, 0): Blocks(4096, 8, num_blocks=256)}
-
-
-def blocks_for(capability: tuple[int, int] | None) -> Blocks:
-    """The blocks for a card (None, in the interpreter: those of the oldest)."""
-    return _BLOCKS[(9, 0) if capability is not None and capability >= (9, 0) else (8, 0)]
-
-
-class Int8(NamedTuple):
-    """int8 `[T, D]` and bfloat16 `[T, ceil(D / 64)]`."""
-
-    codes: jax.Array
-    scales: jax.Array
+# Least compute capability -> blocks: a tile is one row of the largest width or several narrower
+# ones. No spills at any width, and two blocks of the backward pass on each multiprocessor of the
+# largest card. Nothing was timed on a GPU yet.
+TILES = {
+    (9, 0): Blocks(1, LARGEST_WIDTH, num_warps=8, num_blocks=264),
+    (8, 0): Blocks(1, LARGEST_WIDTH, num_warps=8, num_blocks=256),
+}
 
 
 def forward(
@@ -70,24 +45,27 @@ def forward(
     int8: bool,
     blocks: Blocks,
     interpret: bool = False,
-) -> tuple[jax.Array, jax.Array | Int8, jax.Array]:
-    """`y`, the normalised input, and `rstd` float32 `[T]`.
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """`y`, the normalised input, `rstd` float32 `[T]`, and the scales of int8 codes or None.
 
     Args:
       x: `[T, D]`, D at most `LARGEST_WIDTH`; computed in float32.
       scale, bias: float32 `[D]`.
       epsilon: added to the variance.
-      int8: the normalised input in 8 bits, or else in the dtype of `x`.
-      blocks: see `blocks_for`.
+      int8: the normalised input as int8 codes with bfloat16 scales `[T, ceil(D / 64)]`, or else in
+        the dtype of `x`, without scales.
+      blocks: of `TILES`.
       interpret: run in Pallas' interpreter.
     """
     num_tokens, width = x.shape
-    num_groups = pl.cdiv(width, GROUP)
-    tile = _Tile(blocks.rows(width), num_tokens, width)
+    tile = _tile(blocks, num_tokens, width)
 
+    # The tile of x stays in registers from its one load to the last store.
     def kernel(x_ref, scale_ref, bias_ref, y_ref, rstd_ref, x_hat_ref, *scales_ref):
         tokens = tile.tokens(pl.program_id(0))
         wide = tile.load(x_ref, tokens)
+        # Two passes over the registers: a large mean costs no accuracy. Behind the end lies zero,
+        # which may not become minus the mean.
         mean = jnp.sum(wide, axis=1, keepdims=True) / width
         centered = jnp.where(tile.columns.inside[None], wide - mean, 0.0)
         variance = jnp.sum(centered * centered, axis=1) / width
@@ -107,12 +85,7 @@ def forward(
         step = jnp.where(step == 0, 1.0, step)
         codes = jnp.floor(grouped / step[:, :, None] + 0.5)  # Triton has no rounding to even
         tile.store(x_hat_ref, tokens, codes.reshape(tile.rows, -1))
-        groups = Part(0, _padded(width) // GROUP, num_groups)
-        triton.store(
-            scales_ref[0].at[tokens.slice, groups.slice],
-            scales,
-            mask=tokens.inside[:, None] & groups.inside[None],
-        )
+        tiles.store(scales_ref[0], tokens, tile.groups, scales)
 
     out_shape = [
         jax.ShapeDtypeStruct(x.shape, x.dtype),
@@ -120,24 +93,25 @@ def forward(
         jax.ShapeDtypeStruct(x.shape, jnp.int8 if int8 else x.dtype),
     ]
     if int8:
-        out_shape.append(jax.ShapeDtypeStruct((num_tokens, num_groups), jnp.bfloat16))
+        out_shape.append(jax.ShapeDtypeStruct((num_tokens, tile.groups.length), jnp.bfloat16))
     y, rstd, x_hat, *scales = pl.pallas_call(
         kernel,
         grid=(pl.cdiv(num_tokens, tile.rows),),
         out_shape=out_shape,
-        compiler_params=triton.CompilerParams(num_warps=blocks.num_warps, num_stages=1),
+        compiler_params=blocks.compiler_params(),
         interpret=interpret,
         name="layer_norm",
     )(x, scale, bias)
-    return y, Int8(x_hat, scales[0]) if int8 else x_hat, rstd
+    return y, x_hat, rstd, scales[0] if int8 else None
 
 
 def backward(
     dy: jax.Array,
-    x_hat: jax.Array | Int8,
+    x_hat: jax.Array,
     rstd: jax.Array,
     scale: jax.Array,
     skip: jax.Array | None = None,
+    scales: jax.Array | None = None,
     *,
     blocks: Blocks,
     interpret: bool = False,
@@ -146,42 +120,37 @@ def backward(
 
     Args:
       dy: `[T, D]`.
-      x_hat, rstd: as `forward` returned them.
+      x_hat, rstd, scales: as `forward` returned them.
       scale: float32 `[D]`.
       skip: `[T, D]`, the cotangent of a residual connection around the LayerNorm.
-      blocks: see `blocks_for`.
+      blocks: of `TILES`.
       interpret: run in Pallas' interpreter.
     """
     num_tokens, width = dy.shape
-    tile = _Tile(blocks.rows(width), num_tokens, width)
+    tile = _tile(blocks, num_tokens, width)
     num_tiles = pl.cdiv(num_tokens, tile.rows)
     steps = pl.cdiv(num_tiles, min(num_tiles, blocks.num_blocks))
     shares = pl.cdiv(num_tiles, steps)
-    int8 = isinstance(x_hat, Int8)
-    arrays = [dy, rstd, scale, *(x_hat if isinstance(x_hat, Int8) else (x_hat,))]
-    if skip is not None:
-        arrays.append(skip)
+    arrays = [dy, rstd, scale, x_hat, *(a for a in (scales, skip) if a is not None)]
 
     def kernel(dy_ref, rstd_ref, scale_ref, x_hat_ref, *refs):
         inputs, (dx_ref, dscale_ref, dbias_ref) = refs[:-3], refs[-3:]
         share = pl.program_id(0)
         gain = tile.load_row(scale_ref)[None]
 
+        # A block of threads walks over its share of the tokens, tile by tile, with the sums of
+        # dscale and dbias in registers, a tile each: rows are added up once, at the end.
         def add(step, totals):
             dscale, dbias = totals
             tokens = tile.tokens(share * steps + step)
             wide = tile.load(dy_ref, tokens)
             normal = tile.load(x_hat_ref, tokens)
-            if int8:
-                groups = Part(0, _padded(width) // GROUP, pl.cdiv(width, GROUP))
-                scales = triton.load(
-                    inputs[0].at[tokens.slice, groups.slice],
-                    mask=tokens.inside[:, None] & groups.inside[None],
-                    other=0,
-                ).astype(jnp.float32)
-                grouped = normal.reshape(tile.rows, -1, GROUP) * scales[:, :, None]
+            if scales is not None:
+                of_group = tiles.load(inputs[0], tokens, tile.groups).astype(jnp.float32)
+                grouped = normal.reshape(tile.rows, -1, GROUP) * of_group[:, :, None]
                 normal = grouped.reshape(tile.rows, -1)
             factor = triton.load(rstd_ref.at[tokens.slice], mask=tokens.inside, other=0)[:, None]
+            # Tokens and channels behind the end are zero in dy, and add nothing to any sum.
             g = wide * gain
             mean_g = jnp.sum(g, axis=1, keepdims=True) / width
             mean_gx = jnp.sum(g * normal, axis=1, keepdims=True) / width
@@ -202,7 +171,7 @@ def backward(
         kernel,
         grid=(shares,),
         out_shape=(jax.ShapeDtypeStruct(dy.shape, dy.dtype), partial, partial),
-        compiler_params=triton.CompilerParams(num_warps=blocks.num_warps, num_stages=1),
+        compiler_params=blocks.compiler_params(),
         interpret=interpret,
         name="layer_norm_backward",
     )(*arrays)
@@ -220,22 +189,28 @@ class _Tile(NamedTuple):
     def columns(self) -> Part:
         return Part(0, _padded(self.width), self.width)
 
+    @property
+    def groups(self) -> Part:
+        """The scales of a token."""
+        return Part(0, _padded(self.width) // GROUP, pl.cdiv(self.width, GROUP))
+
     def tokens(self, index: Any) -> Part:
         return Part(index * self.rows, self.rows, self.num_tokens)
 
-    def _mask(self, tokens: Part) -> jax.Array:
-        return tokens.inside[:, None] & self.columns.inside[None]
-
     def load(self, ref: Any, tokens: Part) -> jax.Array:
-        at = ref.at[tokens.slice, self.columns.slice]
-        return triton.load(at, mask=self._mask(tokens), other=0).astype(jnp.float32)
+        return tiles.load(ref, tokens, self.columns).astype(jnp.float32)
 
     def load_row(self, ref: Any) -> jax.Array:
         return triton.load(ref.at[self.columns.slice], mask=self.columns.inside, other=0)
 
     def store(self, ref: Any, tokens: Part, value: jax.Array) -> None:
-        at = ref.at[tokens.slice, self.columns.slice]
-        triton.store(at, value.astype(ref.dtype), mask=self._mask(tokens))
+        tiles.store(ref, tokens, self.columns, value)
+
+
+def _tile(blocks: Blocks, num_tokens: int, width: int) -> _Tile:
+    """As many rows as have the elements of a tile of `blocks`, at least one."""
+    rows = max(1, blocks.rows * blocks.columns // _padded(width))
+    return _Tile(rows, num_tokens, width)
 
 
 def _padded(width: int) -> int:

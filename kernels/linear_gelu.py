@@ -19,32 +19,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from pbr_jax.kernels.gelu import Steps, derivative, look_up, value
-from pbr_jax.kernels.linear_tiles import SLICES, Blocks, both, call, places, products, tile
-from pbr_jax.kernels.parts import Part
-
-# Least compute capability and bytes of an element -> blocks: no spills by what ptxas says, and 32
-# bytes of a row of W at least. On 9.0 one block of threads on a multiprocessor, with the largest
-# tile, since reading x and W from the second-level cache limits the product; on 8.x two blocks, one
-# of which multiplies while the other computes GELU. Nothing was timed on a GPU yet.
-_BLOCKS = {
-    ((9, 0), 2): Blocks(64, 2, 32, 64, num_warps=8, num_stages=4),
-    ((9, 0), 4): Blocks(64, 2, 16, 32, num_warps=8, num_stages=3),
-    ((8, 0), 2): Blocks(64, 2, 16, 32, num_warps=4, num_stages=4),
-    ((8, 0), 4): Blocks(64, 1, 16, 32, num_warps=4, num_stages=3),
-}
-
-
-def blocks_for(
-    capability: tuple[int, int] | None, dtype: jax.typing.DTypeLike, num_features: int
-) -> Blocks:
-    """The blocks for a card (None, in the interpreter: those of the oldest), an input dtype and F.
-
-    Where tiles reach over the end of F, masks take registers: smaller tiles, more threads.
-    """
-    generation = (9, 0) if capability is not None and capability >= (9, 0) else (8, 0)
-    blocks = _BLOCKS[generation, jnp.dtype(dtype).itemsize]
-    whole = num_features % (SLICES * blocks.bytes) == 0
-    return blocks if whole else blocks._replace(parts=1, num_warps=8)
+from pbr_jax.kernels.linear_tiles import SLICES, call, places, products, tile
+from pbr_jax.kernels.tiles import Blocks, Part, both
 
 
 def linear_gelu(
@@ -52,7 +28,6 @@ def linear_gelu(
     w: jax.Array,
     bias: jax.Array,
     steps: Steps | None,
-    bits: int,
     columns: jax.Array | None = None,
     *,
     approximate: bool = False,
@@ -66,12 +41,11 @@ def linear_gelu(
         float32 have the precision of `jax.default_matmul_precision`, by default TF32 as XLA's.
       w: `[D, F]` of the dtype of `x`.
       bias: `[F]`, of any floating dtype.
-      steps: what the code of the derivative at u is; None returns u in place of codes.
-      bits: of a code.
+      steps: the code of the derivative at u; None returns u in place of codes.
       columns: int32 `[K]`, distinct; F marks an unused slot, which reads as zero. None packs
         nothing.
       approximate: tanh form.
-      blocks: see `blocks_for`.
+      blocks: of `linear_tiles.TILES`, by `linear_tiles.for_features`.
       interpret: run in Pallas' interpreter.
 
     Returns:
@@ -82,6 +56,8 @@ def linear_gelu(
     num_bytes = pl.cdiv(num_features, SLICES)
     num_kept = 0 if columns is None else columns.shape[0]
 
+    # A block of threads owns a tile of u and holds it in registers, as the sums of the product; u
+    # itself goes to memory only where it is kept.
     def kernel(x_ref, w_ref, bias_ref, *refs):
         chosen_ref, slots_ref, a_ref, saved_ref, *packed_ref = (
             refs if num_kept else (None, None, *refs)
@@ -95,11 +71,13 @@ def linear_gelu(
             if steps is None:
                 triton.store(saved_ref.at[at], u.astype(x.dtype), mask=inside)
             else:
+                # All features of a byte are in one thread, which adds their bits. Behind the end
+                # of F a code is zero, since the last byte also holds features that are there.
                 code = jnp.where(features.inside[None], steps.code(u), 0)
-                for b in range(bits):
+                for b in range(steps.bits):
                     spread = ((code >> b) & 1) << features.bits[None]
-                    plane = jnp.sum(spread.reshape(tokens.size, SLICES, blocks.bytes), axis=1)
-                    of_plane = pl.ds(b * num_bytes + features.in_plane.first, blocks.bytes)
+                    plane = jnp.sum(spread.reshape(tokens.size, SLICES, blocks.columns), axis=1)
+                    of_plane = pl.ds(b * num_bytes + features.in_plane.first, blocks.columns)
                     triton.store(
                         saved_ref.at[tokens.slice, of_plane],
                         plane.astype(jnp.uint8),
@@ -107,6 +85,7 @@ def linear_gelu(
                     )
             a = value(u, approximate).astype(x.dtype)
             triton.store(a_ref.at[at], a, mask=inside)
+            # A kept feature knows its slot; K says that it has none, and is not written.
             if num_kept:
                 slots = triton.load(
                     slots_ref.at[features.indices], mask=features.inside, other=num_kept
@@ -117,8 +96,9 @@ def linear_gelu(
                     mask=tokens.inside[:, None] & (slots < num_kept)[None],
                 )
 
+        # No feature writes an unused slot, so the blocks of threads of the first features do.
         def clear(step, _):
-            slots = Part(step * blocks.bytes, blocks.bytes, num_kept)
+            slots = Part(step * blocks.columns, blocks.columns, num_kept)
             chosen = triton.load(chosen_ref.at[slots.slice], mask=slots.inside, other=0)
             for tokens in parts:
                 triton.store(
@@ -131,13 +111,12 @@ def linear_gelu(
 
             @pl.when(pl.program_id(0) == 0)
             def _():
-                lax.fori_loop(0, pl.cdiv(num_kept, blocks.bytes), clear, None)
+                lax.fori_loop(0, pl.cdiv(num_kept, blocks.columns), clear, None)
 
-    saved_shape = (num_tokens, num_features) if steps is None else (num_tokens, bits * num_bytes)
-    out_shape = [
-        jax.ShapeDtypeStruct((num_tokens, num_features), x.dtype),
-        jax.ShapeDtypeStruct(saved_shape, x.dtype if steps is None else jnp.uint8),
-    ]
+    like_a = jax.ShapeDtypeStruct((num_tokens, num_features), x.dtype)
+    out_shape = [like_a, like_a]
+    if steps is not None:
+        out_shape[1] = jax.ShapeDtypeStruct((num_tokens, steps.bits * num_bytes), jnp.uint8)
     selection = []
     if columns is not None and num_kept:
         out_shape.append(jax.ShapeDtypeStruct((num_tokens, num_kept), x.dtype))
@@ -145,7 +124,7 @@ def linear_gelu(
     run = call(kernel, "linear_gelu", x, num_features, blocks, out_shape, interpret)
     a, saved, *packed = run(x, w, bias, *selection)
     if steps is not None:
-        saved = saved.reshape(num_tokens, bits, num_bytes)
+        saved = saved.reshape(num_tokens, steps.bits, num_bytes)
     return a, saved, packed[0] if packed else None
 
 
@@ -176,12 +155,14 @@ def linear_gelu_gradient(
       saved: uint8 `[T, bits, ceil(F / 8)]`, codes of g, or u, `[T, F]`.
       levels: the `2^bits` values of g; None computes it from u.
       approximate: tanh form.
-      blocks: see `blocks_for`.
+      blocks: of `linear_tiles.TILES`, by `linear_tiles.for_features`.
       interpret: run in Pallas' interpreter.
     """
     num_tokens, num_features = dy.shape[0], w.shape[0]
     num_bytes = pl.cdiv(num_features, SLICES)
 
+    # The tile of dy W^T stays in registers until g, read or made from the same tile of codes or of
+    # u, has been multiplied into it.
     def kernel(dy_ref, w_ref, saved_ref, du_ref):
         parts, features = tile(num_tokens, num_features, blocks)
         sums = products(dy_ref, w_ref, parts, features, blocks, transposed=True)
@@ -191,6 +172,7 @@ def linear_gelu_gradient(
                 u = triton.load(saved_ref.at[at], mask=inside, other=0)
                 slope = derivative(u.astype(jnp.float32), approximate)
             else:
+                # Eight features read the same byte, and each takes its own bit of it.
                 code = jnp.zeros(da.shape, jnp.int32)
                 for b in range(len(levels).bit_length() - 1):
                     of_plane = places(tokens.indices, b * num_bytes + features.bytes)

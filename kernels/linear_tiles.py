@@ -12,28 +12,35 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from pbr_jax.kernels.parts import Part
+from pbr_jax.kernels.tiles import Blocks, Part, both, load
 
 SLICES = 8  # bits of a byte
 
+# Least compute capability -> bytes of an element -> blocks; rows are tokens, columns bytes of a
+# plane, an eighth of the features of a tile. GELU takes the parts in turn, for want of registers.
+# No spills by what ptxas says, and 32 bytes of a row of W at least. On 9.0 one block of threads on
+# a multiprocessor, with the largest tile, since reading x and W from the second-level cache limits
+# the product; on 8.x two blocks, one of which multiplies while the other computes GELU. Nothing was
+# timed on a GPU yet.
+TILES = {
+    (9, 0): {
+        2: Blocks(64, 32, 64, parts=2, num_warps=8, num_stages=4),
+        4: Blocks(64, 16, 32, parts=2, num_warps=8, num_stages=3),
+    },
+    (8, 0): {
+        2: Blocks(64, 16, 32, parts=2, num_warps=4, num_stages=4),
+        4: Blocks(64, 16, 32, parts=1, num_warps=4, num_stages=3),
+    },
+}
 
-class Blocks(NamedTuple):
-    """How the products are cut.
 
-    Attributes:
-      tokens: of a part of a tile, a power of two of at least 16.
-      parts: of a tile, one below the other; GELU takes them in turn, for want of registers.
-      bytes: of a plane, an eighth of the features of a tile; a power of two of at least 2.
-      depth: of the product that is multiplied at a time, a power of two of at least 16.
-      num_warps, num_stages: of a block of threads, and of its pipeline of loads.
+def for_features(blocks: Blocks, num_features: int) -> Blocks:
+    """`blocks`, with smaller tiles and more threads where tiles reach over the end of F.
+
+    The masks that these need take registers.
     """
-
-    tokens: int
-    parts: int
-    bytes: int
-    depth: int
-    num_warps: int
-    num_stages: int
+    whole = num_features % (SLICES * blocks.columns) == 0
+    return blocks if whole else blocks._replace(parts=1, num_warps=8)
 
 
 class Features(NamedTuple):
@@ -80,9 +87,9 @@ class Features(NamedTuple):
 def tile(num_tokens: int, num_features: int, blocks: Blocks) -> tuple[list[Part], Features]:
     """The parts of the tokens, and the features, of this block of threads."""
     num_bytes, first = pl.cdiv(num_features, SLICES), pl.program_id(1) * blocks.parts
-    starts = [(first + i) * blocks.tokens for i in range(blocks.parts)]
-    in_plane = Part(pl.program_id(0) * blocks.bytes, blocks.bytes, num_bytes)
-    parts = [Part(start, blocks.tokens, num_tokens) for start in starts]
+    starts = [(first + i) * blocks.rows for i in range(blocks.parts)]
+    in_plane = Part(pl.program_id(0) * blocks.columns, blocks.columns, num_bytes)
+    parts = [Part(start, blocks.rows, num_tokens) for start in starts]
     return parts, Features(in_plane, num_features)
 
 
@@ -90,21 +97,20 @@ def products(x_ref, w_ref, parts, features: Features, blocks: Blocks, *, transpo
     """`x W`, or `x W^T`, float32, of each part of a tile."""
     num_inner = x_ref.shape[1]
 
+    # One load of W serves all parts. The slices of its features are not contiguous, so it is read
+    # by index; behind the end of the inner axis both factors are zero.
     def multiply(step, totals):
         depth = Part(step * blocks.depth, blocks.depth, num_inner)
         rows, columns = (features, depth) if transposed else (depth, features)
         at = places(rows.indices, columns.indices)
         w_part = triton.load(w_ref.at[at], mask=both(rows, columns), other=0)
-        x_parts = [
-            triton.load(x_ref.at[tokens.slice, depth.slice], mask=both(tokens, depth), other=0)
-            for tokens in parts
-        ]
+        x_parts = [load(x_ref, tokens, depth) for tokens in parts]
         return tuple(
             total + triton.dot(x_part, w_part, trans_b=transposed)
             for total, x_part in zip(totals, x_parts, strict=True)
         )
 
-    shape = (blocks.tokens, SLICES * blocks.bytes)
+    shape = (blocks.rows, SLICES * blocks.columns)
     zeros = tuple(jnp.zeros(shape, jnp.float32) for _ in parts)
     return lax.fori_loop(0, pl.cdiv(num_inner, blocks.depth), multiply, zeros)
 
@@ -115,25 +121,18 @@ def places(rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
     return lax.broadcast_in_dim(rows, shape, (0,)), lax.broadcast_in_dim(columns, shape, (1,))
 
 
-def both(rows: Part | Features, columns: Part | Features) -> jax.Array:
-    """The mask of what lies inside, of rows and columns."""
-    return rows.inside[:, None] & columns.inside[None]
-
-
 def call(kernel, name: str, x, num_features: int, blocks: Blocks, out_shape, interpret: bool):
     """The kernel, run with a block of threads per tile; those of the same tokens in sequence."""
     num_tokens, num_inner = x.shape
     grid = (
-        pl.cdiv(pl.cdiv(num_features, SLICES), blocks.bytes),
-        pl.cdiv(num_tokens, blocks.parts * blocks.tokens),
+        pl.cdiv(pl.cdiv(num_features, SLICES), blocks.columns),
+        pl.cdiv(num_tokens, blocks.parts * blocks.rows),
     )
     return pl.pallas_call(
         kernel,
         grid=grid,
         out_shape=out_shape,
-        compiler_params=triton.CompilerParams(
-            num_warps=blocks.num_warps, num_stages=blocks.num_stages
-        ),
+        compiler_params=blocks.compiler_params(),
         interpret=interpret,
         name=name,
         metadata={"flops": str(2 * num_tokens * num_inner * num_features)},

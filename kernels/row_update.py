@@ -111,11 +111,15 @@ def update_rows(
     num_rows = param.shape[0]
     part = min(_PART, pl.next_power_of_2(width))
 
+    # A block of threads owns one row, since slots are distinct, and so may overwrite what it read.
+    # The scalars stay in registers over all parts of the row.
     def kernel(scalars_ref, slots_ref, grads_ref, *refs):
         old, new, norms_ref = refs[: len(refs) // 2], refs[len(refs) // 2 : -1], refs[-1]
         slot = pl.program_id(0)
         row = slots_ref[slot]
         scalars = Scalars(*(scalars_ref[i] for i in range(len(Scalars._fields))))
+        # An unused slot still sums its gradient but reads and writes no row; a step that is not to
+        # be applied reads and does not write.
         used = row < num_rows
         stored = used & (scalars.apply > 0)
 
@@ -126,6 +130,7 @@ def update_rows(
             def load(ref, index, mask):
                 return triton.load(ref.at[index, columns], mask=mask, other=0.0)
 
+            # The packed gradient lies at the slot, parameter and moments at the row that it names.
             grad = load(grads_ref, slot, inside)
             values, *sums = (load(ref, row, inside & used) for ref in old)
             value, sums = rule.new(values, grad * scalars.scale, tuple(sums), scalars)
@@ -135,6 +140,7 @@ def update_rows(
 
         norms_ref[slot] = lax.fori_loop(0, pl.cdiv(width, part), step, jnp.zeros((), jnp.float32))
 
+    # The results alias parameter and moments, so the rows that no slot names are already in place.
     arrays = (param, *moments)
     scalars = jnp.stack([jnp.asarray(value, jnp.float32) for value in now])
     *results, norms = pl.pallas_call(

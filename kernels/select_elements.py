@@ -14,7 +14,6 @@ Import it late: it needs Triton and jax-triton, which only the extra `cuda` brin
 
 import contextlib
 import os
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ import triton.language as tl
 from jax import lax
 
 from pbr_jax.gpu.compile import GpuCompilerMissing, require_compiler
+from pbr_jax.kernels.tiles import Blocks
 
 # Triton writes PTX for the assembler that it brings along, which may be newer than the CUDA of JAX,
 # and JAX's refuses it then. The second name is that of Triton 3.9 for Hopper.
@@ -35,28 +35,10 @@ _DIGIT = 8
 _BINS = 2**_DIGIT
 
 
-class Blocks(NamedTuple):
-    """How the work is cut.
-
-    Attributes:
-      elements: handled at a time, a power of two of at most 2^15.
-      share: elements of a sample for one block of threads, a multiple of `elements`.
-      num_warps: of a block of threads.
-    """
-
-    elements: int
-    share: int
-    num_warps: int
-
-
-# Least compute capability -> blocks: no spills, and thousands of blocks of threads for a batch of
-# activations. Nothing was timed on a GPU yet.
-_BLOCKS = {(9, 0): Blocks(2048, 16384, num_warps=4), (8, 0): Blocks(2048, 16384, num_warps=4)}
-
-
-def blocks_for(capability: tuple[int, int]) -> Blocks:
-    """The blocks for a card."""
-    return _BLOCKS[(9, 0) if capability >= (9, 0) else (8, 0)]
+# Of every card: a block of threads handles so many rows of so many elements of a sample, one row at
+# a time, both powers of two, a row of at most 2^15. No spills, and thousands of blocks of threads
+# for a batch of activations. Nothing was timed on a GPU yet.
+BLOCKS = Blocks(8, 2048, num_warps=4)
 
 
 @triton.jit
@@ -73,6 +55,7 @@ def count_digits(
     WIDE: tl.constexpr,
 ):
     """How often each digit occurs among the magnitudes whose bits from ABOVE on are `prefix`."""
+    # A program counts one share of one sample, and keeps its 256 counts on chip to the end.
     sample, share = tl.program_id(0), tl.program_id(1)
     prefix = tl.load(prefix_ptr + sample)
     counts = tl.zeros([BINS], tl.int32)
@@ -80,10 +63,12 @@ def count_digits(
         index = share * SHARE + offset + tl.arange(0, BLOCK)
         inside = index < SIZE
         x = tl.load(x_ptr + sample.to(tl.int64) * SIZE + index, mask=inside, other=0.0)
+        # Without its sign a float's bits order like its magnitude.
         if WIDE:
             order = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
         else:
             order = x.to(tl.int16, bitcast=True).to(tl.int32) & 0x7FFF
+        # Only what agrees in all digits found so far can be the k-th largest.
         shared = inside & ((order >> ABOVE) == prefix)
         counts += tl.histogram((order >> SHIFT) & (BINS - 1), BINS, mask=shared)
     place = (sample * tl.num_programs(1) + share) * BINS
@@ -114,6 +99,7 @@ def write_kept(
     threshold = tl.load(threshold_ptr + sample)
     room = tl.load(room_ptr + sample)
     place = sample * tl.num_programs(1) + share
+    # Where this share begins in the result is known, so no program waits for another.
     above_before, equal_before = tl.load(above_ptr + place), tl.load(equal_ptr + place)
     num_bytes: tl.constexpr = (SIZE + 7) // 8
     for offset in range(0, SHARE, BLOCK):
@@ -131,11 +117,14 @@ def write_kept(
         before = tl.cumsum(both, 0) - both
         above_rank = above_before + (before & 0xFFFF)
         equal_rank = equal_before + (before >> 16)
+        # Ties are kept in order of index until the room is used up; a slot counts what is kept
+        # before it of both kinds.
         kept = above | (equal & (equal_rank < room))
         slot = above_rank + tl.minimum(equal_rank, room)
         value = tl.clamp(x.to(tl.float32), -LARGEST, LARGEST, propagate_nan=tl.PropagateNan.ALL)
         values = values_ptr + sample.to(tl.int64) * KEPT + slot
         tl.store(values, value.to(values_ptr.dtype.element_ty), mask=kept)
+        # Eight neighbours make a byte, the first of them its most significant bit.
         shifts = 7 - tl.arange(0, 8)
         bytes = tl.sum(tl.reshape(kept.to(tl.int32), [BLOCK // 8, 8]) << shifts[None, :], axis=1)
         byte = first // 8 + tl.arange(0, BLOCK // 8)
@@ -153,7 +142,7 @@ def pack(
     largest: float,
     *,
     capability: tuple[int, int],
-    blocks: Blocks | None = None,
+    blocks: Blocks = BLOCKS,
     call=jax_triton.triton_call,
 ) -> tuple[jax.Array, jax.Array]:
     """The largest magnitudes of each sample: uint8 `[B, ceil(M / 8)]` and `[B, num_kept]`.
@@ -164,22 +153,24 @@ def pack(
       dtype: of the values.
       largest: what values are clipped to.
       capability: of the card.
-      blocks: see `blocks_for`; None takes those of the card.
+      blocks: how a sample is cut.
       call: as `jax_triton.triton_call`.
     """
     batch, size = x.shape
-    blocks = blocks or blocks_for(capability)
-    shares = triton.cdiv(size, blocks.share)
+    share = blocks.rows * blocks.columns
+    shares = triton.cdiv(size, share)
     major, minor = capability
     common = {
         "grid": (batch, shares),
         "num_warps": blocks.num_warps,
         "compute_capability": 10 * major + minor,
         "SIZE": size,
-        "SHARE": blocks.share,
-        "BLOCK": blocks.elements,
+        "SHARE": share,
+        "BLOCK": blocks.columns,
         "WIDE": x.dtype == jnp.float32,
     }
+    # Digit by digit from the most significant: `prefix` is what is known of the k-th largest,
+    # `wanted` its k among those that share the prefix, `above` what each share has beyond it.
     prefix = jnp.zeros((batch,), jnp.int32)
     wanted = jnp.full((batch, 1), num_kept, jnp.int32)
     above = equal = jnp.zeros((batch, shares), jnp.int32)

@@ -1,4 +1,4 @@
-"""A part of an axis that a block of threads works on, with the mask of what lies inside."""
+"""How kernels are cut: blocks of threads for a card, and the part of an axis that one works on."""
 
 from typing import Any, NamedTuple
 
@@ -6,6 +6,30 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+
+class Blocks(NamedTuple):
+    """How a kernel is cut into blocks of threads; each kernel says what its rows and columns are.
+
+    Attributes:
+      rows, columns: of the tile that a block of threads handles at a time; powers of two.
+      depth: of a product that is multiplied at a time, a power of two of at least 16.
+      parts: tiles, one below the other, of one block of threads.
+      num_warps, num_stages: of a block of threads, and of its pipeline of loads.
+      num_blocks: blocks of threads to aim at, where they share out the work.
+    """
+
+    rows: int
+    columns: int
+    depth: int = 0
+    parts: int = 1
+    num_warps: int = 4
+    num_stages: int = 1
+    num_blocks: int = 0
+
+    def compiler_params(self) -> triton.CompilerParams:
+        return triton.CompilerParams(num_warps=self.num_warps, num_stages=self.num_stages)
 
 
 class Part(NamedTuple):
@@ -31,3 +55,19 @@ class Part(NamedTuple):
     @property
     def inside(self) -> jax.Array:
         return self.indices < self.length
+
+
+def both(rows: Any, columns: Any) -> jax.Array:
+    """The mask of what lies inside, of rows and columns."""
+    return rows.inside[:, None] & columns.inside[None]
+
+
+def load(ref: Any, rows: Part, columns: Part) -> jax.Array:
+    """A tile of `ref`, zero behind the ends."""
+    return triton.load(ref.at[rows.slice, columns.slice], mask=both(rows, columns), other=0)
+
+
+def store(ref: Any, rows: Part, columns: Part, value: jax.Array) -> None:
+    """Writes a tile of `ref`, in its dtype, as far as it lies inside."""
+    at = ref.at[rows.slice, columns.slice]
+    triton.store(at, value.astype(ref.dtype), mask=both(rows, columns))

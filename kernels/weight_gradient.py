@@ -9,117 +9,72 @@ and a share of the tokens, and reads its part of dy once for both results:
 The S shares are added in their order, without atomics: the same input gives the same bits.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from pbr_jax.kernels.parts import Part
+from pbr_jax.kernels.tiles import Blocks, Part, both, load
 
-
-class Blocks(NamedTuple):
-    """How the product is cut.
-
-    Attributes:
-      tokens, rows, features: of one tile of x and dy, powers of two of at least 16.
-      num_warps, num_stages: of a block of threads, and of its pipeline of loads.
-      num_blocks: blocks of threads to aim at: as many as the card runs at a time.
-    """
-
-    tokens: int
-    rows: int
-    features: int
-    num_warps: int
-    num_stages: int
-    num_blocks: int
-
-
-# Least compute capability and bytes of an element -> blocks. Chosen by what ptxas says of them: no
-# spills, and two blocks on a multiprocessor. Nothing was timed on a GPU yet.
-_BLOCKS = {
-    ((9, 0), 2): Blocks(64, 128, 128, num_warps=8, num_stages=3, num_blocks=132),
-    ((9, 0), 4): Blocks(32, 128, 64, num_warps=4, num_stages=3, num_blocks=132),
-    ((8, 0), 2): Blocks(64, 128, 64, num_warps=4, num_stages=3, num_blocks=256),
-    ((8, 0), 4): Blocks(32, 128, 64, num_warps=4, num_stages=3, num_blocks=256),
+# Least compute capability -> bytes of an element -> blocks; rows are those of dW, the depth is
+# tokens, all powers of two of at least 16. Chosen by what ptxas says of them: no spills, and two
+# blocks on a multiprocessor, as many as the card runs at a time. Nothing was timed on a GPU yet.
+TILES = {
+    (9, 0): {
+        2: Blocks(128, 128, 64, num_warps=8, num_stages=3, num_blocks=132),
+        4: Blocks(128, 64, 32, num_warps=4, num_stages=3, num_blocks=132),
+    },
+    (8, 0): {
+        2: Blocks(128, 64, 64, num_warps=4, num_stages=3, num_blocks=256),
+        4: Blocks(128, 64, 32, num_warps=4, num_stages=3, num_blocks=256),
+    },
 }
 
 
-def blocks_for(capability: tuple[int, int] | None, dtype: jax.typing.DTypeLike) -> Blocks:
-    """The blocks for a card (None, in the interpreter: those of the oldest) and an input dtype."""
-    generation = (9, 0) if capability is not None and capability >= (9, 0) else (8, 0)
-    return _BLOCKS[generation, jnp.dtype(dtype).itemsize]
-
-
 def weight_gradient(
-    x: jax.Array,
-    dy: jax.Array,
-    columns: jax.Array | None = None,
-    *,
-    blocks: Blocks,
-    interpret: bool = False,
+    x: jax.Array, dy: jax.Array, *, blocks: Blocks, interpret: bool = False
 ) -> tuple[jax.Array, jax.Array]:
     """`dW` float32 `[K, F]` and `db` float32 `[F]`.
 
     Args:
-      x: `[T, K]`, packed; or, with `columns`, `[T, D]`, and the kernel gathers them from it, an
-        element at a time and once for every tile of features.
+      x: `[T, K]`, packed.
       dy: `[T, F]`, of the dtype of `x`: bfloat16, float16 or float32. Sums are float32; products of
         float32 have the precision of `jax.default_matmul_precision`, by default TF32 as XLA's.
-      columns: int32 `[K]`; D marks an unused slot, whose row of dW is zero.
-      blocks: see `blocks_for`.
+      blocks: of `TILES`.
       interpret: run in Pallas' interpreter.
     """
-    num_tokens, width = x.shape
+    num_tokens, num_rows = x.shape
     num_features = dy.shape[1]
-    num_rows = width if columns is None else columns.shape[0]
-    tiles = pl.cdiv(num_features, blocks.features), pl.cdiv(num_rows, blocks.rows)
-    token_tiles = pl.cdiv(num_tokens, blocks.tokens)
+    # Tiles of dW rarely fill a card, so the tokens are shared out until its blocks are all busy.
+    tiles = pl.cdiv(num_features, blocks.columns), pl.cdiv(num_rows, blocks.rows)
+    token_tiles = pl.cdiv(num_tokens, blocks.depth)
     shares = max(1, min(token_tiles, blocks.num_blocks // (tiles[0] * tiles[1])))
     steps = pl.cdiv(token_tiles, shares)
 
-    def kernel(x_ref, dy_ref, *rest):
-        *columns_ref, dw_ref, db_ref = rest
+    def kernel(x_ref, dy_ref, dw_ref, db_ref):
         share = pl.program_id(2)
-        features = Part(pl.program_id(0) * blocks.features, blocks.features, num_features)
+        features = Part(pl.program_id(0) * blocks.columns, blocks.columns, num_features)
         rows = Part(pl.program_id(1) * blocks.rows, blocks.rows, num_rows)
-        read = rows.inside
-        if columns_ref:
-            chosen = triton.load(columns_ref[0].at[rows.slice], mask=rows.inside, other=width)
-            read = chosen < width
 
+        # The tile of dW stays in registers over all tokens of the share. Tokens behind the end
+        # read as zero in x and dy, so the last share adds nothing for them.
         def add(step, totals):
             dw, db = totals
-            tokens = Part((share * steps + step) * blocks.tokens, blocks.tokens, num_tokens)
-            source = x_ref.at[tokens.slice, rows.slice]
-            if columns_ref:
-                shape = (blocks.tokens, blocks.rows)
-                source = x_ref.at[
-                    lax.broadcast_in_dim(tokens.indices, shape, (0,)),
-                    lax.broadcast_in_dim(chosen, shape, (1,)),
-                ]
-            x_part = triton.load(source, mask=tokens.inside[:, None] & read[None], other=0)
-            dy_part = triton.load(
-                dy_ref.at[tokens.slice, features.slice],
-                mask=tokens.inside[:, None] & features.inside[None],
-                other=0,
-            )
+            tokens = Part((share * steps + step) * blocks.depth, blocks.depth, num_tokens)
+            x_part, dy_part = load(x_ref, tokens, rows), load(dy_ref, tokens, features)
             dw += triton.dot(x_part, dy_part, trans_a=True)
             return dw, db + jnp.sum(dy_part.astype(jnp.float32), axis=0)
 
         zeros = (
-            jnp.zeros((blocks.rows, blocks.features), jnp.float32),
-            jnp.zeros((blocks.features,), jnp.float32),
+            jnp.zeros((blocks.rows, blocks.columns), jnp.float32),
+            jnp.zeros((blocks.columns,), jnp.float32),
         )
         dw, db = lax.fori_loop(0, steps, add, zeros)
-        triton.store(
-            dw_ref.at[share, rows.slice, features.slice],
-            dw,
-            mask=rows.inside[:, None] & features.inside[None],
-        )
+        at = dw_ref.at[share, rows.slice, features.slice]
+        triton.store(at, dw, mask=both(rows, features))
 
+        # All tiles of the same features have summed the same dy; the first of them writes it.
         @pl.when(pl.program_id(1) == 0)
         def _():
             triton.store(db_ref.at[share, features.slice], db, mask=features.inside)
@@ -131,11 +86,9 @@ def weight_gradient(
             jax.ShapeDtypeStruct((shares, num_rows, num_features), jnp.float32),
             jax.ShapeDtypeStruct((shares, num_features), jnp.float32),
         ),
-        compiler_params=triton.CompilerParams(
-            num_warps=blocks.num_warps, num_stages=blocks.num_stages
-        ),
+        compiler_params=blocks.compiler_params(),
         interpret=interpret,
-        name="weight_gradient" if columns is None else "gathered_weight_gradient",
+        name="weight_gradient",
         metadata={"flops": str(2 * num_tokens * num_rows * num_features)},
-    )(x, dy, *(() if columns is None else (columns,)))
+    )(x, dy)
     return jnp.sum(dw, axis=0), jnp.sum(db, axis=0)

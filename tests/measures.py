@@ -3,12 +3,17 @@
 import contextlib
 import functools
 import inspect
+import pathlib
+import re
+import subprocess
+import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal, jaxprs_in_params
 
+from pbr_jax.gpu import Card, require_compiler
 from pbr_jax.ops import dispatch
 
 # An op's own checks, without the annotations that conftest.py checks before them.
@@ -99,3 +104,18 @@ def equations(jaxpr):
         yield equation
         for inner in jaxprs_in_params(equation.params):
             yield from equations(inner)
+
+
+def ptx_use(ptx: str, card: Card) -> tuple[int, int]:
+    """Registers of a thread and bytes that it spills, of the one kernel in a PTX program."""
+    target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
+    assert target is not None and str(card.capability[0]) in target[1]
+    with tempfile.TemporaryDirectory() as folder:
+        program = pathlib.Path(folder, "kernel.ptx")
+        program.write_text(ptx)
+        command = [require_compiler() / "bin/ptxas", "-v", f"-arch={target[1]}", program]
+        command += ["-o", program.with_suffix(".cubin")]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    registers = re.search(r"Used (\d+) registers", said)
+    return int(registers[1]), int(spills[1]) + int(spills[2])

@@ -84,11 +84,9 @@ def gelu_derivative(u, approximate=False):
     return (8 * near - far) / (12 * h)
 
 
-def probabilities(q, k, mask=None, bias=None):
-    """Softmax of `q k^T / sqrt(head) + bias`; a query that sees no key attends to all alike."""
+def probabilities(q, k, mask=None):
+    """Softmax of `q k^T / sqrt(head)`; a query that sees no key attends to all alike."""
     scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
-    if bias is not None:
-        scores = scores + bias
     if mask is not None:
         mask = np.broadcast_to(mask, scores.shape)
         scores = np.where(mask, scores, np.where(mask.any(-1, keepdims=True), -np.inf, 0.0))
@@ -115,9 +113,9 @@ def dropout_factor(seeds, heads, queries, keys, rate):
     return (mixed(row ^ column) >= rate * 2**32) / (1 - rate)
 
 
-def attention(q, k, v, mask=None, bias=None, dropout=1.0):
+def attention(q, k, v, mask=None, dropout=1.0):
     """`dropout` is the factor of `dropout_factor`."""
-    return (probabilities(q, k, mask, bias) * dropout) @ v
+    return (probabilities(q, k, mask) * dropout) @ v
 
 
 def attention_gradients(q, k, v, p, mask, do, head, dropout=1.0):
@@ -129,19 +127,19 @@ def attention_gradients(q, k, v, p, mask, do, head, dropout=1.0):
     return ds @ k, ds.swapaxes(-1, -2) @ q, (p * dropout).swapaxes(-1, -2) @ do
 
 
-def dense_attention_gradients(q, k, v, mask, do, bias=None, dropout=1.0):
-    p = probabilities(q, k, mask, bias)
+def dense_attention_gradients(q, k, v, mask, do, dropout=1.0):
+    p = probabilities(q, k, mask)
     return attention_gradients(q, k, v, p, mask, do, q.shape[-1], dropout)
 
 
-def pruned_attention_gradients(q, k, v, mask, do, keep, stored=np.float16, bias=None, dropout=1.0):
+def pruned_attention_gradients(q, k, v, mask, do, keep, stored=np.float16, dropout=1.0):
     """BackRazor: q, k, v and the true probabilities before dropout, each pruned per sample."""
-    p = probabilities(q, k, mask, bias)
+    p = probabilities(q, k, mask)
     saved = (largest_elements(a, keep, stored) for a in (q, k, v, p))
     return attention_gradients(*saved, mask, do, q.shape[-1], dropout)
 
 
-def sparse_attention_gradients(q, k, v, mask, do, num_kept, bias=None, dropout=1.0):
+def sparse_attention_gradients(q, k, v, mask, do, num_kept, dropout=1.0):
     """PreBackRazor++: whole channels per head; the probabilities are those of the pruned q and k.
 
     Channels of q and k are shared and go by the sample mean of |q_c|^2 |k_c|^2, those of v by that
@@ -157,7 +155,7 @@ def sparse_attention_gradients(q, k, v, mask, do, num_kept, bias=None, dropout=1
     shared = ((q**2).sum(2) * (k**2).sum(2)).mean(0)
     q, k, v = prune(q, shared), prune(k, shared), prune(v, (v**2).sum(2).mean(0))
     # Zeroed channels drop out of q k^T; the scale stays that of the full head.
-    p = probabilities(q, k, mask, bias)
+    p = probabilities(q, k, mask)
     return attention_gradients(q, k, v, p, mask, do, head, dropout)
 
 

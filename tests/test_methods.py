@@ -7,6 +7,7 @@ import pytest
 from pbr_jax import methods, plans, pruning
 from pbr_jax.configs import common
 from pbr_jax.plans import Keep
+from pbr_jax.settings import rules
 
 # What a block keeps: linear inputs, LayerNorm, attention, GELU, and whether it is run again; who
 # chooses columns.

@@ -8,6 +8,10 @@ boost clock. A driver keeps part of the memory for itself, more of it in newer v
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +157,15 @@ def find_card(name: str) -> Card:
     nearest = difflib.get_close_matches(key, CARDS, n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     raise ValueError(f"name = {name!r}: no such card; {hint}Known cards: {', '.join(CARDS)}")
+
+
+def for_capability(table: Mapping[tuple[int, int], T], capability: tuple[int, int] | None) -> T:
+    """The entry of `table` of the latest compute capability that a card has reached.
+
+    A card older than all of them takes the oldest, and so does one of unknown capability.
+    """
+    reached = [least for least in table if capability is not None and least <= capability]
+    return table[max(reached, default=min(table))]
 
 
 def target_config(card: Card) -> str:

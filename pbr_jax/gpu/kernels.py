@@ -6,7 +6,6 @@ GPU.
 
 import pathlib
 import re
-import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -37,7 +36,7 @@ _COUNTER = re.compile(r"_+\d+$")  # which XLA puts behind a name that is taken
 
 
 class KernelUse(NamedTuple):
-    """What one launch of a kernel takes of the card.
+    """Resources of one launch of a kernel.
 
     Attributes:
       name: of the kernel.
@@ -103,22 +102,3 @@ def kernel_use(
             )
         )
     return found
-
-
-def ptx_use(ptx: str, card: Card) -> tuple[int, int]:
-    """Registers of a thread and bytes that it spills, of the one kernel in a PTX program.
-
-    Raises:
-      GpuCompilerMissing: as `compile_for`.
-    """
-    ptxas = require_compiler() / "bin/ptxas"
-    target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
-    assert target is not None and str(card.capability[0]) in target[1]
-    with tempfile.TemporaryDirectory() as folder:
-        program = pathlib.Path(folder, "kernel.ptx")
-        program.write_text(ptx)
-        command: list[str | pathlib.Path] = [ptxas, "-v", f"-arch={target[1]}", program]
-        command += ["-o", program.with_suffix(".cubin")]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    (found,) = _PTXAS.finditer(done.stderr)
-    return int(found["registers"]), int(found["stores"]) + int(found["loads"])

@@ -1,4 +1,4 @@
-"""What a compiled function runs on the GPU: each kernel, the bytes it moves and its arithmetic.
+"""Launches of a compiled function: each kernel, the bytes it moves and its arithmetic.
 
 Read from the optimised HLO: it needs no GPU and says what was compiled, not what was meant. Bytes
 are those that a kernel has to move: of a buffer that it slices or updates in place only the part
@@ -145,7 +145,7 @@ def _path(instruction: _Instruction) -> str:
 
 
 def _fusion_bytes(fused: dict[str, _Instruction]) -> int:
-    """What a fused computation reads of its parameters and writes as its results."""
+    """Bytes that a fused computation reads of its parameters and writes as its results."""
     users: dict[str, list[_Instruction]] = {}
     for instruction in fused.values():
         for operand in instruction.operands:

@@ -43,24 +43,25 @@ class Settings(NamedTuple):
 
     def implementation_for(self, x: jax.Array, visibility: Visibility) -> ModuleType:
         """The module whose `attend` and `attend_gradients` run for q, k, v like `x`."""
-        offers: dict[Implementation, dispatch.Offer] = {
-            "triton": dispatch.Offer(self._refusal(x, visibility))
-        }
-        if dispatch.choose("attention", self.implementation, offers) == "xla":
+        if KERNEL.choose(self.implementation, self.kind, x, visibility) == "xla":
             return attention_xla
         from pbr_jax.ops import attention_triton  # Pallas takes long to import
 
         return attention_triton
 
-    def _refusal(self, x: jax.Array, visibility: Visibility) -> str | None:
-        """Why the kernels cannot take q, k, v like `x`, `[B, H, N, head]`, or None."""
-        if x.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
-            return f"dtype = {x.dtype}: must be float32, bfloat16 or float16"
-        if x.shape[-1] > _LARGEST_HEAD:
-            return f"head = {x.shape[-1]}: must be at most {_LARGEST_HEAD}"
-        if visibility.mask is not None:
-            return "mask is an N x N pattern; give lengths, segment_ids or causal"
-        return plans.kind("attention", self.kind).kernel_refusal
+
+def _refusal(kind: str, x: jax.Array, visibility: Visibility) -> str | None:
+    """Why the kernels cannot take q, k, v like `x`, `[B, H, N, head]`, or None."""
+    if refusal := plans.kind("attention", kind).kernel_refusal:
+        return refusal
+    if x.shape[-1] > _LARGEST_HEAD:
+        return f"head = {x.shape[-1]}: must be at most {_LARGEST_HEAD}"
+    if visibility.mask is not None:
+        return "mask is an N x N pattern; give lengths, segment_ids or causal"
+    return dispatch.unfit(math.inf, q=x)
+
+
+KERNEL = dispatch.Kernel("attention", _refusal)
 
 
 def forward(qkv, visibility: Visibility, settings: Settings) -> tuple[jax.Array, Any]:

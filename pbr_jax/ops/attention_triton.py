@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from pbr_jax.kernels import attention_backward, attention_blocks, attention_forward
 from pbr_jax.kernels.attention_arguments import Rules, Visibility
-from pbr_jax.kernels.attention_tiles import Blocks
+from pbr_jax.kernels.attention_launch import Arrays
+from pbr_jax.kernels.tiles import Blocks
 from pbr_jax.ops import dispatch
 
 
@@ -16,10 +17,7 @@ def attend(
 ) -> tuple[jax.Array, jax.Array]:
     """Output `[B, H, N, head]` and log-sum-exp `[B, H, N]` (float32) of softmax attention."""
     return attention_forward.attention_forward(
-        q,
-        k,
-        v,
-        visibility,
+        Arrays(q, k, v, visibility=visibility),
         rules=rules,
         blocks=_blocks("forward", v),
         interpret=dispatch.interpreting(),
@@ -46,30 +44,18 @@ def attend_gradients(
     options: Any = {"rules": rules, "interpret": dispatch.interpreting()}
     rows = attention_blocks.blocks_for_rows(k.shape[2], k.shape[3], k.dtype.itemsize)
     if out_lse is None and rows is not None:
-        dq, lse, delta = attention_backward.query_gradient_of_rows(
-            q, k, v, do_v, visibility, blocks=rows, **options
-        )
+        arrays = Arrays(q, k, v, do_v, visibility=visibility)
+        dq, lse, delta = attention_backward.query_gradient_of_rows(arrays, blocks=rows, **options)
     else:
         out, lse = attend(q, k, v, visibility, rules) if out_lse is None else out_lse
         delta = jnp.sum(do_v.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-        dq = attention_backward.query_gradient(
-            q, k, v, do_v, lse, delta, visibility, blocks=_blocks("queries", v), **options
-        )
-    dk, dv = attention_backward.key_gradients(
-        q,
-        k,
-        v,
-        do,
-        lse,
-        delta,
-        visibility,
-        do_for_v=do_for_v,
-        blocks=_blocks("keys", do),
-        **options,
-    )
+        arrays = Arrays(q, k, v, do_v, None, lse, delta, visibility)
+        dq = attention_backward.query_gradient(arrays, blocks=_blocks("queries", v), **options)
+    arrays = Arrays(q, k, v, do, do_for_v, lse, delta, visibility)
+    dk, dv = attention_backward.key_gradients(arrays, blocks=_blocks("keys", do), **options)
     return dq, dk, dv
 
 
-def _blocks(part: attention_blocks.Part, x: jax.Array) -> Blocks:
+def _blocks(part: attention_blocks.Pass, x: jax.Array) -> Blocks:
     capability = dispatch.target().capability
     return attention_blocks.blocks_for(part, capability, x.shape[-1], x.dtype.itemsize)

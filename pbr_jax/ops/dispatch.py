@@ -9,16 +9,19 @@ or else for JAX's default device.
 import contextlib
 import contextvars
 import importlib.util
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from pbr_jax.gpu.cards import CARDS
+from pbr_jax.gpu.cards import CARDS, for_capability
 from pbr_jax.gpu.compile import compiling_for
 from pbr_jax.plans import IMPLEMENTATIONS, Implementation
 
 _TRITON_NEEDS = (8, 0)
+_warned: set[str] = set()  # ops of this process whose kernels a mesh has turned off
 _interpreted: contextvars.ContextVar[bool] = contextvars.ContextVar("interpreted", default=False)
 
 
@@ -38,66 +41,102 @@ class Target(NamedTuple):
     num_devices: int = 1
 
 
-class Offer(NamedTuple):
-    """A kernel that an op could call.
+class Kernel(NamedTuple):
+    """A kernel that stands beside an op of XLA.
 
     Attributes:
-      refusal: why it cannot take these arrays ("head = 96: must be a power of two"), or None.
-      preferred: whether it goes before XLA where the user names no implementation.
+      op: the op as errors call it.
+      refusal: `refusal(*args)` is why it cannot take these arguments ("head = 96: must be a power
+        of two"), or None.
+      tiles: how it is cut, by the least compute capability, see `for_capability`.
+      preferred: `preferred(*args)` is whether it goes before XLA where none is named.
+      implementation: the name that asks for it.
     """
 
-    refusal: str | None = None
-    preferred: bool = True
+    op: str
+    refusal: Callable[..., str | None]
+    tiles: Mapping[tuple[int, int], Any] = {}
+    preferred: Callable[..., bool] = lambda *args: True
+    implementation: Implementation = "triton"
+
+    def choose(self, implementation: Implementation | None, *args: Any) -> Implementation:
+        """The implementation that the op shall run for `args`, of which only shapes are read.
+
+        Where kernels are left out only because the mesh has several devices, it warns, once for
+        each op.
+
+        Raises:
+          ValueError: `implementation` names one that does not exist, that the op does not have,
+            that the device cannot run or that refuses `args`.
+        """
+        where, refusal = target(), self.refusal(*args)
+        # Without a name the kernel has to be fit, first choice and able to run, or XLA runs.
+        if implementation is None:
+            if refusal or not self.preferred(*args):
+                return "xla"
+            if not _unavailable(self.implementation, where):
+                return self.implementation
+            if not _unavailable(self.implementation, where._replace(num_devices=1)):
+                _warn_of_mesh(self.op, where)
+            return "xla"
+        # A name is taken at its word, whatever the first choice would be.
+        if implementation not in IMPLEMENTATIONS:
+            raise ValueError(
+                f"implementation = {implementation!r}: must be one of {', '.join(IMPLEMENTATIONS)}"
+            )
+        if implementation == "xla":
+            return "xla"
+        if implementation != self.implementation:
+            raise ValueError(
+                f"implementation = {implementation!r}: {self.op} has xla, {self.implementation};"
+                " name one of these, or none to let the device decide"
+            )
+        reason = refusal or _unavailable(implementation, where, interpreting())
+        if reason:
+            raise ValueError(
+                f"implementation = {implementation!r} of {self.op}: {reason}; name xla, or none to"
+                " let the device decide"
+            )
+        return implementation
+
+    def cut(self) -> Any:
+        """The entry of `tiles` for the device that the caller is traced for."""
+        return for_capability(self.tiles, target().capability)
 
 
-def choose(
-    op: str,
-    implementation: Implementation | None,
-    offers: Mapping[Implementation, Offer],
-) -> Implementation:
-    """The implementation that `op` shall run.
+def unfit(limit: float = 2**31, **arrays: Any) -> str | None:
+    """Why no kernel takes these arrays, or their shapes, by the name of each; or None.
 
     Args:
-      op: as it is called in an error.
-      implementation: what the user asked for.
-      offers: kernels of the op for these shapes and dtypes, best first.
-
-    Raises:
-      ValueError: `implementation` names one that does not exist, that the op does not have, that
-        the device cannot run or that refuses the arrays.
+      limit: elements from which on a kernel could not count them.
     """
-    where = target()
-    if implementation is None:
-        for name, offer in offers.items():
-            if offer.preferred and not (offer.refusal or _unavailable(name, where)):
-                return name
-        return "xla"
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"implementation = {implementation!r}: must be one of {', '.join(IMPLEMENTATIONS)}"
-        )
-    if implementation == "xla":
-        return "xla"
-    if implementation not in offers:
-        raise ValueError(
-            f"implementation = {implementation!r}: {op} has {', '.join(['xla', *offers])};"
-            " name one of these, or none to let the device decide"
-        )
-    reason = offers[implementation].refusal or _unavailable(implementation, where, interpreting())
-    if reason:
-        raise ValueError(
-            f"implementation = {implementation!r} of {op}: {reason}; name xla, or none to let the"
-            " device decide"
-        )
-    return implementation
+    for name, array in arrays.items():
+        if array.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
+            return f"{name} has dtype {array.dtype}: must be bfloat16, float16 or float32"
+        if not 0 < array.size < limit:
+            return f"{name} has {array.size} elements: must be at least 1 and fewer than 2^31"
+    return None
+
+
+def _warn_of_mesh(op: str, where: Target) -> None:
+    if op in _warned:
+        return
+    _warned.add(op)
+    warnings.warn(
+        f"{op} runs by XLA: its kernel runs on one device, and the mesh has {where.num_devices};"
+        " use a mesh of one device to run the kernel, or name implementation='xla' to silence this",
+        stacklevel=3,
+    )
 
 
 def target() -> Target:
     """The device that the caller is traced for."""
+    # Around `compile_for` the default device is this machine's, not the one that is compiled for.
     card = compiling_for()
     if card is not None:
         return Target("gpu", card.description, card.capability)
     mesh = jax.sharding.get_abstract_mesh()
+    # A mesh may describe a device that is not there.
     described = mesh.abstract_device
     if described is not None:
         known = (

@@ -10,11 +10,20 @@ from pbr_jax import plans
 from pbr_jax.kernels import gelu as kernel
 from pbr_jax.ops import dispatch, gelu_codes, pair, residuals
 from pbr_jax.ops.arrays import sample_keys
-from pbr_jax.ops.dispatch import Offer
 from pbr_jax.plans import Implementation
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 _CUBIC = 0.044715
+
+
+def _refusal(u: jax.Array | jax.ShapeDtypeStruct, keys: jax.Array | None) -> str | None:
+    if keys is not None:
+        return "it rounds codes to the nearest level only, and these are rounded at random"
+    return dispatch.unfit(u=u)
+
+
+KERNEL = dispatch.Kernel("gelu", _refusal, kernel.TILES)
+"""Kernel of a GELU that keeps codes; chosen for u and the keys that round them."""
 
 
 def value(u: jax.Array, *, approximate: bool = False) -> jax.Array:
@@ -60,14 +69,13 @@ def forward(
       ValueError: the named implementation cannot run.
     """
     bits = plans.kind("gelu", kind).bits
-    if bits and choose(u, keys, implementation) == "triton":
+    if bits and KERNEL.choose(implementation, u, keys) == "triton":
         a, planes, packed = kernel.gelu(
             u.reshape(-1, u.shape[-1]),
             gelu_codes.nearest_steps(bits, approximate),
-            bits,
             columns,
             approximate=approximate,
-            blocks=kernel.blocks_for(dispatch.target().capability, u.dtype),
+            blocks=KERNEL.cut()[u.dtype.itemsize],
             interpret=dispatch.interpreting(),
         )
         leading = u.shape[:-1]
@@ -77,22 +85,6 @@ def forward(
     a = value(u, approximate=approximate)
     packed = None if columns is None else residuals.take_columns(a, columns)
     return a, plans.kind("gelu", kind).save(u, approximate=approximate, keys=keys), packed
-
-
-def choose(
-    u: jax.Array | jax.ShapeDtypeStruct,
-    keys: jax.Array | None,
-    implementation: Implementation | None,
-) -> Implementation:
-    """The implementation of a GELU that keeps codes of `u`."""
-    refusal = None
-    if keys is not None:
-        refusal = "it rounds codes to the nearest level only, and these are rounded at random"
-    elif u.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
-        refusal = f"u has dtype {u.dtype}: must be bfloat16, float16 or float32"
-    elif not 0 < u.size < 2**31:
-        refusal = f"u has {u.size} elements: must be at least 1 and fewer than 2^31"
-    return dispatch.choose("gelu", implementation, {"triton": Offer(refusal)})
 
 
 def gelu_pair(

@@ -29,7 +29,9 @@ _GRID = 768  # candidate positions of a level
 def gelu_derivative(u: np.ndarray, approximate: bool) -> np.ndarray:
     """The derivative in float64.
 
-    NumPy, since it may be needed while JAX traces for a device that is not there.
+    NumPy, since it may be needed while JAX traces for a device that is not there. Not shared with
+    `ops.gelu`: some codebooks of the tanh form have a mirror image of the same cost, and another
+    order of the operations would choose that.
     """
     if approximate:
         t = np.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3))
@@ -109,7 +111,7 @@ def nearest_steps(bits: int, approximate: bool) -> Steps:
         found += zip(cuts, np.where(above[before], -1, 1), strict=True)
     cuts, by = zip(*sorted(found), strict=True)
     first = int(np.argmin(np.abs(levels)))  # far to the left the derivative is 0
-    return Steps(first, tuple(float(np.float32(cut)) for cut in cuts), tuple(map(int, by)))
+    return Steps(bits, first, tuple(float(np.float32(cut)) for cut in cuts), tuple(map(int, by)))
 
 
 def nearest(u: jax.Array, bits: int, approximate: bool) -> jax.Array:

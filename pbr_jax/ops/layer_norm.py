@@ -10,7 +10,6 @@ from pbr_jax import plans
 from pbr_jax.kernels import layer_norm as kernel
 from pbr_jax.ops import dispatch, pair
 from pbr_jax.ops.arrays import as_row
-from pbr_jax.ops.dispatch import Offer
 from pbr_jax.plans import Implementation
 
 
@@ -45,23 +44,21 @@ class Settings(NamedTuple):
     implementation: Implementation | None = None
 
 
-def choose(x: jax.Array | jax.ShapeDtypeStruct, settings: Settings) -> Implementation:
-    """The implementation of both passes, for an input or a cotangent `x`."""
-    refusal, kind = None, plans.kind("layer_norm", settings.kind)
-    if kind.kernel_refusal:
-        refusal = kind.kernel_refusal
-    elif x.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
-        refusal = f"x has dtype {x.dtype}: must be bfloat16, float16 or float32"
-    elif x.shape[-1] > kernel.LARGEST_WIDTH:
-        refusal = f"x has D = {x.shape[-1]}: must be at most {kernel.LARGEST_WIDTH}"
-    elif not 0 < x.size < 2**31:
-        refusal = f"x has {x.size} elements: must be at least 1 and fewer than 2^31"
-    return dispatch.choose("layer_norm", settings.implementation, {"triton": Offer(refusal)})
+def _refusal(x: jax.Array | jax.ShapeDtypeStruct, kind: str) -> str | None:
+    if refusal := plans.kind("layer_norm", kind).kernel_refusal:
+        return refusal
+    if x.shape[-1] > kernel.LARGEST_WIDTH:
+        return f"x has D = {x.shape[-1]}: must be at most {kernel.LARGEST_WIDTH}"
+    return dispatch.unfit(x=x)
+
+
+KERNEL = dispatch.Kernel("layer_norm", _refusal, kernel.TILES)
+"""Kernels of both passes; chosen for an input or a cotangent and the kind of residual."""
 
 
 def forward(params: dict, x: jax.Array, settings: Settings) -> tuple[jax.Array, Any]:
     """The output and the residual that `settings.kind` names."""
-    if choose(x, settings) == "triton":
+    if KERNEL.choose(settings.implementation, x, settings.kind) == "triton":
         return _forward_kernel(params, x, settings)
     x_hat, mean, rstd = normalize(x, settings.epsilon)
     y = affine(x_hat, params, x.dtype)
@@ -73,7 +70,7 @@ def backward(
     params: dict, residual: Any, dy: jax.Array, settings: Settings, skip: jax.Array | None = None
 ) -> tuple[dict, jax.Array]:
     """`{scale, bias}` and `dx`, plus `skip`, the cotangent of a residual connection around it."""
-    if choose(dy, settings) == "triton":
+    if KERNEL.choose(settings.implementation, dy, settings.kind) == "triton":
         return _backward_kernel(params, residual, dy, settings, skip)
     kind = plans.kind("layer_norm", settings.kind)
     x_hat, rstd = kind.restore(residual, dy.shape, dy.dtype)
@@ -92,30 +89,31 @@ def backward(
 
 def _forward_kernel(params: dict, x: jax.Array, settings: Settings) -> tuple[jax.Array, Any]:
     kind = plans.kind("layer_norm", settings.kind)
-    y, x_hat, rstd = kernel.forward(
+    y, x_hat, rstd, scales = kernel.forward(
         _flat(x),
         params["scale"].astype(jnp.float32),
         params["bias"].astype(jnp.float32),
         epsilon=settings.epsilon,
         int8=kind.eight_bits,
-        blocks=kernel.blocks_for(dispatch.target().capability),
+        blocks=KERNEL.cut(),
         interpret=dispatch.interpreting(),
     )
     # The kernels number the tokens; residuals have the leading axes of x.
-    residual = kind.from_kernel(x_hat, rstd)
+    residual = kind.from_kernel(x_hat, rstd, scales)
     residual = jax.tree.map(lambda a: a.reshape(*x.shape[:-1], -1), residual)
     return y.reshape(x.shape), residual
 
 
 def _backward_kernel(params, residual, dy, settings, skip) -> tuple[dict, jax.Array]:
-    x_hat = plans.kind("layer_norm", settings.kind).for_kernel(residual)
+    x_hat, scales = plans.kind("layer_norm", settings.kind).for_kernel(residual)
     dx, dscale, dbias = kernel.backward(
         _flat(dy),
-        jax.tree.map(_flat, x_hat),
+        _flat(x_hat),
         residual.rstd.reshape(-1),
         params["scale"].astype(jnp.float32),
         None if skip is None else _flat(skip),
-        blocks=kernel.blocks_for(dispatch.target().capability),
+        None if scales is None else _flat(scales),
+        blocks=KERNEL.cut(),
         interpret=dispatch.interpreting(),
     )
     grads = {

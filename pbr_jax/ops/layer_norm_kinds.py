@@ -38,12 +38,12 @@ class LayerNormKind:
         """Float32 `(x_hat, rstd)` as the backward pass sees them, for x of that shape and dtype."""
         raise NotImplementedError
 
-    def from_kernel(self, x_hat: Any, rstd: jax.Array) -> Any:
+    def from_kernel(self, x_hat: jax.Array, rstd: jax.Array, scales: jax.Array | None) -> Any:
         """The residual out of the results of `kernel.forward`."""
         raise NotImplementedError
 
-    def for_kernel(self, residual: Any) -> Any:
-        """The normalised input as `kernel.backward` takes it."""
+    def for_kernel(self, residual: Any) -> tuple[jax.Array, jax.Array | None]:
+        """The normalised input and its scales, as `kernel.backward` takes them."""
         raise NotImplementedError
 
     def searched_channels(self, width: int) -> int:
@@ -71,11 +71,11 @@ class Dense(LayerNormKind):
     def restore(self, residual, shape, dtype):
         return residual.x_hat.astype(jnp.float32), residual.rstd
 
-    def from_kernel(self, x_hat, rstd):
+    def from_kernel(self, x_hat, rstd, scales):
         return Normalized(x_hat, rstd)
 
     def for_kernel(self, residual):
-        return residual.x_hat
+        return residual.x_hat, None
 
     def saved_bytes(self, shape, dtype, keep):
         tokens, width = math.prod(shape[:-1]), shape[-1]
@@ -105,11 +105,11 @@ class Int8(LayerNormKind):
     def restore(self, residual, shape, dtype):
         return dequantize(residual.codes, residual.scales), residual.rstd
 
-    def from_kernel(self, x_hat, rstd):
-        return Quantized(x_hat.codes, x_hat.scales, rstd)
+    def from_kernel(self, x_hat, rstd, scales):
+        return Quantized(x_hat, scales, rstd)
 
     def for_kernel(self, residual):
-        return kernel.Int8(residual.codes, residual.scales)
+        return residual.codes, residual.scales
 
     def saved_bytes(self, shape, dtype, keep):
         tokens, width = math.prod(shape[:-1]), shape[-1]

@@ -84,7 +84,10 @@ def parameter_gradients(params: dict, residual: Any, dy: jax.Array, settings: Se
         return zeros, _if_active(active.get("bias"), bias_gradient)
 
     # XLA makes both gradients by themselves; a kernel makes them in one pass over dy.
-    if weight_gradient.choose(jax.eval_shape(restored), dy, settings.implementation) == "xla":
+    if (
+        weight_gradient.KERNEL.choose(settings.implementation, jax.eval_shape(restored), dy)
+        == "xla"
+    ):
         dw = _if_active(active.get("kernel"), kernel_gradient)
         db = _if_active(active.get("bias"), bias_gradient)
     else:
@@ -117,7 +120,7 @@ def linear_pair(settings: Settings) -> pair.Pair:
         residual = save_input(x, params, settings)
         # A refusal of the backward pass is better now than when it is used.
         restored = jax.eval_shape(lambda: kind.restore(residual, x.shape, y.dtype))
-        weight_gradient.choose(restored, y, settings.implementation)
+        weight_gradient.KERNEL.choose(settings.implementation, restored, y)
         return y, residual
 
     def backward(params, residual, aux, dy):

@@ -11,18 +11,32 @@ not measured: nothing was timed on a GPU yet; docs/kernels.md has the figures.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from pbr_jax import plans
 from pbr_jax.kernels import linear_gelu as kernel
+from pbr_jax.kernels import linear_tiles
+from pbr_jax.kernels.tiles import Blocks
 from pbr_jax.ops import dispatch, gelu, gelu_codes, linear
-from pbr_jax.ops.dispatch import Offer
 from pbr_jax.plans import Implementation
 
 _HOPPER = (9, 0)
-_LARGEST = 2**31  # elements that a kernel can count
+
+
+def _refusal(x: Any, num_features: int, kind: str, keys: jax.Array | None) -> str | None:
+    u = jax.ShapeDtypeStruct((*x.shape[:-1], num_features), x.dtype)
+    return gelu.KERNEL.refusal(u, keys) or dispatch.unfit(x=x)
+
+
+def _preferred(x: Any, num_features: int, kind: str, keys: jax.Array | None) -> bool:
+    return plans.kind("gelu", kind).bits > 0 and (dispatch.target().capability or _HOPPER) < _HOPPER
+
+
+KERNEL = dispatch.Kernel("linear_gelu", _refusal, linear_tiles.TILES, _preferred)
+"""Both kernels; chosen for an input `[..., D]`, F, the kind of residual and keys that round it."""
 
 
 def forward(
@@ -48,9 +62,7 @@ def forward(
     Raises:
       ValueError: the named implementation cannot run.
     """
-    refusal = "it rounds codes to the nearest level only, and these are rounded at random"
-    chosen = choose(x, w.shape[1], kind, implementation, refusal if keys is not None else None)
-    if chosen == "xla":
+    if KERNEL.choose(implementation, x, w.shape[1], kind, keys) == "xla":
         u = linear.project(x, w, bias)
         return gelu.forward(
             u,
@@ -66,10 +78,9 @@ def forward(
         w.astype(x.dtype),
         bias,
         gelu_codes.nearest_steps(bits, approximate) if bits else None,
-        bits,
         columns,
         approximate=approximate,
-        blocks=kernel.blocks_for(dispatch.target().capability, x.dtype, w.shape[1]),
+        blocks=_blocks(x.dtype, w.shape[1]),
         interpret=dispatch.interpreting(),
     )
 
@@ -104,7 +115,7 @@ def input_gradient(
       ValueError: the named implementation cannot run.
     """
     gelu_kind = plans.kind("gelu", kind)
-    if choose(dy, w.shape[0], kind, implementation) == "xla":
+    if KERNEL.choose(implementation, dy, w.shape[0], kind, None) == "xla":
         da = linear.input_gradient(dy, w)
         return da * gelu_kind.restore(residual, da, approximate=approximate, stochastic=stochastic)
     levels = None
@@ -117,25 +128,11 @@ def input_gradient(
         residual.reshape(rows, *residual.shape[dy.ndim - 1 :]),
         levels,
         approximate=approximate,
-        blocks=kernel.blocks_for(dispatch.target().capability, dy.dtype, w.shape[0]),
+        blocks=_blocks(dy.dtype, w.shape[0]),
         interpret=dispatch.interpreting(),
     )
     return du.reshape(*dy.shape[:-1], w.shape[0])
 
 
-def choose(
-    x: jax.Array | jax.ShapeDtypeStruct,
-    num_features: int,
-    kind: str,
-    implementation: Implementation | None,
-    refusal: str | None = None,
-) -> Implementation:
-    """The implementation for an input `[..., D]` and F features."""
-    size = math.prod(x.shape[:-1]) * max(num_features, x.shape[-1])
-    if refusal is None and x.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
-        refusal = f"its input has dtype {x.dtype}: must be bfloat16, float16 or float32"
-    elif refusal is None and not 0 < size < _LARGEST:
-        refusal = f"it would have {size} elements: must be at least 1 and fewer than 2^31"
-    older = (dispatch.target().capability or _HOPPER) < _HOPPER
-    offer = Offer(refusal, preferred=older and plans.kind("gelu", kind).bits > 0)
-    return dispatch.choose("linear_gelu", implementation, {"triton": offer})
+def _blocks(dtype: jax.typing.DTypeLike, num_features: int) -> Blocks:
+    return linear_tiles.for_features(KERNEL.cut()[jnp.dtype(dtype).itemsize], num_features)

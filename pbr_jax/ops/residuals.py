@@ -148,7 +148,7 @@ def pack_elements(
     k = _num_kept(size, keep)
     dtype = jnp.dtype(dtype or x.dtype)
     largest = min(float(jnp.finfo(dtype).max), float(jnp.finfo(x.dtype).max))
-    if choose_packing(flat, implementation) == "jax_triton":
+    if KERNEL.choose(implementation, flat) == "jax_triton":
         from pbr_jax.kernels import select_elements
 
         capability = dispatch.target().capability
@@ -171,16 +171,14 @@ def pack_elements(
     return Elements(bits, values)
 
 
-def choose_packing(
-    x: jax.Array | jax.ShapeDtypeStruct, implementation: Implementation | None
-) -> Implementation:
-    """The implementation of `pack_elements` for `[B, M]`."""
-    refusal = None
-    if x.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
-        refusal = f"x has dtype {x.dtype}: must be bfloat16, float16 or float32"
-    elif not 0 < x.shape[1] < 2**30 or not x.shape[0]:
-        refusal = f"x has shape {x.shape}: must hold 1 to 2^30 elements per sample"
-    return dispatch.choose("elements", implementation, {"jax_triton": dispatch.Offer(refusal)})
+def _refusal(x: jax.Array | jax.ShapeDtypeStruct) -> str | None:
+    if not 0 < x.shape[1] < 2**30 or not x.shape[0]:
+        return f"x has shape {x.shape}: must hold 1 to 2^30 elements per sample"
+    return dispatch.unfit(math.inf, x=x)
+
+
+KERNEL = dispatch.Kernel("elements", _refusal, implementation="jax_triton")
+"""Kernels of `pack_elements`; chosen for `[B, M]`."""
 
 
 def unpack_elements(

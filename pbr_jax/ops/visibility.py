@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pbr_jax.kernels import dropout_bits
-from pbr_jax.kernels.attention_arguments import HIDDEN, Visibility
+from pbr_jax.kernels.attention_arguments import Visibility
 
 
 def dropout_seeds(keys: jax.Array) -> jax.Array:
@@ -17,7 +17,8 @@ def dropout_seeds(keys: jax.Array) -> jax.Array:
 def visible(
     visibility: Visibility, rows: jax.Array, num_keys: int, causal: bool
 ) -> jax.Array | None:
-    """Bool, broadcasts to `[B, H, n, M]`: which keys the queries `rows`, int32 `[n]`, see."""
+    """Keys that the queries `rows`, int32 `[n]`, see: bool, broadcasts to `[B, H, n, M]`."""
+    # Of each entry only the part of these queries; what no entry narrows stays broadcastable.
     keys = jnp.arange(num_keys, dtype=jnp.int32)
     parts = []
     if visibility.mask is not None:
@@ -29,8 +30,6 @@ def visible(
         ids = visibility.segment_ids
         own = jnp.take(ids, rows, axis=1, mode="clip")
         parts.append(own[:, None, :, None] == ids[:, None, None, :])
-    if visibility.key_bias is not None:
-        parts.append(visibility.key_bias[:, None, None] > HIDDEN / 10)
     if causal:
         parts.append((keys[None] <= rows[:, None])[None, None])
     return functools.reduce(jnp.logical_and, parts) if parts else None
@@ -39,9 +38,10 @@ def visible(
 def dropout_factor(
     seeds: jax.Array, num_heads: int, rows: jax.Array, num_keys: int, rate: float
 ) -> jax.Array:
-    """float32 `[B, H, n, M]`: 0 where a probability is dropped, else `1 / (1 - rate)`."""
+    """0 where a probability is dropped, else `1 / (1 - rate)`; float32 `[B, H, n, M]`."""
     heads = jnp.arange(num_heads, dtype=jnp.uint32)
     first, second = seeds[:, 0], seeds[:, 1]
+    # The kernels compute the same bits; a part of the rows draws what the whole would.
     of_query = dropout_bits.query_bits(
         first[:, None, None], heads[None, :, None], rows[None, None, :]
     )
@@ -64,7 +64,6 @@ def check(visibility: Visibility, full: tuple[int, ...], causal: bool) -> None:
     for name, dtype, shape, axes in (
         ("lengths", jnp.int32, (batch,), "[B]"),
         ("segment_ids", jnp.int32, (batch, num_queries), "[B, N]"),
-        ("key_bias", jnp.float32, (batch, num_keys), "[B, M]"),
         ("seeds", jnp.uint32, (batch, 2), "[B, 2]"),
     ):
         array = getattr(visibility, name)

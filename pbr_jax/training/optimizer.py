@@ -175,7 +175,7 @@ def update_rows(
       ValueError: the named implementation cannot run.
     """
     selected = [leaf for leaf in jax.tree.leaves(rows, is_leaf=_is_rows) if isinstance(leaf, Rows)]
-    if selected and _choose(optimizer, params, implementation) == "triton":
+    if selected and ROW_UPDATE.choose(implementation, optimizer, params) == "triton":
         return _update_in_place(optimizer, grads, opt_state, params, rows, apply)
     tx = optimizer.tx
     # The same tree for the optimizer state: moments follow their parameter, counters are whole.
@@ -205,16 +205,16 @@ def _squared_norms(grad: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(grad.astype(jnp.float32)), axis=tuple(range(1, grad.ndim)))
 
 
-def _choose(
-    optimizer: Optimizer, params: PyTree, implementation: Implementation | None
-) -> Implementation:
-    refusal = None
+def _refusal(optimizer: Optimizer, params: PyTree) -> str | None:
     dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(params)}
     if optimizer.rule is None:
-        refusal = "it knows the optimizers of make_optimizer, and this is another"
-    elif dtypes != {"float32"}:
-        refusal = f"parameters are {', '.join(sorted(dtypes))}: must be float32"
-    return dispatch.choose("the optimizer", implementation, {"triton": dispatch.Offer(refusal)})
+        return "it knows the optimizers of make_optimizer, and this is another"
+    if dtypes != {"float32"}:
+        return f"parameters are {', '.join(sorted(dtypes))}: must be float32"
+    return None
+
+
+ROW_UPDATE = dispatch.Kernel("the optimizer", _refusal)
 
 
 def _update_in_place(optimizer: Optimizer, grads, opt_state, params, rows, apply) -> Updated:

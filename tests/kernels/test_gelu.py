@@ -12,12 +12,14 @@ from fakes import quick_jit
 from measures import as_jax, assert_close, normal, relative_error
 
 from pbr_jax.gpu import CARDS
+from pbr_jax.gpu.cards import for_capability
 from pbr_jax.gpu.kernels import kernel_use
 from pbr_jax.kernels import gelu as kernel
+from pbr_jax.kernels.tiles import Blocks
 from pbr_jax.ops import dispatch, gelu, gelu_codes
 
 # Small tiles, so that small arrays have several, some of them ragged.
-SMALL = kernel.Blocks(tokens=4, bytes=8, num_warps=4)
+SMALL = Blocks(rows=4, columns=8)
 DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
 
 
@@ -26,7 +28,6 @@ def run(u, columns=None, *, bits=2, approximate=False):
     return kernel.gelu(
         u,
         gelu_codes.nearest_steps(bits, approximate),
-        bits,
         columns,
         approximate=approximate,
         blocks=SMALL,
@@ -91,16 +92,16 @@ class TestOp:
         where = dispatch.Target("gpu", CARDS[card].description, CARDS[card].capability)
         monkeypatch.setattr(dispatch, "target", lambda: where)
         u = jax.ShapeDtypeStruct((2, 8), jnp.bfloat16)
-        assert gelu.choose(u, None, None) == chosen
-        assert gelu.choose(u, jax.random.split(jax.random.key(0), 2), None) == "xla"
+        assert gelu.KERNEL.choose(None, u, None) == chosen
+        assert gelu.KERNEL.choose(None, u, jax.random.split(jax.random.key(0), 2)) == "xla"
 
     def test_what_the_kernel_cannot_take_is_refused(self):
         u = jax.ShapeDtypeStruct((2, 8), jnp.float32)
         with dispatch.interpreted():
             with pytest.raises(ValueError, match="rounds codes to the nearest level only"):
-                gelu.choose(u, jax.random.split(jax.random.key(0), 2), "triton")
+                gelu.KERNEL.choose("triton", u, jax.random.split(jax.random.key(0), 2))
             with pytest.raises(ValueError, match="0 elements: must be at least 1 and fewer than"):
-                gelu.choose(jax.ShapeDtypeStruct((0, 8), jnp.float32), None, "triton")
+                gelu.KERNEL.choose("triton", jax.ShapeDtypeStruct((0, 8), jnp.float32), None)
 
 
 @pytest.mark.gpu_compile
@@ -118,8 +119,7 @@ def test_compiles_without_spills(shape, kept, bits, dtype, card):
     compiled = functools.partial(
         kernel.gelu,
         steps=gelu_codes.nearest_steps(bits, False),
-        bits=bits,
-        blocks=kernel.blocks_for(CARDS[card].capability, dtype),
+        blocks=for_capability(kernel.TILES, CARDS[card].capability)[jnp.dtype(dtype).itemsize],
     )
     columns = jax.ShapeDtypeStruct((kept,), jnp.int32) if kept else None
     args = [jax.ShapeDtypeStruct(shape, dtype), *([columns] if kept else [])]

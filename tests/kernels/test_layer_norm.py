@@ -11,26 +11,28 @@ from fakes import quick_jit
 from measures import as_jax, assert_close, normal, relative_error
 
 from pbr_jax.gpu import CARDS
+from pbr_jax.gpu.cards import for_capability
 from pbr_jax.gpu.kernels import kernel_use
 from pbr_jax.kernels import layer_norm as kernel
+from pbr_jax.kernels.tiles import Blocks
 from pbr_jax.ops import dispatch
 from pbr_jax.ops import layer_norm as op
 from pbr_jax.ops.layer_norm_kinds import Quantized, quantize
 
 EPSILON, ROUNDING = 1e-5, 2e-6
-SMALL = kernel.Blocks(elements=512, num_warps=4, num_blocks=3)
+SMALL = Blocks(rows=1, columns=512, num_blocks=3)
 DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
 
 
 @functools.partial(quick_jit, static_argnames=("int8",))
 def run(x, scale, bias, dy, skip=None, int8=False):
-    """Output, the normalised input, and all gradients."""
+    """Output, the normalised input and its scales, and all gradients."""
     interpret = jax.default_backend() != "gpu"
-    y, x_hat, rstd = kernel.forward(
+    y, x_hat, rstd, scales = kernel.forward(
         x, scale, bias, epsilon=EPSILON, int8=int8, blocks=SMALL, interpret=interpret
     )
-    grads = kernel.backward(dy, x_hat, rstd, scale, skip, blocks=SMALL, interpret=interpret)
-    return y, x_hat, rstd, grads
+    grads = kernel.backward(dy, x_hat, rstd, scale, skip, scales, blocks=SMALL, interpret=interpret)
+    return y, (x_hat, scales), rstd, grads
 
 
 def inputs(tokens, width):
@@ -119,8 +121,8 @@ class TestOp:
         where = dispatch.Target("gpu", CARDS[card].description, CARDS[card].capability)
         monkeypatch.setattr(dispatch, "target", lambda: where)
         x = jax.ShapeDtypeStruct((2, 8), jnp.bfloat16)
-        assert op.choose(x, op.Settings("int8")) == op.choose(x, op.Settings("dense")) == chosen
-        assert op.choose(x, op.Settings("elements")) == "xla"
+        found = {kind: op.KERNEL.choose(None, x, kind) for kind in ("int8", "dense", "elements")}
+        assert found == {"int8": chosen, "dense": chosen, "elements": "xla"}
 
     @pytest.mark.parametrize(
         ("width", "kind", "message"),
@@ -131,9 +133,9 @@ class TestOp:
         ],
     )
     def test_what_the_kernels_cannot_take_is_refused(self, width, kind, message):
-        settings = op.Settings(kind, implementation="triton")
+        x = jax.ShapeDtypeStruct((3, width), jnp.float32)
         with dispatch.interpreted(), pytest.raises(ValueError, match=message):
-            op.choose(jax.ShapeDtypeStruct((3, width), jnp.float32), settings)
+            op.KERNEL.choose("triton", x, kind)
 
 
 @pytest.mark.gpu_compile
@@ -150,12 +152,14 @@ class TestOp:
 )
 def test_compiles_without_spills(shape, int8, dtype, card):
     width = shape[1]
-    blocks = kernel.blocks_for(CARDS[card].capability)
+    blocks = for_capability(kernel.TILES, CARDS[card].capability)
     spec = jax.ShapeDtypeStruct
 
     def both(x, scale, dy):
-        y, x_hat, rstd = kernel.forward(x, scale, scale, epsilon=1e-6, int8=int8, blocks=blocks)
-        return y, kernel.backward(dy, x_hat, rstd, scale, x, blocks=blocks)
+        y, x_hat, rstd, scales = kernel.forward(
+            x, scale, scale, epsilon=1e-6, int8=int8, blocks=blocks
+        )
+        return y, kernel.backward(dy, x_hat, rstd, scale, x, scales, blocks=blocks)
 
     args = [spec(shape, dtype), spec((width,), jnp.float32), spec(shape, dtype)]
     forward, backward = kernel_use(both, args, CARDS[card])

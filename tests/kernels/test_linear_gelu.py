@@ -11,13 +11,15 @@ from fakes import quick_jit
 from measures import as_jax, assert_close, implemented, normal, relative_error
 
 from pbr_jax.gpu import CARDS
+from pbr_jax.gpu.cards import for_capability
 from pbr_jax.gpu.kernels import kernel_use
 from pbr_jax.kernels import linear_gelu as kernel
-from pbr_jax.kernels.linear_tiles import Blocks
+from pbr_jax.kernels.linear_tiles import TILES, for_features
+from pbr_jax.kernels.tiles import Blocks
 from pbr_jax.ops import dispatch, gelu_codes, linear_gelu
 
 # Small tiles, so that small arrays have several, some of them ragged.
-SMALL = Blocks(tokens=16, parts=2, bytes=2, depth=16, num_warps=4, num_stages=2)
+SMALL = Blocks(rows=16, columns=2, depth=16, parts=2, num_stages=2)
 SHAPES = [  # tokens, inputs, features, bits of a code, tanh form, dtype
     (1, 1, 1, 2, False, jnp.float32),
     (37, 20, 50, 3, False, jnp.float32),
@@ -41,9 +43,8 @@ def exact(seed, *shape):
 def forward(x, w, bias, columns=None, *, bits, approximate=False):
     steps = gelu_codes.nearest_steps(bits, approximate) if bits else None
     return kernel.linear_gelu(
-        x, w, bias, steps, bits, columns, approximate=approximate, blocks=SMALL,
-        interpret=not ON_GPU,
-    )  # fmt: skip
+        x, w, bias, steps, columns, approximate=approximate, blocks=SMALL, interpret=not ON_GPU
+    )
 
 
 @functools.partial(quick_jit, static_argnames=("levels", "approximate"))
@@ -143,9 +144,9 @@ class TestOp:
         where = dispatch.Target("gpu", CARDS[card].description, CARDS[card].capability)
         monkeypatch.setattr(dispatch, "target", lambda: where)
         x = jax.ShapeDtypeStruct((2, 8), jnp.bfloat16)
-        assert linear_gelu.choose(x, 32, kind, None) == chosen
+        assert linear_gelu.KERNEL.choose(None, x, 32, kind, None) == chosen
         if card == "h200":  # by name it is taken all the same
-            assert linear_gelu.choose(x, 32, kind, "triton") == "triton"
+            assert linear_gelu.KERNEL.choose("triton", x, 32, kind, None) == "triton"
 
     def test_what_the_kernels_cannot_take_is_refused(self):
         x = as_jax(normal(0, 2, 8))
@@ -156,7 +157,7 @@ class TestOp:
                     x, jnp.ones((8, 4)), jnp.ones(4), "code2", keys=keys, implementation="triton"
                 )
             with pytest.raises(ValueError, match="0 elements: must be at least 1 and fewer than"):
-                linear_gelu.choose(x[:0], 4, "code2", "triton")
+                linear_gelu.KERNEL.choose("triton", x[:0], 4, "code2", None)
 
     def test_codes_rounded_at_random_have_levels_of_their_own(self):
         u = as_jax(normal(0, 2, 3, 16))
@@ -184,12 +185,13 @@ class TestOp:
     ids=str,
 )
 def test_compile_without_spills(tokens, inner, features, kept, bits, dtype, card):
-    blocks = kernel.blocks_for(CARDS[card].capability, dtype, features)
+    blocks = for_capability(TILES, CARDS[card].capability)[jnp.dtype(dtype).itemsize]
+    blocks = for_features(blocks, features)
     levels = tuple(map(float, gelu_codes.codebook(bits, False, False))) if bits else None
 
     def both(x, w, bias, *columns):
         steps = gelu_codes.nearest_steps(bits, False) if bits else None
-        a, saved, packed = kernel.linear_gelu(x, w, bias, steps, bits, *columns, blocks=blocks)
+        a, saved, packed = kernel.linear_gelu(x, w, bias, steps, *columns, blocks=blocks)
         return a, packed, kernel.linear_gelu_gradient(x, w.T, saved, levels, blocks=blocks)
 
     spec = jax.ShapeDtypeStruct

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from measures import ptx_use
 
 from pbr_jax.gpu import CARDS, compile_for, memory
-from pbr_jax.gpu.kernels import ptx_use
 from pbr_jax.gpu.launches import launches
 from pbr_jax.ops import dispatch, residuals
 
@@ -26,10 +26,11 @@ WITH_TRITON = pytest.mark.skipif(jax_triton is None, reason="needs the extra `cu
 TESTS = pathlib.Path(__file__).parents[1]
 INTERPRETED = """
 import jax.numpy as jnp, ml_dtypes, numpy as np, triton_interpreter
-from pbr_jax import residuals
 from pbr_jax.kernels import select_elements
+from pbr_jax.kernels.tiles import Blocks
+from pbr_jax.ops import residuals
 
-blocks = select_elements.Blocks(elements=16, share=32, num_warps=4)
+blocks = Blocks(rows=2, columns=16)
 generator = np.random.default_rng(0)
 
 def check(x, keep):
@@ -76,9 +77,9 @@ def test_the_device_decides(card, chosen, monkeypatch):
     monkeypatch.setattr(dispatch, "target", lambda: where)
     monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: object())
     x = jax.ShapeDtypeStruct((2, 8), jnp.bfloat16)
-    assert residuals.choose_packing(x, None) == chosen
+    assert residuals.KERNEL.choose(None, x) == chosen
     monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
-    assert residuals.choose_packing(x, None) == "xla"
+    assert residuals.KERNEL.choose(None, x) == "xla"
 
 
 def test_what_the_kernel_cannot_take_is_refused(monkeypatch):
@@ -89,7 +90,7 @@ def test_what_the_kernel_cannot_take_is_refused(monkeypatch):
         ((2, 8), jnp.float64, "x has dtype float64: must be bfloat16, float16 or float32"),
     ]:
         with pytest.raises(ValueError, match=message):
-            residuals.choose_packing(jax.ShapeDtypeStruct(shape, np.dtype(dtype)), "jax_triton")
+            residuals.KERNEL.choose("jax_triton", jax.ShapeDtypeStruct(shape, np.dtype(dtype)))
 
 
 @WITH_TRITON
@@ -124,12 +125,12 @@ def test_registers_and_spills(dtype, card, tmp_path, monkeypatch):
     from pbr_jax.kernels import select_elements as kernel
 
     major, minor = CARDS[card].capability
-    blocks = kernel.blocks_for(CARDS[card].capability)
+    blocks = kernel.BLOCKS
     size = 197 * 768
     common = {
         "SIZE": size,
-        "SHARE": blocks.share,
-        "BLOCK": blocks.elements,
+        "SHARE": blocks.rows * blocks.columns,
+        "BLOCK": blocks.columns,
         "WIDE": dtype == "fp32",
     }
     of_kernel = {

@@ -10,21 +10,23 @@ from fakes import quick_jit
 from measures import as_jax, assert_close, normal, relative_error
 
 from pbr_jax.gpu import CARDS
+from pbr_jax.gpu.cards import for_capability
 from pbr_jax.gpu.kernels import kernel_use
-from pbr_jax.kernels.weight_gradient import Blocks, blocks_for, weight_gradient
+from pbr_jax.kernels.tiles import Blocks
+from pbr_jax.kernels.weight_gradient import TILES, weight_gradient
 from pbr_jax.ops import weight_gradient as op
 from pbr_jax.ops.dispatch import interpreted
 
 # Small tiles, so that small arrays have several, some of them ragged.
-SMALL = Blocks(tokens=16, rows=16, features=16, num_warps=4, num_stages=2, num_blocks=12)
+SMALL = Blocks(rows=16, columns=16, depth=16, num_stages=2, num_blocks=12)
 ROUNDING = 3e-6
 DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
 
 
 @functools.partial(quick_jit, static_argnames=("blocks",))
-def run(x, dy, columns=None, blocks=SMALL):
+def run(x, dy, blocks=SMALL):
     interpret = jax.default_backend() != "gpu"
-    return weight_gradient(x, dy, columns, blocks=blocks, interpret=interpret)
+    return weight_gradient(x, dy, blocks=blocks, interpret=interpret)
 
 
 @pytest.mark.parametrize(
@@ -46,20 +48,6 @@ def test_equals_the_product_of_any_shape(tokens, kept, features, dtype):
     assert_close(db, dy.sum(axis=0), ROUNDING)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_gathers_the_columns_and_reads_unused_slots_as_zero(dtype):
-    tokens, width, kept, features = 77, 50, 20, 33
-    columns = np.random.default_rng(0).permutation(width)[:kept].astype(np.int32)
-    columns[[3, 17]] = width
-    low = as_jax((normal(0, tokens, width), normal(1, tokens, features)), dtype)
-    dw, db = run(*low, jnp.asarray(columns))
-    x, dy = (np.asarray(a, np.float64) for a in low)
-    expected = np.pad(x, ((0, 0), (0, 1)))[:, columns].T @ dy
-    assert_close(dw, expected, ROUNDING)
-    np.testing.assert_array_equal(np.asarray(dw)[[3, 17]], 0)
-    assert_close(db, dy.sum(axis=0), ROUNDING)
-
-
 @pytest.mark.parametrize("num_blocks", [1, 5, 1000])
 def test_any_number_of_shares_gives_the_same(num_blocks):
     x, dy = as_jax((normal(0, 150, 20), normal(1, 150, 20)))
@@ -77,39 +65,20 @@ def test_a_token_behind_the_end_would_be_seen():
 class TestOp:
     """What `pbr_jax.ops.weight_gradient` makes of the kernel."""
 
-    @pytest.mark.parametrize("features", [24, 300])
-    def test_an_unpacked_input_is_gathered_or_packed(self, features, implementation):
-        x, dy = as_jax((normal(0, 3, 7, 40), normal(1, 3, 7, features)))
-        columns = jnp.asarray([5, 39, 0, 40], jnp.int32)
-        dw, db = op.gradients(op.Unpacked(x, columns), dy, implementation=implementation)
-        packed = np.pad(np.asarray(x, np.float64), ((0, 0), (0, 0), (0, 1)))[..., columns]
-        expected = np.einsum("bnk,bnf->kf", packed, np.asarray(dy, np.float64))
-        assert_close(dw, expected, ROUNDING)
-        assert_close(db, np.sum(np.asarray(dy, np.float64), axis=(0, 1)), ROUNDING)
-
-    @pytest.mark.parametrize(("features", "gathers"), [(24, True), (300, False)])
-    def test_the_kernel_gathers_only_what_it_reads_once(self, features, gathers):
-        x, dy = jnp.zeros((8, 40)), jnp.zeros((8, features))
-        columns = jnp.zeros(4, jnp.int32)
-        with interpreted():
-            jaxpr = jax.make_jaxpr(
-                lambda x, dy: op.gradients(op.Unpacked(x, columns), dy, implementation="triton")
-            )(x, dy)
-        assert ("gathered_weight_gradient" in str(jaxpr)) == gathers
-
     def test_what_the_kernel_cannot_take_is_refused(self):
         spec = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
         with interpreted():
-            with pytest.raises(ValueError, match="x is bfloat16 and dy float32: must be one of"):
-                op.choose(spec((4, 8)), jax.ShapeDtypeStruct((4, 8), jnp.float32), "triton")
-            with pytest.raises(ValueError, match=r"must be fewer than 2\^31"):
-                op.choose(spec((2**20, 8)), spec((2**20, 2**11)), "triton")
+            with pytest.raises(ValueError, match="x has dtype bfloat16 and dy float32: must be"):
+                op.KERNEL.choose("triton", spec((4, 8)), jax.ShapeDtypeStruct((4, 8), jnp.float32))
+            with pytest.raises(ValueError, match=r"and fewer than 2\^31"):
+                op.KERNEL.choose("triton", spec((2**20, 8)), spec((2**20, 2**11)))
 
     def test_few_columns_are_for_the_kernel_and_many_for_xla(self, monkeypatch):
         where = op.dispatch.Target("gpu", "NVIDIA H200", (9, 0))
         monkeypatch.setattr(op.dispatch, "target", lambda: where)
         spec = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
-        chosen = {k: op.choose(spec((1000, k)), spec((1000, 768)), None) for k in (80, 312, 768)}
+        dy = spec((1000, 768))
+        chosen = {k: op.KERNEL.choose(None, spec((1000, k)), dy) for k in (80, 312, 768)}
         assert chosen == {80: "triton", 312: "triton", 768: "xla"}
 
 
@@ -119,7 +88,6 @@ class TestOp:
     ("shape", "dtype"),
     [
         *(((25216, 80, 3072), dtype) for dtype in DTYPES),
-        *(((25216, 80, 64, 768), dtype) for dtype in DTYPES),
         ((25216, 312, 768), jnp.bfloat16),
         ((1, 80, 768), jnp.bfloat16),
         ((197, 33, 50), jnp.bfloat16),
@@ -127,17 +95,13 @@ class TestOp:
     ids=str,
 )
 def test_compiles_without_spills(shape, dtype, card):
-    """`shape` is tokens, kept columns, features and, of an unpacked input, its width."""
-    tokens, kept, features, *width = shape
-    blocks = blocks_for(CARDS[card].capability, dtype)
-    args = [
-        jax.ShapeDtypeStruct((tokens, *(width or [kept])), dtype),
-        jax.ShapeDtypeStruct((tokens, features), dtype),
-        *(jax.ShapeDtypeStruct((kept,), jnp.int32) for _ in width),
-    ]
+    """`shape` is tokens, kept columns, features."""
+    tokens, kept, features = shape
+    blocks = for_capability(TILES, CARDS[card].capability)[jnp.dtype(dtype).itemsize]
+    args = [jax.ShapeDtypeStruct((tokens, size), dtype) for size in (kept, features)]
     (use,) = kernel_use(functools.partial(weight_gradient, blocks=blocks), args, CARDS[card])
     assert use.spill_bytes == 0
     assert use.blocks <= blocks.num_blocks
-    if not width:  # two blocks of threads fit a multiprocessor
-        assert 2 * use.registers * use.threads <= 65536
-        assert 2 * (use.shared_bytes + 1024) <= CARDS[card].shared_per_core
+    # Two blocks of threads fit a multiprocessor.
+    assert 2 * use.registers * use.threads <= 65536
+    assert 2 * (use.shared_bytes + 1024) <= CARDS[card].shared_per_core

@@ -6,10 +6,14 @@ import pytest
 from measures import unchecked
 
 from pbr_jax.gpu import CARDS, compile_for
+from pbr_jax.gpu.cards import for_capability
+from pbr_jax.kernels import attention_blocks, layer_norm, linear_tiles, weight_gradient
 from pbr_jax.ops import dispatch
-from pbr_jax.ops.dispatch import Offer, Target, choose
+from pbr_jax.ops.dispatch import Kernel, Target, unfit
 
-KERNELS = {"triton": Offer()}
+
+def kernel(refusal=None, preferred=True, op="linear", implementation="triton"):
+    return Kernel(op, lambda: refusal, {}, lambda: preferred, implementation)
 
 
 @pytest.fixture
@@ -26,7 +30,7 @@ def on(monkeypatch):
 
 def test_a_cpu_runs_xla():
     assert dispatch.target().platform == "cpu"
-    assert choose("linear", None, KERNELS) == choose("linear", "xla", KERNELS) == "xla"
+    assert kernel().choose(None) == kernel().choose("xla") == "xla"
 
 
 @pytest.mark.parametrize(
@@ -35,56 +39,69 @@ def test_a_cpu_runs_xla():
 )
 def test_the_device_decides(on, card, expected):
     on(card)
-    assert choose("linear", None, KERNELS) == expected
-    assert choose("linear", "xla", KERNELS) == "xla"
+    assert kernel().choose(None) == expected
+    assert kernel().choose("xla") == "xla"
 
 
 def test_a_kernel_that_refuses_or_is_not_preferred_gives_way(on):
     on("h200")
-    assert choose("linear", None, {"triton": Offer("K = 0: must be at least 1")}) == "xla"
-    assert choose("linear", None, {"triton": Offer(preferred=False)}) == "xla"
-    assert choose("linear", "triton", {"triton": Offer(preferred=False)}) == "triton"
-    both = {"jax_triton": Offer("head = 48: must be a power of two"), "triton": Offer()}
-    assert choose("attention", None, both) == "triton"
+    assert kernel("K = 0: must be at least 1").choose(None) == "xla"
+    assert kernel(preferred=False).choose(None) == "xla"
+    assert kernel(preferred=False).choose("triton") == "triton"
 
 
 @pytest.mark.parametrize(
-    ("card", "implementation", "offers", "message"),
+    ("card", "implementation", "refusal", "message"),
     [
-        (None, "triton", KERNELS, "of linear: needs a GPU, and this is cpu; name xla"),
-        ("rtx2080ti", "triton", KERNELS, "needs compute capability 8.0, and NVIDIA .* has 7.5"),
-        ("h200", "jax_triton", KERNELS, "'jax_triton': linear has xla, triton; name one of these"),
-        ("h200", "triton", {"triton": Offer("K = 0: is bad")}, "'triton' of linear: K = 0: is bad"),
-        ("h200", "cuda", KERNELS, "'cuda': must be one of xla, triton, jax_triton"),
+        (None, "triton", None, "of linear: needs a GPU, and this is cpu; name xla"),
+        ("rtx2080ti", "triton", None, "needs compute capability 8.0, and NVIDIA .* has 7.5"),
+        ("h200", "jax_triton", None, "'jax_triton': linear has xla, triton; name one of these"),
+        ("h200", "triton", "K = 0: is bad", "'triton' of linear: K = 0: is bad; name xla"),
+        ("h200", "cuda", None, "'cuda': must be one of xla, triton, "),
     ],
 )
-def test_a_named_one_raises_with_the_reason(on, card, implementation, offers, message):
+def test_a_named_one_raises_with_the_reason(on, card, implementation, refusal, message):
     if card:
         on(card)
     with pytest.raises(ValueError, match=message):
-        unchecked(choose)("linear", implementation, offers)
+        unchecked(Kernel.choose)(kernel(refusal), implementation)
 
 
 def test_a_missing_package_is_named(on, monkeypatch):
     on("h200")
     monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"jax-triton is not installed.*pbr_jax\[cuda\]"):
-        choose("gelu", "jax_triton", {"jax_triton": Offer()})
+        kernel(op="gelu", implementation="jax_triton").choose("jax_triton")
 
 
-def test_kernels_run_on_one_device(on, monkeypatch):
-    where = Target("gpu", "NVIDIA H200", (9, 0), num_devices=8)
-    monkeypatch.setattr(dispatch, "target", lambda: where)
-    assert choose("linear", None, KERNELS) == "xla"
-    with pytest.raises(ValueError, match="runs on one device, and the mesh has 8"):
-        choose("linear", "triton", KERNELS)
+class TestMeshOfSeveralDevices:
+    @pytest.fixture(autouse=True)
+    def mesh(self, monkeypatch):
+        where = Target("gpu", "NVIDIA H200", (9, 0), num_devices=8)
+        monkeypatch.setattr(dispatch, "target", lambda: where)
+        monkeypatch.setattr(dispatch, "_warned", set())
+
+    def test_a_named_kernel_is_refused(self):
+        with pytest.raises(ValueError, match="runs on one device, and the mesh has 8"):
+            kernel().choose("triton")
+
+    def test_left_to_the_device_xla_runs_and_each_op_says_so_once(self):
+        for op in ("linear", "attention"):
+            with pytest.warns(UserWarning, match=f"^{op} runs by XLA: .* the mesh has 8; .*'xla'"):
+                assert kernel(op=op).choose(None) == "xla"
+            assert kernel(op=op).choose(None) == "xla"  # a second warning would be an error
+
+    @pytest.mark.parametrize("quiet", [kernel("x: is bad"), kernel(preferred=False)], ids=str)
+    def test_nothing_is_said_of_a_kernel_that_would_not_run_anyway(self, quiet):
+        assert quiet.choose(None) == "xla"
+        assert kernel().choose("xla") == "xla"
 
 
 def test_interpreted_kernels_run_anywhere_but_only_by_name():
     with dispatch.interpreted():
         assert dispatch.interpreting()
-        assert choose("linear", "triton", KERNELS) == "triton"
-        assert choose("linear", None, KERNELS) == "xla"
+        assert kernel().choose("triton") == "triton"
+        assert kernel().choose(None) == "xla"
     assert not dispatch.interpreting()
 
 
@@ -121,3 +138,39 @@ def test_the_capability_of_a_live_device_is_read_from_its_text():
     assert dispatch._parse_capability("12.0") == (12, 0)
     assert dispatch._parse_capability("gfx942") is None
     assert dispatch._parse_capability(None) is None
+
+
+def test_dtype_and_size_are_refused_by_name():
+    def spec(size, dtype):
+        return jax.ShapeDtypeStruct((size,), dtype)
+
+    fine = spec(8, jnp.bfloat16)
+    assert unfit(x=fine, dy=spec(2**31 - 1, jnp.float32)) is None
+    assert unfit(x=fine, u=spec(8, jnp.int8)) == (
+        "u has dtype int8: must be bfloat16, float16 or float32"
+    )
+    assert unfit(x=spec(0, jnp.float32)) == (
+        "x has 0 elements: must be at least 1 and fewer than 2^31"
+    )
+    assert unfit(x=fine, dy=spec(2**31, jnp.float16)).startswith("dy has 2147483648 elements")
+
+
+# Tiles of every kernel by compute capability: those of 9.0 on a card, or those of 8.0.
+CAPABILITIES = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
+HOPPER = {
+    attention_blocks: [False, False, False, True, True, False],
+    layer_norm: [False, False, False, True, True, True],
+    linear_tiles: [False, False, False, True, True, True],
+    weight_gradient: [False, False, False, True, True, True],
+}
+
+
+@pytest.mark.parametrize("module", HOPPER, ids=lambda module: module.__name__.split(".")[-1])
+def test_tiles_by_capability(module):
+    tiles = module.TILES
+    assert tiles[8, 0] != tiles[9, 0]
+    for capability, is_hopper in zip(CAPABILITIES, HOPPER[module], strict=True):
+        assert for_capability(tiles, capability) == tiles[(9, 0) if is_hopper else (8, 0)], (
+            capability
+        )
+    assert for_capability(tiles, None) == for_capability(tiles, (7, 5)) == tiles[8, 0]

@@ -11,7 +11,7 @@ import pytest
 from measures import as_jax, assert_close, implemented, normal, unchecked, value_and_pullback
 
 from pbr_jax.kernels import attention_blocks
-from pbr_jax.kernels.attention_tiles import Blocks
+from pbr_jax.kernels.tiles import Blocks
 from pbr_jax.ops import attention_xla
 from pbr_jax.ops.attention import attention
 from pbr_jax.ops.visibility import Visibility, dropout_factor, dropout_seeds
@@ -32,12 +32,7 @@ SEEN = {
     "segment_ids": (SEGMENTS[:, :, None] == SEGMENTS[:, None, :])[:, None],
     "causal": np.tril(np.ones((1, 1, N, N), bool)),
 }
-GIVEN = {
-    "lengths": LENGTHS,
-    "segment_ids": SEGMENTS,
-    "causal": True,
-    "dropout": RATE,
-}
+GIVEN = {"lengths": LENGTHS, "segment_ids": SEGMENTS, "causal": True, "dropout": RATE}
 CASES = {
     **{name: (name,) for name in GIVEN},
     "padded segments": ("segment_ids", "lengths"),
@@ -110,15 +105,15 @@ def test_kernels_equal_the_oracle_tile_by_tile(kind, case, monkeypatch):
     """Several blocks of queries and of keys, the last of each ragged; some are skipped."""
     blocks = {"forward": (16, 16), "queries": (16, 32), "keys": (32, 16)}
     monkeypatch.setattr(
-        attention_blocks, "blocks_for", lambda part, *_: Blocks(*blocks[part], 4, 2)
+        attention_blocks, "blocks_for", lambda part, *_: Blocks(*blocks[part], num_stages=2)
     )
-    rows = Blocks(16, 64, 4, 2)
+    rows = Blocks(16, 64, num_stages=2)
     monkeypatch.setattr(attention_blocks, "blocks_for_rows", lambda *_: rows)
     check(kind, CASES[case], "triton")
 
 
 def test_rows_that_do_not_fit_on_chip_are_attended_to_again(monkeypatch):
-    blocks = Blocks(16, 32, 4, 2)
+    blocks = Blocks(16, 32, num_stages=2)
     monkeypatch.setattr(attention_blocks, "blocks_for", lambda *_: blocks)
     monkeypatch.setattr(attention_blocks, "blocks_for_rows", lambda *_: None)
     check("channels", CASES["all"], "triton")

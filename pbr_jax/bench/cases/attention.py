@@ -1,4 +1,4 @@
-"""What `pbr bench kernels` runs of attention: the shapes of a ViT-B/16 and of a BERT-base."""
+"""Benchmark cases of attention: the shapes of a ViT-B/16 and of a BERT-base."""
 
 import functools
 from typing import Any
@@ -7,32 +7,31 @@ import jax
 import jax.numpy as jnp
 
 from pbr_jax.bench.cases.case import BenchCase
+from pbr_jax.bench.cases.shapes import BERTS, HEADS, VIT, WIDTH
 from pbr_jax.ops.attention import attention
 from pbr_jax.ops.visibility import Visibility, dropout_seeds
 from pbr_jax.plans import budget_for
 
-_HEADS, _HEAD = 12, 64
+_HEAD = WIDTH // HEADS
 _KEEP = 0.2
 
 
 def bench_cases() -> list[BenchCase]:
     """Forward alone, and forward and backward with each residual that has a kernel; bfloat16."""
-    vit = ("ViT-B/16, batch 128", 128, 197)
-    berts = [(f"BERT-base, 32 x {n}", 32, n) for n in (128, 512)]
     kinds = ("flash", "qkv", "channels")
     return [
-        *[_forward(*shape) for shape in (vit, *berts)],
-        *[_both(*vit, kind=kind) for kind in kinds],
+        *[_forward(*shape) for shape in (VIT, *BERTS)],
+        *[_both(*VIT, kind=kind) for kind in kinds],
         *[
             _both(*shape, kind="flash", padded=padded)
-            for shape in berts
+            for shape in BERTS
             for padded in (False, True)
         ],
     ]
 
 
 def _forward(shape: str, batch: int, tokens: int) -> BenchCase:
-    x = jax.ShapeDtypeStruct((batch, _HEADS, tokens, _HEAD), jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((batch, HEADS, tokens, _HEAD), jnp.bfloat16)
     return BenchCase(
         op="attention, forward",
         shape=shape,
@@ -46,7 +45,7 @@ def _forward(shape: str, batch: int, tokens: int) -> BenchCase:
 
 def _both(shape: str, batch: int, tokens: int, *, kind: str, padded: bool = False) -> BenchCase:
     """Forward and backward; `padded` adds lengths, all of them full, and dropout, as BERT has."""
-    x = jax.ShapeDtypeStruct((batch, _HEADS, tokens, _HEAD), jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((batch, HEADS, tokens, _HEAD), jnp.bfloat16)
 
     def run(q, k, v, do, implementation=None, kind=kind):
         told: dict[str, Any] = {}
@@ -96,13 +95,13 @@ def cudnn(q, k, v):
 
 
 def _cosines(run, q, k, v, do) -> dict[str, jax.Array]:
-    """Of the gradients of q, k and v with the exact ones, over all samples."""
+    """Cosines of the gradients of q, k and v with the exact ones, over all samples."""
     approximate, exact = (run(q, k, v, do, kind=kind)[1:] for kind in ("channels", "qkv"))
     names = ("cosine of dq", "cosine of dk", "cosine of dv")
     return {n: cosine(a, b) for n, a, b in zip(names, approximate, exact, strict=True)}
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Of the angle between two arrays, float32."""
+    """Cosine of the angle between two arrays, float32."""
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     return jnp.sum(a * b) / (jnp.linalg.norm(a.ravel()) * jnp.linalg.norm(b.ravel()))

@@ -1,4 +1,4 @@
-"""What `pbr bench kernels` runs, and the tests compile: an op on the shapes of a real model."""
+"""Case of `pbr bench kernels`: an op on the shapes of a real model."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from pbr_jax.bench.cases.case import BenchCase, num_bytes
+from pbr_jax.bench.cases.shapes import HIDDEN, VIT, WIDTH
 from pbr_jax.ops import gelu, layer_norm, linear, linear_gelu, residuals
 from pbr_jax.ops.layer_norm_kinds import Normalized
 from pbr_jax.plans import budget_for
 
 _SPEC = jax.ShapeDtypeStruct
-_VIT = "ViT-B/16, batch 128"
-_BATCH, _TOKENS, _WIDTH, _HIDDEN = 128, 197, 768, 3072
+_VIT, _BATCH, _TOKENS = VIT
 
 
 def bench_cases() -> list[BenchCase]:
@@ -21,13 +21,13 @@ def bench_cases() -> list[BenchCase]:
         _gelu(),
         _linear_gelu(),
         _linear_gelu_gradient(),
-        _elements("input of fc1", (_TOKENS, _WIDTH)),
-        _elements("input of fc2", (_TOKENS, _HIDDEN)),
+        _elements("input of fc1", (_TOKENS, WIDTH)),
+        _elements("input of fc2", (_TOKENS, HIDDEN)),
     ]
 
 
 def _layer_norm_forward() -> BenchCase:
-    x, scale = _SPEC((_BATCH, _TOKENS, _WIDTH), jnp.bfloat16), _SPEC((_WIDTH,), jnp.float32)
+    x, scale = _SPEC((_BATCH, _TOKENS, WIDTH), jnp.bfloat16), _SPEC((WIDTH,), jnp.float32)
 
     def run(x, scale, bias, *, implementation):
         settings = layer_norm.Settings("int8", implementation=implementation)
@@ -45,7 +45,7 @@ def _layer_norm_forward() -> BenchCase:
 
 
 def _layer_norm_backward() -> BenchCase:
-    dy, scale = _SPEC((_BATCH, _TOKENS, _WIDTH), jnp.bfloat16), _SPEC((_WIDTH,), jnp.float32)
+    dy, scale = _SPEC((_BATCH, _TOKENS, WIDTH), jnp.bfloat16), _SPEC((WIDTH,), jnp.float32)
     rstd = _SPEC((_BATCH, _TOKENS, 1), jnp.float32)
 
     def run(dy, skip, x_hat, rstd, scale, *, implementation):
@@ -64,7 +64,7 @@ def _layer_norm_backward() -> BenchCase:
 
 
 def _gelu() -> BenchCase:
-    u = _SPEC((_BATCH, _TOKENS, _HIDDEN), jnp.bfloat16)
+    u = _SPEC((_BATCH, _TOKENS, HIDDEN), jnp.bfloat16)
     columns = _SPEC((budget_for(0.1, u.shape[-1]),), jnp.int32)
 
     def run(u, columns, *, implementation):
@@ -83,9 +83,9 @@ def _gelu() -> BenchCase:
 
 
 def _linear_gelu() -> BenchCase:
-    x, w = _SPEC((_BATCH, _TOKENS, _WIDTH), jnp.bfloat16), _SPEC((_WIDTH, _HIDDEN), jnp.bfloat16)
-    bias = _SPEC((_HIDDEN,), jnp.float32)
-    columns = _SPEC((budget_for(0.1, _HIDDEN),), jnp.int32)
+    x, w = _SPEC((_BATCH, _TOKENS, WIDTH), jnp.bfloat16), _SPEC((WIDTH, HIDDEN), jnp.bfloat16)
+    bias = _SPEC((HIDDEN,), jnp.float32)
+    columns = _SPEC((budget_for(0.1, HIDDEN),), jnp.int32)
 
     def run(x, w, bias, columns, *, implementation):
         return linear_gelu.forward(
@@ -102,27 +102,27 @@ def _linear_gelu() -> BenchCase:
         shape=_VIT,
         run=run,
         args=(x, w, bias, columns),
-        flops=2 * x.size * _HIDDEN,
+        flops=2 * x.size * HIDDEN,
         num_bytes=num_bytes(x, w, *jax.tree.leaves(results)),
-        index_limit=_HIDDEN,
+        index_limit=HIDDEN,
         rivals={"xla product, GELU kernel": product_then_kernel},
     )
 
 
 def _linear_gelu_gradient() -> BenchCase:
-    dy, w = _SPEC((_BATCH, _TOKENS, _WIDTH), jnp.bfloat16), _SPEC((_HIDDEN, _WIDTH), jnp.bfloat16)
-    planes = _SPEC((_BATCH, _TOKENS, 2, _HIDDEN // 8), jnp.uint8)
+    dy, w = _SPEC((_BATCH, _TOKENS, WIDTH), jnp.bfloat16), _SPEC((HIDDEN, WIDTH), jnp.bfloat16)
+    planes = _SPEC((_BATCH, _TOKENS, 2, HIDDEN // 8), jnp.uint8)
 
     def run(dy, w, planes, *, implementation):
         return linear_gelu.input_gradient(dy, w, planes, "code2", implementation=implementation)
 
-    result = _SPEC((_BATCH, _TOKENS, _HIDDEN), jnp.bfloat16)
+    result = _SPEC((_BATCH, _TOKENS, HIDDEN), jnp.bfloat16)
     return BenchCase(
         op="input gradient of fc2 times that of GELU, 2-bit codes",
         shape=_VIT,
         run=run,
         args=(dy, w, planes),
-        flops=2 * dy.size * _HIDDEN,
+        flops=2 * dy.size * HIDDEN,
         num_bytes=num_bytes(dy, w, planes, result),
     )
 

@@ -1,4 +1,4 @@
-"""What `pbr bench kernels` runs of the optimizer: the pruned kernels of ViT-B/16 and BERT-base."""
+"""Benchmark cases of the optimizer: the pruned kernels of ViT-B/16 and BERT-base."""
 
 from typing import Literal
 
@@ -7,24 +7,24 @@ import jax.numpy as jnp
 import optax
 
 from pbr_jax.bench.cases.case import BenchCase, num_bytes
+from pbr_jax.bench.cases.shapes import BLOCKS, LAYERS
 from pbr_jax.plans import budget_for
 from pbr_jax.training.optimizer import Rows, make_optimizer, update_rows
 
-_BLOCKS, _KEEP = 12, 0.1
-_LAYERS = {"qkv": (768, 2304), "proj": (768, 768), "fc1": (768, 3072), "fc2": (3072, 768)}
+_KEEP = 0.1
 
 
 def bench_cases() -> list[BenchCase]:
     """One step of a stacked kernel at keep 0.1, float32."""
     names: tuple[Literal["sgd", "adamw"], ...] = ("sgd", "adamw")
-    return [_case(name, site) for name in names for site in _LAYERS]
+    return [_case(name, site) for name in names for site in LAYERS]
 
 
 def _case(name: Literal["sgd", "adamw"], site: str) -> BenchCase:
-    columns, features = _LAYERS[site]
-    num_rows = _BLOCKS * budget_for(_KEEP, columns)
+    columns, features = LAYERS[site]
+    num_rows = BLOCKS * budget_for(_KEEP, columns)
     tx = make_optimizer(name, lambda count: jnp.asarray(1e-3, jnp.float32), clip_norm=None)
-    kernel = jax.ShapeDtypeStruct((_BLOCKS, columns, features), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((BLOCKS, columns, features), jnp.float32)
     moments = (kernel,) * len(tx.rule.moments)
     slots = jax.ShapeDtypeStruct((num_rows,), jnp.int32)
     grad = jax.ShapeDtypeStruct((num_rows, features), jnp.float32)
@@ -43,6 +43,6 @@ def _case(name: Literal["sgd", "adamw"], site: str) -> BenchCase:
         args=(slots, grad, kernel, *moments),
         flops=0,
         num_bytes=num_bytes(slots, grad) + 2 * (1 + len(moments)) * num_bytes(grad),
-        index_limit=_BLOCKS * columns,
+        index_limit=BLOCKS * columns,
         donate=tuple(range(2, 3 + len(moments))),
     )

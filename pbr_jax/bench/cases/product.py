@@ -1,4 +1,4 @@
-"""What `pbr bench kernels` runs of dense matrix products: XLA's library at the shapes of a step.
+"""Benchmark cases of dense matrix products: XLA's library at the shapes of a step.
 
 With 77 and 308 kept columns rather than 80 and 312 it shows what a multiple of 8 is worth.
 """
@@ -7,24 +7,19 @@ import jax
 import jax.numpy as jnp
 
 from pbr_jax.bench.cases.case import BenchCase, num_bytes
+from pbr_jax.bench.cases.shapes import HIDDEN, LAYERS, VIT, WIDTH
 
-_TOKENS, _WIDTH, _HIDDEN = 128 * 197, 768, 3072
-_LAYERS = {
-    "qkv": (_WIDTH, 3 * _WIDTH),
-    "proj": (_WIDTH, _WIDTH),
-    "fc1": (_WIDTH, _HIDDEN),
-    "fc2": (_HIDDEN, _WIDTH),
-}
+_TOKENS = VIT.batch * VIT.tokens
 
 
 def bench_cases() -> list[BenchCase]:
     """Forward, input gradient and weight gradients of ViT-B/16, bfloat16."""
     return [
-        *(_case(f"{site}, forward", (_TOKENS, d), (d, f)) for site, (d, f) in _LAYERS.items()),
-        *(_case(f"{site}, backward", (_TOKENS, f), (f, d)) for site, (d, f) in _LAYERS.items()),
-        *(_weight_gradient(site, d, f) for site, (d, f) in _LAYERS.items()),
-        *(_weight_gradient(f"fc1, K = {k}", k, _HIDDEN) for k in (77, 80)),
-        *(_weight_gradient(f"fc2, K = {k}", k, _WIDTH) for k in (308, 312)),
+        *(_case(f"{site}, forward", (_TOKENS, d), (d, f)) for site, (d, f) in LAYERS.items()),
+        *(_case(f"{site}, backward", (_TOKENS, f), (f, d)) for site, (d, f) in LAYERS.items()),
+        *(_weight_gradient(site, d, f) for site, (d, f) in LAYERS.items()),
+        *(_weight_gradient(f"fc1, K = {k}", k, HIDDEN) for k in (77, 80)),
+        *(_weight_gradient(f"fc2, K = {k}", k, WIDTH) for k in (308, 312)),
     ]
 
 
@@ -33,7 +28,7 @@ def _case(name: str, left: tuple[int, int], right: tuple[int, int]) -> BenchCase
     x, y = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in (left, right))
     return BenchCase(
         op="matrix product, x y",
-        shape=f"{name} of ViT-B/16, batch 128",
+        shape=f"{name} of {VIT.name}",
         run=lambda x, y, *, implementation: x @ y,
         args=(x, y),
         flops=2 * left[0] * left[1] * right[1],
@@ -51,7 +46,7 @@ def _weight_gradient(name: str, rows: int, features: int) -> BenchCase:
 
     return BenchCase(
         op="matrix product, x^T dy",
-        shape=f"{name} of ViT-B/16, batch 128",
+        shape=f"{name} of {VIT.name}",
         run=run,
         args=(x, dy),
         flops=2 * _TOKENS * rows * features,

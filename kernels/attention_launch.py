@@ -1,0 +1,159 @@
+"""Launches of the attention kernels: their arrays, what is static in them, their grids.
+
+A program works on the samples and heads of its place in the grid `(blocks, H, B)`. The refs of a
+kernel hold all tokens of one head, `[N, channels]`, filled up to whole tiles: nothing is moved by
+that, and what lies past the last token or channel is masked in every load and store.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+from jax.experimental import pallas as pl
+
+from pbr_jax.kernels.attention_arguments import Rules, Visibility
+from pbr_jax.kernels.tiles import Blocks, Part
+
+_SMALLEST_DOT = 16
+
+
+class Arrays(NamedTuple):
+    """Inputs of an attention kernel: arrays, the block specs of these, or refs.
+
+    Attributes:
+      q, k, v: `[B, H, N, C]`, `[B, H, M, C]`, `[B, H, M, C']`; any C, filled up to a power of two
+        on chip.
+      do: cotangent of the output, `[B, H, N, ...]`: the channels that v has, or all.
+      do_for_v: the channels of `do` that go with those of v, None if these are all.
+      lse, delta: float32 `[B, H, N]`, log-sum-exp of the scores and `sum(p * dp)` over the keys.
+      visibility: without a `mask`.
+    """
+
+    q: Any
+    k: Any
+    v: Any
+    do: Any = None
+    do_for_v: Any = None
+    lse: Any = None
+    delta: Any = None
+    visibility: Visibility = Visibility()
+
+    def specs(self, blocks: Blocks, least_channels: int) -> "Arrays":
+        """Block specs: of all tokens of one head, and of one sample's share of `visibility`."""
+
+        def spec(name: str, x) -> Any:
+            if x is None:
+                return None
+            if isinstance(x, Visibility):
+                return _visibility_specs(x, blocks)
+            block = blocks.columns if name in ("k", "v") else blocks.rows
+            return _head_spec(x, block, least_channels)
+
+        return Arrays(*map(spec, self._fields, self))
+
+
+class Program(NamedTuple):
+    """Static facts of a kernel.
+
+    Attributes:
+      rules: scale, causal, dropout.
+      blocks: rows are queries, columns keys.
+      num_queries, num_keys: N and M.
+      channels: of q and k, of v, and of `do`.
+    """
+
+    rules: Rules
+    blocks: Blocks
+    num_queries: int
+    num_keys: int
+    channels: tuple[int, int, int]
+
+    def queries(self, index: Any) -> Part:
+        return Part(index * self.blocks.rows, self.blocks.rows, self.num_queries)
+
+    def keys(self, index: Any) -> Part:
+        return Part(index * self.blocks.columns, self.blocks.columns, self.num_keys)
+
+
+def launch(
+    kernel: Callable[..., None],
+    name: str,
+    arrays: Arrays,
+    out_shape: Sequence[jax.ShapeDtypeStruct],
+    *,
+    over: Literal["queries", "keys"],
+    rules: Rules,
+    blocks: Blocks,
+    interpret: bool,
+    square: bool = True,
+) -> list[jax.Array]:
+    """Runs a kernel with a program for every block of queries, or of keys, of every head.
+
+    Args:
+      kernel: `kernel(Arrays of refs, *refs of the results, program=...)`.
+      name: of the kernel in a compiled program.
+      arrays: what it reads.
+      out_shape: of results that have the tokens of `over`.
+      over: whether a program takes a block of queries or of keys.
+      rules, blocks: see `Program`; tiles are smaller where there are fewer tokens.
+      interpret: run in Pallas' interpreter.
+      square: whether a tile of q may have as many channels as queries.
+    """
+    q, k, v = arrays[:3]
+    num_queries, num_keys = q.shape[2], k.shape[2]
+    # A tile that reaches far past the tokens would spend its time on what is masked.
+    blocks = blocks._replace(
+        rows=min(blocks.rows, padded(num_queries)), columns=min(blocks.columns, padded(num_keys))
+    )
+    outputs = v if arrays.do is None else arrays.do
+    channels = (q.shape[3], v.shape[3], outputs.shape[3])
+    program = Program(rules, blocks, num_queries, num_keys, channels)
+    # Blocks go first in the grid: programs that run together then share a head, and its k and v
+    # (or q and do) in the second-level cache.
+    by_query = over == "queries"
+    tokens, block = (num_queries, blocks.rows) if by_query else (num_keys, blocks.columns)
+    least = 0 if square else 2 * blocks.rows
+    return pl.pallas_call(
+        functools.partial(kernel, program=program),
+        grid=(pl.cdiv(tokens, block), *q.shape[1::-1]),
+        in_specs=[arrays.specs(blocks, least)],
+        out_specs=[_head_spec(out, block, least) for out in out_shape],
+        out_shape=list(out_shape),
+        compiler_params=blocks.compiler_params(),
+        interpret=interpret,
+        name=name,
+    )(arrays)
+
+
+def padded(size: int) -> int:
+    """`size` filled up to what a matrix product in a kernel takes: a power of two, at least 16."""
+    return max(_SMALLEST_DOT, pl.next_power_of_2(size))
+
+
+def _head_spec(
+    x: jax.Array | jax.ShapeDtypeStruct, block: int, least_channels: int
+) -> pl.BlockSpec:
+    """All tokens of one head of `[B, H, N, channels]` or `[B, H, N]`, in whole blocks of tokens."""
+    tokens = pl.cdiv(x.shape[2], block) * block
+    if x.ndim == 3:
+        return pl.BlockSpec((None, None, tokens), lambda i, h, b: (b, h, 0))
+    channels = max(padded(x.shape[3]), least_channels)
+    return pl.BlockSpec((None, None, tokens, channels), lambda i, h, b: (b, h, 0, 0))
+
+
+def _visibility_specs(visibility: Visibility, blocks: Blocks) -> Any:
+    """Block specs of the entries of a `Visibility`: one sample's share."""
+
+    def spec(x, block) -> Any:
+        if x is None:
+            return None
+        if x.ndim == 1:
+            return pl.BlockSpec((1,), lambda i, h, b: (b,))
+        return pl.BlockSpec((None, pl.cdiv(x.shape[1], block) * block), lambda i, h, b: (b, 0))
+
+    return Visibility(
+        lengths=spec(visibility.lengths, 1),
+        segment_ids=spec(visibility.segment_ids, max(blocks.rows, blocks.columns)),
+        seeds=spec(visibility.seeds, 2),
+    )
