@@ -1,7 +1,6 @@
 """A configuration as working parts: the one place where settings meet the library."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -179,24 +178,19 @@ def make_selector(
 ) -> selection.Selector:
     """Policies of all sites that have a budget, and of all tensors."""
     p, columns = config.pruning, num_columns(sizes)
-
-    @functools.cache  # sites of one size share their policy, which then draws for all at once
-    def make(num_columns: int, budget: int) -> pruning.PruningPolicy:
+    learning = pruning.Learning(step_size=p.step_size, min_prob=p.min_prob, offset=p.offset)
+    policies = {}
+    for site, budget in budgets.items():
         assert method.policy is not None
-        policy = pruning.make_policy(
+        policies[site] = pruning.make_policy(
             method.policy,
-            num_columns,
+            columns[site],
             budget,
             group_size=p.group_size,
             sampler=p.sampler,
-            step_size=p.step_size,
-            min_prob=p.min_prob,
-            offset=p.offset,
+            learning=learning,
         )
-        return pruning.stacked(policy, sizes.depth)
-
-    policies = {site: make(columns[site], budget) for site, budget in budgets.items()}
-    tensors = {}
+    spar = None
     if method.joint_spar is not None:
         spar = pruning.joint_spar(
             sizes.depth,
@@ -204,8 +198,8 @@ def make_selector(
             interval=p.joint_spar_interval,
             step_size=p.joint_spar_step_size,
         )
-        tensors = dict.fromkeys(SITES, spar)
-    return selection.make_selector(policies, tensors, columns, sizes.depth)
+    joined = pruning.stacked(policies, sizes.depth)
+    return selection.make_selector(joined, spar, sizes.depth, SITES, ("kernel", "bias"))
 
 
 def num_columns(sizes: Sizes) -> dict[str, int]:

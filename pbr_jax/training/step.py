@@ -54,7 +54,7 @@ def make_loss(model: Classifier, num_blocks: int) -> Callable[..., tuple[jax.Arr
         params = _with_kernels(trained, frozen)
         variables = {
             "params": params,
-            "selection": selecting.model_variables(selection, rows, num_blocks),
+            "selection": {"blocks": selecting.model_variables(selection, rows, num_blocks)},
         }
         logits = _logits(model, variables, batch, train=True, rngs={"dropout": key})
         return _cross_entropy(logits, batch["label"]), _accuracy(logits, batch["label"])
@@ -108,12 +108,12 @@ def make_train_step(
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
         # Behind the gradients: XLA would number the rows with the columns and hold both all along.
         selection, finite = jax.lax.optimization_barrier((selection, finite))
-        rows, packed = _pack(selection, grads, state.params, num_blocks)
+        rows, packed = _pack(selector, selection, grads, state.params)
         params, opt_state, norms = update_rows(
             tx, packed, state.opt_state, state.params, rows, finite, implementation
         )
         # The optimizer sees the rows divided by p, the policies what they were before.
-        seen = None if importance_weighting else selecting.column_norms(selection, norms["blocks"])
+        seen = None if importance_weighting else norms["blocks"]
         learned = selector.update(drawn, selection, blocks, state.step, seen)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), learned, state.pruning)
         return (
@@ -172,19 +172,13 @@ def _accumulate(loss, trained, frozen, selection, batch, key, steps: int):
     return jax.tree.map(lambda t: t / steps, total)
 
 
-def _pack(selection, grads, params, num_blocks: int) -> tuple[PyTree, PyTree]:
+def _pack(selector, selection, grads, params) -> tuple[PyTree, PyTree]:
     """Rows and packed gradients for `update_rows`."""
     rows = jax.tree.map(lambda _: ALL, params)
-    packed = grads | {"blocks": dict(grads["blocks"])}
-    for site in SITES:
-        num_columns = params["blocks"][site]["kernel"].shape[1]
-        for name in selecting.TENSORS:
-            trained, pack = selecting.trained_rows(selection, site, name, num_columns, num_blocks)
-            rows["blocks"][site][name] = trained
-            packed["blocks"][site] = packed["blocks"][site] | {
-                name: pack(grads["blocks"][site][name])
-            }
-    return rows, packed
+    for site, named in selector.rows(selection).items():
+        rows["blocks"][site] |= named
+    sites = selector.pack(selection, {site: grads["blocks"][site] for site in SITES})
+    return rows, grads | {"blocks": grads["blocks"] | sites}
 
 
 def _logits(model: Classifier, variables: PyTree, batch: Batch, **kwargs: Any) -> jax.Array:
