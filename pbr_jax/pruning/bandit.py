@@ -21,39 +21,37 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pbr_jax.pruning.projection import project
+from pbr_jax.pruning.projection import Simplex, project
 
 OFFSETS = ("none", "paper", "minimum")
 
 
-@functools.partial(jax.jit, static_argnames=("budget", "min_prob", "offset"))
+@functools.partial(jax.jit, static_argnames="offset")
 def bandit_update(
     probs: jax.Array,
     arms: jax.Array,
     sq_norms: jax.Array,
+    simplex: Simplex,
     *,
-    budget: int,
     step_size: float | jax.Array,
-    min_prob: float,
     offset: str = "none",
 ) -> jax.Array:
     """One call of UPDATE(p_t, S_t, {g_d}): w_d = p_d exp(-a l_d / p_d), projected in KL.
 
     Args:
-        probs: float32 [A], p_t, in [min_prob, 1].
-        arms: int32 [S], the active set without repetition; index A marks an unused slot.
-        sq_norms: float32 [S], squared gradient norms of those arms, before any division by p.
-            Values of unused slots and values that are not finite are ignored.
-        budget: what the probabilities sum to.
-        step_size: a, the paper's alpha_p, in units of 1 / G^2.
-        min_prob: lower bound of a probability.
-        offset: one of `OFFSETS`, what is added to the losses of the active arms.
+      probs: float32 [A], p_t, in [min_prob, 1]; what `simplex` calls padding is 0.
+      arms: int32 [S], the active set without repetition; index A marks an unused slot.
+      sq_norms: float32 [S], squared gradient norms of those arms, before any division by p. Values
+        of unused slots and values that are not finite are ignored.
+      simplex: the set P.
+      step_size: a, the paper's alpha_p, in units of 1 / G^2.
+      offset: one of `OFFSETS`, what is added to the losses of the active arms.
 
     Returns:
-        float32 [A], p_{t+1}; p_t, projected, when every norm is zero.
+      float32 [A], p_{t+1}; p_t, projected, when every norm is zero.
 
     Raises:
-        ValueError: for an unknown `offset`.
+      ValueError: for an unknown `offset`.
     """
     if offset not in OFFSETS:
         raise ValueError(f"offset = {offset!r}: must be one of {', '.join(OFFSETS)}")
@@ -61,12 +59,14 @@ def bandit_update(
     sq_norms = jnp.where(observed, sq_norms, 0.0)
     largest = jnp.max(sq_norms)
     relative = sq_norms / jnp.where(largest > 0.0, largest, 1.0)
+    # Line 5, in units of G^2.
     active_probs = probs.at[arms].get(mode="fill", fill_value=1.0)
     loss = -relative / active_probs**2
     if offset == "paper":
-        loss = loss + jnp.where(largest > 0.0, 1.0 / min_prob**2, 0.0)
+        loss = loss + jnp.where(largest > 0.0, simplex.largest_loss, 0.0)
     elif offset == "minimum":
         loss = loss - jnp.min(loss)
+    # Line 9 in logarithms: an arm that is not active has no loss (line 7) and keeps its weight.
     change = jnp.where(observed, -step_size * loss / active_probs, 0.0)
     log_weights = jnp.log(probs).at[arms].add(change, mode="drop")
-    return project(log_weights, budget, min_prob)
+    return project(log_weights, simplex)

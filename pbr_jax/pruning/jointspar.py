@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from pbr_jax.pruning import sampling
 from pbr_jax.pruning.bandit import bandit_update
-from pbr_jax.pruning.projection import check_feasible
+from pbr_jax.pruning.projection import make_simplex
 
 
 class JointSparState(NamedTuple):
@@ -77,7 +77,7 @@ def joint_spar(
     if not 0.0 < step_size < float("inf"):
         raise ValueError(f"step_size = {step_size}: must be positive and finite; try 1e-3")
     num_active = max(1, round(rate * num_blocks))
-    check_feasible(num_blocks, num_active, min_prob)
+    simplex = make_simplex(num_blocks, num_active, min_prob)
 
     def init() -> JointSparState:
         return JointSparState(
@@ -87,7 +87,7 @@ def joint_spar(
         )
 
     def sample(key: jax.Array, state: JointSparState, step: jax.Array | int) -> JointSparState:
-        drawn = sampling.systematic(key, state.probs, num_active)
+        drawn = sampling.systematic(key, state.probs, simplex.budget, num_active)
         return state._replace(active=jnp.where(step % interval == 0, drawn, state.active))
 
     def update(state: JointSparState, sq_norms: jax.Array, step: jax.Array | int) -> JointSparState:
@@ -95,9 +95,8 @@ def joint_spar(
             state.probs,
             state.active,
             sq_norms,
-            budget=num_active,
+            simplex,
             step_size=step_size,
-            min_prob=min_prob,
             offset="minimum",
         )
         last = step % interval == interval - 1

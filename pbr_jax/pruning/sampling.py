@@ -5,7 +5,11 @@ Two samplers, both with P(d in S_t) = p_d:
 * `systematic` draws exactly K distinct arms every time. Its arithmetic is in integers: in float32
   the same method repeats an arm now and then, and a repeated column counts its gradient twice.
 * `bernoulli` draws every arm independently, as the paper does. The size of the set is random, so
-  it lives in a fixed number of slots (`bernoulli_slots`); what does not fit is counted.
+  it lives in a fixed number of slots (`bernoulli_slots`), and what does not fit is dropped.
+
+Both take a site's numbers as arrays, so that `jax.vmap` draws for sites of different widths at
+once. Arms of probability 0 at the end of a vector are its padding: they are never drawn, and the
+other arms are drawn as if it were not there.
 """
 
 import functools
@@ -13,6 +17,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _MAX_BUDGET = 2**15 - 1  # budget * 2**16 must fit in int32
 _OVERFLOW_PROBABILITY = 1e-4
@@ -27,37 +32,36 @@ def check_systematic_budget(budget: int) -> None:
         )
 
 
-def resolution_bits(budget: int) -> int:
+def resolution_bits(budget: jax.Array | np.int32) -> jax.Array:
     """Bits S of the fixed-point probabilities of `systematic`: budget * 2**S < 2**31, at most 24.
 
     At least 16 for every permitted budget; 24 bits hold a float32 probability exactly.
     """
-    check_systematic_budget(budget)
-    return min(24, 31 - budget.bit_length())
+    return jnp.minimum(24, jax.lax.clz(jnp.asarray(budget, jnp.int32)) - 1)
 
 
-@functools.partial(jax.jit, static_argnames="budget")
-def quantize(probs: jax.Array, budget: int) -> jax.Array:
+@jax.jit
+def quantize(probs: jax.Array, budget: jax.Array | np.int32) -> jax.Array:
     """Rounds probabilities to integers of 2**-S that sum to exactly `budget * 2**S`.
 
     Largest remainders: everything is rounded down, and the arms that lost most get the missing
     units back. (Where rounding left the sum too large, the arms that lost least give them.)
 
     Args:
-        probs: float32 [A] in [0, 1], summing to `budget` to within float32 rounding.
-        budget: K, at most 32767 and at most A.
+      probs: float32 [A] in [0, 1], summing to `budget` to within float32 rounding.
+      budget: int32 [], K, at most 32767 and at most A.
 
     Returns:
-        int32 [A], each in 0 ... 2**S with S = `resolution_bits(budget)`.
+      int32 [A], each in 0 ... 2**S with S = `resolution_bits(budget)`; 0 where the probability is.
     """
     num_arms = probs.shape[0]
-    one = 2 ** resolution_bits(budget)
-    scaled = jnp.clip(probs, 0.0, 1.0) * one
+    one = jnp.left_shift(1, resolution_bits(budget))
+    scaled = jnp.clip(probs, 0.0, 1.0) * one.astype(probs.dtype)
     units = jnp.floor(scaled).astype(jnp.int32)
     # Where the sum wraps past 2**31 the difference wraps back: int32 is exact modulo 2**32.
-    missing = jnp.asarray(budget * one, jnp.int32) - jnp.sum(units)
+    missing = budget * one - jnp.sum(units)
     give = missing >= 0
-    room = jnp.where(give, one - units, units)
+    room = jnp.where(give, jnp.where(probs > 0.0, one - units, 0), units)
     remainder = scaled - units.astype(scaled.dtype)
     order = _argsort(jnp.where(give, -remainder, remainder))
     # One unit each is usual. Float32 rounding of a sum over many arms can ask for a few more: the
@@ -66,30 +70,33 @@ def quantize(probs: jax.Array, budget: int) -> jax.Array:
     shares = jnp.minimum(shares, one)
     capacity = jnp.sum(jnp.minimum(room[None], shares[:, None]), axis=1)
     share = shares[jnp.argmax(capacity >= jnp.abs(missing))]
+    # The arms in turn, each up to its share, until nothing is missing.
     portion = jnp.minimum(room, share)[order]
     before = jnp.cumsum(portion) - portion
     portion = jnp.clip(jnp.abs(missing) - before, 0, portion)
     return units.at[order].add(jnp.where(give, portion, -portion), unique_indices=True)
 
 
-@functools.partial(jax.jit, static_argnames="budget")
-def systematic(key: jax.Array, probs: jax.Array, budget: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="slots")
+def systematic(
+    key: jax.Array, probs: jax.Array, budget: jax.Array | np.int32, slots: int
+) -> jax.Array:
     """Systematic sampling on a random permutation: exactly `budget` distinct arms in every draw.
 
     The arms lie end to end, in random order, on a line of length `budget`, each as long as its
     probability; a comb of unit spacing at one uniform offset picks the arms that it hits. An arm
-    is never longer than the spacing, so no arm is hit twice.
+    is never longer than the spacing, so no arm is hit twice. It stands in for lines 4-5 of
+    Algorithm 1, whose sets differ in size from draw to draw.
 
     Args:
-        key: PRNG key, consumed.
-        probs: float32 [A] in [0, 1], summing to `budget` to within float32 rounding.
-        budget: K, at most 32767 and at most A.
+      key: PRNG key, consumed.
+      probs: float32 [A] in [0, 1], summing to `budget` to within float32 rounding.
+      budget: int32 [], K, at most 32767 (`check_systematic_budget`) and at most A.
+      slots: length of the result, at least `budget`.
 
     Returns:
-        int32 [K], increasing. Inclusion probabilities are exactly `quantize(probs) / 2**S`.
-
-    Raises:
-        ValueError: when `budget` is above 32767.
+      int32 [slots], increasing, slots past `budget` holding A. Inclusion probabilities are exactly
+      `quantize(probs) / 2**S`.
     """
     num_arms = probs.shape[0]
     bits = resolution_bits(budget)
@@ -98,10 +105,12 @@ def systematic(key: jax.Array, probs: jax.Array, budget: int) -> jax.Array:
     # at random.
     order = _argsort(jax.random.bits(order_key, (num_arms,), jnp.uint32))
     lengths = quantize(probs, budget)[order]
-    offset = (jax.random.bits(offset_key, (), jnp.uint32) >> (32 - bits)).astype(jnp.int32)
+    word = jax.random.bits(offset_key, (), jnp.uint32)
+    offset = (word >> (32 - bits).astype(jnp.uint32)).astype(jnp.int32)
+    # An arm is hit where the whole part changes between its two ends.
     end = jnp.cumsum(lengths) + offset  # at most budget * 2**S + 2**S - 1 < 2**31
     hit = (end >> bits) != ((end - lengths) >> bits)
-    return _increasing(order, hit, num_arms, budget)
+    return _increasing(order, hit, num_arms, slots)
 
 
 @functools.cache
@@ -113,9 +122,9 @@ def bernoulli_slots(num_arms: int, budget: int, multiple: int = 8) -> int:
     tail of Binomial(A, budget / A) decides.
 
     Args:
-        num_arms: A.
-        budget: K, the expected number of draws, from 1 to A.
-        multiple: the result is a multiple of this, or A.
+      num_arms: A.
+      budget: K, the expected number of draws, from 1 to A.
+      multiple: the result is a multiple of this, or A.
     """
     if budget == num_arms:
         return num_arms
@@ -133,19 +142,21 @@ def bernoulli_slots(num_arms: int, budget: int, multiple: int = 8) -> int:
 
 
 @functools.partial(jax.jit, static_argnames="slots")
-def bernoulli(key: jax.Array, probs: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
+def bernoulli(
+    key: jax.Array, probs: jax.Array, capacity: jax.Array | np.int32, slots: int
+) -> jax.Array:
     """Independent draws (Algorithm 1, lines 4-5), in a fixed number of slots.
 
-    When more arms are drawn than there are slots, the ones to drop are chosen uniformly at random.
+    When more arms are drawn than fit, the ones to drop are chosen uniformly at random.
 
     Args:
-        key: PRNG key, consumed.
-        probs: float32 [A] in [0, 1].
-        slots: length of the result, at most A; see `bernoulli_slots`.
+      key: PRNG key, consumed.
+      probs: float32 [A] in [0, 1].
+      capacity: int32 [], arms kept at most; see `bernoulli_slots`.
+      slots: length of the result, at least `capacity` and at most A.
 
     Returns:
-        The drawn arms, int32 [slots], increasing, unused slots holding A at the end; and the exact
-        number of drawn arms that were dropped, int32 [].
+      The drawn arms, int32 [slots], increasing, unused slots holding A at the end.
     """
     num_arms = probs.shape[0]
     draw_key, drop_key = jax.random.split(key)
@@ -153,8 +164,8 @@ def bernoulli(key: jax.Array, probs: jax.Array, slots: int) -> tuple[jax.Array, 
     # Drawn arms first, in random order: 31 random bits, and the largest word for the others.
     rank = jax.random.bits(drop_key, (num_arms,), jnp.uint32) >> 1
     order = _argsort(jnp.where(drawn, rank, jnp.uint32(2**32 - 1)))[:slots]
-    arms = _increasing(order, drawn[order], num_arms, slots)
-    return arms, jnp.maximum(jnp.sum(drawn, dtype=jnp.int32) - slots, 0)
+    kept = drawn[order] & (jnp.arange(slots) < capacity)
+    return _increasing(order, kept, num_arms, slots)
 
 
 def _argsort(keys: jax.Array) -> jax.Array:

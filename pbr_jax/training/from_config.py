@@ -1,7 +1,6 @@
 """A configuration as working parts: the one place where settings meet the library."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from flax import linen as nn
 
 from pbr_jax import methods, pruning
 from pbr_jax.configs.common import Config
-from pbr_jax.families import Architecture, Family, find, late
+from pbr_jax.families import BIAS, KERNEL, Architecture, Family, find, late
 from pbr_jax.plans import Keep, ResidualPlan
 from pbr_jax.settings.resolve import column_budgets, resolve_method
 from pbr_jax.training import pretrained, selection
@@ -102,25 +101,20 @@ def make_selector(
     config: Config, method: methods.Method, sizes: Architecture, budgets: Mapping[str, int]
 ) -> selection.Selector:
     """Policies of all sites that have a budget, and of all tensors."""
-    p, columns = config.pruning, {name: site.columns for name, site in sizes.sites.items()}
-
-    @functools.cache  # sites of one size share their policy, which then draws for all at once
-    def make(num_columns: int, budget: int) -> pruning.PruningPolicy:
+    p = config.pruning
+    learning = pruning.Learning(step_size=p.step_size, min_prob=p.min_prob, offset=p.offset)
+    policies = {}
+    for site, budget in budgets.items():
         assert method.policy is not None
-        policy = pruning.make_policy(
+        policies[site] = pruning.make_policy(
             method.policy,
-            num_columns,
+            sizes.sites[site].columns,
             budget,
             group_size=p.group_size,
             sampler=p.sampler,
-            step_size=p.step_size,
-            min_prob=p.min_prob,
-            offset=p.offset,
+            learning=learning,
         )
-        return pruning.stacked(policy, sizes.depth)
-
-    policies = {site: make(columns[site], budget) for site, budget in budgets.items()}
-    tensors = {}
+    spar = None
     if method.joint_spar is not None:
         spar = pruning.joint_spar(
             sizes.depth,
@@ -128,8 +122,8 @@ def make_selector(
             interval=p.joint_spar_interval,
             step_size=p.joint_spar_step_size,
         )
-        tensors = dict.fromkeys(sizes.sites, spar)
-    return selection.make_selector(policies, tensors, columns, sizes.depth)
+    joined = pruning.stacked(policies, sizes.depth)
+    return selection.make_selector(joined, spar, sizes.depth, [*sizes.sites], (KERNEL, BIAS))
 
 
 def random_params(config: Config, model: nn.Module) -> Any:

@@ -27,13 +27,12 @@ class Rows(NamedTuple):
     """Which slices of a parameter are trained in a step.
 
     Attributes:
-      slots: int32 `[R]` into the leading axes, flattened; an index past the end is an unused slot.
-      axes: how many leading axes are flattened: of a stacked kernel `[L, D, F]` 2 for columns, 1
-        for blocks.
+      slots: int32, indices into as many leading axes, flattened, as it has itself: of a stacked
+        kernel `[L, D, F]`, `[M, K]` for columns of M blocks and `[M]` for blocks. An index past the
+        end is an unused slot.
     """
 
     slots: jax.Array
-    axes: int
 
     def gather(self, leaf: jax.Array) -> jax.Array:
         return self._flat(leaf).at[self.slots].get(mode="fill", fill_value=0)
@@ -41,8 +40,14 @@ class Rows(NamedTuple):
     def scatter(self, leaf: jax.Array, rows: jax.Array) -> jax.Array:
         return self._flat(leaf).at[self.slots].set(rows, mode="drop").reshape(leaf.shape)
 
+    def norms(self, grad: jax.Array) -> jax.Array:
+        """Squared norms of the slices of a packed gradient, shaped like `slots`."""
+        axes = tuple(range(self.slots.ndim, grad.ndim))
+        return jnp.sum(jnp.square(grad.astype(jnp.float32)), axis=axes)
+
     def _flat(self, leaf: jax.Array) -> jax.Array:
-        return leaf.reshape(math.prod(leaf.shape[: self.axes]), *leaf.shape[self.axes :])
+        axes = self.slots.ndim
+        return leaf.reshape(math.prod(leaf.shape[:axes]), *leaf.shape[axes:])
 
 
 class _All:
@@ -83,8 +88,8 @@ class Updated(NamedTuple):
 
     Attributes:
       params, opt_state: new ones.
-      norms: squared norms `[R]` of the gradient's slices, before clipping, for every leaf that has
-        `Rows`; None for the others.
+      norms: squared norms of the gradient's slices, before clipping, shaped like the slots of every
+        leaf that has `Rows`; None for the others.
     """
 
     params: PyTree
@@ -164,7 +169,7 @@ def update_rows(
 
     Args:
       optimizer: its state was made for `params`.
-      grads: like `params`, with `[R, ...]` in place of a leaf that has `Rows`.
+      grads: like `params`; of a leaf that has `Rows` only the slices, in the shape of the slots.
       opt_state: of `optimizer.tx`.
       params: all parameters.
       rows: like `params`, each leaf a `Rows` or `ALL`.
@@ -191,7 +196,7 @@ def update_rows(
         (packed_params, packed_state),
     )
     norms = jax.tree.map(
-        lambda r, g: _squared_norms(g) if isinstance(r, Rows) else None,
+        lambda r, g: r.norms(g) if isinstance(r, Rows) else None,
         rows,
         grads,
         is_leaf=_is_rows,
@@ -199,10 +204,6 @@ def update_rows(
     return Updated(
         _scatter(rows, params, new_params), _scatter(state_rows, opt_state, new_state), norms
     )
-
-
-def _squared_norms(grad: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.square(grad.astype(jnp.float32)), axis=tuple(range(1, grad.ndim)))
 
 
 def _refusal(optimizer: Optimizer, params: PyTree) -> str | None:
@@ -262,9 +263,9 @@ def _update_in_place(optimizer: Optimizer, grads, opt_state, params, rows, apply
 def _update_slices(rule: Rule, now: Scalars, selected: Rows, param, grad, moments) -> tuple:
     """Norms of the gradient's slices, parameter and moments; a slice may be several rows."""
     if selected.slots.size == 0:
-        return jnp.zeros((0,), jnp.float32), param, *moments
-    each = math.prod(param.shape[selected.axes : -1])
-    slots = selected.slots[:, None] * each + jnp.arange(each, dtype=jnp.int32)[None]
+        return jnp.zeros(selected.slots.shape, jnp.float32), param, *moments
+    each = math.prod(param.shape[selected.slots.ndim : -1])
+    slots = selected.slots.reshape(-1, 1) * each + jnp.arange(each, dtype=jnp.int32)[None]
     new, sums, norms = row_update.update_rows(
         rule,
         now,
@@ -274,7 +275,7 @@ def _update_slices(rule: Rule, now: Scalars, selected: Rows, param, grad, moment
         tuple(_matrix(moment) for moment in moments),
         interpret=dispatch.interpreting(),
     )
-    norms = jnp.sum(norms.reshape(-1, each), axis=1)
+    norms = jnp.sum(norms.reshape(*selected.slots.shape, each), axis=-1)
     return norms, *(array.reshape(param.shape) for array in (new, *sums))
 
 

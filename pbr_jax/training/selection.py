@@ -1,21 +1,21 @@
 """What trains in a step: columns of every site, and parameter tensors (JointSPAR).
 
 `make_selector` joins the policies of all sites into one stateful method, pure functions whose state
-is part of the train state; nothing else in training knows how columns are chosen.
+is part of the train state; nothing else in training knows how columns are chosen. All trees are
+keyed by site, and within it by the name of a tensor; where these lie among the parameters is for
+the caller to know.
 """
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pbr_jax import pruning
-from pbr_jax.training.optimizer import ALL, Rows
+from pbr_jax.training.optimizer import Rows
 
 PyTree = Any
-TENSORS = ("kernel", "bias")
 
 
 class SelectorState(NamedTuple):
@@ -23,7 +23,7 @@ class SelectorState(NamedTuple):
 
     Attributes:
       columns: `{site: PolicyState}`, leaves `[L, ...]`; empty where no policy chooses columns.
-      tensors: `{site: {"kernel" | "bias": JointSparState}}`; empty without JointSPAR.
+      tensors: `{site: {tensor: JointSparState}}`; empty without JointSPAR.
     """
 
     columns: dict[str, pruning.PolicyState]
@@ -31,11 +31,11 @@ class SelectorState(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """What one step trains of the stacked kernels and biases of a model.
+    """What one step trains of the stacked tensors of a model.
 
     Attributes:
       columns: `{site: int32 [L, K]}`; all unused (index D) in blocks whose kernel JointSPAR froze.
-      active: `{site: {"kernel" | "bias": int32 [M]}}`, blocks whose tensor is trained, sorted.
+      active: `{site: {tensor: int32 [M]}}`, blocks whose tensor is trained, increasing.
     """
 
     columns: dict[str, jax.Array]
@@ -45,113 +45,131 @@ class Selection(NamedTuple):
 class Selector(NamedTuple):
     """Pure functions; hyper-parameters closed over.
 
+    Gradients are `{site: {tensor: [L, ...]}}`; that of a kernel whose site has columns holds only
+    their rows, `[L, K, F]`.
+
     Attributes:
       init: `() -> state`.
       select: `(key, state, step) -> (state, selection)`. The key is consumed.
-      update: `(state, selection, grads, step, norms) -> state`; `grads` is `{site: {"kernel",
-        "bias"}}`, the kernel's packed `[L, K, F]` where the site has columns, before any division
-        by p. `norms`, squared norms of its rows `{site: [L, K]}`, are computed where None.
+      rows: `selection -> {site: {tensor: Rows}}`, the slices that the optimizer updates; tensors
+        that are trained whole are absent.
+      pack: `(selection, grads) -> grads`, only the slices that `rows` names: blocks that JointSPAR
+        froze are left out.
+      update: `(state, selection, grads, step, norms) -> state`, of gradients before any division by
+        p. `norms`, squared norms of what `rows` names, like it, are computed where None.
       unbias: `(state, selection, grads) -> grads`: kept rows divided by the probability that they
         were drawn with.
     """
 
     init: Callable[[], SelectorState]
     select: Callable[[jax.Array, SelectorState, jax.Array], tuple[SelectorState, Selection]]
+    rows: Callable[[Selection], dict[str, dict[str, Rows]]]
+    pack: Callable[[Selection, PyTree], PyTree]
     update: Callable[..., SelectorState]
     unbias: Callable[[SelectorState, Selection, PyTree], PyTree]
 
 
 def make_selector(
-    policies: Mapping[str, pruning.PruningPolicy],
-    tensors: Mapping[str, pruning.JointSpar],
-    num_columns: Mapping[str, int],
+    policies: pruning.SitePolicies,
+    spar: pruning.JointSpar | None,
     num_blocks: int,
+    sites: Sequence[str],
+    tensors: Sequence[str],
 ) -> Selector:
-    """Joins stacked column policies and tensor policies.
+    """Joins column policies and tensor policies.
 
     Args:
-      policies: `{site: policy}` over `[L]` blocks (see `pruning.stacked`); sites that are trained
-        dense are absent.
-      tensors: `{site: joint_spar}`, for the site's kernel and, with a state of its own, its bias.
-      num_columns: `{site: D}`.
+      policies: of the sites whose columns are chosen; others are trained dense.
+      spar: chooses the blocks of every tensor, each with a state of its own; None trains all.
       num_blocks: L.
+      sites: all sites.
+      tensors: names of a site's tensors; the first, the kernel, has the columns' rows.
     """
+    kernel = tensors[0]
+    pairs = [(site, tensor) for site in sites for tensor in tensors]
 
     def init() -> SelectorState:
-        return SelectorState(
-            {site: policy.init() for site, policy in policies.items()},
-            {site: {name: spar.init() for name in TENSORS} for site, spar in tensors.items()},
-        )
-
-    spars = {(site, name): spar for site, spar in tensors.items() for name in TENSORS}
+        states = {s: {t: spar.init() for t in tensors} for s in sites} if spar else {}
+        return SelectorState(policies.init(), states)
 
     def select(key, state, step):
         spar_key, column_key = jax.random.split(key)
-        args: dict[Any, tuple] = {}
-        for i, site in enumerate(tensors):
-            keys = jax.random.split(jax.random.fold_in(spar_key, i), len(TENSORS))
-            for name, k in zip(TENSORS, keys, strict=True):
-                args[site, name] = (k, state.tensors[site][name])
-        drawn = _by_site(_at_once(spars, lambda spar, *args: spar.sample(*args, step), args))
-        active = {site: {n: s.active for n, s in named.items()} for site, named in drawn.items()}
-        args = {
-            site: (jax.random.fold_in(column_key, i), state.columns[site])
-            for i, site in enumerate(policies)
-        }
-        columns = _at_once(policies, lambda policy, *args: policy.sample(*args), args)
-        for site in columns:
-            if site in active:
-                trained = block_flags(active[site]["kernel"], num_blocks)[:, None]
-                columns[site] = jnp.where(trained, columns[site], num_columns[site])
+        drawn = state.tensors
+        if spar:
+            # A key for each site, and from that one for each tensor.
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(spar_key, jnp.arange(len(sites)))
+            keys = jax.vmap(lambda key: jax.random.split(key, len(tensors)))(keys).reshape(-1)
+            sample = jax.vmap(spar.sample, (0, 0, None))
+            drawn = _unstack(pairs, sample(keys, _stack(pairs, state.tensors), step))
+        active = {s: {t: own.active for t, own in named.items()} for s, named in drawn.items()}
+        columns = policies.sample(column_key, state.columns)
+        if spar:
+            for site, width in policies.num_columns.items():
+                trained = block_flags(active[site][kernel], num_blocks)[:, None]
+                columns[site] = jnp.where(trained, columns[site], width)
         return state._replace(tensors=drawn), Selection(columns, active)
 
+    def rows(selection):
+        found = {s: {t: Rows(a) for t, a in named.items()} for s, named in selection.active.items()}
+        for site, columns in selection.columns.items():
+            # Rows are numbered through the stacked kernel [L, D, F]; L * D is past its end.
+            width = policies.num_columns[site]
+            blocks = selection.active.get(site, {}).get(kernel)
+            blocks = jnp.arange(num_blocks, dtype=jnp.int32) if blocks is None else blocks
+            columns = columns[blocks]
+            slots = jnp.where(
+                columns < width, blocks[:, None] * width + columns, num_blocks * width
+            )
+            found.setdefault(site, {})[kernel] = Rows(slots)
+        return found
+
+    def pack(selection, grads):
+        return {
+            site: named | {t: named[t][own] for t, own in selection.active.get(site, {}).items()}
+            for site, named in grads.items()
+        }
+
     def update(state, selection, grads, step, norms=None):
-        args: dict[Any, tuple] = {}
-        for site in policies:
-            squares = norms[site] if norms else _row_norms(grads[site]["kernel"])
-            args[site] = (state.columns[site], selection.columns[site], squares)
-        columns = _at_once(policies, lambda policy, *args: policy.update(*args), args)
-        args = {}
-        for site, name in spars:
-            squares = _tensor_norms(grads[site][name], selection.active[site][name])
-            args[site, name] = (state.tensors[site][name], squares)
-        moved = _at_once(spars, lambda spar, *args: spar.update(*args, step), args)
-        return SelectorState(columns, _by_site(moved))
+        # Algorithm 1, line 24: columns learn from the rows of the kernels.
+        seen = {}
+        for site, columns in selection.columns.items():
+            active = selection.active.get(site, {}).get(kernel)
+            if norms is None:
+                seen[site] = _squared_norms(grads[site][kernel], 2)
+            elif active is None:
+                seen[site] = norms[site][kernel]
+            else:
+                nothing = jnp.zeros(columns.shape, jnp.float32)
+                seen[site] = nothing.at[active].set(norms[site][kernel])
+        columns = policies.update(state.columns, selection.columns, seen)
+        # JointSPAR learns from whole tensors.
+        moved = state.tensors
+        if spar:
+            squares = [_squared_norms(grads[s][t], 1)[selection.active[s][t]] for s, t in pairs]
+            learn = jax.vmap(spar.update, (0, 0, None))
+            moved = _unstack(pairs, learn(_stack(pairs, moved), jnp.stack(squares), step))
+        return SelectorState(columns, moved)
 
     def unbias(state, selection, grads):
-        out = dict(grads)
-        for site, policy in policies.items():
-            p = policy.inclusion(state.columns[site], selection.columns[site])
-            kernel = grads[site]["kernel"]
-            out[site] = grads[site] | {"kernel": kernel / p[..., None].astype(kernel.dtype)}
-        return out
+        probs = policies.inclusion(state.columns, selection.columns)
+        return grads | {
+            site: grads[site] | {kernel: grads[site][kernel] / p[..., None]}
+            for site, p in probs.items()
+        }
 
-    return Selector(init, select, update, unbias)
-
-
-def _at_once(policies: Mapping[Any, Any], call: Callable[..., PyTree], args: dict) -> dict:
-    """`{key: call(policy, *args[key])}`, by one call for all keys with the same policy.
-
-    Sites of one width have the same policy, as have all tensors. Together they are fewer and larger
-    operations, of which a train step has hundreds otherwise: to compile, and to launch on a GPU.
-    """
-    alike: dict[Any, list] = {}
-    for key, policy in policies.items():
-        alike.setdefault(policy, []).append(key)
-    found = {}
-    for policy, keys in alike.items():
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(args[key] for key in keys))
-        results = jax.vmap(functools.partial(call, policy))(*stacked)
-        for i, key in enumerate(keys):
-            found[key] = jax.tree.map(lambda leaf, i=i: leaf[i], results)
-    return found
+    return Selector(init, select, rows, pack, update, unbias)
 
 
-def _by_site(found: dict) -> dict:
-    """`{(site, name): value} -> {site: {name: value}}`."""
+def _stack(pairs: Sequence[tuple[str, str]], trees: Mapping[str, Mapping[str, PyTree]]) -> PyTree:
+    """`{site: {tensor: tree}}` as one tree with a leading axis of pairs."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(trees[s][t] for s, t in pairs))
+
+
+def _unstack(pairs: Sequence[tuple[str, str]], tree: PyTree) -> dict[str, dict[str, PyTree]]:
+    """The inverse of `_stack`."""
     sites: dict[str, dict[str, Any]] = {}
-    for (site, name), value in found.items():
-        sites.setdefault(site, {})[name] = value
+    for i, (site, tensor) in enumerate(pairs):
+        sites.setdefault(site, {})[tensor] = jax.tree.map(lambda leaf, i=i: leaf[i], tree)
     return sites
 
 
@@ -160,55 +178,21 @@ def block_flags(active: jax.Array, num_blocks: int) -> jax.Array:
     return jnp.zeros((num_blocks,), bool).at[active].set(True)
 
 
-def _row_norms(grad: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.square(grad.astype(jnp.float32)), axis=-1)
-
-
-def column_norms(selection: Selection, norms: PyTree) -> dict[str, jax.Array]:
-    """What `update_rows` found in the rows that `trained_rows` names, as `{site: [L, K]}`."""
-    found = {}
-    for site, columns in selection.columns.items():
-        rows = norms[site]["kernel"].reshape(-1, columns.shape[1])
-        active = selection.active.get(site, {}).get("kernel")
-        if active is not None:
-            rows = jnp.zeros(columns.shape, rows.dtype).at[active].set(rows)
-        found[site] = rows
-    return found
-
-
-def _tensor_norms(grad: jax.Array, active: jax.Array) -> jax.Array:
+def _squared_norms(grad: jax.Array, axes: int) -> jax.Array:
+    """Of the slices behind the leading `axes`."""
     squares = jnp.square(grad.astype(jnp.float32))
-    return jnp.sum(squares, axis=tuple(range(1, grad.ndim)))[active]
+    return jnp.sum(squares, axis=tuple(range(axes, grad.ndim)))
 
 
-def model_variables(selection: Selection, rows: dict[str, jax.Array], num_blocks: int) -> PyTree:
-    """The Flax collection `selection` of the stacked blocks: columns, zero rows, flags by site."""
-    sites: dict[str, dict[str, Any]] = {}
-    for site, columns in selection.columns.items():
-        sites[site] = {"columns": columns, "rows": rows[site]}
+def model_variables(
+    selection: Selection, rows: Mapping[str, jax.Array], num_blocks: int
+) -> dict[str, dict[str, Any]]:
+    """What the layers of each site read: columns, zero rows `[L, K, F]`, flags of tensors."""
+    sites: dict[str, dict[str, Any]] = {
+        site: {"columns": columns, "rows": rows[site]}
+        for site, columns in selection.columns.items()
+    }
     for site, named in selection.active.items():
-        flags = {name: block_flags(active, num_blocks) for name, active in named.items()}
+        flags = {tensor: block_flags(active, num_blocks) for tensor, active in named.items()}
         sites.setdefault(site, {})["active"] = flags
     return sites
-
-
-def trained_rows(
-    selection: Selection, site: str, name: str, num_columns: int, num_blocks: int
-) -> Any:
-    """Where the optimizer finds the trained slices of a stacked tensor; how to pack its gradient.
-
-    Returns:
-      `(rows, pack)`: `Rows` or `ALL` for `update_rows`, and a function from the gradient of the
-      whole stack to the `[R, ...]` slices that `rows` names.
-    """
-    active = selection.active.get(site, {}).get(name)
-    if name == "kernel" and site in selection.columns:
-        blocks = jnp.arange(num_blocks, dtype=jnp.int32) if active is None else active
-        columns = selection.columns[site][blocks]
-        flat = jnp.where(
-            columns < num_columns, blocks[:, None] * num_columns + columns, num_blocks * num_columns
-        )
-        return Rows(flat.reshape(-1), axes=2), lambda g: g[blocks].reshape(-1, *g.shape[2:])
-    if active is not None:
-        return Rows(active, axes=1), lambda g: g[active]
-    return ALL, lambda g: g

@@ -122,15 +122,13 @@ def make_train_step(
         # Barrier: otherwise XLA computes row indices in the forward pass and keeps them alive
         # through the backward pass.
         selection, finite = jax.lax.optimization_barrier((selection, finite))
-        rows, packed = _pack(selection, grads, state.params, architecture)
+        rows, packed = _pack(selector, selection, grads, state.params, architecture)
         params, opt_state, norms = update_rows(
             optimizer, packed, state.opt_state, state.params, rows, finite, implementation
         )
 
         # 4. The policies learn from the norms (line 23), as they were before any division by p.
-        squared_norms = None
-        if not importance_weighting:
-            squared_norms = selecting.column_norms(selection, layers(norms, architecture))
+        squared_norms = None if importance_weighting else layers(norms, architecture)
         learned = selector.update(drawn, selection, gradients, state.step, squared_norms)
         pruning = jax.tree.map(lambda new, old: jnp.where(finite, new, old), learned, state.pruning)
         return (
@@ -189,22 +187,11 @@ def _accumulate(loss, trained, frozen, selection, batch, key, steps: int):
     return jax.tree.map(lambda t: t / steps, total)
 
 
-def _pack(selection, grads, params, architecture: Architecture) -> tuple[PyTree, PyTree]:
+def _pack(selector, selection, grads, params, architecture: Architecture) -> tuple[PyTree, PyTree]:
     """Rows and packed gradients for `update_rows`."""
-    rows: dict[str, dict] = {}
-    packed: dict[str, dict] = {}
-    for site, gradients in layers(grads, architecture).items():
-        for name, gradient in gradients.items():
-            trained, pack = selecting.trained_rows(
-                selection, site, name, architecture.sites[site].columns, architecture.depth
-            )
-            rows.setdefault(site, {})[name] = trained
-            packed.setdefault(site, {})[name] = pack(gradient)
-    everything = jax.tree.map(lambda _: ALL, params)
-    return (
-        with_layers(everything, architecture, rows),
-        with_layers(grads, architecture, packed),
-    )
+    rows = with_layers(jax.tree.map(lambda _: ALL, params), architecture, selector.rows(selection))
+    packed = selector.pack(selection, layers(grads, architecture))
+    return rows, with_layers(grads, architecture, packed)
 
 
 def _outputs(model: nn.Module, variables: PyTree, batch: Batch, **kwargs: Any) -> Any:

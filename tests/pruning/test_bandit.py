@@ -8,13 +8,18 @@ import numpy as np
 import pytest
 from pruning import oracles
 
-from pbr_jax.pruning import make_policy
-from pbr_jax.pruning.bandit import bandit_update
+from pbr_jax.pruning import bandit, make_policy
+from pbr_jax.pruning.projection import make_simplex
 from pbr_jax.pruning.sampling import systematic
 
 NUM_ARMS, BUDGET, STEPS = 768, 80, 2000
 MIN_PROB = 0.2 * BUDGET / NUM_ARMS  # the policies' default
 NORMS = np.exp(1.16 * np.random.default_rng(0).normal(size=NUM_ARMS)).astype(np.float32)
+
+
+def bandit_update(probs, arms, sq_norms, *, budget: int, min_prob: float, **options):
+    simplex = make_simplex(probs.shape[0], budget, min_prob)
+    return bandit.bandit_update(probs, arms, sq_norms, simplex, **options)
 
 
 def regret(probs: jax.Array) -> jax.Array:
@@ -56,7 +61,7 @@ def test_the_literal_algorithm_learns_at_no_step_size():
     def run(step_size):
         def step(probs, key):
             sample_key, observe_key = jax.random.split(key)
-            arms = systematic(sample_key, probs, BUDGET)
+            arms = systematic(sample_key, probs, BUDGET, BUDGET)
             probs = bandit_update(
                 probs,
                 arms,

@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 from pruning import oracles
 
-from pbr_jax.pruning import make_policy, stacked
+from pbr_jax.pruning import Learning, make_policy
 from pbr_jax.pruning.policy import NAMES
-
-DRAWN = ("uniform", "bandit", "importance")
 
 
 def with_uneven_probs(policy, seed: int = 0):
@@ -25,16 +23,12 @@ def with_uneven_probs(policy, seed: int = 0):
     [
         ({"name": "random"}, "name = 'random': must be one of uniform, bandit"),
         ({"sampler": "poisson"}, "sampler = 'poisson'"),
-        ({"offset": "minimum"}, "offset = 'minimum': must be one of none, paper"),
         ({"budget": 0}, "budget = 0"),
         ({"budget": 65}, "budget = 65"),
         ({"budget": 14, "group_size": 4}, "budget = 14: must be a multiple of group_size = 4"),
         ({"group_size": 5}, "group_size = 5: must divide num_columns = 64"),
         ({"group_size": 0}, "group_size = 0"),
-        ({"step_size": 0.0}, "step_size = 0.0"),
-        ({"step_size": float("nan")}, "step_size = nan"),
-        ({"min_prob": 0.5}, "min_prob = 0.5"),
-        ({"decay": 1.0}, "decay = 1.0"),
+        ({"learning": Learning(min_prob=0.5)}, "min_prob = 0.5"),
         ({"num_columns": 40_000, "budget": 39_000}, "budget = 39000.*at most 32767"),
     ],
 )
@@ -43,6 +37,20 @@ def test_arguments_out_of_range_are_refused(arguments, message):
     make_policy(**valid)
     with pytest.raises(ValueError, match=message):
         make_policy(**valid | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"offset": "minimum"}, "offset = 'minimum': must be one of none, paper"),
+        ({"step_size": 0.0}, "step_size = 0.0"),
+        ({"step_size": float("nan")}, "step_size = nan"),
+        ({"decay": 1.0}, "decay = 1.0"),
+    ],
+)
+def test_learning_out_of_range_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Learning(**arguments)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -107,17 +115,17 @@ def test_bernoulli_slots_are_marked(group_size):
     assert not np.any(unused[: (~unused).sum()])  # at the end
     inclusion = np.asarray(policy.inclusion(state, jnp.asarray(columns)))
     np.testing.assert_array_equal(inclusion, np.where(unused, 1.0, 0.25).astype(np.float32))
-    assert policy.overflow(jax.random.key(0), state) == 0
 
 
-def test_bernoulli_overflow_is_reported_in_columns():
+def test_bernoulli_draws_beyond_the_slots_are_dropped():
     policy = make_policy("uniform", 256, 64, sampler="bernoulli", group_size=4)
     everything = policy.init()._replace(probs=jnp.ones((64,)))  # more than the budget
-    assert policy.overflow(jax.random.key(0), everything) == 256 - policy.num_slots
-    assert make_policy("uniform", 256, 64).overflow(jax.random.key(0), everything) == 0
+    columns = policy.sample(jax.random.key(0), everything)
+    assert columns.shape == (policy.num_slots,)
+    assert np.all(np.asarray(columns) < 256)
 
 
-@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("name", NAMES)
 def test_unused_slots_teach_nothing(name):
     policy = make_policy(name, 64, 16, sampler="bernoulli")
     state = with_uneven_probs(policy)
@@ -172,7 +180,7 @@ def test_values_that_are_not_finite_teach_nothing():
 
 
 def test_importance_follows_the_root_of_the_running_mean():
-    policy = make_policy("importance", 16, 8, min_prob=0.01, decay=0.75)
+    policy = make_policy("importance", 16, 8, learning=Learning(min_prob=0.01, decay=0.75))
     state = policy.init()
     everything = [jnp.arange(8), jnp.arange(8, 16)]
     first = jnp.linspace(1.0, 2.0, 8)
@@ -192,56 +200,6 @@ def test_importance_does_not_starve_arms_it_has_not_seen():
     probs = np.asarray(policy.update(policy.init(), jnp.arange(4), sq_norms).probs)
     assert np.all(probs[4:] > probs[0])  # above the typical arm: the mean energy is 3
     assert np.all(probs[4:] < probs[3])
-
-
-def test_magnitude_only_counts():
-    policy = make_policy("magnitude", 64, 16)
-    state = policy.init()
-    with pytest.raises(ValueError, match=r"'magnitude'.*inside the op"):
-        policy.sample(jax.random.key(0), state)
-    columns = jnp.arange(16)
-    after = policy.update(state, columns, jnp.ones((16,)))
-    np.testing.assert_array_equal(after.probs, state.probs)
-    np.testing.assert_array_equal(after.counts, np.arange(64) < 16)
-    np.testing.assert_array_equal(policy.inclusion(state, columns), np.ones(16))
-
-
-@pytest.mark.parametrize(
-    ("name", "sampler"),
-    [("bandit", "systematic"), ("importance", "systematic"), ("bandit", "bernoulli")],
-)
-def test_state_survives_a_donated_jitted_step(name, sampler):
-    policy = stacked(make_policy(name, 64, 16, sampler=sampler, group_size=2), 3)
-
-    def step(state, key):
-        columns = policy.sample(key, state)
-        weights = policy.inclusion(state, columns)
-        return policy.update(state, columns, weights), policy.overflow(key, state)
-
-    state = policy.init()
-    shapes = jax.eval_shape(lambda: state)
-    step = jax.jit(step, donate_argnums=0)
-    for seed in range(3):
-        state, overflow = step(state, jax.random.key(seed))
-        assert overflow.shape == (3,)
-    assert jax.tree.structure(state) == jax.tree.structure(shapes)
-    assert jax.eval_shape(lambda: state) == shapes
-
-
-def test_stacked_blocks_are_independent():
-    single = make_policy("bandit", 64, 16)
-    policy = stacked(single, 3)
-    state = policy.init()
-    key = jax.random.key(0)
-    columns = policy.sample(key, state)
-    assert columns.shape == (3, policy.num_slots)
-    assert len({tuple(row) for row in np.asarray(columns)}) == 3
-    sq_norms = jnp.ones((3, 16)).at[1].set(jnp.linspace(1.0, 9.0, 16))
-    after = policy.update(state, columns, sq_norms)
-    for block in range(3):
-        alone = single.update(single.init(), columns[block], sq_norms[block])
-        np.testing.assert_allclose(after.probs[block], alone.probs, rtol=1e-6)
-        np.testing.assert_array_equal(after.counts[block], alone.counts)
 
 
 def test_keeping_everything():

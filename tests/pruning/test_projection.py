@@ -9,7 +9,13 @@ import pytest
 import scipy.optimize
 from pruning import oracles
 
-from pbr_jax.pruning.projection import project
+from pbr_jax.pruning.projection import make_simplex
+from pbr_jax.pruning.projection import project as project_onto
+
+
+def project(log_weights, budget: int, min_prob: float):
+    log_weights = jnp.asarray(log_weights)
+    return project_onto(log_weights, make_simplex(log_weights.shape[-1], budget, min_prob))
 
 
 def random_log_weights(seed: int, num_arms: int, scale: float) -> np.ndarray:
@@ -95,6 +101,14 @@ def test_vmaps():
         np.testing.assert_allclose(row, project(alone, 8, 0.01), rtol=1e-6)
 
 
+def test_padding_stays_at_zero_and_changes_nothing():
+    simplex = make_simplex(24, 8, 0.05)
+    log_weights = random_log_weights(5, 32, 2.0)
+    probs = np.asarray(project_onto(jnp.asarray(log_weights), simplex))
+    np.testing.assert_array_equal(probs[24:], 0.0)
+    np.testing.assert_allclose(probs[:24], project(log_weights[:24], 8, 0.05), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("budget", "min_prob", "message"),
     [
@@ -108,4 +122,4 @@ def test_vmaps():
 )
 def test_empty_sets_are_refused(budget, min_prob, message):
     with pytest.raises(ValueError, match=message):
-        project(jnp.zeros((8,)), budget, min_prob)
+        make_simplex(8, budget, min_prob)

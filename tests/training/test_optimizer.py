@@ -70,9 +70,9 @@ def draw_step(generator):
 def pack(columns, active, grads):
     """Rows and packed gradients, as the train step makes them."""
     flat = jnp.arange(BLOCKS)[:, None] * COLUMNS + columns
-    flat = jnp.where(columns < COLUMNS, flat, BLOCKS * COLUMNS).reshape(-1)
+    flat = jnp.where(columns < COLUMNS, flat, BLOCKS * COLUMNS)
     rows = jax.tree.map(lambda _: ALL, grads)
-    rows["fc"] = {"kernel": Rows(flat, axes=2), "bias": Rows(active, axes=1)}
+    rows["fc"] = {"kernel": Rows(flat), "bias": Rows(active)}
     kernel = grads["fc"]["kernel"].reshape(-1, FEATURES)
     kernel = kernel.at[flat].get(mode="fill", fill_value=0)
     return rows, grads | {"fc": {"kernel": kernel, "bias": grads["fc"]["bias"][active]}}
@@ -155,7 +155,7 @@ def test_slices_of_several_rows_and_none_at_all(implementation):
     params = random_tree(np.random.default_rng(0))
     _, active, _, grads = draw_step(np.random.default_rng(1))
     rows = jax.tree.map(lambda _: ALL, params)
-    rows["fc"] = {"kernel": Rows(active, axes=1), "bias": Rows(active[:0], axes=1)}
+    rows["fc"] = {"kernel": Rows(active), "bias": Rows(active[:0])}
     packed = grads | {"fc": {n: grads["fc"][n][rows["fc"][n].slots] for n in rows["fc"]}}
     new = update_rows(
         tx, packed, tx.init(params), params, rows, jnp.asarray(True), implementation

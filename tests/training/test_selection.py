@@ -1,5 +1,7 @@
 """What trains in a step: columns of sites, and JointSPAR's blocks of every kernel and bias."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,32 +9,33 @@ import pytest
 from fakes import quick_jit
 
 from pbr_jax import pruning
-from pbr_jax.training.optimizer import ALL
 from pbr_jax.training.selection import (
     Selection,
     block_flags,
     make_selector,
     model_variables,
-    trained_rows,
 )
 
 BLOCKS, ACTIVE, KEPT, FEATURES = 4, 2, 8, 3
 COLUMNS = {"qkv": 16, "proj": 16, "fc2": 24}  # fc1 is trained dense
 
 
-def policies(name="bandit", **options):
-    options = {"step_size": 0.05} | options
-    of_size = {
-        size: pruning.stacked(pruning.make_policy(name, size, KEPT, **options), BLOCKS)
-        for size in set(COLUMNS.values())
+SITES = ("qkv", "proj", "fc1", "fc2")
+
+
+def selector_of(name="bandit", spar=None, sizes=COLUMNS, num_blocks=BLOCKS):
+    """Columns of `sizes`, with a large step size, and of all sites the tensors of `spar`."""
+    learning = pruning.Learning(step_size=0.05)
+    policies = {
+        site: pruning.make_policy(name, size, min(KEPT, size // 2), learning=learning)
+        for site, size in sizes.items()
     }
-    return {site: of_size[size] for site, size in COLUMNS.items()}
+    joined = pruning.stacked(policies, num_blocks)
+    return make_selector(joined, spar, num_blocks, SITES, ("kernel", "bias"))
 
 
 def joint(interval=1):
-    return dict.fromkeys(
-        ("qkv", "proj", "fc1", "fc2"), pruning.joint_spar(BLOCKS, 0.5, interval=interval)
-    )
+    return pruning.joint_spar(BLOCKS, 0.5, interval=interval)
 
 
 def gradients(selection, columns=COLUMNS, seed=0):
@@ -55,7 +58,7 @@ def gradients(selection, columns=COLUMNS, seed=0):
 @pytest.fixture(scope="module")
 def both():
     """A selector of columns and tensors, its initial state, and its compiled `select`."""
-    selector = make_selector(policies(), joint(), COLUMNS, BLOCKS)
+    selector = selector_of(spar=joint())
     return selector, selector.init(), quick_jit(selector.select)
 
 
@@ -93,23 +96,12 @@ def test_sites_tensors_and_blocks_draw_independently(drawn):
 
     assert differ(lambda s: [s.active[site]["kernel"].tolist() for site in ("qkv", "proj")])
     assert differ(lambda s: [s.active["qkv"][name].tolist() for name in ("kernel", "bias")])
-    selector = make_selector(policies(), {}, COLUMNS, BLOCKS)
+    selector = selector_of()
     _, selection = selector.select(jax.random.key(0), selector.init(), jnp.asarray(0))
     assert selection.active == {}
     qkv, proj = np.asarray(selection.columns["qkv"]), np.asarray(selection.columns["proj"])
     assert not np.array_equal(qkv, proj)
     assert len({tuple(row) for row in [*qkv.tolist(), *proj.tolist()]}) == 2 * BLOCKS
-
-
-def test_sites_of_one_policy_draw_what_each_would_alone(drawn):
-    """They are drawn together; it must not show."""
-    made, key = policies(), jax.random.split(jax.random.key(3))[1]
-    active = drawn[3][1].active
-    for i, (site, policy) in enumerate(made.items()):
-        alone = policy.sample(jax.random.fold_in(key, i), policy.init())
-        trained = block_flags(active[site]["kernel"], BLOCKS)[:, None]
-        alone = jnp.where(trained, alone, COLUMNS[site])
-        np.testing.assert_array_equal(drawn[3][1].columns[site], alone)
 
 
 def test_the_same_key_gives_the_same_selection(both, drawn):
@@ -125,7 +117,7 @@ def test_selecting_moves_no_column_policy(both, drawn):
 
 
 def test_tensors_are_drawn_anew_only_once_per_interval():
-    selector = make_selector({}, joint(interval=3), COLUMNS, BLOCKS)
+    selector = selector_of(spar=joint(interval=3), sizes={})
     select = quick_jit(selector.select)
     state, seen = selector.init(), []
     for step in range(12):
@@ -153,7 +145,7 @@ def test_policies_of_frozen_blocks_do_not_learn(both, drawn):
 
 def test_policies_see_squared_norms_of_rows_and_of_tensors():
     """Columns with large gradients become more likely, and so do blocks: than the other active."""
-    selector = make_selector(policies(), joint(), COLUMNS, BLOCKS)
+    selector = selector_of(spar=joint())
     state, selection = selector.select(jax.random.key(0), selector.init(), jnp.asarray(0))
     grads = jax.tree.map(lambda g: 1e-3 * g, gradients(selection))
     block = int(selection.active["fc1"]["kernel"][1])
@@ -170,7 +162,7 @@ def test_policies_see_squared_norms_of_rows_and_of_tensors():
 
 
 def test_unbiasing_divides_kept_rows_by_their_probability():
-    selector = make_selector(policies("uniform"), {}, COLUMNS, BLOCKS)
+    selector = selector_of("uniform")
     state, selection = selector.select(jax.random.key(0), selector.init(), jnp.asarray(0))
     probs = jnp.linspace(0.1, 0.9, 16)[None] * jnp.ones((BLOCKS, 1))
     state = state._replace(
@@ -197,7 +189,7 @@ def test_unbiasing_divides_kept_rows_by_their_probability():
 def test_the_model_receives_columns_rows_and_flags(drawn):
     _, selection = drawn[0]
     rows = {site: jnp.zeros((BLOCKS, KEPT, FEATURES)) for site in COLUMNS}
-    blocks = model_variables(selection, rows, BLOCKS)["blocks"]
+    blocks = model_variables(selection, rows, BLOCKS)
     assert set(blocks["qkv"]) == {"columns", "rows", "active"}
     assert set(blocks["fc1"]) == {"active"}
     np.testing.assert_array_equal(blocks["qkv"]["columns"], selection.columns["qkv"])
@@ -212,31 +204,41 @@ def test_flags_of_blocks():
 
 
 def test_rows_of_a_pruned_kernel_name_block_and_column():
+    selector = selector_of(sizes={"fc1": 4}, num_blocks=2)
     columns = jnp.asarray([[1, 3], [0, 4]], jnp.int32)  # of 4, so the last slot is unused
-    selection = Selection({"fc": columns}, {})
-    rows, pack = trained_rows(selection, "fc", "kernel", 4, 2)
-    assert rows.axes == 2
-    np.testing.assert_array_equal(rows.slots, [1, 3, 4, 8])
-    grad = jnp.arange(2 * 2 * 3, dtype=jnp.float32).reshape(2, 2, 3)
-    np.testing.assert_array_equal(pack(grad), grad.reshape(4, 3))
-    assert trained_rows(selection, "fc", "bias", 4, 2)[0] is ALL
-    assert trained_rows(selection, "other", "kernel", 4, 2)[0] is ALL
+    selection = Selection({"fc1": columns}, {})
+    rows = selector.rows(selection)
+    assert {site: set(named) for site, named in rows.items()} == {"fc1": {"kernel"}}
+    np.testing.assert_array_equal(rows["fc1"]["kernel"].slots, [[1, 3], [4, 8]])
+    grads = {"fc1": {"kernel": jnp.ones((2, 2, 3)), "bias": jnp.ones((2, 3))}}
+    assert selector.pack(selection, grads) == grads
 
 
 def test_rows_of_frozen_blocks_are_left_out():
+    selector = selector_of(sizes={"fc1": 4}, num_blocks=3)
     active = {"kernel": jnp.asarray([0, 2], jnp.int32), "bias": jnp.asarray([1, 2], jnp.int32)}
     columns = jnp.asarray([[1, 3], [4, 4], [0, 2]], jnp.int32)
-    selection = Selection({"fc": columns}, {"fc": active, "dense": active})
-    rows, pack = trained_rows(selection, "fc", "kernel", 4, 3)
-    np.testing.assert_array_equal(rows.slots, [1, 3, 8, 10])
-    grad = jnp.arange(3 * 2 * 5, dtype=jnp.float32).reshape(3, 2, 5)
-    np.testing.assert_array_equal(pack(grad), grad[jnp.asarray([0, 2])].reshape(4, 5))
-    for site, name, blocks in (
-        ("fc", "bias", [1, 2]),
-        ("dense", "kernel", [0, 2]),
-        ("dense", "bias", [1, 2]),
-    ):
-        rows, pack = trained_rows(selection, site, name, 4, 3)
-        assert rows.axes == 1
-        np.testing.assert_array_equal(rows.slots, blocks)
-        np.testing.assert_array_equal(pack(grad), grad[jnp.asarray(blocks)])
+    selection = Selection({"fc1": columns}, {"fc1": active, "fc2": active})
+    rows = selector.rows(selection)
+    np.testing.assert_array_equal(rows["fc1"]["kernel"].slots, [[1, 3], [8, 10]])
+    for site, name in (("fc1", "bias"), ("fc2", "kernel"), ("fc2", "bias")):
+        np.testing.assert_array_equal(rows[site][name].slots, active[name])
+    kernel = jnp.arange(3 * 2 * 5, dtype=jnp.float32).reshape(3, 2, 5)
+    grads = {site: {"kernel": kernel, "bias": kernel[:, 0]} for site in ("fc1", "fc2")}
+    for named in selector.pack(selection, grads).values():
+        np.testing.assert_array_equal(named["kernel"], kernel[jnp.asarray([0, 2])])
+        np.testing.assert_array_equal(named["bias"], kernel[jnp.asarray([1, 2]), 0])
+
+
+def test_norms_that_the_optimizer_found_teach_the_same(both, drawn):
+    selector, _, _ = both
+    state, selection = drawn[0]
+    grads, step = gradients(selection), jnp.asarray(0)
+    packed = selector.pack(selection, grads)
+    norms = {
+        site: {name: rows.norms(packed[site][name]) for name, rows in named.items()}
+        for site, named in selector.rows(selection).items()
+    }
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
+    found = selector.update(state, selection, grads, step, norms)
+    jax.tree.map(close, found, selector.update(state, selection, grads, step))

@@ -22,15 +22,15 @@ def bench_cases() -> list[BenchCase]:
 
 def _case(name: Literal["sgd", "adamw"], site: str) -> BenchCase:
     columns, features = LAYERS[site]
-    num_rows = BLOCKS * budget_for(_KEEP, columns)
+    shape = (BLOCKS, budget_for(_KEEP, columns))
     tx = make_optimizer(name, lambda count: jnp.asarray(1e-3, jnp.float32), clip_norm=None)
     kernel = jax.ShapeDtypeStruct((BLOCKS, columns, features), jnp.float32)
     moments = (kernel,) * len(tx.rule.moments)
-    slots = jax.ShapeDtypeStruct((num_rows,), jnp.int32)
-    grad = jax.ShapeDtypeStruct((num_rows, features), jnp.float32)
+    slots = jax.ShapeDtypeStruct(shape, jnp.int32)
+    grad = jax.ShapeDtypeStruct((*shape, features), jnp.float32)
 
     def run(slots, grad, param, *moments, implementation):
-        params, rows = {"kernel": param}, {"kernel": Rows(slots, axes=2)}
+        params, rows = {"kernel": param}, {"kernel": Rows(slots)}
         given = {n: {"kernel": m} for n, m in zip(tx.rule.moments, moments, strict=True)}
         state = optax.tree.set(tx.init(params), **given)
         grads, apply = {"kernel": grad}, jnp.asarray(True)
