@@ -80,17 +80,17 @@ def main(args: argparse.Namespace) -> int:
         if peak is not None:
             comparison.record_cost(method, measured_peak_bytes=peak)
     dataset = load_data(config)
+
+    @functools.cache  # a method is compiled once, and only if something of it is missing
+    def prepared(method: str) -> trials.Prepared:
+        return trials.prepare(runs[method])
+
     with _display(comparison, methods, args.json) as progress:
-        costs = progress.add_task("time and memory", total=len(methods))
-
-        @functools.cache
-        def prepared(method: str) -> trials.Prepared:
-            return trials.prepare(runs[method])
-
+        costs = progress.add_task("time and memory", total=len(runs))
         for method in runs:
             if not comparison.has_cost(method):
                 _record_cost(comparison, prepared("full"), prepared(method), dataset)
-            progress.advance(costs, method in methods)
+            progress.advance(costs)
         # Seed by seed, so that an interrupted comparison has whole seeds to pair.
         seeds = range(config.seed, config.seed + args.seeds)
         pairs = [(method, seed) for seed in seeds for method in methods]

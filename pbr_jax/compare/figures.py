@@ -10,20 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from pbr_jax.compare.table import Result
+from pbr_jax.report.figures import PLAIN
 
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.25,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-}
 _DPI = 150
 
 
@@ -33,7 +21,7 @@ def frontier(results: Sequence[Result], path: Path) -> None:
     Left of and below the lines at 1 is better than full fine-tuning in time and in memory.
     """
     known = [result for result in results if result.time_to_full and result.memory_to_full]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(PLAIN):
         figure = Figure(figsize=(7.6, 4.8), layout="constrained")
         axes = figure.subplots()
         axes.axvline(1, color="#8b93a1", linewidth=0.8)
@@ -90,7 +78,7 @@ def curves(trials: Mapping[str, Mapping[str, Any]], methods: Sequence[str], path
     """
     drawn = [method for method in methods if trials.get(method)]
     colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, max(len(drawn), 2)))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(PLAIN):
         figure = Figure(figsize=(9.6, 6.4), layout="constrained")
         grid = figure.subplots(2, 2)
         for row, quantity in enumerate(("loss", "accuracy")):

@@ -108,7 +108,7 @@ def in_turn(
     refused: dict[str, str] = {}
     for turn in range(rounds + 2):
         if turn <= 2:
-            began = time.perf_counter()
+            began = time.perf_counter()  # of the first round that is timed
         elif turn >= 2 + _FEWEST_ROUNDS and time.perf_counter() - began >= seconds:
             break
         for name, run in runs.items():

@@ -26,22 +26,28 @@ from pbr_jax.memory.use import MemoryUse
 _INK = "#010203"  # becomes currentColor
 _BLUE, _ORANGE, _GREEN, _VIOLET = "#3f7fe0", "#e07b39", "#2f9e77", "#9268d6"
 _PURPOSES = dict(zip(MemoryUse._fields, ("#8b93a1", _GREEN, _VIOLET, _BLUE), strict=True))
-_STYLE: Any = {  # matplotlib types its keys one by one
+PLAIN: Any = {  # matplotlib types its keys one by one
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.linewidth": 0.6,
     "axes.grid": True,
-    "axes.grid.axis": "y",
     "axes.axisbelow": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+}
+"""Style of every figure of this package."""
+
+_STYLE: Any = {
+    **PLAIN,
+    "axes.linewidth": 0.6,
+    "axes.grid.axis": "y",
     "axes.facecolor": "none",
     "figure.facecolor": "none",
     "grid.alpha": 0.15,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
     "legend.fontsize": 8.5,
     "svg.fonttype": "none",
     "svg.hashsalt": "pbr_jax",

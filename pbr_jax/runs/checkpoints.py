@@ -14,6 +14,7 @@ Two files that Orbax writes between manifest and rename, `_CHECKPOINT_METADATA` 
         checkpointer.save(step, state, loader.state(), metrics={"accuracy": 0.9})
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -21,14 +22,14 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from pbr_jax.measure.text import format_bytes
 from pbr_jax.runs import manifest
 
 _LOGGER = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class _Pending(NamedTuple):
     num_bytes: int
 
 
-class Checkpointer:
+class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
     """Saves in the background, keeps the last steps and the best, restores verified steps only.
 
     Leave it through its context manager or `close()`: a save still running when the interpreter
@@ -89,15 +90,7 @@ class Checkpointer:
         # `restore` has looked.
         self._faults: dict[int, manifest.BrokenCheckpoint] | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def save(
@@ -273,8 +266,8 @@ class Checkpointer:
         free = _free_bytes(self.directory)
         if free < bytes_needed:
             raise CheckpointError(
-                f"not enough disk space for checkpoints: {_megabytes(bytes_needed)} needed, "
-                f"{_megabytes(free)} free\n"
+                f"not enough disk space for checkpoints: {format_bytes(bytes_needed)} needed, "
+                f"{format_bytes(free)} free\n"
                 f"in {self.directory}\n"
                 "Free some space, use another work directory, or keep fewer checkpoints."
             )
@@ -373,7 +366,7 @@ class Checkpointer:
             free = _free_bytes(self.directory)
             what = (
                 f"checkpoint {step} was not saved: the disk is full "
-                f"({_megabytes(num_bytes)} needed, {_megabytes(free)} free)"
+                f"({format_bytes(num_bytes)} needed, {format_bytes(free)} free)"
             )
         rest = f"Checkpoint {intact.step} is intact" if intact else "No checkpoint is intact"
         return CheckpointError(f"{what}\nin {self.directory}\n{rest}; free some space and resume.")
@@ -410,7 +403,3 @@ def _sharding(x: Any) -> jax.sharding.Sharding:
 def _free_bytes(directory: Path) -> int:
     existing = next(p for p in (directory, *directory.parents) if p.exists())
     return shutil.disk_usage(existing).free
-
-
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.1f} MB"

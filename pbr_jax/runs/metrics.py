@@ -5,13 +5,13 @@ as soon as it is written. A resumed run first removes what an interrupted one wr
 checkpoint, so that every step has one record and a curve has no second branch.
 """
 
+import contextlib
 import csv
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pbr_jax.files import write_json, write_text
 from pbr_jax.training.loop import Observer
@@ -28,7 +28,7 @@ SUMMARY_KEYS = (
 )
 
 
-class MetricsWriter(Observer):
+class MetricsWriter(Observer, contextlib.AbstractContextManager["MetricsWriter", None]):
     """Appends records to `metrics.jsonl` and to TensorBoard events in `workdir`.
 
     Args:
@@ -82,15 +82,7 @@ class MetricsWriter(Observer):
         self._events.close()
         write_csv(self.workdir)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

@@ -29,6 +29,7 @@ def make_bar(
         console=console,
         expand=True,
         transient=transient,
+        disable=transient and not console.is_terminal,
     )
 
 
