@@ -125,7 +125,7 @@ def _launch(computations, body, instruction: _Instruction, loops) -> Launch:
             moved = 2 * operands[1]
         elif instruction.op in _SLICES:
             moved = 2 * _bytes(instruction.shape)
-    # Libraries and hand-written kernels are both custom calls; only the first say their products.
+    # Of custom calls, a library tells its product by its configuration, a kernel by its metadata.
     kind, name, flops = instruction.op, instruction.name, 0
     if _CUBLAS in hero.rest:
         kind, flops = "gemm", _gemm_flops(within, hero)
