@@ -56,13 +56,19 @@ def weight_gradient(
         share = pl.program_id(2)
         features = Part(pl.program_id(0) * blocks.columns, blocks.columns, num_features)
         rows = Part(pl.program_id(1) * blocks.rows, blocks.rows, num_rows)
+        kept = rows.inside  # the same in every step
 
         # The tile of dW stays in registers over all tokens of the share. Tokens behind the end
         # read as zero in x and dy, so the last share adds nothing for them.
         def add(step, totals):
             dw, db = totals
             tokens = Part((share * steps + step) * blocks.depth, blocks.depth, num_tokens)
-            x_part, dy_part = load(x_ref, tokens, rows), load(dy_ref, tokens, features)
+            x_part = triton.load(
+                x_ref.at[tokens.slice, rows.slice],
+                mask=tokens.inside[:, None] & kept[None],
+                other=0,
+            )
+            dy_part = load(dy_ref, tokens, features)
             dw += triton.dot(x_part, dy_part, trans_a=True)
             return dw, db + jnp.sum(dy_part.astype(jnp.float32), axis=0)
 

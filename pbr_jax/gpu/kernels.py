@@ -77,6 +77,7 @@ def kernel_use(
         wrapper = folder / "bin/ptxas"
         wrapper.write_text(_WRAPPER.format(log=folder / "log", ptxas=tools / "bin/ptxas"))
         wrapper.chmod(0o755)
+        # The dump says how kernels are launched, the wrapper what ptxas found.
         places = {"xla_gpu_cuda_data_dir": str(folder), "xla_dump_to": str(folder / "dump")}
         given = options.pop("compiler_options", None) or {}
         options["compiler_options"] = {**given, **places}
@@ -89,6 +90,7 @@ def kernel_use(
     for launch in _LAUNCH.finditer(plans):
         if not {launch["name"], _COUNTER.sub("", launch["name"])} & names:
             continue  # one of XLA's own
+        # Shared memory of a block is what Triton asks for at launch and what PTX declares.
         kernel = compiled[launch["name"]]
         x, y, z = (int(n) for n in launch["grid"].split(","))
         found.append(

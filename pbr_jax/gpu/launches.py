@@ -94,6 +94,7 @@ def _walk(computations, name: str, loops: tuple[Loop, ...]) -> Iterator[Launch]:
     for instruction in body.values():
         if instruction.op in _FREE:
             continue
+        # A loop of unknown length counts once.
         if instruction.op == "while":
             trips = _TRIPS.search(instruction.rest)
             loop = Loop(_path(instruction), int(trips[1]) if trips else 1)
@@ -124,6 +125,7 @@ def _launch(computations, body, instruction: _Instruction, loops) -> Launch:
             moved = 2 * operands[1]
         elif instruction.op in _SLICES:
             moved = 2 * _bytes(instruction.shape)
+    # Of custom calls, a library tells its product by its configuration, a kernel by its metadata.
     kind, name, flops = instruction.op, instruction.name, 0
     if _CUBLAS in hero.rest:
         kind, flops = "gemm", _gemm_flops(within, hero)
@@ -151,6 +153,7 @@ def _fusion_bytes(fused: dict[str, _Instruction]) -> int:
         for operand in instruction.operands:
             users.setdefault(operand, []).append(instruction)
 
+    # A parameter of which every user takes a slice is read by slices, and else as a whole.
     def reads(name: str) -> int:
         whole, some = _bytes(fused[name].shape), 0
         for user in users.get(name, []):
@@ -197,6 +200,7 @@ def _dot_flops(fused, instruction: _Instruction) -> int:
 
 def _parse(hlo: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
     """Computations by name, each its instructions by name with the root last; and the entry."""
+    # Line by line: a head opens a computation, its instructions follow, a brace ends it.
     computations: dict[str, dict[str, _Instruction]] = {}
     entry, root, current = "", "", {}
     for line in hlo.splitlines():
