@@ -110,7 +110,7 @@ class PruningPolicy:
     simplex: Any
 
     @property
-    def num_columns(self) -> np.int32:
+    def num_columns(self) -> Any:
         """D."""
         return self.simplex.num_arms * np.int32(self.group_size)
 

@@ -79,15 +79,15 @@ def default_workdir(config: Config) -> Path:
 
 def next_command(arguments: Arguments, workdir: Path | None = None) -> tuple[str, str]:
     """A command worth trying after this run, and what it shows: the same run by another method."""
-    if arguments.config.method != "full":
+    if arguments.config.method == "full":
+        method, shows = "prebackrazor", "pruned columns"
+        words = train_words(arguments, method)
+    else:
         method, shows = "full", "full fine-tuning"
         # Full fine-tuning prunes nothing and would refuse to be told how.
-        dropped = ("pruning.", "plan.")
-        file_keeps = load(arguments.spec).pruning.keep is not None
-        added = ("pruning.keep=none",) if file_keeps else ()
-    else:
-        method, shows, dropped, added = "prebackrazor", "pruned columns", (), ()
-    words = train_words(arguments, method, dropped, added)
+        keeps = load(arguments.spec).pruning.keep is not None
+        added = ["pruning.keep=none"] if keeps else []
+        words = train_words(arguments, method, ("pruning.", "plan."), added)
     if workdir is not None:
         words += ["--workdir", f"{workdir}-{method}"]
     return shlex.join(words), f"the same run with {shows}, to compare accuracy, memory and time"
