@@ -1,4 +1,4 @@
-"""Blocks of threads that a kernel is cut into, and the part of an axis that one of them works on."""
+"""Blocks of threads that a kernel is cut into, and the part of an axis that one works on."""
 
 from typing import Any, NamedTuple
 
