@@ -1,10 +1,8 @@
 """Kinds of residual of a linear layer: the part of its input that its weight gradient reads."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from pbr_jax.ops import residuals
@@ -30,7 +28,7 @@ class LinearKind:
 
     def save(self, x: jax.Array, params: dict, keep: float) -> Any:
         """The residual of x."""
-        raise NotImplementedError
+        return x
 
     def restore(self, residual: Any, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Any:
         """The factor of the weight gradient, `[B, ..., D or K]`, for x of that shape and dtype."""
@@ -48,20 +46,12 @@ class LinearKind:
         """Channels of a token among which the largest elements are searched for, 0 if none are."""
         return 0
 
-    def saved_bytes(self, shape: tuple[int, ...], dtype: jax.typing.DTypeLike, keep: float) -> int:
-        """Bytes of the residual of x."""
-        kept = self.kept_columns(shape[-1], keep)
-        return math.prod(shape[:-1]) * kept * jnp.dtype(dtype).itemsize
-
 
 class Dense(LinearKind):
     """All of x."""
 
     rebuildable = True
     whole = True
-
-    def save(self, x, params, keep):
-        return x
 
 
 class Columns(LinearKind):
@@ -110,10 +100,6 @@ class Magnitude(LinearKind):
     def kept_columns(self, num_columns, keep, group_size=1):
         return budget_for(keep, num_columns)
 
-    def saved_bytes(self, shape, dtype, keep):
-        indices = jnp.dtype(jnp.int32).itemsize * self.kept_columns(shape[-1], keep)
-        return super().saved_bytes(shape, dtype, keep) + indices
-
 
 class Elements(LinearKind):
     """BackRazor: the largest elements of each sample, as 16-bit values and a bit for each."""
@@ -128,6 +114,3 @@ class Elements(LinearKind):
 
     def searched_channels(self, num_columns):
         return num_columns
-
-    def saved_bytes(self, shape, dtype, keep):
-        return residuals.elements_bytes(shape, residuals.half_precision(dtype), keep)

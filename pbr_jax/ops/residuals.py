@@ -1,4 +1,4 @@
-"""Forms in which ops save activations for their backward pass: packing, unpacking and bytes.
+"""Forms in which ops save activations for their backward pass: packing and unpacking.
 
 Shape alphabet of the package: `B` batch, `N` tokens, `D` input columns, `F` output features, `K`
 kept columns, `H` heads, `L` blocks.
@@ -145,7 +145,7 @@ def pack_elements(
         raise ValueError(f"keep = {keep}: must be in (0, 1]; 0.1 keeps 10 % of the elements")
     flat = x.reshape(x.shape[0], -1)
     size = flat.shape[1]
-    k = _num_kept(size, keep)
+    k = max(1, round(keep * size))
     dtype = jnp.dtype(dtype or x.dtype)
     largest = min(float(jnp.finfo(dtype).max), float(jnp.finfo(x.dtype).max))
     if KERNEL.choose(implementation, flat) == "jax_triton":
@@ -191,17 +191,6 @@ def unpack_elements(
     return dense[:, : math.prod(shape[1:])].reshape(shape)
 
 
-def elements_bytes(shape: tuple[int, ...], dtype: jax.typing.DTypeLike, keep: float) -> int:
-    """Bytes of the `Elements` of an array of `shape` `[B, ...]`, with values in `dtype`."""
-    size = math.prod(shape[1:])
-    bit_mask = -(-size // _BITS_PER_BYTE)
-    return shape[0] * (_num_kept(size, keep) * jnp.dtype(dtype).itemsize + bit_mask)
-
-
-def _num_kept(size: int, keep: float) -> int:
-    return max(1, round(keep * size))
-
-
 def largest_channels(energy: jax.Array, num_kept: int) -> jax.Array:
     """Channels of largest energy in each head, sorted: `[H, head] -> int32 [H, K_h]`."""
     return jnp.sort(lax.top_k(energy, num_kept)[1], axis=-1)
@@ -214,7 +203,6 @@ def take_channels(x: jax.Array, channels: jax.Array) -> jax.Array:
 
 def put_channels(packed: jax.Array, channels: jax.Array, num_channels: int) -> jax.Array:
     """Scatters packed channels into zeros: `[B, H, N, K_h], int32 [H, K_h] -> [B, H, N, head]`."""
-    one_hot = jax.nn.one_hot(
-        channels, num_channels, dtype=packed.dtype
-    )  # exact: one term per output
+    # A product is exact here: every output has one term.
+    one_hot = jax.nn.one_hot(channels, num_channels, dtype=packed.dtype)
     return jnp.einsum("bhnk,hkc->bhnc", packed, one_hot)
