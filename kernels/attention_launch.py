@@ -19,25 +19,19 @@ _SMALLEST_DOT = 16
 
 
 class Arrays(NamedTuple):
-    """Inputs of an attention kernel: arrays, the block specs of these, or refs.
+    """Inputs of an attention kernel: arrays, the block specs of these, or refs."""
 
-    Attributes:
-      q, k, v: `[B, H, N, C]`, `[B, H, M, C]`, `[B, H, M, C']`; any C, filled up to a power of two
-        on chip.
-      do: cotangent of the output, `[B, H, N, ...]`: the channels that v has, or all.
-      do_for_v: the channels of `do` that go with those of v, None if these are all.
-      lse, delta: float32 `[B, H, N]`, log-sum-exp of the scores and `sum(p * dp)` over the keys.
-      visibility: without a `mask`.
-    """
-
+    # q, k, v: `[B, H, N, C]`, `[B, H, M, C]`, `[B, H, M, C']`; any C, filled up to a power of two
+    # on chip
     q: Any
     k: Any
     v: Any
-    do: Any = None
-    do_for_v: Any = None
+    do: Any = None  # cotangent of the output, `[B, H, N, ...]`: the channels that v has, or all
+    do_for_v: Any = None  # the channels of `do` that go with those of v, None if these are all
+    # lse, delta: float32 `[B, H, N]`, log-sum-exp of the scores and `sum(p * dp)` over the keys
     lse: Any = None
     delta: Any = None
-    visibility: Visibility = Visibility()
+    visibility: Visibility = Visibility()  # without a `mask`
 
     def specs(self, blocks: Blocks, least_channels: int) -> "Arrays":
         """Block specs: of all tokens of one head, and of one sample's share of `visibility`."""
@@ -54,17 +48,11 @@ class Arrays(NamedTuple):
 
 
 class Run(NamedTuple):
-    """How a kernel is run.
+    """How a kernel is run."""
 
-    Attributes:
-      rules: scale, causal, dropout.
-      blocks: rows are queries, columns keys; tiles are smaller where there are fewer tokens.
-      interpret: in Pallas' interpreter.
-    """
-
-    rules: Rules
-    blocks: Blocks
-    interpret: bool = False
+    rules: Rules  # scale, causal, dropout
+    blocks: Blocks  # rows are queries, columns keys; tiles are smaller where there are fewer tokens
+    interpret: bool = False  # in Pallas' interpreter
 
 
 class Program(NamedTuple):

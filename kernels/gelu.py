@@ -32,16 +32,11 @@ TILES = {(8, 0): {2: Blocks(8, 128, num_warps=4), 4: Blocks(8, 64, num_warps=4)}
 
 
 class Steps(NamedTuple):
-    """The nearest code as a function of u.
+    """The nearest code as a function of u."""
 
-    Attributes:
-      bits: of a code.
-      first: the code far to the left.
-      cuts, by: where it changes, ascending, and by how much there.
-    """
-
-    bits: int
-    first: int
+    bits: int  # of a code
+    first: int  # the code far to the left
+    # cuts, by: where it changes, ascending, and by how much there
     cuts: tuple[float, ...]
     by: tuple[int, ...]
 

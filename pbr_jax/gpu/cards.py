@@ -16,35 +16,20 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """The properties of a graphics card that decide what XLA compiles for it.
+    """The properties of a graphics card that decide what XLA compiles for it."""
 
-    Attributes:
-      name: Name in `CARDS`, lower case.
-      description: The name that the driver gives.
-      capability: Compute capability, (major, minor).
-      memory_bytes: Global memory that CUDA offers, bytes.
-      bandwidth: Global memory bandwidth, bytes per second.
-      cores: Streaming multiprocessors.
-      fpus_per_core: float32 units of one multiprocessor.
-      clock_ghz: Boost clock, GHz.
-      l2_bytes: Second-level cache, bytes.
-      shared_per_core: Shared memory of one multiprocessor, bytes.
-      shared_per_block: Most shared memory of one block after opting in, bytes.
-      threads_per_core: Most resident threads of one multiprocessor.
-    """
-
-    name: str
-    description: str
-    capability: tuple[int, int]
-    memory_bytes: int
-    bandwidth: int
-    cores: int
-    fpus_per_core: int
-    clock_ghz: float
-    l2_bytes: int
-    shared_per_core: int
-    shared_per_block: int
-    threads_per_core: int
+    name: str  # Name in `CARDS`, lower case
+    description: str  # The name that the driver gives
+    capability: tuple[int, int]  # Compute capability, (major, minor)
+    memory_bytes: int  # Global memory that CUDA offers, bytes
+    bandwidth: int  # Global memory bandwidth, bytes per second
+    cores: int  # Streaming multiprocessors
+    fpus_per_core: int  # float32 units of one multiprocessor
+    clock_ghz: float  # Boost clock, GHz
+    l2_bytes: int  # Second-level cache, bytes
+    shared_per_core: int  # Shared memory of one multiprocessor, bytes
+    shared_per_block: int  # Most shared memory of one block after opting in, bytes
+    threads_per_core: int  # Most resident threads of one multiprocessor
 
     @property
     def has_bfloat16(self) -> bool:

@@ -41,19 +41,12 @@ class GpuCompilerMissing(RuntimeError):
 
 
 class MemoryReport(NamedTuple):
-    """Memory of one call of a compiled function, in bytes, as the compiler planned it.
+    """Memory of one call of a compiled function, in bytes, as the compiler planned it."""
 
-    Attributes:
-      argument_bytes: Arguments, donated ones included.
-      output_bytes: Outputs, with the pointer table (8 bytes an output) when there are several.
-      temp_bytes: The one buffer that holds all intermediate values.
-      alias_bytes: Outputs written over donated arguments, counted in both of the first two.
-    """
-
-    argument_bytes: int
-    output_bytes: int
-    temp_bytes: int
-    alias_bytes: int
+    argument_bytes: int  # Arguments, donated ones included
+    output_bytes: int  # Outputs, with the pointer table (8 bytes an output) when there are several
+    temp_bytes: int  # The one buffer that holds all intermediate values
+    alias_bytes: int  # Outputs written over donated arguments, counted in both of the first two
 
     @property
     def peak_bytes(self) -> int:

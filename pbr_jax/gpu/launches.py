@@ -35,25 +35,15 @@ class Loop(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """One kernel of the program.
+    """One kernel of the program."""
 
-    Attributes:
-      name: of the instruction, or of a hand-written kernel.
-      kind: "gemm", "kernel" (hand-written), "fusion", "copy" or the HLO operation.
-      path: of the JAX operation that it comes from.
-      loops: around it, outermost first.
-      bytes: that one launch reads and writes.
-      flops: of matrix products in it; of a hand-written kernel what its metadata says, or 0.
-      instruction: its name in the program, which a profile of a run has too.
-    """
-
-    name: str
-    kind: str
-    path: str
-    loops: tuple[Loop, ...]
-    bytes: int
-    flops: int
-    instruction: str = ""
+    name: str  # of the instruction, or of a hand-written kernel
+    kind: str  # "gemm", "kernel" (hand-written), "fusion", "copy" or the HLO operation
+    path: str  # of the JAX operation that it comes from
+    loops: tuple[Loop, ...]  # around it, outermost first
+    bytes: int  # that one launch reads and writes
+    flops: int  # of matrix products in it; of a hand-written kernel what its metadata says, or 0
+    instruction: str = ""  # its name in the program, which a profile of a run has too
 
     @property
     def times(self) -> int:

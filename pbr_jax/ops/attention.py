@@ -21,21 +21,13 @@ _LARGEST_HEAD = 128  # of the kernels
 
 
 class Settings(NamedTuple):
-    """Static part of an attention op.
+    """Static part of an attention op."""
 
-    Attributes:
-      kind: name of its residual, see `pbr_jax.ops.attention_kinds`.
-      keep: fraction of channels or elements kept by "channels" and "elements", in (0, 1].
-      causal: a query sees no key behind it.
-      dropout: rate at which probabilities are dropped, where `Visibility` brings seeds.
-      implementation: see `pbr_jax.ops.dispatch`; None lets the device decide.
-    """
-
-    kind: str = "flash"
-    keep: float = 0.2
-    causal: bool = False
-    dropout: float = 0.0
-    implementation: Implementation | None = None
+    kind: str = "flash"  # name of its residual, see `pbr_jax.ops.attention_kinds`
+    keep: float = 0.2  # fraction kept by "channels" and "elements", in (0, 1]
+    causal: bool = False  # a query sees no key behind it
+    dropout: float = 0.0  # rate at which probabilities are dropped, where `Visibility` brings seeds
+    implementation: Implementation | None = None  # see `dispatch`
 
     def rules(self, head: int) -> Rules:
         """The static rules of the scores, for heads of that width."""

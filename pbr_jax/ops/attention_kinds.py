@@ -15,20 +15,13 @@ class AttentionKind:
     """A kind of residual of attention of q, `[B, H, N, head]`, and k, v, `[B, H, M, head]`.
 
     By default it is q, k and v.
-
-    Attributes:
-      recomputes_scores: the backward pass makes the softmax from q and k again.
-      recomputes_heads: keeps nothing: q, k and v are projected again, which a half-block does.
-      keeps_output: the output is in the residual, for the linear layer behind it.
-      has_own_keep: its fraction is `attention_keep` of a plan and not `keep`.
-      kernel_refusal: why the kernels cannot make it, or None.
     """
 
-    recomputes_scores = True
-    recomputes_heads = False
-    keeps_output = False
-    has_own_keep = False
-    kernel_refusal: str | None = None
+    recomputes_scores = True  # the backward pass makes the softmax from q and k again
+    recomputes_heads = False  # keeps nothing: a half-block projects q, k and v again
+    keeps_output = False  # the output is in the residual, for the linear layer behind it
+    has_own_keep = False  # its fraction is `attention_keep` of a plan and not `keep`
+    kernel_refusal: str | None = None  # why the kernels cannot make it, or None
 
     def save(
         self,

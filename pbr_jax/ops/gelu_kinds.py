@@ -10,13 +10,9 @@ from pbr_jax.ops.arrays import uniform_like
 
 
 class GeluKind:
-    """A kind of residual of GELU: one array, by default u.
+    """A kind of residual of GELU: one array, by default u."""
 
-    Attributes:
-      bits: of a code, 0 where u itself is kept.
-    """
-
-    bits = 0
+    bits = 0  # of a code, 0 where u itself is kept
 
     def save(self, u: jax.Array, *, approximate: bool, keys: jax.Array | None) -> jax.Array:
         """The residual of u; codes are rounded at random if there are `keys`, one per sample."""

@@ -42,26 +42,17 @@ from pbr_jax.plans import SITES, ResidualPlan
 
 
 class BlockShape(NamedTuple):
-    """Static description of a block.
+    """Static description of a block."""
 
-    Attributes:
-      num_heads: H.
-      epsilon: of both LayerNorms.
-      dropout: rate on both branches; pre-norm also behind GELU (ViT), post-norm also on the
-        normalised embeddings (BERT).
-      approximate_gelu: tanh form instead of erf.
-      post_norm: the skip connection starts behind the LayerNorm.
-      causal: a token sees no token behind it.
-      attention_dropout: rate at which attention drops probabilities.
-    """
-
-    num_heads: int
-    epsilon: float = 1e-6
+    num_heads: int  # H
+    epsilon: float = 1e-6  # of both LayerNorms
+    # rate on both branches; pre-norm also behind GELU (ViT), post-norm also on the normalised
+    # embeddings (BERT)
     dropout: float = 0.0
-    approximate_gelu: bool = False
-    post_norm: bool = False
-    causal: bool = False
-    attention_dropout: float = 0.0
+    approximate_gelu: bool = False  # tanh form instead of erf
+    post_norm: bool = False  # the skip connection starts behind the LayerNorm
+    causal: bool = False  # a token sees no token behind it
+    attention_dropout: float = 0.0  # rate at which attention drops probabilities
 
 
 class AttentionResidual(NamedTuple):

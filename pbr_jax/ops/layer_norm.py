@@ -29,19 +29,12 @@ def affine(x_hat: jax.Array, params: dict, dtype: jax.typing.DTypeLike) -> jax.A
 
 
 class Settings(NamedTuple):
-    """Static part of a LayerNorm.
+    """Static part of a LayerNorm."""
 
-    Attributes:
-      kind: name of its residual, see `pbr_jax.ops.layer_norm_kinds`.
-      keep: fraction kept by "elements", in (0, 1].
-      epsilon: added to the variance.
-      implementation: see `pbr_jax.ops.dispatch`; None lets the device decide.
-    """
-
-    kind: str = "dense"
-    keep: float = 1.0
-    epsilon: float = 1e-6
-    implementation: Implementation | None = None
+    kind: str = "dense"  # name of its residual, see `pbr_jax.ops.layer_norm_kinds`
+    keep: float = 1.0  # fraction kept by "elements", in (0, 1]
+    epsilon: float = 1e-6  # added to the variance
+    implementation: Implementation | None = None  # see `dispatch`
 
 
 def _refusal(x: jax.Array | jax.ShapeDtypeStruct, kind: str) -> str | None:

@@ -22,16 +22,11 @@ class LayerNormKind:
     """A kind of residual of LayerNorm over the last axis of x, `[B, ..., D]`.
 
     By default it is the normalised input in the dtype of x, and exact.
-
-    Attributes:
-      rebuilds: gives the LayerNorm's output back, so that a linear layer behind it keeps nothing.
-      eight_bits: is kept in int8.
-      kernel_refusal: why the kernels cannot make it, or None.
     """
 
-    rebuilds = True
-    eight_bits = False
-    kernel_refusal: str | None = None
+    rebuilds = True  # gives the output back, so that a linear layer behind it keeps nothing
+    eight_bits = False  # is kept in int8
+    kernel_refusal: str | None = None  # why the kernels cannot make it, or None
 
     def save(
         self, x: jax.Array, x_hat: jax.Array, mean: jax.Array, rstd: jax.Array, keep: float

@@ -10,20 +10,14 @@ from pbr_jax.plans import budget_for
 
 
 class LinearKind:
-    """A kind of residual of a linear layer with input x, `[B, ..., D]`; by default all of x.
+    """A kind of residual of a linear layer with input x, `[B, ..., D]`; by default all of x."""
 
-    Attributes:
-      selects: `columns` arrive in `params`, chosen by a policy before the forward pass.
-      rebuildable: depends on x alone and not on a choice made from it, so that nothing needs to be
-        kept where another residual can make x again.
-      whole: is x itself, so that an array of its size outlives the forward pass.
-      in_hand: arrays `[B, N, F]` of the MLP that a chunk of a block needs at once, read off
-        compiled steps.
-    """
-
-    selects = False
+    selects = False  # `columns` arrive in `params`, chosen by a policy before the forward pass
+    # depends on x alone and not on a choice made from it, so that nothing needs to be kept where
+    # another residual can make x again
     rebuildable = False
-    whole = False
+    whole = False  # is x itself, so that an array of its size outlives the forward pass
+    # arrays `[B, N, F]` of the MLP that a chunk of a block needs at once, read off compiled steps
     in_hand = 3.5
 
     def save(self, x: jax.Array, params: dict, keep: float) -> Any:

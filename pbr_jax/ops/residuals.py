@@ -74,16 +74,10 @@ def largest_columns(x: jax.Array, num_kept: int) -> jax.Array:
 
 
 class Elements(NamedTuple):
-    """Largest elements of each sample, in order of position.
+    """Largest elements of each sample, in order of position."""
 
-    Attributes:
-      bits: uint8 `[B, ceil(M / 8)]`, one bit per element of a sample (M elements), most significant
-        first.
-      values: `[B, k]`, the kept elements.
-    """
-
-    bits: jax.Array
-    values: jax.Array
+    bits: jax.Array  # uint8 `[B, ceil(M / 8)]`, a bit for each of M elements, high bits first
+    values: jax.Array  # `[B, k]`, the kept elements
 
 
 def half_precision(dtype: jax.typing.DTypeLike) -> jnp.dtype:

@@ -17,18 +17,13 @@ from pbr_jax.pruning.projection import make_simplex
 
 
 class JointSparState(NamedTuple):
-    """Which blocks train one kernel.
+    """Which blocks train one kernel."""
 
-    Attributes:
-        probs: float32 [L], inclusion probability of each block; sums to M.
-        active: int32 [M], the current active blocks, increasing. Before the first `sample`, which
-            belongs to step 0, it holds the first M blocks.
-        counts: int32 [L], how many steps each block has been active.
-    """
-
-    probs: jax.Array
+    probs: jax.Array  # float32 [L], inclusion probability of each block; sums to M
+    # int32 [M], the current active blocks, increasing. Before the first `sample`, which belongs
+    # to step 0, it holds the first M blocks.
     active: jax.Array
-    counts: jax.Array
+    counts: jax.Array  # int32 [L], how many steps each block has been active
 
 
 class JointSpar(NamedTuple):

@@ -41,20 +41,14 @@ def _check_choice(argument: str, value: str, choices: Collection[str]) -> None:
 class Learning:
     """How probabilities follow the gradient.
 
-    Attributes:
-      step_size: of the bandit, in units of 1 / (largest squared norm of the round).
-      min_prob: lower bound of a probability, of `bandit` and `importance`; None = 0.2 K / D.
-      offset: of the bandit; "paper" is the literal Algorithm 2, which does not learn.
-      decay: of the running mean, for `importance`.
-
     Raises:
       ValueError: for a choice or number outside its range.
     """
 
-    step_size: float = 1e-3
-    min_prob: float | None = None
-    offset: str = "none"
-    decay: float = 0.9
+    step_size: float = 1e-3  # of the bandit, in units of 1 / (largest squared norm of the round)
+    min_prob: float | None = None  # lower bound of `bandit` and `importance`; None = 0.2 K / D
+    offset: str = "none"  # of the bandit; "paper" is the literal Algorithm 2, which does not learn
+    decay: float = 0.9  # of the running mean, for `importance`
 
     def __post_init__(self) -> None:
         _check_choice("offset", self.offset, ("none", "paper"))
@@ -65,17 +59,11 @@ class Learning:
 
 
 class PolicyState(NamedTuple):
-    """What one site of one block has learned.
+    """What one site of one block has learned."""
 
-    Attributes:
-      probs: float32 [A], inclusion probability of each arm; sums to K / group_size.
-      counts: int32 [A], how often each arm has been selected.
-      energy: float32 [A], running mean of squared norms (`importance`); [0] for the others.
-    """
-
-    probs: jax.Array
-    counts: jax.Array
-    energy: jax.Array
+    probs: jax.Array  # float32 [A], inclusion probability of each arm; sums to K / group_size
+    counts: jax.Array  # int32 [A], how often each arm has been selected
+    energy: jax.Array  # float32 [A], running mean of squared norms; [0] but for `importance`
 
 
 @functools.partial(
@@ -89,25 +77,18 @@ class PruningPolicy:
 
     What differs between sites are leaves of a pytree: `jax.vmap` over stacked policies serves sites
     of different widths at once (see `sites`). States are then padded with zeros at their end.
-
-    Attributes:
-      name: one of `NAMES`.
-      sampler: one of `SAMPLERS`.
-      group_size: columns of an arm.
-      learning: how probabilities follow the gradient.
-      num_slots: S, the static length of `columns`: K for systematic sampling, the capacity for
-        Bernoulli draws, whose unused slots hold the index D.
-      capacity: int32, arms drawn at most.
-      simplex: a `Simplex`, the set P of probabilities over the site's own arms.
     """
 
-    name: str
-    sampler: str
-    group_size: int
-    learning: Learning
+    name: str  # one of `NAMES`
+    sampler: str  # one of `SAMPLERS`
+    group_size: int  # columns of an arm
+    learning: Learning  # how probabilities follow the gradient
+    # S, the static length of `columns`: K for systematic sampling, the capacity for Bernoulli
+    # draws, whose unused slots hold the index D
     num_slots: int
+    # int32, arms drawn at most
     capacity: Any  # checked annotations would refuse the leaves of a mapped tree
-    simplex: Any
+    simplex: Any  # a `Simplex`, the set P of probabilities over the site's own arms
 
     @property
     def num_columns(self) -> Any:

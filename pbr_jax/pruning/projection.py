@@ -29,27 +29,16 @@ _SMALLEST_MIN_PROB = 1e-6
 
 
 class Simplex(NamedTuple):
-    """The set P of one site as numbers, so that sites stack and `jax.vmap` projects them at once.
+    """The set P of one site as numbers, so that sites stack and `jax.vmap` serves all at once."""
 
-    Attributes:
-      num_arms: int32, A; longer vectors are padded at their end.
-      budget: int32, what the probabilities sum simplex.
-      min_prob: float32, the lower bound of each.
-      log_range: float32, `log(1 / min_prob)`.
-      largest_loss: float32, `1 / min_prob**2`, the constant of line 5 of Algorithm 2 where G = 1.
-      surely_kept: int32, the m of `project`.
-      lone: bool, whether P holds only the point where all are `budget / num_arms`.
-      mean: float32, `budget / num_arms`.
-    """
-
-    num_arms: np.int32
-    budget: np.int32
-    min_prob: np.float32
-    log_range: np.float32
-    largest_loss: np.float32
-    surely_kept: np.int32
-    lone: np.bool_
-    mean: np.float32
+    num_arms: np.int32  # A; longer vectors are padded at their end
+    budget: np.int32  # what the probabilities sum to
+    min_prob: np.float32  # the lower bound of each
+    log_range: np.float32  # `log(1 / min_prob)`
+    largest_loss: np.float32  # `1 / min_prob**2`, the constant of line 5 of Algorithm 2 at G = 1
+    surely_kept: np.int32  # the m of `project`
+    lone: np.bool_  # whether P holds only the point where all are `budget / num_arms`
+    mean: np.float32  # `budget / num_arms`
 
 
 def make_simplex(num_arms: int, budget: int, min_prob: float) -> Simplex:
@@ -57,7 +46,7 @@ def make_simplex(num_arms: int, budget: int, min_prob: float) -> Simplex:
 
     Args:
       num_arms: A.
-      budget: K, what the probabilities sum simplex.
+      budget: K, what the probabilities sum to.
       min_prob: lower bound of every probability, at least 1e-6.
 
     Raises:
