@@ -122,8 +122,6 @@ def gelu(
       steps: the code of the derivative at u.
       columns: int32 `[K]`; F marks an unused slot, which reads as zero. None packs nothing.
       approximate: tanh form.
-      blocks: of `TILES`.
-      interpret: run in Pallas' interpreter.
 
     Returns:
       `[T, F]` of the dtype of `u`, uint8 `[T, bits, ceil(F / 8)]`, and `[T, K]` or None.

@@ -91,7 +91,6 @@ def update_rows(
       slots: int32 `[R]`, distinct rows of the parameter; D or more marks an unused slot.
       grads: float32 `[R, F]`.
       param, moments: float32 `[D, F]`; donate them, or they are copied first.
-      interpret: run in Pallas' interpreter.
 
     Returns:
       Parameter and moments `[D, F]`, and `[R]` norms, before any scaling.

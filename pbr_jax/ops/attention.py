@@ -75,17 +75,6 @@ def backward(
     return kind.gradients(residual, visibility, do, num_keys, rules, attend_gradients)
 
 
-def attention_pair(settings: Settings, num_keys: int) -> pair.Pair:
-    """Attention as a pair over `x = (q, k, v)` with a `Visibility` as `aux`."""
-    return pair.Pair(
-        lambda params, qkv, visibility: forward(qkv, visibility, settings),
-        lambda params, residual, visibility, do: (
-            None,
-            backward(residual, visibility, do, num_keys, settings),
-        ),
-    )
-
-
 def attention(
     q: jax.Array,
     k: jax.Array,
@@ -145,4 +134,9 @@ def attention(
     if dropout == 0:
         visibility = visibility._replace(seeds=None)
     settings = Settings(kind, keep, causal, dropout, implementation)
-    return pair.bind(attention_pair(settings, k.shape[2]))(None, (q, k, v), visibility)
+
+    def gradients(params, residual, visibility, do):
+        return None, backward(residual, visibility, do, k.shape[2], settings)
+
+    op = pair.Pair(lambda _, qkv, visibility: forward(qkv, visibility, settings), gradients)
+    return pair.bind(op)(None, (q, k, v), visibility)

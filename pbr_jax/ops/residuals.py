@@ -25,7 +25,7 @@ from pbr_jax.plans import Implementation
 _BITS_PER_BYTE = 8
 
 
-def check_columns(columns: jax.Array, num_columns: int, name: str = "columns") -> None:
+def check_columns(columns: jax.Array, num_columns: int) -> None:
     """Checks a selection where it can be checked: shape and dtype always, values outside jit.
 
     Raises:
@@ -34,15 +34,15 @@ def check_columns(columns: jax.Array, num_columns: int, name: str = "columns") -
     """
     if columns.dtype != jnp.int32:
         raise ValueError(
-            f"{name} has dtype {columns.dtype}: must be int32; use {name}.astype(jnp.int32)"
+            f"columns has dtype {columns.dtype}: must be int32; use columns.astype(jnp.int32)"
         )
     if columns.ndim != 1:
         raise ValueError(
-            f"{name} has shape {columns.shape}: must be [K], one index per kept column"
+            f"columns has shape {columns.shape}: must be [K], one index per kept column"
         )
     if columns.shape[0] > num_columns:
         raise ValueError(
-            f"{name} has K = {columns.shape[0]} entries: must be at most"
+            f"columns has K = {columns.shape[0]} entries: must be at most"
             f" D = {num_columns}, the number of columns of the input"
         )
     if not isinstance(columns, jax.core.Tracer) and columns.size:
@@ -52,7 +52,7 @@ def check_columns(columns: jax.Array, num_columns: int, name: str = "columns") -
         if low < 0 or high > num_columns:
             bad = low if low < 0 else high
             raise ValueError(
-                f"{name} contains {bad}: must be in 0..{num_columns - 1} (D - 1), or D ="
+                f"columns contains {bad}: must be in 0..{num_columns - 1} (D - 1), or D ="
                 f" {num_columns} for an unused slot"
             )
 

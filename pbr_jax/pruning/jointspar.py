@@ -86,14 +86,8 @@ def joint_spar(
         return state._replace(active=jnp.where(step % interval == 0, drawn, state.active))
 
     def update(state: JointSparState, sq_norms: jax.Array, step: jax.Array | int) -> JointSparState:
-        moved = bandit_update(
-            state.probs,
-            state.active,
-            sq_norms,
-            simplex,
-            step_size=step_size,
-            offset="minimum",
-        )
+        old = state.probs, state.active
+        moved = bandit_update(*old, sq_norms, simplex, step_size=step_size, offset="minimum")
         last = step % interval == interval - 1
         return state._replace(
             probs=jnp.where(last, moved, state.probs), counts=state.counts.at[state.active].add(1)

@@ -122,14 +122,8 @@ class PruningPolicy:
         sq_norms = jnp.sum(sq_norms.reshape(-1, self.group_size), axis=1)
         probs, energy, learning = state.probs, state.energy, self.learning
         if self.name == "bandit":
-            probs = bandit_update(
-                probs,
-                arms,
-                sq_norms,
-                self.simplex,
-                step_size=learning.step_size,
-                offset=learning.offset,
-            )
+            options = {"step_size": learning.step_size, "offset": learning.offset}
+            probs = bandit_update(probs, arms, sq_norms, self.simplex, **options)
         elif self.name == "importance":
             energy = _running_mean(state, arms, sq_norms, learning.decay)
             guess = _with_unseen_at_the_mean(energy, counts)
@@ -170,7 +164,11 @@ def make_policy(
     """
     _check_choice("name", name, NAMES)
     _check_choice("sampler", sampler, SAMPLERS)
-    _check_group_size(group_size, num_columns)
+    if group_size < 1 or num_columns % group_size:
+        raise ValueError(
+            f"group_size = {group_size}: must divide num_columns = {num_columns}; use 1 for the "
+            "paper's single columns"
+        )
     if not 1 <= budget <= num_columns or budget % group_size:
         raise ValueError(
             f"budget = {budget}: must be a multiple of group_size = {group_size} from 1 to "
@@ -186,10 +184,9 @@ def make_policy(
         capacity = arm_budget
     else:
         capacity = sampling.bernoulli_slots(num_arms, arm_budget, 8 // math.gcd(8, group_size))
-    num_slots = capacity * group_size
-    return PruningPolicy(
-        name, sampler, group_size, learning, num_slots, np.int32(capacity), simplex
-    )
+    # NumPy numbers, since policies are stacked before anything is traced.
+    sizes = capacity * group_size, np.int32(capacity)
+    return PruningPolicy(name, sampler, group_size, learning, *sizes, simplex)
 
 
 def _running_mean(
@@ -211,11 +208,3 @@ def _with_unseen_at_the_mean(energy: jax.Array, counts: jax.Array) -> jax.Array:
     seen = counts > 0
     num_seen = jnp.maximum(jnp.sum(seen), 1).astype(energy.dtype)
     return jnp.where(seen, energy, jnp.sum(jnp.where(seen, energy, 0.0)) / num_seen)
-
-
-def _check_group_size(group_size: int, num_columns: int) -> None:
-    if group_size < 1 or num_columns % group_size:
-        raise ValueError(
-            f"group_size = {group_size}: must divide num_columns = {num_columns}; use 1 for the "
-            "paper's single columns"
-        )

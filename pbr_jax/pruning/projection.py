@@ -42,12 +42,7 @@ class Simplex(NamedTuple):
 
 
 def make_simplex(num_arms: int, budget: int, min_prob: float) -> Simplex:
-    """The set P, rounded from float64.
-
-    Args:
-      num_arms: A.
-      budget: K, what the probabilities sum to.
-      min_prob: lower bound of every probability, at least 1e-6.
+    """The set P of A arms whose probabilities sum to K, rounded from float64.
 
     Raises:
       ValueError: P is empty, or float32 cannot represent the search for a point of it.
@@ -109,10 +104,8 @@ def project(log_weights: jax.Array, simplex: Simplex) -> jax.Array:
     scaled = jnp.exp(low) * weights
     room, total = _room_and_total(scaled, simplex)
     correction = jnp.where(total > 0.0, room / jnp.where(total > 0.0, total, 1.0), 1.0)
-    probs = jnp.where(
-        simplex.lone, simplex.mean, jnp.clip(scaled * correction, simplex.min_prob, 1.0)
-    )
-    return jnp.where(own, probs, 0.0)
+    probs = jnp.clip(scaled * correction, simplex.min_prob, 1.0)
+    return jnp.where(own, jnp.where(simplex.lone, simplex.mean, probs), 0.0)
 
 
 def _room_and_total(scaled: jax.Array, simplex: Simplex) -> tuple[jax.Array, jax.Array]:
@@ -125,9 +118,8 @@ def _room_and_total(scaled: jax.Array, simplex: Simplex) -> tuple[jax.Array, jax
     at_one = jnp.sum(scaled >= 1.0, axis=-1)
     # Padding has weight 0 and so lies at the lower bound: it is not counted.
     at_min = jnp.sum(scaled <= simplex.min_prob, axis=-1) - (scaled.shape[-1] - simplex.num_arms)
-    room = (simplex.budget - at_one).astype(scaled.dtype) - at_min.astype(
-        scaled.dtype
-    ) * simplex.min_prob
+    at_min = at_min.astype(scaled.dtype)
+    room = (simplex.budget - at_one).astype(scaled.dtype) - at_min * simplex.min_prob
     inside = (scaled > simplex.min_prob) & (scaled < 1.0)
     return room, jnp.sum(jnp.where(inside, scaled, 0.0), axis=-1)
 

@@ -68,7 +68,7 @@ def _gelu() -> BenchCase:
     columns = _SPEC((budget_for(0.1, u.shape[-1]),), jnp.int32)
 
     def run(u, columns, *, implementation):
-        return gelu.forward(u, "code2", columns=columns, implementation=implementation)
+        return gelu.forward(u, gelu.Settings("code2", False, implementation), columns=columns)
 
     results = jax.eval_shape(lambda *args: run(*args, implementation="xla"), u, columns)
     return BenchCase(
@@ -88,13 +88,12 @@ def _linear_gelu() -> BenchCase:
     columns = _SPEC((budget_for(0.1, HIDDEN),), jnp.int32)
 
     def run(x, w, bias, columns, *, implementation):
-        return linear_gelu.forward(
-            x, w, bias, "code2", columns=columns, implementation=implementation
-        )
+        settings = gelu.Settings("code2", False, implementation)
+        return linear_gelu.forward(x, w, bias, settings, columns=columns)
 
     def product_then_kernel(x, w, bias, columns):
         u = linear.project(x, w, bias)
-        return gelu.forward(u, "code2", columns=columns, implementation="triton")
+        return gelu.forward(u, gelu.Settings("code2", False, "triton"), columns=columns)
 
     results = jax.eval_shape(lambda *args: run(*args, implementation="xla"), x, w, bias, columns)
     return BenchCase(
@@ -114,7 +113,8 @@ def _linear_gelu_gradient() -> BenchCase:
     planes = _SPEC((_BATCH, _TOKENS, 2, HIDDEN // 8), jnp.uint8)
 
     def run(dy, w, planes, *, implementation):
-        return linear_gelu.input_gradient(dy, w, planes, "code2", implementation=implementation)
+        settings = gelu.Settings("code2", False, implementation)
+        return linear_gelu.input_gradient(dy, w, planes, settings)
 
     result = _SPEC((_BATCH, _TOKENS, HIDDEN), jnp.bfloat16)
     return BenchCase(
