@@ -111,16 +111,16 @@ def launch(
     by_query = over == "queries"
     tokens, block = (num_queries, blocks.rows) if by_query else (num_keys, blocks.columns)
     least = 0 if square else 2 * blocks.rows
-    return pl.pallas_call(
+    call = blocks.call(
         functools.partial(kernel, program=program),
-        grid=(pl.cdiv(tokens, block), *q.shape[1::-1]),
+        f"attention{kernel.__name__}",
+        (pl.cdiv(tokens, block), *q.shape[1::-1]),
+        list(out_shape),
+        run.interpret,
         in_specs=[arrays.specs(blocks, least)],
         out_specs=[_head_spec(out, block, least) for out in out_shape],
-        out_shape=list(out_shape),
-        compiler_params=blocks.compiler_params(),
-        interpret=run.interpret,
-        name=f"attention{kernel.__name__}",
-    )(arrays)
+    )
+    return call(arrays)
 
 
 def padded(size: int) -> int:

@@ -193,12 +193,6 @@ def gelu(
     ]
     if num_kept:
         out_shape.append(jax.ShapeDtypeStruct((num_tokens, num_kept), u.dtype))
-    a, planes, *packed = pl.pallas_call(
-        kernel,
-        grid=(pl.cdiv(num_tokens, blocks.rows),),
-        out_shape=out_shape,
-        compiler_params=blocks.compiler_params(),
-        interpret=interpret,
-        name="gelu",
-    )(u, *(() if columns is None or not num_kept else (columns,)))
+    run = blocks.call(kernel, "gelu", (pl.cdiv(num_tokens, blocks.rows),), out_shape, interpret)
+    a, planes, *packed = run(u, *(() if columns is None or not num_kept else (columns,)))
     return a, planes.reshape(num_tokens, steps.bits, num_bytes), packed[0] if packed else None

@@ -92,14 +92,9 @@ def forward(
     ]
     if int8:
         out_shape.append(jax.ShapeDtypeStruct((num_tokens, tile.groups.length), jnp.bfloat16))
-    y, rstd, x_hat, *scales = pl.pallas_call(
-        kernel,
-        grid=(pl.cdiv(num_tokens, tile.rows),),
-        out_shape=out_shape,
-        compiler_params=blocks.compiler_params(),
-        interpret=interpret,
-        name="layer_norm",
-    )(x, scale, bias)
+    grid = (pl.cdiv(num_tokens, tile.rows),)
+    run = blocks.call(kernel, "layer_norm", grid, out_shape, interpret)
+    y, rstd, x_hat, *scales = run(x, scale, bias)
     return y, x_hat, rstd, scales[0] if int8 else None
 
 
@@ -163,14 +158,9 @@ def backward(
             triton.store(at, jnp.sum(total, axis=0), mask=tile.columns.inside)
 
     partial = jax.ShapeDtypeStruct((shares, width), jnp.float32)
-    dx, dscale, dbias = pl.pallas_call(
-        kernel,
-        grid=(shares,),
-        out_shape=(jax.ShapeDtypeStruct(dy.shape, dy.dtype), partial, partial),
-        compiler_params=blocks.compiler_params(),
-        interpret=interpret,
-        name="layer_norm_backward",
-    )(*arrays)
+    out_shape = (jax.ShapeDtypeStruct(dy.shape, dy.dtype), partial, partial)
+    run = blocks.call(kernel, "layer_norm_backward", (shares,), out_shape, interpret)
+    dx, dscale, dbias = run(*arrays)
     return dx, jnp.sum(dscale, axis=0), jnp.sum(dbias, axis=0)
 
 

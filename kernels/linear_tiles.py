@@ -123,12 +123,5 @@ def call(kernel, name: str, x, num_features: int, blocks: Blocks, out_shape, int
         pl.cdiv(pl.cdiv(num_features, SLICES), blocks.columns),
         pl.cdiv(num_tokens, blocks.parts * blocks.rows),
     )
-    return pl.pallas_call(
-        kernel,
-        grid=grid,
-        out_shape=out_shape,
-        compiler_params=blocks.compiler_params(),
-        interpret=interpret,
-        name=name,
-        metadata={"flops": str(2 * num_tokens * num_inner * num_features)},
-    )
+    told = {"flops": str(2 * num_tokens * num_inner * num_features)}
+    return blocks.call(kernel, name, grid, out_shape, interpret, metadata=told)

@@ -19,6 +19,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from pbr_jax.kernels.tiles import Blocks
+
 
 class Rule(NamedTuple):
     """Update of a value along its gradient, by the formulas of Optax."""
@@ -68,9 +70,7 @@ class Scalars(NamedTuple):
 
 
 # One block of threads a row, in parts of this many elements; 8 for each thread of 4 warps.
-_PART = 1024
-_WARPS = 4
-_STAGES = 2
+_BLOCKS = Blocks(1, 1024, num_warps=4, num_stages=2)
 
 
 def update_rows(
@@ -97,7 +97,7 @@ def update_rows(
     """
     num_slots, width = grads.shape
     num_rows = param.shape[0]
-    part = min(_PART, pl.next_power_of_2(width))
+    part = min(_BLOCKS.columns, pl.next_power_of_2(width))
 
     # A block of threads owns one row, since slots are distinct, and so may overwrite what it read.
     # The scalars stay in registers over all parts of the row.
@@ -131,16 +131,16 @@ def update_rows(
     # The results alias parameter and moments, so the rows that no slot names are already in place.
     arrays = (param, *moments)
     scalars = jnp.stack([jnp.asarray(value, jnp.float32) for value in now])
-    *results, norms = pl.pallas_call(
+    run = _BLOCKS.call(
         kernel,
-        grid=(num_slots,),
-        out_shape=(
+        f"row_update_{rule.name}",
+        (num_slots,),
+        (
             *(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays),
             jax.ShapeDtypeStruct((num_slots,), jnp.float32),
         ),
+        interpret,
         input_output_aliases={3 + i: i for i in range(len(arrays))},
-        compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=_STAGES),
-        interpret=interpret,
-        name=f"row_update_{rule.name}",
-    )(scalars, slots, grads, *arrays)
+    )
+    *results, norms = run(scalars, slots, grads, *arrays)
     return results[0], tuple(results[1:]), norms

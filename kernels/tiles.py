@@ -22,8 +22,13 @@ class Blocks(NamedTuple):
     num_stages: int = 1
     num_blocks: int = 0  # blocks of threads to aim at, where they share out the work
 
-    def compiler_params(self) -> triton.CompilerParams:
-        return triton.CompilerParams(num_warps=self.num_warps, num_stages=self.num_stages)
+    def call(
+        self, kernel, name: str, grid: tuple, out_shape: Any, interpret: bool, **options: Any
+    ) -> Any:
+        """The kernel as a function of arrays, with a block of threads for each place of `grid`."""
+        params = triton.CompilerParams(num_warps=self.num_warps, num_stages=self.num_stages)
+        options |= {"compiler_params": params, "interpret": interpret, "name": name}
+        return pl.pallas_call(kernel, grid=grid, out_shape=out_shape, **options)
 
 
 class Part(NamedTuple):

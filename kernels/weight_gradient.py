@@ -83,16 +83,12 @@ def weight_gradient(
         def _():
             triton.store(db_ref.at[share, features.slice], db, mask=features.inside)
 
-    dw, db = pl.pallas_call(
-        kernel,
-        grid=(*tiles, shares),
-        out_shape=(
-            jax.ShapeDtypeStruct((shares, num_rows, num_features), jnp.float32),
-            jax.ShapeDtypeStruct((shares, num_features), jnp.float32),
-        ),
-        compiler_params=blocks.compiler_params(),
-        interpret=interpret,
-        name="weight_gradient",
-        metadata={"flops": str(2 * num_tokens * num_rows * num_features)},
-    )(x, dy)
+    out_shape = (
+        jax.ShapeDtypeStruct((shares, num_rows, num_features), jnp.float32),
+        jax.ShapeDtypeStruct((shares, num_features), jnp.float32),
+    )
+    told = {"flops": str(2 * num_tokens * num_rows * num_features)}
+    grid = (*tiles, shares)
+    run = blocks.call(kernel, "weight_gradient", grid, out_shape, interpret, metadata=told)
+    dw, db = run(x, dy)
     return jnp.sum(dw, axis=0), jnp.sum(db, axis=0)

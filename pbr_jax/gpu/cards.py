@@ -37,6 +37,19 @@ class Card:
         return self.capability >= (8, 0)
 
 
+# Field of `Card` -> field of XLA's `GpuDeviceInfoProto`.
+PROTO_FIELDS = {
+    "memory_bytes": "device_memory_size",
+    "bandwidth": "memory_bandwidth",
+    "cores": "core_count",
+    "fpus_per_core": "fpus_per_core",
+    "clock_ghz": "clock_rate_ghz",
+    "l2_bytes": "l2_cache_size",
+    "shared_per_core": "shared_memory_per_core",
+    "shared_per_block": "shared_memory_per_block_optin",
+    "threads_per_core": "threads_per_core_limit",
+}
+
 # What the compute capability fixes of a multiprocessor: float32 units, KiB of shared memory, KiB of
 # one block, resident threads.
 _CORES = {
@@ -109,23 +122,16 @@ def target_config(card: Card) -> str:
     it.
     """
     major, minor = card.capability
+    own = " ".join(f"{field}: {getattr(card, name)}" for name, field in PROTO_FIELDS.items())
     return f"""
         gpu_device_info {{
+          {own}
           threads_per_block_limit: 1024
           threads_per_warp: 32
           shared_memory_per_block: 49152
-          shared_memory_per_core: {card.shared_per_core}
-          threads_per_core_limit: {card.threads_per_core}
-          core_count: {card.cores}
-          fpus_per_core: {card.fpus_per_core}
           block_dim_limit_x: 2147483647
           block_dim_limit_y: 65535
           block_dim_limit_z: 65535
-          memory_bandwidth: {card.bandwidth}
-          l2_cache_size: {card.l2_bytes}
-          clock_rate_ghz: {card.clock_ghz}
-          device_memory_size: {card.memory_bytes}
-          shared_memory_per_block_optin: {card.shared_per_block}
           cuda_compute_capability {{ major: {major} minor: {minor} }}
           registers_per_core_limit: 65536
           registers_per_block_limit: 65536

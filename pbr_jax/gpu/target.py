@@ -7,20 +7,7 @@ from typing import Any
 
 import jax
 
-from pbr_jax.gpu.cards import CARDS, Card
-
-# Field of `Card` -> field of XLA's `GpuDeviceInfoProto`.
-_FIELDS = {
-    "memory_bytes": "device_memory_size",
-    "bandwidth": "memory_bandwidth",
-    "cores": "core_count",
-    "fpus_per_core": "fpus_per_core",
-    "clock_ghz": "clock_rate_ghz",
-    "l2_bytes": "l2_cache_size",
-    "shared_per_core": "shared_memory_per_core",
-    "shared_per_block": "shared_memory_per_block_optin",
-    "threads_per_core": "threads_per_core_limit",
-}
+from pbr_jax.gpu.cards import CARDS, PROTO_FIELDS, Card
 
 
 def sized_card(name: str, memory_bytes: int) -> Card:
@@ -40,13 +27,15 @@ def parse_target_config(text: str, name: str) -> Card:
     Raises:
       ValueError: it is no such text, or lacks fields; all that are missing are named.
     """
+    # Of the nested text only numbers by name are read; the capability alone has fields of its own.
     numbers = dict(re.findall(r"(\w+)\s*:\s*([\d.eE+-]+)", text))
     capability = re.search(r"cuda_compute_capability\s*:?\s*\{([^}]*)\}", text)
     major, minor = (
         re.search(rf"\b{part}\s*:\s*(\d+)", capability[1]) if capability else None
         for part in ("major", "minor")
     )
-    missing = [field for field in _FIELDS.values() if field not in numbers]
+    # All faults of the text at once: fields that lack, then numbers that are none.
+    missing = [field for field in PROTO_FIELDS.values() if field not in numbers]
     missing += [] if major else ["cuda_compute_capability"]
     if missing:
         raise ValueError(
@@ -58,11 +47,11 @@ def parse_target_config(text: str, name: str) -> Card:
     described = re.search(r"device_description_str\s*:\s*\"([^\"]*)\"", text)
     values: dict[str, Any] = {}
     try:
-        for field, key in _FIELDS.items():
+        for field, key in PROTO_FIELDS.items():
             values[field] = (float if field == "clock_ghz" else int)(numbers[key])
     except ValueError as error:
         raise ValueError(f"{name}: a count in it is not a whole number: {error}") from None
-    if wrong := [_FIELDS[field] for field, value in values.items() if value <= 0]:
+    if wrong := [PROTO_FIELDS[field] for field, value in values.items() if value <= 0]:
         raise ValueError(f"{name}: {', '.join(wrong)} must be above 0")
     return Card(
         name=name,

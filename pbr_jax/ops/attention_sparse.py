@@ -98,17 +98,14 @@ class Elements(AttentionKind):
         def samples(arrays):
             residual, visibility, do = arrays
             batch = do.shape[0]
+            # What was dropped comes back as zero, in q, k and v as in the probabilities.
             q = residuals.unpack_elements(residual.q, do.shape, do.dtype)
             k = residuals.unpack_elements(residual.k, (batch, heads, num_keys, head), do.dtype)
             v = residuals.unpack_elements(residual.v, (batch, heads, num_keys, head), do.dtype)
             p = residuals.unpack_elements(
                 residual.probabilities, (batch, heads, n, num_keys), jnp.dtype(jnp.float32)
             )
-            block = Block(q, k, all_rows(n), visibility, rules)
-            dp = jnp.einsum("bhnc,bhmc->bhnm", do, v, preferred_element_type=jnp.float32)
-            dp = block.dropped(dp)
-            dq, dk = block.gradients(p, dp, jnp.sum(p * dp, axis=-1))
-            return dq, dk, jnp.einsum("bhnm,bhnc->bhmc", block.dropped(p).astype(do.dtype), do)
+            return Block(q, k, all_rows(n), visibility, rules).gradients(p, v, do, do)
 
         return over_samples(samples, (residual, visibility, do), score_bytes(heads, n, num_keys))
 

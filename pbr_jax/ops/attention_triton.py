@@ -46,6 +46,7 @@ def attend_gradients(
         delta = jnp.sum(do_v.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
         arrays = Arrays(q, k, v, do_v, None, lse, delta, visibility)
         dq = attention_backward.query_gradient(arrays, _run("queries", v, rules))
+    # The keys' pass reads what the queries' pass knew or found, one number a row of scores.
     arrays = Arrays(q, k, v, do, do_for_v, lse, delta, visibility)
     dk, dv = attention_backward.key_gradients(arrays, _run("keys", do, rules))
     return dq, dk, dv

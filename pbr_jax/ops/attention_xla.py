@@ -58,15 +58,27 @@ class Block(NamedTuple):
         return p * dropout_factor(seeds, self.q.shape[1], self.rows, self.k.shape[2], rate)
 
     def gradients(
-        self, p: jax.Array, dp: jax.Array, delta: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """`dq, dk` from the probabilities, their cotangent and `delta = sum(p * dp)`."""
+        self,
+        p: jax.Array,
+        v: jax.Array,
+        do: jax.Array,
+        do_for_v: jax.Array,
+        delta: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """`dq, dk, dv` from the probabilities; `delta = sum(p * dp)` where it is known already."""
+        dp = jnp.einsum("bhnc,bhmc->bhnm", do_for_v, v, preferred_element_type=jnp.float32)
+        dp = self.dropped(dp)
+        if delta is None:
+            delta = jnp.sum(p * dp, axis=-1)
         ds = p * (dp - delta[..., None]) * self.rules.scale
         seen = self.visible()
         if seen is not None:
             ds = jnp.where(seen, ds, 0.0)
         ds = ds.astype(self.q.dtype)
-        return jnp.einsum("bhnm,bhmc->bhnc", ds, self.k), jnp.einsum("bhnm,bhnc->bhmc", ds, self.q)
+        dq = jnp.einsum("bhnm,bhmc->bhnc", ds, self.k)
+        dk = jnp.einsum("bhnm,bhnc->bhmc", ds, self.q)
+        # dv takes the probabilities that dropout left, ds those before it.
+        return dq, dk, jnp.einsum("bhnm,bhnc->bhmc", self.dropped(p).astype(do.dtype), do)
 
 
 def over_samples(body, arrays, bytes_per_sample: int):
@@ -130,12 +142,8 @@ def attend(
             top = jnp.max(scores, axis=-1, keepdims=True)
             weights = jnp.exp(scores - top)
             total = jnp.sum(weights, axis=-1, keepdims=True)
-            out = jnp.einsum(
-                "bhnm,bhmc->bhnc",
-                block.dropped(weights).astype(v.dtype),
-                v,
-                preferred_element_type=jnp.float32,
-            )
+            kept = block.dropped(weights).astype(v.dtype)
+            out = jnp.einsum("bhnm,bhmc->bhnc", kept, v, preferred_element_type=jnp.float32)
             return (out / total).astype(v.dtype), (top + jnp.log(total))[..., 0]
 
         blocks = _num_query_blocks(q, k)
@@ -182,13 +190,7 @@ def attend_gradients(
         def queries(by_query, rows):
             q, do, do_v, lse, delta = by_query
             block = Block(q, k, rows, visibility, rules)
-            p = block.softmax(lse)
-            dp = jnp.einsum("bhnc,bhmc->bhnm", do_v, v, preferred_element_type=jnp.float32)
-            dp = block.dropped(dp)
-            if delta is None:
-                delta = jnp.sum(p * dp, axis=-1)
-            dq, dk = block.gradients(p, dp, delta)
-            return dq, dk, jnp.einsum("bhnm,bhnc->bhmc", block.dropped(p).astype(do.dtype), do)
+            return block.gradients(block.softmax(lse), v, do, do_v, delta)
 
         blocks = _num_query_blocks(q, k)
         if blocks == 1:

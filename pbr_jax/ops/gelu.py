@@ -110,7 +110,6 @@ def gelu(
     approximate: bool = False,
     kind: str = "dense",
     key: jax.Array | None = None,
-    implementation: Implementation | None = None,
 ) -> jax.Array:
     """GELU of `u`, `[B, ..., F]`, that saves one array, or a code of a few bits per element.
 
@@ -120,13 +119,11 @@ def gelu(
       kind: of the residual: "dense", or "code2", "code3", "code4": the derivative in so many bits.
         Their relative error on N(0, 1) is 13, 6.5 and 3.2 %.
       key: for codes: rounds stochastically, so that the gradient is unbiased (22.8, 10.0, 4.7 %).
-      implementation: of codes, see `pbr_jax.ops.dispatch`; None lets the device decide.
 
     Raises:
-      ValueError: `kind` is unknown, `key` is given for "dense", or the named implementation cannot
-        run.
+      ValueError: `kind` is unknown, or `key` is given for "dense".
     """
     if key is not None and not plans.kind("gelu", kind).bits:
         raise ValueError(f"key given with kind = {kind!r}: only codes are rounded; drop the key")
     keys = None if key is None else sample_keys(key, u.shape[0])
-    return pair.bind(gelu_pair(Settings(kind, approximate, implementation)))(None, u, keys)
+    return pair.bind(gelu_pair(Settings(kind, approximate)))(None, u, keys)

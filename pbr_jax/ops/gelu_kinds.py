@@ -36,6 +36,7 @@ class Code(GeluKind):
         self.bits = bits
 
     def save(self, u, *, approximate, keys):
+        # The nearest level is found by comparisons of u, a random one needs the derivative itself.
         wide = u.astype(jnp.float32)
         if keys is None:
             codes = gelu_codes.nearest(wide, self.bits, approximate)

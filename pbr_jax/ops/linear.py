@@ -72,6 +72,7 @@ def parameter_gradients(params: dict, residual: Any, dy: jax.Array, settings: Se
         dw = kind.place(dw, params, residual)
         return dw, None if bias is None else db.astype(bias.dtype)
 
+    # The kernel's tensor is frozen and its bias may not be: one pass for both would be wasted.
     def bias_alone():
         zeros = _zeros(kernel_gradient)
         return zeros, _if_active(active.get("bias"), bias_gradient)
@@ -86,6 +87,7 @@ def parameter_gradients(params: dict, residual: Any, dy: jax.Array, settings: Se
     else:
         dw, db = _if_active(active.get("kernel"), both_gradients, bias_alone)
         db = _if_active(active.get("bias"), lambda: db)
+    # Everything in `params` gets a cotangent; None says that it has none.
     grads: dict[str, Any] = dict.fromkeys(params)
     grads["rows" if "rows" in params else "kernel"] = dw
     if bias is not None:

@@ -100,9 +100,11 @@ def input_gradient(
       ValueError: the named implementation cannot run.
     """
     kind, approximate = plans.kind("gelu", settings.kind), settings.approximate
+    # The choice falls without the keys: the kernel reads codes, however they were rounded.
     if KERNEL.choose(settings.implementation, dy, w.shape[0], settings.kind, None) == "xla":
         da = linear.input_gradient(dy, w)
         return da * kind.restore(residual, da, approximate=approximate, stochastic=stochastic)
+    # The kernel looks codes up in their levels; without codes it makes the derivative from u.
     levels = None
     if kind.bits:
         levels = tuple(map(float, gelu_codes.codebook(kind.bits, stochastic, approximate)))

@@ -148,6 +148,7 @@ class _Stack(NamedTuple):
                 found.append(residual)
             return found
 
+        # All slots are allocated at once, by the shapes of one, and written in place.
         shapes = jax.eval_shape(lambda: residuals(*self._first(params, aux, x)))
         num_slots = _depth(params) * self.num_chunks
         slots = jax.tree.map(lambda a: jnp.empty((num_slots, *a.shape), a.dtype), shapes)
@@ -190,6 +191,7 @@ class _Stack(NamedTuple):
                 totals, dy, slot = lax.optimization_barrier((totals, dy, slot))
             return _put(dys, dy, chunk), totals
 
+        # Gradients of all blocks are allocated at once, too; every chunk adds its own.
         shapes = jax.eval_shape(lambda: gradients(*self._first(params, aux, dy)))
         totals = jax.tree.map(lambda a: jnp.zeros((_depth(params), *a.shape), a.dtype), shapes)
         dys, grads = self._loop(params, aux, step, (self._split(dy), totals), reverse=True)

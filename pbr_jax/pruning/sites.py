@@ -51,6 +51,7 @@ def stacked(policies: Mapping[str, PruningPolicy], num_blocks: int) -> SitePolic
     """
     if not policies:
         return SitePolicies(dict, *(lambda *_: {},) * 3, {})
+    # Alike in what is static, so that they are one pytree, and a method is traced once for all.
     num_slots = max(policy.num_slots for policy in policies.values())
     alike = [dataclasses.replace(policy, num_slots=num_slots) for policy in policies.values()]
     together = jax.tree.map(lambda *leaves: np.stack(leaves), *alike)
@@ -67,6 +68,7 @@ def stacked(policies: Mapping[str, PruningPolicy], num_blocks: int) -> SitePolic
         }
 
     def sample(key, states):
+        # A key for each site, and from that one for each block.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(policies)))
         keys = jax.vmap(lambda key: jax.random.split(key, num_blocks))(keys)
         drawn = at_once(PruningPolicy.sample, keys, _pack(policies, states))
@@ -74,6 +76,7 @@ def stacked(policies: Mapping[str, PruningPolicy], num_blocks: int) -> SitePolic
             s: drawn[i, :, : policy.num_slots] for i, (s, policy) in enumerate(policies.items())
         }
 
+    # Slots that a narrower site lacks name no column of it, and are passed over as unused.
     def update(states, columns, sq_norms):
         columns, sq_norms = _pack(policies, columns, _UNUSED), _pack(policies, sq_norms)
         learned = at_once(PruningPolicy.update, _pack(policies, states), columns, sq_norms)

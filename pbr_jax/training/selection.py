@@ -103,6 +103,7 @@ def make_selector(
             drawn = _unstack(pairs, sample(keys, _stack(pairs, state.tensors), step))
         active = {s: {t: own.active for t, own in named.items()} for s, named in drawn.items()}
         columns = policies.sample(column_key, state.columns)
+        # A block whose kernel is frozen trains no column either.
         if spar:
             for site, width in policies.num_columns.items():
                 trained = block_flags(active[site][kernel], num_blocks)[:, None]
@@ -134,6 +135,7 @@ def make_selector(
         seen = {}
         for site, columns in selection.columns.items():
             active = selection.active.get(site, {}).get(kernel)
+            # Of a block whose kernel is frozen nothing was seen.
             if norms is None:
                 seen[site] = _squared_norms(grads[site][kernel], 2)
             elif active is None:
