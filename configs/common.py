@@ -30,10 +30,7 @@ NOT_NEGATIVE = Rule("must be 0 or more", lambda value: value >= 0)
 AT_LEAST_ONE = Rule("must be 1 or more", lambda value: value >= 1)
 BELOW_ONE = Rule("must be in [0, 1)", lambda value: 0 <= value < 1)
 FRACTION = Rule("must be in (0, 1]", lambda value: 0 < value <= 1)
-KEEP = Rule(
-    'must be in (0, 1]; 0.1 keeps 10 % of the columns, the paper\'s "90 %"',
-    FRACTION.holds,
-)
+KEEP = Rule('must be in (0, 1]; 0.1 keeps 10 % of the columns, the paper\'s "90 %"', FRACTION.holds)
 TWO_OR_MORE = Rule("must be 2 or more", lambda value: value >= 2)
 _UNITS = {"b": 1} | {
     f"{prefix}{unit}": base**power

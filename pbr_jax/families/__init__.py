@@ -1,15 +1,7 @@
 """Families of models by name; importing them imports neither JAX nor a model."""
 
 from pbr_jax.families import bert, vit
-from pbr_jax.families.record import (
-    BIAS,
-    KERNEL,
-    Architecture,
-    Attention,
-    Family,
-    Site,
-    late,
-)
+from pbr_jax.families.record import BIAS, KERNEL, Architecture, Attention, Family, Site, late
 
 __all__ = [
     "BIAS",

@@ -17,12 +17,7 @@ from pbr_jax.settings.resolve import column_budgets, resolve_method
 from pbr_jax.training import pretrained, selection
 from pbr_jax.training.optimizer import Optimizer, learning_rate, make_optimizer
 from pbr_jax.training.state import TrainState, init_state
-from pbr_jax.training.step import (
-    EvalStep,
-    TrainStep,
-    make_eval_step,
-    make_train_step,
-)
+from pbr_jax.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
 from pbr_jax.training.task import Task
 
 

@@ -102,9 +102,7 @@ class Observer:
 
 
 def train(
-    run: Run,
-    observers: Sequence[Observer] = (),
-    stop_requested: Callable[[], bool] = lambda: False,
+    run: Run, observers: Sequence[Observer] = (), stop_requested: Callable[[], bool] = lambda: False
 ) -> Outcome:
     """Runs steps `start + 1 ... steps`.
 
@@ -191,8 +189,7 @@ def check_finite(step: int, metrics: StepMetrics) -> None:
 
 
 def make_evaluate(
-    eval_step: EvalStep,
-    batches: Callable[[], Iterable[Batch]],
+    eval_step: EvalStep, batches: Callable[[], Iterable[Batch]]
 ) -> Callable[[Any], Figures]:
     """`params -> {"loss" and each figure: mean}` over all examples whose `mask` is True."""
 

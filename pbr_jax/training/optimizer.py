@@ -196,10 +196,7 @@ def update_rows(
         (packed_params, packed_state),
     )
     norms = jax.tree.map(
-        lambda r, g: r.norms(g) if isinstance(r, Rows) else None,
-        rows,
-        grads,
-        is_leaf=_is_rows,
+        lambda r, g: r.norms(g) if isinstance(r, Rows) else None, rows, grads, is_leaf=_is_rows
     )
     return Updated(
         _scatter(rows, params, new_params), _scatter(state_rows, opt_state, new_state), norms
