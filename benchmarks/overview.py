@@ -4,7 +4,7 @@
 
 draws `docs/images/overview.png` from results of this folder: peak bytes of the compiled step and
 its time by arithmetic (`fit.py --cards h200`, none of it run on a card), and mean accuracy over
-five seeds (`digits_accuracy.py`).
+five seeds (`pbr compare --seeds 5`).
 """
 
 import json

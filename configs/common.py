@@ -9,7 +9,7 @@ field are the only source for validation (`pbr_jax.settings.rules`), for the con
 import dataclasses
 import re
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Optional
 
 from pbr_jax.datasets import SOURCES, Augment, OnError, Source
 from pbr_jax.methods import METHODS
@@ -120,7 +120,7 @@ def _plan_field(field: dataclasses.Field) -> tuple[str, Any, Any]:
     rule = None if least is None else Rule(f"must be {least} or more", lambda n: n >= least)
     names = field.metadata.get("choices", ())
     made = setting(None, field.metadata["comment"], rule, choices=names)
-    return field.name, field.type | None, made
+    return field.name, Optional[field.type], made  # noqa: UP045 (the type is known at run time)
 
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class Model:
         """This model with `width`, `depth`, `heads` and `mlp_dim` filled in from `size`."""
         if self.size is None:
             return self
-        named = dict(zip(SHAPE, MODEL_SIZES[self.size], strict=True))
+        named: dict[str, Any] = dict(zip(SHAPE, MODEL_SIZES[self.size], strict=True))
         return dataclasses.replace(self, **named)
 
 

@@ -9,7 +9,7 @@ HIDDEN = -1e30
 
 
 class Visibility(NamedTuple):
-    """Which keys a query sees: a pytree with leading axis B, not differentiated.
+    """Keys that a query sees: a pytree with leading axis B, not differentiated.
 
     In structured form, O(N) per sample, so that a kernel can make the N x N pattern on chip, tile
     by tile; only `mask` is a pattern of its own. A query sees the keys that every entry lets it

@@ -83,7 +83,7 @@ _ROWS: dict[tuple[int, int, int], Blocks] = {
 def blocks_for(
     part: Pass, capability: tuple[int, int] | None, channels: int, itemsize: int
 ) -> Blocks:
-    """How to cut the kernel `part`, at most 128 channels.
+    """Blocks of the kernel `part`, at most 128 channels.
 
     Args:
       capability: CUDA compute capability; None (interpreted) takes the smallest.
@@ -98,7 +98,7 @@ def blocks_for(
 
 
 def blocks_for_rows(num_keys: int, channels: int, itemsize: int) -> Blocks | None:
-    """How to cut the kernel that holds whole rows of scores, None where they do not fit."""
+    """Blocks of the kernel that holds whole rows of scores, None where they do not fit."""
     if num_keys > LONGEST_ROW:
         return None
     return _ROWS.get((max(32, padded(channels)), itemsize, max(256, padded(num_keys))))

@@ -125,7 +125,7 @@ def _skips(visibility: Visibility) -> bool:
 
 
 def key_blocks(queries: Part, program: Program, visibility: Visibility):
-    """How many blocks of keys, from the first, some of these queries may see."""
+    """Number of blocks of keys, from the first, that some of these queries may see."""
     block, rules = program.blocks.columns, program.rules
     every = pl.cdiv(program.num_keys, block)
     if not _skips(visibility):

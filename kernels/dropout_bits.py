@@ -36,5 +36,5 @@ def key_bits(seed: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def kept(of_query: jax.Array, of_key: jax.Array, rate: float) -> jax.Array:
-    """Which probabilities dropout keeps, each with probability `1 - rate`; both broadcast."""
+    """Mask of what dropout keeps, each with probability `1 - rate`; both arguments broadcast."""
     return _hash(of_query ^ of_key) >= np.uint32(round(rate * 2**32))

@@ -129,7 +129,7 @@ def linear_gelu(
 
 
 def _slots(columns: jax.Array, num_features: int) -> jax.Array:
-    """Which slot a feature is packed into, int32 `[F]`; K for none."""
+    """Slot that a feature is packed into, int32 `[F]`; K for none."""
     # Compared rather than scattered: one launch in place of two.
     num_kept = columns.shape[0]
     found = columns[:, None] == lax.iota(jnp.int32, num_features)[None]

@@ -56,12 +56,12 @@ class Features(NamedTuple):
 
     @property
     def bits(self) -> jax.Array:
-        """Which bit of its byte a feature has."""
+        """Bit that a feature has of its byte."""
         return lax.div(self._order(), jnp.int32(self.in_plane.size))
 
     @property
     def bytes(self) -> jax.Array:
-        """Which byte of a plane it has a bit of."""
+        """Byte of a plane that holds its bit."""
         return self.in_plane.first + lax.rem(self._order(), jnp.int32(self.in_plane.size))
 
     @property

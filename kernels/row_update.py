@@ -21,7 +21,7 @@ from jax.experimental.pallas import triton
 
 
 class Rule(NamedTuple):
-    """How a value moves along its gradient; the formulas are those of Optax.
+    """Update of a value along its gradient, by the formulas of Optax.
 
     Attributes:
       name: "sgd" (moments: one if `momentum`) or "adamw" (moments: mu and nu).
@@ -62,7 +62,7 @@ class Rule(NamedTuple):
 
 
 class Scalars(NamedTuple):
-    """What differs from step to step, float32 scalars.
+    """Scalars that differ from step to step, float32.
 
     Attributes:
       apply: 0 where nothing shall change, else 1.

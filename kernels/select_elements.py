@@ -54,7 +54,7 @@ def count_digits(
     BINS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """How often each digit occurs among the magnitudes whose bits from ABOVE on are `prefix`."""
+    """Counts of each digit among the magnitudes whose bits from ABOVE on are `prefix`."""
     # A program counts one share of one sample, and keeps its 256 counts on chip to the end.
     sample, share = tl.program_id(0), tl.program_id(1)
     prefix = tl.load(prefix_ptr + sample)

@@ -1,4 +1,4 @@
-"""How kernels are cut: blocks of threads for a card, and the part of an axis that one works on."""
+"""Blocks of threads that a kernel is cut into, and the part of an axis that one works on."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from jax.experimental.pallas import triton
 
 
 class Blocks(NamedTuple):
-    """How a kernel is cut into blocks of threads; each kernel says what its rows and columns are.
+    """Cut of a kernel into blocks of threads; each kernel says what its rows and columns are.
 
     Attributes:
       rows, columns: of the tile that a block of threads handles at a time; powers of two.

@@ -138,13 +138,14 @@ def _kind_field(op: str, default: str, what: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class ResidualPlan:
-    """What a block keeps; the comment of a field is what `--help` prints.
+    """Residuals of a block; the comment of a field is its line in `--help`.
 
-    "int8" of LayerNorm also serves the linear layer behind it. With `recompute` nothing of the
-    other kinds outlives the backward pass of its block. `keep` is the fraction of the linear
-    residuals "magnitude" and "elements", and its largest that of BackRazor's LayerNorm and
-    attention; selected columns arrive from outside and bring their own number. A site that `keep`
-    leaves open is kept whole.
+    `keep` is the fraction kept by the linear residuals "magnitude" and "elements". The largest of
+    its fractions is that of BackRazor's LayerNorm and attention. Selected columns arrive from
+    outside and bring their own number. A site that `keep` leaves open is kept whole.
+
+    Raises:
+      ValueError: a kind or an implementation is unknown, or `batch_chunks` is below 1.
     """
 
     linear: str = _kind_field("linear", "dense", "inputs of linear layers")
@@ -171,6 +172,7 @@ class ResidualPlan:
     )
 
     def __post_init__(self) -> None:
+        # By name alone: the code behind a kind is imported when it is used.
         for field in dataclasses.fields(self):
             value, rule = getattr(self, field.name), field.metadata
             if "choices" in rule and value is not field.default:

@@ -29,7 +29,7 @@ from pbr_jax.settings import flags
 from pbr_jax.settings import load as settings
 from pbr_jax.settings.flags import Arguments
 from pbr_jax.settings.unused import unused
-from pbr_jax.settings.variants import with_method
+from pbr_jax.settings.variants import fully_fine_tuned
 from pbr_jax.training import from_config
 from pbr_jax.training.inputs import load_data, make_inputs
 from pbr_jax.training.loop import train
@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> int:
     if config.data.max_test is not None:
         notes.append(f"evaluation on the first {len(dataset.test)} test examples only")
     parts = from_config.build(config)
-    use, full_use = memory_use(config), memory_use(with_method(config, "full"))
+    use, full_use = memory_use(config), memory_use(fully_fine_tuned(config))
     full = None if use == full_use else full_use
     with explain_out_of_memory(config), StopSignals() as stop, checkpoints:
         console = Console(config.steps)

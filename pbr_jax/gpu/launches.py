@@ -57,7 +57,7 @@ class Launch(NamedTuple):
 
     @property
     def times(self) -> int:
-        """How often it is launched."""
+        """Number of launches."""
         return math.prod(loop.trips for loop in self.loops)
 
     @property

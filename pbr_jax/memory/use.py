@@ -63,7 +63,7 @@ def memory_use(config: Config) -> MemoryUse:
     state = from_config.state_shapes(config, parts)
     _, drawn = jax.eval_shape(parts.selector.select, state.key, state.pruning, state.step)
     trained, frozen = jax.eval_shape(
-        lambda *args: split_params(*args, parts.architecture), state.params, drawn
+        lambda params, drawn: split_params(params, drawn, parts.architecture), state.params, drawn
     )
     micro = config.batch_size // config.optimizer.accumulation_steps
     batch = {

@@ -35,6 +35,7 @@ class Channels(AttentionKind):
         q, k, v = qkv
         num_kept = budget_for(keep, q.shape[-1])
 
+        # Averaged over the samples, so that all share their channels.
         def energy(x):
             return jnp.sum(jnp.square(x.astype(jnp.float32)), axis=2)
 
@@ -50,6 +51,7 @@ class Channels(AttentionKind):
 
     def gradients(self, residual, visibility, do, num_keys, rules, attend_gradients):
         q, k, v, qk_channels, v_channels = residual
+        # dv has all channels, since it is p^T do; dp = do v^T sees those that v has.
         do_for_v = residuals.take_channels(do, v_channels)
         dq, dk, dv = attend_gradients(q, k, v, visibility, do, rules, do_for_v=do_for_v)
         dq, dk = (residuals.put_channels(g, qk_channels, do.shape[-1]) for g in (dq, dk))
@@ -81,6 +83,7 @@ class Elements(AttentionKind):
         dtype = residuals.half_precision(q.dtype)
         rows = all_rows(q.shape[2])
 
+        # A few samples at a time: the probabilities of all are never held at once.
         def samples(arrays):
             q, k, visibility = arrays
             block = Block(q, k, rows, visibility, rules)

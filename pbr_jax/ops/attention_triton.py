@@ -43,6 +43,7 @@ def attend_gradients(
     do_v = do if do_for_v is None else do_for_v
     options: Any = {"rules": rules, "interpret": dispatch.interpreting()}
     rows = attention_blocks.blocks_for_rows(k.shape[2], k.shape[3], k.dtype.itemsize)
+    # delta is the sum of p * dp over the keys: taken on chip from whole rows, or from the output.
     if out_lse is None and rows is not None:
         arrays = Arrays(q, k, v, do_v, visibility=visibility)
         dq, lse, delta = attention_backward.query_gradient_of_rows(arrays, blocks=rows, **options)

@@ -18,9 +18,10 @@ _SCORE_BYTES = 8 * 2**20
 
 
 class Block(NamedTuple):
-    """Queries of a few samples, `[b, H, n, ...]`, numbered `rows`, and all keys, `[b, H, M, ...]`.
+    """Some queries of a few samples, `[b, H, n, ...]`, and all their keys, `[b, H, M, ...]`.
 
-    `k` may hold fewer channels than the head, and `q` the same ones.
+    `rows` are the numbers of the queries. `k` may hold fewer channels than the head, and `q` the
+    same ones.
     """
 
     q: jax.Array
@@ -129,6 +130,7 @@ def attend(
         def queries(q, rows):
             block = Block(q, k, rows, visibility, rules)
             scores = block.log_scores()
+            # The division by their sum comes after the product: N x head elements, not N x M.
             top = jnp.max(scores, axis=-1, keepdims=True)
             weights = jnp.exp(scores - top)
             total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -171,6 +173,7 @@ def attend_gradients(
       out_lse: output and log-sum-exp of the forward pass, if they were kept.
     """
     length = q.shape[2]
+    # With the output known, delta = sum(p * dp) over the keys is sum(do * out) over the channels.
     if out_lse is None:
         delta = lse = None
     else:
@@ -195,6 +198,7 @@ def attend_gradients(
         if blocks == 1:
             return queries(by_query, all_rows(length))
 
+        # Every block of queries adds to the gradients of all keys, in float32.
         def accumulate(totals, parts):
             dq, dk, dv = queries(*parts)
             wide = (totals[0] + dk.astype(jnp.float32), totals[1] + dv.astype(jnp.float32))

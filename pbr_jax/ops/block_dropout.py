@@ -1,4 +1,4 @@
-"""What a transformer block draws at random: dropout, and the keys of stochastic codes.
+"""Randomness of a transformer block: dropout, and the keys of stochastic codes.
 
 `aux["keys"]` holds one PRNG key per sample; every use in a block folds its own number in. The
 backward pass draws the same bits again, so nothing is stored, and a batch may be cut into chunks.
@@ -42,10 +42,9 @@ def dropout(x: jax.Array, aux: dict, use: Use, rate: float) -> jax.Array:
 def embedding_dropout(
     h: jax.Array, aux: dict, rate: float, like: jax.Array, columns: jax.Array | None = None
 ) -> jax.Array:
-    """As `dropout`, where `aux["embedded"]` says that `h` comes from the embeddings.
+    """Dropout of `h` in the block that `aux["embedded"]` names the first; elsewhere `h` itself.
 
-    Blocks share one program under a scan, and those behind the first skip it. `h` has the shape of
-    `like`, or holds only `columns` of it.
+    `h` has the shape of `like`, or holds only `columns` of it.
     """
     if "keys" not in aux or rate == 0:
         return h
@@ -56,11 +55,12 @@ def embedding_dropout(
             kept = residuals.take_columns(kept, columns)
         return _masked(h, kept, rate)
 
+    # All blocks share one program, so that the first is known at run time only.
     return lax.cond(aux["embedded"][0], dropped, lambda: h)
 
 
 def attention_visibility(aux: dict, rate: float) -> Visibility:
-    """What attention is told, with the seeds of its dropout."""
+    """`aux["visibility"]` with the seeds of attention's dropout, if anything is dropped."""
     given = aux.get("visibility", Visibility())
     if "keys" not in aux or rate == 0:
         return given
@@ -68,5 +68,5 @@ def attention_visibility(aux: dict, rate: float) -> Visibility:
 
 
 def _masked(x: jax.Array, kept: jax.Array, rate: float) -> jax.Array:
-    """In float32: `1 - rate` in bfloat16 would be off by up to 0.4 % in every element."""
+    # In float32: `1 - rate` in bfloat16 would be off by up to 0.4 % in every element.
     return jnp.where(kept, x.astype(jnp.float32) / (1 - rate), 0.0).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""Which implementation of an op runs: XLA's own code, or a kernel written for the device.
+"""Choice of an op's implementation: XLA's own code, or a kernel written for the device.
 
 `implementation=None` takes the first choice for the device, as far as shapes and dtypes allow, and
 XLA otherwise. A named one is used or refused: it raises with the reason, and never falls back. The

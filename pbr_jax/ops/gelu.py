@@ -69,6 +69,7 @@ def forward(
       ValueError: the named implementation cannot run.
     """
     bits = plans.kind("gelu", kind).bits
+    # The kernel numbers the tokens; results get the leading axes of u back.
     if bits and KERNEL.choose(implementation, u, keys) == "triton":
         a, planes, packed = kernel.gelu(
             u.reshape(-1, u.shape[-1]),

@@ -76,6 +76,8 @@ def codebook(bits: int, stochastic: bool, approximate: bool) -> np.ndarray:
     """The best `2^bits` levels for u ~ N(0, 1), float32, ascending."""
     if bits not in BITS:
         raise ValueError(f"bits = {bits}: must be 2, 3 or 4")
+    # Candidate levels, or edges between them, are places on a grid; the cost of a codebook is a sum
+    # over its intervals, so that a shortest path finds the best one.
     g, w = _derivative_grid(approximate)
     edges = np.linspace(g[0], g[-1], _GRID)
     edges[-1] = np.nextafter(g[-1], np.inf)
@@ -85,6 +87,7 @@ def codebook(bits: int, stochastic: bool, approximate: bool) -> np.ndarray:
         cost = (low + high) * m1 - m2 - low * high * m0  # E (g - low)(high - g)
         path = _cheapest_path(cost, 2**bits - 1)
         return edges[path].astype(np.float32)
+    # A level at the mean of its interval costs the variance there.
     with np.errstate(divide="ignore", invalid="ignore"):
         cost = np.where(m0 > 0, m2 - m1**2 / m0, 0.0)
     path = _cheapest_path(cost, 2**bits)

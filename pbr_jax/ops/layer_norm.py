@@ -74,12 +74,14 @@ def backward(
         return _backward_kernel(params, residual, dy, settings, skip)
     kind = plans.kind("layer_norm", settings.kind)
     x_hat, rstd = kind.restore(residual, dy.shape, dy.dtype)
+    # dscale and dbias are sums over all tokens.
     wide = dy.astype(jnp.float32)
     rows = tuple(range(dy.ndim - 1))
     grads = {
         "scale": jnp.sum(wide * x_hat, axis=rows).astype(params["scale"].dtype),
         "bias": jnp.sum(wide, axis=rows).astype(params["bias"].dtype),
     }
+    # LayerNorm removes the mean and fixes the length, so that dx has no part along either.
     g = wide * as_row(params["scale"], dy.ndim, jnp.float32)
     mean_g = jnp.mean(g, axis=-1, keepdims=True)
     mean_gx = jnp.mean(g * x_hat, axis=-1, keepdims=True)

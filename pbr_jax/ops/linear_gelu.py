@@ -72,6 +72,7 @@ def forward(
             columns=columns,
             implementation=implementation,
         )
+    # The kernel numbers the tokens; results get the leading axes of x back.
     bits = plans.kind("gelu", kind).bits
     a, residual, packed = kernel.linear_gelu(
         x.reshape(-1, x.shape[-1]),

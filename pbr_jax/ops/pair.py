@@ -1,8 +1,8 @@
 """An op is a pair of pure functions; `bind` makes it differentiable.
 
 `custom_vjp` alone cannot compose: what one op saves is hidden from the next. A pair shows its
-residual, so a transformer block can share one residual among several consumers, drop it and
-recompute it, or run in chunks of the batch, and still be one function to JAX.
+residual. A transformer block can therefore share one residual among several consumers, drop it and
+recompute it, or run in chunks of the batch, and is still one function to JAX.
 
 The three arguments of a pair are
 
@@ -89,7 +89,7 @@ def recompute(pair: Pair) -> Pair:
         return pair.forward(params, x, aux)[0], x
 
     def backward(params, x, aux, dy):
-        # Without the barrier XLA may merge both forward passes and keep the residual after all.
+        # Barrier: otherwise XLA may merge both forward passes and keep the residual after all.
         x, dy = lax.optimization_barrier((x, dy))
         _, residual = pair.forward(params, x, aux)
         return pair.backward(params, residual, aux, dy)
@@ -102,118 +102,154 @@ def stack(
     num_chunks: int = 1,
     enter: Callable[[PyTree, jax.Array], PyTree] | None = None,
 ) -> Pair:
-    """Many blocks in a row, each of the same `pairs` in sequence, in equal parts of the batch.
+    """Many blocks in a row, each of the same `pairs` in sequence, in equal chunks of the batch.
 
     Leaves of `params` lead with the number of blocks, L, as do the gradients. Within a block one
-    part follows the other, so that transients are `num_chunks` times smaller; weight gradients
-    accumulate. A part writes what it saves straight into the residual of all blocks, `[L *
-    num_chunks, ...]`, and reads it from there: no copy of a block's own share is ever made.
+    chunk follows the other, so that transients are `num_chunks` times smaller; weight gradients
+    accumulate. A chunk writes its residual straight into that of all blocks and reads it from
+    there: no copy of a block's own share is ever made.
 
     Args:
       pairs: each reads its own entries of the `params` dict; `x` and `y` are alike.
       num_chunks: must divide the batch.
-      enter: `(aux, index) -> aux`, what the block of that number is told.
+      enter: `(aux, index) -> aux` for the block of that number.
 
     Raises:
       ValueError: the batch is not a multiple of `num_chunks`.
     """
+    blocks = _Stack(pairs, num_chunks, enter)
+    return Pair(blocks.forward, blocks.backward, blocks.value)
 
-    def split(array):
-        if array.shape[0] % num_chunks:
-            raise ValueError(
-                f"batch_chunks = {num_chunks}: must divide the batch of {array.shape[0]};"
-                " choose a divisor"
-            )
-        return array.reshape(num_chunks, array.shape[0] // num_chunks, *array.shape[1:])
 
-    def told(aux, index):
-        return jax.tree.map(split, aux if enter is None else enter(aux, index))
+class _Stack(NamedTuple):
+    """Both passes of `stack`; the only place that writes and reads residuals of several blocks.
 
-    def through(params, x, aux):
-        saved = []
-        for pair in pairs:
-            x, residual = pair.forward(params, x, aux)
-            saved.append(residual)
-        return x, saved
+    The residual of a pair is an array of slots, `[L * num_chunks, B / num_chunks, ...]`, one for
+    each chunk of each block. For three blocks and two chunks:
 
-    def gradients(params, residuals, aux, dy):
-        found: dict[str, PyTree] = {}
-        for pair, residual in zip(reversed(pairs), reversed(residuals), strict=True):
-            grads, dy = pair.backward(params, residual, aux, dy)
-            found |= grads
-        return found
+        block      0       1       2
+        chunk    0   1   0   1   0   1
+        slot     0   1   2   3   4   5    forward fills   0 1 2 3 4 5
+                                          backward reads  4 5 2 3 0 1
+    """
 
-    def run(params, x, aux, saved):
-        def block(index, carry):
-            own, parts = _at(params, index), told(aux, index)
+    pairs: Sequence[Pair]
+    num_chunks: int
+    enter: Callable[[PyTree, jax.Array], PyTree] | None
 
-            def part(chunk, carry):
-                xs, saved = carry
-                x, kept = _at(xs, chunk), []
-                for i, pair in enumerate(pairs):
-                    x, residual = pair.forward(own, x, _at(parts, chunk))
-                    if saved:
-                        slots = _put(saved[i], residual, index * num_chunks + chunk)
-                        # Without the barrier XLA copies residuals late and holds their sources.
-                        x, slots = lax.optimization_barrier((x, slots))
-                        kept.append(slots)
-                return _put(xs, x, chunk), kept
+    def value(self, params, x, aux):
+        return self._run(params, x, aux, [])[0]
 
-            return lax.fori_loop(0, num_chunks, part, carry)
+    def forward(self, params, x, aux):
+        def residuals(own, aux, x):
+            found = []
+            for pair in self.pairs:
+                x, residual = pair.forward(own, x, aux)
+                found.append(residual)
+            return found
 
-        y, saved = lax.fori_loop(0, _depth(params), block, (split(x), saved))
-        return y.reshape(x.shape), saved
+        shapes = jax.eval_shape(lambda: residuals(*self._first(params, aux, x)))
+        num_slots = _depth(params) * self.num_chunks
+        slots = jax.tree.map(lambda a: jnp.empty((num_slots, *a.shape), a.dtype), shapes)
+        return self._run(params, x, aux, slots)
 
-    def value(params, x, aux):
-        return run(params, x, aux, [])[0]
+    def _run(self, params, x, aux, slots):
+        """`(y, slots)` with all slots filled; `slots` is empty where no residual is wanted."""
 
-    def forward(params, x, aux):
-        first = _first((params, split(x), told(aux, jnp.int32(0))))
-        _, residuals = jax.eval_shape(through, *first)
-        slots = _depth(params) * num_chunks
-        saved = jax.tree.map(lambda a: jnp.empty((slots, *a.shape), a.dtype), residuals)
-        return run(params, x, aux, saved)
+        def step(block, chunk, own, aux, carry):
+            xs, slots = carry
+            x, filled = _at(xs, chunk), []
+            for i, pair in enumerate(self.pairs):
+                x, residual = pair.forward(own, x, aux)
+                if slots:
+                    of_pair = _put(slots[i], residual, block * self.num_chunks + chunk)
+                    # Barrier: otherwise XLA copies residuals late and holds their sources.
+                    x, of_pair = lax.optimization_barrier((x, of_pair))
+                    filled.append(of_pair)
+            return _put(xs, x, chunk), filled
 
-    def backward(params, saved, aux, dy):
+        xs, slots = self._loop(params, aux, step, (self._split(x), slots))
+        return xs.reshape(x.shape), slots
+
+    def backward(self, params, slots, aux, dy):
+        def gradients(own, aux, dy):
+            found: dict[str, PyTree] = {}
+            for pair, of_pair in zip(reversed(self.pairs), reversed(slots), strict=True):
+                grads, dy = pair.backward(own, _at(of_pair, 0), aux, dy)
+                found |= grads
+            return found
+
+        def step(block, chunk, own, aux, carry):
+            dys, totals = carry
+            slot, dy = block * self.num_chunks + chunk, _at(dys, chunk)
+            for pair, of_pair in zip(reversed(self.pairs), reversed(slots), strict=True):
+                grads, dy = pair.backward(own, _at(of_pair, slot), aux, dy)
+                totals = totals | {n: self._add(totals[n], g, block) for n, g in grads.items()}
+                # Barrier: otherwise XLA puts weight gradients off and holds what they are made of,
+                # and loads early what only the next pair reads.
+                totals, dy, slot = lax.optimization_barrier((totals, dy, slot))
+            return _put(dys, dy, chunk), totals
+
+        shapes = jax.eval_shape(lambda: gradients(*self._first(params, aux, dy)))
+        totals = jax.tree.map(lambda a: jnp.zeros((_depth(params), *a.shape), a.dtype), shapes)
+        dys, grads = self._loop(params, aux, step, (self._split(dy), totals), reverse=True)
+        return grads, dys.reshape(dy.shape)
+
+    def _loop(self, params, aux, step, carry, reverse=False):
+        """Carries `step(block, chunk, own, aux, carry)` through all chunks of all blocks.
+
+        `own` are the parameters of the block, `aux` is that of the chunk. `reverse` begins with the
+        last block.
+        """
         depth = _depth(params)
 
         def block(i, carry):
-            index = depth - 1 - i
-            own, parts = _at(params, index), told(aux, index)
+            index = depth - 1 - i if reverse else i
+            own, parts = _at(params, index), self._enter(aux, index)
 
-            def part(chunk, carry):
-                dys, totals = carry
-                slot, dy = index * num_chunks + chunk, _at(dys, chunk)
-                for pair, residuals in zip(reversed(pairs), reversed(saved), strict=True):
-                    grads, dy = pair.backward(own, _at(residuals, slot), _at(parts, chunk), dy)
-                    totals = totals | {n: add(totals[n], g, index) for n, g in grads.items()}
-                    # Without the barrier XLA puts weight gradients off and holds what they are made
-                    # of, and loads early what only the next pair reads.
-                    totals, dy, slot = lax.optimization_barrier((totals, dy, slot))
-                return _put(dys, dy, chunk), totals
+            def chunk(j, carry):
+                return step(index, j, own, _at(parts, j), carry)
 
-            return lax.fori_loop(0, num_chunks, part, carry)
+            return lax.fori_loop(0, self.num_chunks, chunk, carry)
 
-        def add(total, grads, index):
-            if num_chunks > 1:
-                grads = jax.tree.map(jnp.add, _at(total, index), grads)
-            return _put(total, grads, index)
+        return lax.fori_loop(0, depth, block, carry)
 
-        first = _first((params, saved, told(aux, jnp.int32(0)), split(dy)))
-        shapes = jax.eval_shape(gradients, *first)
-        totals = jax.tree.map(lambda a: jnp.zeros((depth, *a.shape), a.dtype), shapes)
-        dx, grads = lax.fori_loop(0, depth, block, (split(dy), totals))
-        return grads, dx.reshape(dy.shape)
+    def _enter(self, aux, index):
+        """`aux` of the block of that number, in chunks."""
+        return jax.tree.map(self._split, aux if self.enter is None else self.enter(aux, index))
 
-    return Pair(forward, backward, value)
+    def _first(self, params, aux, x):
+        """The first chunk of the first block: its parameters, `aux` and `x`, for their shapes."""
+        zero = jnp.int32(0)
+        return _at((params, self._enter(aux, zero), self._split(x)), zero)
+
+    def _split(self, array):
+        """`[B, ...] -> [num_chunks, B / num_chunks, ...]`."""
+        batch, num_chunks = array.shape[0], self.num_chunks
+        if batch % num_chunks:
+            raise ValueError(
+                f"batch_chunks = {num_chunks}: must divide the batch of {batch}; choose a divisor"
+            )
+        return array.reshape(num_chunks, batch // num_chunks, *array.shape[1:])
+
+    def _add(self, total, grads, block):
+        """`total` with the gradients of one more chunk of a block; one alone is only put there."""
+        if self.num_chunks > 1:
+            grads = jax.tree.map(jnp.add, _at(total, block), grads)
+        return _put(total, grads, block)
 
 
 def _depth(params: PyTree) -> int:
     return jax.tree.leaves(params)[0].shape[0]
 
 
-def _at(tree: PyTree, index: jax.Array) -> PyTree:
-    # No index is negative. Told so, XLA lets a matrix product read its part where it lies.
+def _at(tree: PyTree, index: jax.Array | int) -> PyTree:
+    """Entry `index` of the leading axis of every leaf.
+
+    Indices are never negative; telling XLA lets a matmul read the slice in place instead of copying
+    it.
+    """
+
     def at(a):
         return lax.dynamic_index_in_dim(a, index, keepdims=False, allow_negative_indices=False)
 
@@ -221,12 +257,9 @@ def _at(tree: PyTree, index: jax.Array) -> PyTree:
 
 
 def _put(tree: PyTree, values: PyTree, index: jax.Array) -> PyTree:
+    """`tree` with entry `index` of the leading axis of every leaf replaced."""
+
     def put(a, value):
         return lax.dynamic_update_index_in_dim(a, value, index, 0, allow_negative_indices=False)
 
     return jax.tree.map(put, tree, values)
-
-
-def _first(tree: PyTree) -> PyTree:
-    """Shapes without the leading axis."""
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)

@@ -1,4 +1,4 @@
-"""Which keys a query sees, and which of its probabilities dropout keeps, as arrays."""
+"""Keys that a query sees, and probabilities that dropout keeps, as arrays."""
 
 import functools
 

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ import numpy as np
 
 from pbr_jax.pruning import sampling
 from pbr_jax.pruning.bandit import bandit_update
-from pbr_jax.pruning.projection import Simplex, make_simplex, project
+from pbr_jax.pruning.projection import make_simplex, project
 
 NAMES = ("uniform", "bandit", "importance")
 SAMPLERS = {"systematic": sampling.systematic, "bernoulli": sampling.bernoulli}
@@ -98,7 +98,7 @@ class PruningPolicy:
       num_slots: S, the static length of `columns`: K for systematic sampling, the capacity for
         Bernoulli draws, whose unused slots hold the index D.
       capacity: int32, arms drawn at most.
-      simplex: the set P of probabilities over the site's own arms.
+      simplex: a `Simplex`, the set P of probabilities over the site's own arms.
     """
 
     name: str
@@ -106,11 +106,11 @@ class PruningPolicy:
     group_size: int
     learning: Learning
     num_slots: int
-    capacity: np.int32
-    simplex: Simplex
+    capacity: Any  # checked annotations would refuse the leaves of a mapped tree
+    simplex: Any
 
     @property
-    def num_columns(self) -> np.int32:
+    def num_columns(self) -> Any:
         """D."""
         return self.simplex.num_arms * np.int32(self.group_size)
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 from pbr_jax import methods
-from pbr_jax.configs.common import Config, Plan
+from pbr_jax.configs.common import Config, Plan, Pruning
 from pbr_jax.plans import Keep
 from pbr_jax.settings.rules import method_fault
 
@@ -25,6 +25,11 @@ def with_method(config: Config, method: str, *, keep_plan: bool = False) -> Conf
         pruning = dataclasses.replace(pruning, policy=None)
     plan = config.plan if same or keep_plan else Plan()
     return dataclasses.replace(config, method=method, pruning=pruning, plan=plan)
+
+
+def fully_fine_tuned(config: Config) -> Config:
+    """The same run without any pruning, to compare with."""
+    return dataclasses.replace(config, method="full", pruning=Pruning(), plan=Plan())
 
 
 def method_names(config: Config) -> list[str]:

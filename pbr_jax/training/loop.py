@@ -24,12 +24,8 @@ class Batches(Protocol):
     def state(self) -> dict[str, Any]: ...
 
 
-class Save(Protocol):
-    """Keeps a state: `evaluated` are the figures of its evaluation, None without one."""
-
-    def __call__(
-        self, step: int, state: TrainState, position: dict[str, Any], evaluated: Figures | None
-    ) -> None: ...
+Save = Callable[[int, TrainState, dict[str, Any], Figures | None], None]
+"""`(step, state, position, figures of its evaluation)`: starts to save a state."""
 
 
 class Intervals(NamedTuple):
@@ -54,7 +50,7 @@ class Run(NamedTuple):
       every: intervals.
       criterion: the figure whose highest value makes the best checkpoint.
       best: its highest value before `start`; a better one is saved at once.
-      save: starts to save a state.
+      save: keeps a state, see `Save`.
       wait: returns when what is being saved is on disk.
     """
 

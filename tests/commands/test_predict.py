@@ -211,7 +211,7 @@ def test_what_is_no_text_is_refused(bert, tmp_path, capsys, name, content, messa
 def test_images_are_resized_as_in_evaluation(vit, tmp_path, capsys):
     """Whole, and without the changes that training makes."""
     workdir = tmp_path / "run"
-    params = vit_run(workdir, data=Data(augment="affine"))[0]
+    params = vit_run(workdir, data=Data(name="npz", path="no", augment="affine"))[0]
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (9, 7, 3), dtype=np.uint8))
     image.save(tmp_path / "large.png")
     assert predict(workdir, tmp_path / "large.png") == 0

@@ -11,7 +11,8 @@ from pbr_jax.gpu import GpuCompilerMissing, MemoryReport
 from pbr_jax.memory import budget, fit
 from pbr_jax.memory.budget import OutOfMemory, explain_out_of_memory, settle
 from pbr_jax.settings import load as configuration
-from pbr_jax.settings.flags import default_workdir, next_command, parse_args
+from pbr_jax.settings.flags import default_workdir, next_command, parse_config
+from pbr_jax.settings.load import default_spec
 from pbr_jax.settings.variants import with_method
 
 PEAKS = {"full": 6, "remat": 2, "prebackrazor": 5, "fast": 4, "lean": 3, "tiny": 1}  # GB
@@ -95,7 +96,7 @@ def test_without_the_compiler_the_formula_decides_and_says_so(monkeypatch):
 
 def test_the_work_directory_is_that_of_the_budget():
     words = ["--config.memory_budget=8GiB"]
-    arguments = parse_args(words)
+    arguments = parse_config(default_spec(), words, ())
     assert default_workdir(arguments.config).name == "digits-8GiB"
     after, _ = next_command(arguments)
     assert "memory_budget" not in after and "--config.method=full" in after

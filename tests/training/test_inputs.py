@@ -57,8 +57,6 @@ def test_texts_become_what_bert_reads(tmp_path):
     config = bert_config(data=texts)
     batch = batch_of(config)
     assert (batch["lengths"] == 8).all() and set(batch["label"]) <= set(range(4))
-    with pytest.raises(ValueError, match=r"data\.tokenizer = none: csv is text"):
-        make_inputs(bert_config(data=dataclasses.replace(texts, tokenizer=None)))
     small = dataclasses.replace(config.model, vocab_size=len(VOCABULARY) - 1)
     with pytest.raises(ValueError, match=rf"model\.vocab_size = .* has {len(VOCABULARY)} words"):
         make_inputs(dataclasses.replace(config, model=small))

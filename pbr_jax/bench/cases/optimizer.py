@@ -25,13 +25,15 @@ def _case(name: Literal["sgd", "adamw"], site: str) -> BenchCase:
     shape = (BLOCKS, budget_for(_KEEP, columns))
     tx = make_optimizer(name, lambda count: jnp.asarray(1e-3, jnp.float32), clip_norm=None)
     kernel = jax.ShapeDtypeStruct((BLOCKS, columns, features), jnp.float32)
-    moments = (kernel,) * len(tx.rule.moments)
+    assert tx.rule is not None
+    names = tx.rule.moments
+    moments = (kernel,) * len(names)
     slots = jax.ShapeDtypeStruct(shape, jnp.int32)
     grad = jax.ShapeDtypeStruct((*shape, features), jnp.float32)
 
     def run(slots, grad, param, *moments, implementation):
         params, rows = {"kernel": param}, {"kernel": Rows(slots)}
-        given = {n: {"kernel": m} for n, m in zip(tx.rule.moments, moments, strict=True)}
+        given = {n: {"kernel": m} for n, m in zip(names, moments, strict=True)}
         state = optax.tree.set(tx.init(params), **given)
         grads, apply = {"kernel": grad}, jnp.asarray(True)
         return update_rows(tx, grads, state, params, rows, apply, implementation)

@@ -13,7 +13,7 @@ LAYERS = {
 
 
 class Load(NamedTuple):
-    """What a model is fed with: its name, samples of a batch, tokens of a sample."""
+    """Input of a model: its name, samples of a batch, tokens of a sample."""
 
     name: str
     batch: int
