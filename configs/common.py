@@ -32,6 +32,7 @@ BELOW_ONE = Rule("must be in [0, 1)", lambda value: 0 <= value < 1)
 FRACTION = Rule("must be in (0, 1]", lambda value: 0 < value <= 1)
 KEEP = Rule('must be in (0, 1]; 0.1 keeps 10 % of the columns, the paper\'s "90 %"', FRACTION.holds)
 TWO_OR_MORE = Rule("must be 2 or more", lambda value: value >= 2)
+# Decimal units as cards are sold by, binary ones as they are built.
 _UNITS = {"b": 1} | {
     f"{prefix}{unit}": base**power
     for power, prefix in enumerate("kmgt", start=1)
@@ -67,12 +68,8 @@ def setting(
     `resume_safe` says that a run may be resumed with another value, and still takes the same
     course as if it had never stopped.
     """
-    metadata = {
-        "comment": comment,
-        "rule": rule,
-        "choices": tuple(choices),
-        "resume_safe": resume_safe,
-    }
+    known = {"comment": comment, "rule": rule, "resume_safe": resume_safe}
+    metadata = known | {"choices": tuple(choices)}
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -53,7 +53,7 @@ class Source(NamedTuple):
 
 
 _ARRAYS: tuple[Augment, ...] = ("affine", "crop")  # small images in memory
-_FILES: tuple[Augment, ...] = ("crop",)
+_FILES: tuple[Augment, ...] = ("crop",)  # images of any size, decoded as they are needed
 
 
 def _cifar(name: str, num_classes: int) -> Source:

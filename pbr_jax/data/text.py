@@ -57,6 +57,7 @@ class TextInputs:
             record.text_a if record.text_b is None else (record.text_a, record.text_b)
             for record in records
         ]
+        # Rows of one length, whatever the texts: the step is compiled once.
         tokens = np.full((len(records), self.max_length), self._padding, np.int32)
         token_types = np.zeros_like(tokens)
         lengths = np.zeros(len(records), np.int32)
@@ -94,10 +95,9 @@ def _load(path: str, lower_case: bool | None) -> Any:
     vocabulary = {word.strip(): number for number, word in enumerate(words)}
     if len(vocabulary) < len(words):
         raise ValueError(f"data.tokenizer = {path}: lists a word more than once")
-    tokenizer = Tokenizer(
-        models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)
-    )
-    lower = lower_case is None or lower_case
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower)
+    # The tokenizer of the original, whose parts a `tokenizer.json` names itself.
+    pieces = models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)
+    tokenizer = Tokenizer(pieces)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower_case in (None, True))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return tokenizer

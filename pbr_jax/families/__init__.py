@@ -26,6 +26,7 @@ def find(name: str) -> Family:
     """
     if name in FAMILIES:
         return FAMILIES[name]
+    # Else a place, where a user's own module may fail as it is imported.
     if ":" not in name:
         raise ValueError(
             f"must be {', '.join(FAMILIES)}, or the place of a Family of your own, such as"

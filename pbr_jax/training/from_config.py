@@ -55,25 +55,19 @@ def build(config: Config) -> Parts:
     Raises:
       ValueError: settings that each are valid do not go together.
     """
+    # What is trained: a model under the plan of the method.
     method, family = resolve_method(config), find(config.model.family)
     sizes, task = family.describe(config.model), late(family.task)
-    budgets = column_budgets(config, method, sizes)
-    plan = method.plan
+    budgets, plan = column_budgets(config, method, sizes), method.plan
     if plan.kind("linear").selects:  # a site without a budget is trained dense
         keep = {site: plan.keep_at(site) if site in budgets else 1.0 for site in sizes.sites}
         plan = dataclasses.replace(plan, keep=Keep(**keep))
-    model, o = late(family.build)(config.model, plan), config.optimizer
+    model = late(family.build)(config.model, plan)
+    # Who trains it: the optimizer moves the rows that the selector draws.
+    o = config.optimizer
     schedule = learning_rate(o.learning_rate, config.steps, o.warmup_steps, o.schedule)
-    optimizer = make_optimizer(
-        o.name,
-        schedule,
-        momentum=o.momentum,
-        b1=o.b1,
-        b2=o.b2,
-        eps=o.eps,
-        weight_decay=o.weight_decay,
-        clip_norm=o.clip_norm,
-    )
+    names = ("momentum", "b1", "b2", "eps", "weight_decay", "clip_norm")
+    optimizer = make_optimizer(o.name, schedule, **{name: getattr(o, name) for name in names})
     selector = make_selector(config, method, sizes, budgets)
     train_step = make_train_step(
         model,

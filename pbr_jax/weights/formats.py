@@ -41,6 +41,7 @@ class Format(NamedTuple):
 
     def full_name(self, name: str) -> str:
         """`name` as the table writes it, in whatever block; other names as they are."""
+        # The ending first, then the prefix that some files leave out.
         full = name
         for ending, meant in self.renamed:
             if name.endswith(ending):
