@@ -237,9 +237,7 @@ class Data:
         "random changes of training images: affine = small shifts, rotations and scales; crop = a "
         f"random part, resized; none = affine for {_listed(_ARRAYS)}, crop for image files",
     )
-    workers: int = setting(
-        0, "threads that prepare batches ahead of time", NOT_NEGATIVE, resume_safe=True
-    )
+    workers: int = setting(0, "threads that prepare batches ahead", NOT_NEGATIVE, resume_safe=True)
     tokenizer: str | None = setting(
         None, "vocab.txt or tokenizer.json of a text model, from where its weights are from"
     )
@@ -294,14 +292,12 @@ class Config:
     batch_size: int = setting(64, "examples per optimizer step", AT_LEAST_ONE)
     eval_every: int = setting(100, "steps between two evaluations", AT_LEAST_ONE, resume_safe=True)
     checkpoint_every: int = setting(
-        100, "steps between two checkpoints", AT_LEAST_ONE, resume_safe=True
+        100, "steps between checkpoints", AT_LEAST_ONE, resume_safe=True
     )
     keep_checkpoints: int = setting(
         2, "latest checkpoints that stay on disk, beside the best", AT_LEAST_ONE, resume_safe=True
     )
-    log_every: int = setting(
-        10, "steps between two lines of metrics", AT_LEAST_ONE, resume_safe=True
-    )
+    log_every: int = setting(10, "steps between lines of metrics", AT_LEAST_ONE, resume_safe=True)
     pruning: Pruning = Pruning()
     plan: Plan = Plan()  # noqa: RUF009 (it is a frozen dataclass too)
     model: Model = Model()

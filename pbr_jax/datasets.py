@@ -61,21 +61,19 @@ def _cifar(name: str, num_classes: int) -> Source:
     return Source("image", "tfds", num_classes, _FILES, prepared=True, tfds=tfds)
 
 
-def _glue(name: str, *texts: str, num_classes: int = 2, test_split: str = "validation") -> Source:
+def _glue(name: str, *texts: str, classes: int = 2, split: str = "validation") -> Source:
     """GLUE keeps the labels of its test splits to itself, so validation is what is evaluated."""
-    tfds = Tfds(f"glue/{name}", test_split, "https://dl.fbaipublicfiles.com", texts)
-    return Source("text", "tfds", num_classes, prepared=True, tfds=tfds)
+    tfds = Tfds(f"glue/{name}", split, "https://dl.fbaipublicfiles.com", texts)
+    return Source("text", "tfds", classes, prepared=True, tfds=tfds)
 
 
 SOURCES: dict[str, Source] = {
     "digits": Source("image", "digits", 10, _ARRAYS),
     # A path is guessed to hold the first of these that it looks like.
-    "npz": Source("image", "npz", None, _ARRAYS, lambda path: path.suffix == ".npz"),
-    "image_folder": Source(
-        "image", "image_folder", None, _FILES, lambda path: (path / "train").is_dir()
-    ),
-    "csv": Source("text", "tables", is_at=lambda path: any(path.glob("*.csv"))),
-    "jsonl": Source("text", "tables", is_at=lambda path: any(path.glob("*.jsonl"))),
+    "npz": Source("image", "npz", None, _ARRAYS, lambda p: p.suffix == ".npz"),
+    "image_folder": Source("image", "image_folder", None, _FILES, lambda p: (p / "train").is_dir()),
+    "csv": Source("text", "tables", is_at=lambda p: any(p.glob("*.csv"))),
+    "jsonl": Source("text", "tables", is_at=lambda p: any(p.glob("*.jsonl"))),
     "cifar10": _cifar("cifar10", 10),
     "cifar100": _cifar("cifar100", 100),
     # Unpacked from its archive; the form of TFDS is read if it was prepared elsewhere.
@@ -83,9 +81,7 @@ SOURCES: dict[str, Source] = {
         "image", "cub200", 200, _FILES, prepared=True, tfds=Tfds("caltech_birds2011", "test")
     ),
     "glue/cola": _glue("cola", "sentence"),
-    "glue/mnli": _glue(
-        "mnli", "premise", "hypothesis", num_classes=3, test_split="validation_matched"
-    ),
+    "glue/mnli": _glue("mnli", "premise", "hypothesis", classes=3, split="validation_matched"),
     "glue/mrpc": _glue("mrpc", "sentence1", "sentence2"),
     "glue/qnli": _glue("qnli", "question", "sentence"),
     "glue/qqp": _glue("qqp", "question1", "question2"),

@@ -282,9 +282,7 @@ def _trailing(axis: int | Sequence[int], ndim: int) -> int:
     """How many trailing axes `axis` names."""
     axes = sorted(a % ndim for a in ((axis,) if isinstance(axis, int) else axis))
     if axes != list(range(ndim - len(axes), ndim)):
-        raise ValueError(
-            f"axis = {axis}: must be the last axes of an input with {ndim}; transpose the input"
-        )
+        raise ValueError(f"axis = {axis}: must be the last axes of an input with {ndim}; transpose")
     return len(axes)
 
 

@@ -30,9 +30,7 @@ class TextInputs:
 
     def __init__(self, path: str, max_length: int, lower_case: bool | None = None) -> None:
         if max_length < _SHORTEST:
-            raise ValueError(
-                f"model.max_length = {max_length}: must be {_SHORTEST} or more for text"
-            )
+            raise ValueError(f"model.max_length = {max_length}: must be {_SHORTEST} or more")
         self.max_length = max_length
         self._tokenizer = _load(path, lower_case)
         ids = {token: self._tokenizer.token_to_id(token) for token in _SPECIAL}
@@ -42,9 +40,8 @@ class TextInputs:
 
         # Truncation is the tokenizer's, which knows both texts; padding is ours, to one length.
         self._padding = ids["[PAD]"]
-        self._tokenizer.post_processor = BertProcessing(
-            ("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"])
-        )
+        sep, cls = (("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
+        self._tokenizer.post_processor = BertProcessing(sep, cls)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length, strategy="longest_first")
         # A vocabulary may have gaps: its largest number counts, not its number of words.

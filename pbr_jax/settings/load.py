@@ -103,9 +103,7 @@ def _execute(spec: str) -> tuple[Config | None, list[str]]:
         return None, [_raised(path, error)]
     if not isinstance(config, Config):
         kind = f"{type(config).__module__}.{type(config).__qualname__}"
-        return None, [
-            f"{path}: get_config returned {kind}; return a Config of pbr_jax.configs.common"
-        ]
+        return None, [f"{path}: get_config returned {kind}; return a pbr_jax.configs.common.Config"]
     wrong = rules.section_faults(config)
     return (None if wrong else config), wrong
 

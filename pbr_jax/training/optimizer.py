@@ -128,14 +128,13 @@ def make_optimizer(
     Weight decay applies to leaves named `kernel` only: biases, LayerNorm, the class token and the
     embeddings of position are left alone. That of SGD is part of its gradient, behind the clipping.
     """
+    # Innermost first: the rule, its decay, and before both the clipping.
     if name == "sgd":
         tx = optax.sgd(schedule, momentum=momentum or None)
         if weight_decay:
             tx = optax.chain(optax.add_decayed_weights(weight_decay, _is_kernel), tx)
     elif name == "adamw":
-        tx = optax.adamw(
-            schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_is_kernel
-        )
+        tx = optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=_is_kernel)
     else:
         raise ValueError(f"optimizer.name = {name!r}: must be sgd or adamw")
     if clip_norm is not None:
@@ -188,6 +187,7 @@ def update_rows(
         tx, lambda _, r: r, opt_state, rows, transform_non_params=lambda _: ALL
     )
     packed_params, packed_state = _gather(rows, params), _gather(state_rows, opt_state)
+    # Optax sees small arrays; where the step is not applied, they go back as they came.
     updates, new_state = tx.update(grads, packed_state, packed_params)
     new_params = optax.apply_updates(packed_params, updates)
     new_params, new_state = jax.tree.map(
@@ -198,9 +198,8 @@ def update_rows(
     norms = jax.tree.map(
         lambda r, g: r.norms(g) if isinstance(r, Rows) else None, rows, grads, is_leaf=_is_rows
     )
-    return Updated(
-        _scatter(rows, params, new_params), _scatter(state_rows, opt_state, new_state), norms
-    )
+    whole = _scatter(rows, params, new_params)
+    return Updated(whole, _scatter(state_rows, opt_state, new_state), norms)
 
 
 def _refusal(optimizer: Optimizer, params: PyTree) -> str | None:
@@ -238,11 +237,10 @@ def _update_in_place(optimizer: Optimizer, grads, opt_state, params, rows, apply
         if isinstance(selected, Rows):
             return _update_slices(own, now, selected, param, grad, moments)
         new, sums = own.new(param, grad * scale, moments, now)
-        kept = [
-            jnp.where(apply, a, b) for a, b in zip((new, *sums), (param, *moments), strict=True)
-        ]
-        return None, *kept
+        changes = zip((new, *sums), (param, *moments), strict=True)
+        return None, *(jnp.where(apply, after, before) for after, before in changes)
 
+    # Leaf by leaf over trees of one structure; the results become trees again.
     structure: Any
     leaves, structure = jax.tree_util.tree_flatten_with_path(rows, is_leaf=_is_rows)
     trees = params, grads, *(optax.tree.get(opt_state, name) for name in rule.moments)
@@ -259,8 +257,9 @@ def _update_in_place(optimizer: Optimizer, grads, opt_state, params, rows, apply
 
 def _update_slices(rule: Rule, now: Scalars, selected: Rows, param, grad, moments) -> tuple:
     """Norms of the gradient's slices, parameter and moments; a slice may be several rows."""
-    if selected.slots.size == 0:
+    if selected.slots.size == 0:  # the kernel takes no empty grid
         return jnp.zeros(selected.slots.shape, jnp.float32), param, *moments
+    # The kernel sees a matrix, in which a slice is `each` rows that lie side by side.
     each = math.prod(param.shape[selected.slots.ndim : -1])
     slots = selected.slots.reshape(-1, 1) * each + jnp.arange(each, dtype=jnp.int32)[None]
     new, sums, norms = row_update.update_rows(

@@ -30,6 +30,5 @@ class TrainState(NamedTuple):
 
 def init_state(key: jax.Array, params: Any, optimizer: Optimizer, selector: Selector) -> TrainState:
     """State before the first step. `key` seeds selections and dropout of the whole run."""
-    return TrainState(
-        jnp.zeros((), jnp.int32), key, params, optimizer.init(params), selector.init()
-    )
+    step, opt_state = jnp.zeros((), jnp.int32), optimizer.init(params)
+    return TrainState(step, key, params, opt_state, selector.init())
