@@ -14,42 +14,24 @@ OnError = Literal["stop", "skip"]
 
 
 class Tfds(NamedTuple):
-    """A data set in TensorFlow Datasets (TFDS).
+    """A data set in TensorFlow Datasets (TFDS)."""
 
-    Attributes:
-      name: its name there.
-      test_split: the split that evaluation reads, unless another one is asked for.
-      host: the address that it is downloaded from; empty if TFDS does not prepare it for us.
-      texts: the features that hold texts, one or two; empty for images.
-    """
-
-    name: str
-    test_split: str
-    host: str = ""
-    texts: tuple[str, ...] = ()
+    name: str  # as it is called there
+    test_split: str  # what evaluation reads, unless another split is asked for
+    host: str = ""  # where it is downloaded from; empty if TFDS does not prepare it for us
+    texts: tuple[str, ...] = ()  # the features that hold texts, one or two; empty for images
 
 
 class Source(NamedTuple):
-    """A data set that has a name.
+    """A data set that has a name."""
 
-    Attributes:
-      kind: what an example is.
-      module: the module of `pbr_jax.data` whose `load(request)` opens it.
-      num_classes: of its labels; None where the user's data say so.
-      augments: random changes that its images can take, the default first; empty for texts.
-      is_at: whether a path of the user's holds such a data set; None where data are not the user's.
-      prepared: whether `pbr data prepare` must ready it, by the module's
-        `prepare(name, path, archive)`.
-      tfds: how TFDS has it, if it does.
-    """
-
-    kind: Kind
-    module: str
-    num_classes: int | None = None
-    augments: tuple[Augment, ...] = ()
-    is_at: Callable[[Path], bool] | None = None
-    prepared: bool = False
-    tfds: Tfds | None = None
+    kind: Kind  # what an example is
+    module: str  # the module of `pbr_jax.data` whose `load(request)` opens it
+    num_classes: int | None = None  # None where the user's data say so
+    augments: tuple[Augment, ...] = ()  # what its images can take, the default first
+    is_at: Callable[[Path], bool] | None = None  # of the user's own: whether a path holds one
+    prepared: bool = False  # `pbr data prepare` readies it, by `prepare(name, path, archive)`
+    tfds: Tfds | None = None  # how TFDS has it, if it does
 
 
 _ARRAYS: tuple[Augment, ...] = ("affine", "crop")  # small images in memory

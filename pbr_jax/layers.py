@@ -191,25 +191,17 @@ class MultiHeadDotProductAttention(nn.Module):
 
 
 class MlpBlock(nn.Module):
-    """`Dense -> GELU -> Dense`, the MLP of a transformer; parameters `Dense_0`, `Dense_1`.
+    """`Dense -> GELU -> Dense`, the MLP of a transformer; parameters `Dense_0`, `Dense_1`."""
 
-    Attributes:
-      mlp_dim: hidden width.
-      out_dim: None takes the width of the input.
-      keep: fraction of columns kept by both layers.
-      approximate: tanh form of GELU.
-      implementation: of the weight gradients, see `pbr_jax.ops.dispatch`.
-    """
-
-    mlp_dim: int
-    out_dim: int | None = None
+    mlp_dim: int  # hidden width
+    out_dim: int | None = None  # None takes the width of the input
     dtype: Any = None
     param_dtype: Any = jnp.float32
     kernel_init: Initializer = nn.initializers.xavier_uniform()
     bias_init: Initializer = nn.initializers.normal(1e-6)
-    keep: float = 0.1
-    approximate: bool = False
-    implementation: Implementation | None = None
+    keep: float = 0.1  # fraction of columns kept by both layers
+    approximate: bool = False  # tanh form of GELU
+    implementation: Implementation | None = None  # of the weight gradients
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -14,19 +14,12 @@ from pbr_jax.datasets import SOURCES
 
 
 class Findings(NamedTuple):
-    """Contents of a split.
+    """Contents of a split."""
 
-    Attributes:
-      counts: usable examples per label.
-      sizes: of each usable example: width and height of an image, or words of a text.
-      faults: a line for each example that cannot be used.
-      digests: of the content of each usable example.
-    """
-
-    counts: collections.Counter[int]
-    sizes: np.ndarray
-    faults: tuple[str, ...]
-    digests: tuple[bytes, ...]
+    counts: collections.Counter[int]  # label -> usable examples
+    sizes: np.ndarray  # width and height of each usable image, or words of each usable text
+    faults: tuple[str, ...]  # a line for each example that cannot be used
+    digests: tuple[bytes, ...]  # of the content of each usable example
 
 
 def guess_name(path: str) -> str | None:

@@ -25,17 +25,11 @@ MODES = {1: "L", 3: "RGB"}  # channels to Pillow's modes
 
 @dataclasses.dataclass(frozen=True)
 class ImageInputs:
-    """Image records to `image` Float32[B, S, S, C] and `label` Int32[B].
+    """Image records to `image` Float32[B, S, S, C] and `label` Int32[B]."""
 
-    Attributes:
-      size: S. Images of other sizes are resized.
-      channels: C, 1 or 3. Grey pixels are repeated; files are converted.
-      augment: applied when there is a generator. "affine" is for small images held as arrays.
-    """
-
-    size: int
-    channels: int
-    augment: Augment = "off"
+    size: int  # S; images of other sizes are resized
+    channels: int  # C, 1 or 3; grey pixels are repeated, files are converted
+    augment: Augment = "off"  # where there is a generator; "affine" is for small images in arrays
 
     def __call__(
         self, records: Sequence[ImageRecord], generator: np.random.Generator | None = None

@@ -59,30 +59,19 @@ class Bert(nn.Module):
 
     `tokens` and `token_types` are int32 `[B, N]`, N at most `max_length`; `lengths`, int32 `[B]`,
     says how many tokens of each row are real, the others are padding on the right.
-
-    Attributes:
-      width, depth, heads, mlp_dim: D, L, H and the hidden width of the MLP.
-      vocab_size: words, V.
-      max_length: positions.
-      num_classes: outputs of the head.
-      dropout: rate on the embeddings, the attention probabilities, both residual branches and the
-        pooled output.
-      dtype: of the activations; parameters stay float32.
-      approximate_gelu: tanh form instead of erf.
-      plan: what the blocks keep for the backward pass.
     """
 
-    width: int
-    depth: int
-    heads: int
-    mlp_dim: int
-    vocab_size: int
-    max_length: int
+    width: int  # D
+    depth: int  # L
+    heads: int  # H
+    mlp_dim: int  # hidden width of the MLP
+    vocab_size: int  # words, V
+    max_length: int  # positions
     num_classes: int
-    dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
-    approximate_gelu: bool = False
-    plan: ResidualPlan = ResidualPlan()
+    dropout: float = 0.0  # rate on embeddings, attention, both residual branches and pooled output
+    dtype: jnp.dtype = jnp.float32  # of the activations; parameters stay float32
+    approximate_gelu: bool = False  # tanh form instead of erf
+    plan: ResidualPlan = ResidualPlan()  # what the blocks keep for the backward pass
 
     @nn.compact
     def __call__(self, inputs: Mapping[str, jax.Array], *, train: bool = False) -> jax.Array:

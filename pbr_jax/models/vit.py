@@ -25,33 +25,21 @@ _EPSILON = 1e-6
 
 
 class ViT(nn.Module):
-    """ViT classifier: `[B, H, W, C] -> logits float32 [B, num_classes]`.
+    """ViT classifier: `[B, H, W, C] -> logits float32 [B, num_classes]`."""
 
-    Attributes:
-      width, depth, heads, mlp_dim: D, L, H and the hidden width of the MLP.
-      patch, image_size, channels: of the input, in pixels.
-      num_classes: outputs of the head.
-      pool: "cls" reads the class token, "mean" the mean of all patch tokens, and then there is no
-        class token.
-      dropout: rate on both residual branches and after GELU.
-      dtype: of the activations; parameters stay float32.
-      approximate_gelu: tanh form instead of erf.
-      plan: what the blocks keep for the backward pass.
-    """
-
-    width: int
-    depth: int
-    heads: int
-    mlp_dim: int
-    patch: int
-    image_size: int
+    width: int  # D
+    depth: int  # L
+    heads: int  # H
+    mlp_dim: int  # hidden width of the MLP
+    patch: int  # side in pixels
+    image_size: int  # side in pixels
     num_classes: int
     channels: int = 3
-    pool: Literal["cls", "mean"] = "cls"
-    dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
-    approximate_gelu: bool = False
-    plan: ResidualPlan = ResidualPlan()
+    pool: Literal["cls", "mean"] = "cls"  # the class token, or without one the mean of the patches
+    dropout: float = 0.0  # rate on both residual branches and after GELU
+    dtype: jnp.dtype = jnp.float32  # of the activations; parameters stay float32
+    approximate_gelu: bool = False  # tanh form instead of erf
+    plan: ResidualPlan = ResidualPlan()  # what the blocks keep for the backward pass
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:

@@ -22,31 +22,18 @@ from pbr_jax.training.task import Task
 
 
 class Parts(NamedTuple):
-    """What a run is made of.
+    """What a run is made of."""
 
-    Attributes:
-      method: as resolved.
-      family: of the model.
-      architecture: its sizes.
-      task: loss and figures.
-      model: the Flax module, with the method's residual plan.
-      optimizer: with clipping and schedule.
-      selector: chooses columns and tensors.
-      schedule: step -> learning rate.
-      train_step: `(state, batch) -> (state, metrics)`, not yet jitted.
-      eval_step: `(params, batch) -> {"loss" and each figure: sum}`, not yet jitted.
-    """
-
-    method: methods.Method
+    method: methods.Method  # as resolved
     family: Family
     architecture: Architecture
-    task: Task
-    model: nn.Module
-    optimizer: Optimizer
-    selector: selection.Selector
-    schedule: optax.Schedule
-    train_step: TrainStep
-    eval_step: EvalStep
+    task: Task  # loss and figures
+    model: nn.Module  # with the method's residual plan
+    optimizer: Optimizer  # with clipping and schedule
+    selector: selection.Selector  # chooses columns and tensors
+    schedule: optax.Schedule  # step -> learning rate
+    train_step: TrainStep  # `(state, batch) -> (state, metrics)`, not yet jitted
+    eval_step: EvalStep  # `(params, batch) -> {"loss" and each figure: sum}`, not yet jitted
 
 
 def build(config: Config) -> Parts:

@@ -26,10 +26,9 @@ PyTree = Any
 class Rows(NamedTuple):
     """Which slices of a parameter are trained in a step.
 
-    Attributes:
-      slots: int32, indices into as many leading axes, flattened, as it has itself: of a stacked
-        kernel `[L, D, F]`, `[M, K]` for columns of M blocks and `[M]` for blocks. An index past the
-        end is an unused slot.
+    `slots`, int32, are indices into as many leading axes, flattened, as it has itself: of a stacked
+    kernel `[L, D, F]`, `[M, K]` for columns of M blocks and `[M]` for blocks. An index past the end
+    is an unused slot.
     """
 
     slots: jax.Array
@@ -64,19 +63,12 @@ ALL = _All()
 
 
 class Optimizer(NamedTuple):
-    """An Optax transformation, and a description of it for the kernel that does the same.
-
-    Attributes:
-      tx: the transformation.
-      rule: elementwise, its weight decay for kernels only; None where there is no description.
-      schedule: step -> learning rate.
-      clip_norm: largest global norm of the gradient, or None.
-    """
+    """An Optax transformation, and a description of it for the kernel that does the same."""
 
     tx: optax.GradientTransformation
-    rule: Rule | None = None
-    schedule: optax.Schedule = lambda count: 1.0
-    clip_norm: float | None = None
+    rule: Rule | None = None  # elementwise, its decay for kernels only; None: not described
+    schedule: optax.Schedule = lambda count: 1.0  # step -> learning rate
+    clip_norm: float | None = None  # largest global norm of the gradient
 
     def init(self, params: PyTree) -> optax.OptState:
         """The state of `tx` before the first step."""
@@ -84,16 +76,12 @@ class Optimizer(NamedTuple):
 
 
 class Updated(NamedTuple):
-    """What a step makes of the parameters.
-
-    Attributes:
-      params, opt_state: new ones.
-      norms: squared norms of the gradient's slices, before clipping, shaped like the slots of every
-        leaf that has `Rows`; None for the others.
-    """
+    """What a step makes of the parameters."""
 
     params: PyTree
     opt_state: optax.OptState
+    # Squared norms of the gradient's slices, before clipping, shaped like the slots of every leaf
+    # that has `Rows`; None for the others.
     norms: PyTree
 
 

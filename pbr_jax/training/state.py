@@ -11,21 +11,13 @@ from pbr_jax.training.selection import Selector, SelectorState
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes.
+    """Everything that a step changes."""
 
-    Attributes:
-      step: int32 scalar, steps done.
-      key: typed PRNG key of the run; never split, each step folds its number in.
-      params: float32.
-      opt_state: of the Optax optimizer.
-      pruning: of the policies that choose columns and tensors.
-    """
-
-    step: jax.Array
-    key: jax.Array
-    params: Any
+    step: jax.Array  # int32 scalar, steps done
+    key: jax.Array  # typed PRNG key of the run; never split, each step folds its number in
+    params: Any  # float32
     opt_state: optax.OptState
-    pruning: SelectorState
+    pruning: SelectorState  # of the policies that choose columns and tensors
 
 
 def init_state(key: jax.Array, params: Any, optimizer: Optimizer, selector: Selector) -> TrainState:

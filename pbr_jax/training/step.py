@@ -27,19 +27,12 @@ Batch = Mapping[str, jax.Array | np.ndarray]
 
 
 class StepMetrics(NamedTuple):
-    """Scalars of one step, float32 but for `finite`.
+    """Scalars of one step, float32 but for `finite`."""
 
-    Attributes:
-      loss: mean over the batch.
-      figures: means over the batch of what the task counts beside the loss, such as accuracy.
-      grad_norm: global norm of all gradients, before clipping.
-      finite: bool; False means that the update was not applied.
-    """
-
-    loss: jax.Array
-    figures: dict[str, jax.Array]
-    grad_norm: jax.Array
-    finite: jax.Array
+    loss: jax.Array  # mean over the batch
+    figures: dict[str, jax.Array]  # means of what the task counts beside it, such as accuracy
+    grad_norm: jax.Array  # global, before clipping
+    finite: jax.Array  # bool; False means that the update was not applied
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]

@@ -25,21 +25,13 @@ Leaves = Mapping[str, Any]  # path in our tree, such as "blocks/fc1/kernel" -> a
 
 
 class Line(NamedTuple):
-    """One array of theirs.
+    """One array of theirs."""
 
-    Attributes:
-      theirs: its name.
-      ours: path of the leaf that holds it.
-      axes: words, "ours -> theirs"; empty where theirs is the leaf as it is.
-      block: it is this row of the stacked leaf `[L, ...]`; None where the leaf is not stacked.
-      part, parts: it is this one of so many equal parts of the leaf's last axis.
-    """
-
-    theirs: str
-    ours: str
-    axes: str = ""
-    block: int | None = None
-    part: int = 0
+    theirs: str  # its name
+    ours: str  # path of the leaf that holds it
+    axes: str = ""  # words, "ours -> theirs"; empty where theirs is the leaf as it is
+    block: int | None = None  # its row of the stacked leaf `[L, ...]`; None: not stacked
+    part: int = 0  # which of `parts` equal parts of the leaf's last axis it is
     parts: int = 1
 
     def words(self) -> tuple[list[str], list[str]]:

@@ -30,25 +30,15 @@ _FOREIGN = {  # a pattern that some name begins with -> what such a file is
 
 
 class Weights(NamedTuple):
-    """A file of weights.
-
-    Attributes:
-      path: of the file.
-      format: its layout.
-      arrays: those that `format` knows, under its names, and others under their own.
-      names: name in `arrays` -> name in the file.
-      unused: what it is -> names in the file, of arrays that no model of ours has.
-      sizes: what the words of `format` mean here; no "heads" where only a config would tell.
-      config: `config.json` beside a file in Hugging Face's layout, empty without.
-    """
+    """A file of weights."""
 
     path: Path
-    format: Format
-    arrays: Arrays
-    names: dict[str, str]
-    unused: dict[str, list[str]]
-    sizes: dict[str, int]
-    config: dict[str, Any]
+    format: Format  # its layout
+    arrays: Arrays  # those that `format` knows, under its names, and others under their own
+    names: dict[str, str]  # name in `arrays` -> name in the file
+    unused: dict[str, list[str]]  # what it is -> names in the file, of what no model of ours has
+    sizes: dict[str, int]  # of the words of `format`; no "heads" where only a config would tell
+    config: dict[str, Any]  # `config.json` beside a file in Hugging Face's layout, empty without
 
     @property
     def family(self) -> str:
