@@ -4,6 +4,7 @@ They share no code with the ops and layers of this package, and save whatever au
 Dosovitskiy et al. (2021), equations 1-4; BERT: Devlin et al. (2019), post-norm.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pbr_jax.bench.cases.attention import with_gradients
 from pbr_jax.bench.cases.case import BenchCase
 from pbr_jax.configs.common import Config
 from pbr_jax.families import find, late
@@ -25,11 +27,10 @@ def gradient(config: Config, params: Any, batch: Batch) -> Any:
     Raises:
       ValueError: the family has no plain model.
     """
-    family = find(config.model.family)
+    name = config.model.family
+    family = find(name)
     if family.exact is None:
-        raise ValueError(
-            f"model.family = {config.model.family}: has no plain model to check against"
-        )
+        raise ValueError(f"model.family = {name}: has no plain model to check against")
     outputs, task = late(family.exact), late(family.task)
 
     def loss(params):
@@ -102,18 +103,13 @@ def _attend(x, p, heads, hidden=None):
     return _linear((jax.nn.softmax(scores) @ v).swapaxes(1, 2).reshape(x.shape), p["proj"])
 
 
-def is_known(case: BenchCase) -> bool:
-    """Says whether `case_results` has any."""
-    return "dropout" not in case.shape and case.op in OPS
-
-
-def case_results(case: BenchCase, arrays: list[jax.Array]) -> Any:
-    """First results of a benchmark case, as many as are known here, or None.
+def case_results(case: BenchCase, arrays: list[jax.Array]) -> list[np.ndarray]:
+    """First results of a benchmark case, as many as are known here.
 
     Dropout, codes and the choice of elements are not known: only their own code defines them.
     """
-    if not is_known(case):
-        return None
+    if "dropout" in case.shape or case.op not in OPS:
+        return []
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
         wide = [
             jnp.asarray(a, jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a
@@ -122,21 +118,8 @@ def case_results(case: BenchCase, arrays: list[jax.Array]) -> Any:
         return [np.asarray(leaf) for leaf in jax.jit(OPS[case.op])(*wide)]
 
 
-def _weight_gradient(x, dy):
-    return x.T @ dy, dy.sum(0)
-
-
 def _softmax_attention(q, k, v):
     return jax.nn.softmax(q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])) @ v
-
-
-def _attention_gradients(q, k, v, do):
-    out, pullback = jax.vjp(_softmax_attention, q, k, v)
-    return out, *pullback(do)
-
-
-def _layer_norm_forward(x, scale, bias):
-    return (_norm(x, {"scale": scale, "bias": bias}, 1e-6),)
 
 
 def _layer_norm_backward(dy, skip, x_hat, rstd, scale):
@@ -147,11 +130,13 @@ def _layer_norm_backward(dy, skip, x_hat, rstd, scale):
 
 
 OPS: Mapping[str, Callable[..., Any]] = {
-    "weight gradient": _weight_gradient,
+    "weight gradient": lambda x, dy: (x.T @ dy, dy.sum(0)),
     "attention, forward": lambda q, k, v: (_softmax_attention(q, k, v),),
-    "attention, forward and backward, flash": _attention_gradients,
-    "attention, forward and backward, qkv": _attention_gradients,
-    "LayerNorm, forward, int8": _layer_norm_forward,
+    "attention, forward and backward, flash": functools.partial(with_gradients, _softmax_attention),
+    "attention, forward and backward, qkv": functools.partial(with_gradients, _softmax_attention),
+    "LayerNorm, forward, int8": lambda x, scale, bias: (
+        _norm(x, {"scale": scale, "bias": bias}, 1e-6),
+    ),
     "LayerNorm, backward and residual addition": _layer_norm_backward,
     "matrix product, x y": lambda x, y: (x @ y,),
     "matrix product, x^T dy": lambda x, dy: (x.T @ dy,),
