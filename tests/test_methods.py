@@ -144,7 +144,8 @@ def test_settings_of_pruning_are_those_of_the_library():
     for policy in offered("pruning.policy"):
         for sampler in offered("pruning.sampler"):
             for offset in offered("pruning.offset"):
-                pruning.make_policy(policy, 16, 8, sampler=sampler, offset=offset)
+                learning = pruning.Learning(offset=offset)
+                pruning.make_policy(policy, 16, 8, sampler=sampler, learning=learning)
 
 
 def test_every_setting_of_the_plan_is_a_field_of_a_plan():

@@ -75,5 +75,7 @@ def test_a_format_that_cannot_hold_the_model_leaves_nothing(runs, tmp_path, caps
     out = tmp_path / "out"
     command = ["export", str(runs["bert"][0]), "--to", "npz", "--out", str(out)]
     assert cli.main(command) == 2
-    assert "--to npz: is no layout of a bert; there are safetensors, orbax" in capsys.readouterr().err
+    assert (
+        "--to npz: is no layout of a bert; there are safetensors, orbax" in capsys.readouterr().err
+    )
     assert not list(tmp_path.iterdir())
