@@ -12,6 +12,6 @@ FAMILY = Family(
     build="pbr_jax.models.bert:build",
     integers=lambda model: {"tokens": model.vocab_size, "token_types": 2},
     lengths="lengths",
-    exact="pbr_jax.bench.exact:bert_logits",
+    exact="pbr_jax.models.exact:bert_logits",
     published="pbr_jax.weights.bert:PUBLISHED",
 )

@@ -27,6 +27,6 @@ FAMILY = Family(
     describe=lambda model: transformer.describe(model, num_tokens(model)),
     build="pbr_jax.models.vit:build",
     faults=_faults,
-    exact="pbr_jax.bench.exact:vit_logits",
+    exact="pbr_jax.models.exact:vit_logits",
     published="pbr_jax.weights.vit:PUBLISHED",
 )
