@@ -81,52 +81,53 @@ class PolicyState(NamedTuple):
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["capacity", "simplex"],
-    meta_fields=["name", "sampler", "group_size", "learning", "num_slots"],
+    meta_fields=["name", "num_arms", "sampler", "group_size", "learning", "num_slots"],
 )
 @dataclasses.dataclass(frozen=True)
 class PruningPolicy:
     """Pure functions of one site's policy; all but `init` can be jitted.
 
-    What differs between sites are leaves of a pytree: `jax.vmap` over stacked policies serves sites
-    of different widths at once (see `sites`). States are then padded with zeros at their end.
+    What K decides are leaves of a pytree: `jax.vmap` over stacked policies serves sites of one
+    width at once, see `sites`.
 
     Attributes:
       name: one of `NAMES`.
+      num_arms: A = D / group_size.
       sampler: one of `SAMPLERS`.
       group_size: columns of an arm.
       learning: how probabilities follow the gradient.
       num_slots: S, the static length of `columns`: K for systematic sampling, the capacity for
         Bernoulli draws, whose unused slots hold the index D.
       capacity: int32, arms drawn at most.
-      simplex: a `Simplex`, the set P of probabilities over the site's own arms.
+      simplex: the set P of probabilities.
     """
 
     name: str
+    num_arms: int
     sampler: str
     group_size: int
     learning: Learning
     num_slots: int
-    capacity: Any  # checked annotations would refuse the leaves of a mapped tree
-    simplex: Any
+    capacity: Any
+    simplex: Simplex
 
     @property
-    def num_columns(self) -> Any:
+    def num_columns(self) -> int:
         """D."""
-        return self.simplex.num_arms * np.int32(self.group_size)
+        return self.num_arms * self.group_size
 
     def init(self) -> PolicyState:
         """Algorithm 1, line 1: p_0 = s / D."""
-        num_arms = int(self.simplex.num_arms)
         return PolicyState(
-            probs=jnp.full((num_arms,), self.simplex.mean, jnp.float32),
-            counts=jnp.zeros((num_arms,), jnp.int32),
-            energy=jnp.zeros((num_arms if self.name == "importance" else 0,), jnp.float32),
+            probs=jnp.full((self.num_arms,), self.simplex.mean, jnp.float32),
+            counts=jnp.zeros((self.num_arms,), jnp.int32),
+            energy=jnp.zeros((self.num_arms if self.name == "importance" else 0,), jnp.float32),
         )
 
     def sample(self, key: jax.Array, state: PolicyState) -> jax.Array:
         """Columns S_t to keep, int32 [S], increasing. The key is consumed."""
-        draw, num_arms = SAMPLERS[self.sampler], self.num_slots // self.group_size
-        arms = draw(key, state.probs, self.capacity, num_arms)
+        draw = SAMPLERS[self.sampler]
+        arms = draw(key, state.probs, self.capacity, self.num_slots // self.group_size)
         within = jnp.arange(self.group_size, dtype=jnp.int32)
         columns = arms[:, None] * self.group_size + within[None]
         return jnp.minimum(columns, self.num_columns).reshape(-1)
@@ -136,7 +137,8 @@ class PruningPolicy:
 
         Those of unused slots are ignored.
         """
-        arms = self._arms(state, columns.reshape(-1, self.group_size)[:, 0])
+        # Column D, an unused slot, lands on arm A, which every scatter below drops.
+        arms = columns.reshape(-1, self.group_size)[:, 0] // self.group_size
         counts = state.counts.at[arms].add(1, mode="drop")
         sq_norms = jnp.sum(sq_norms.reshape(-1, self.group_size), axis=1)
         probs, energy, learning = state.probs, state.energy, self.learning
@@ -157,12 +159,7 @@ class PruningPolicy:
 
     def inclusion(self, state: PolicyState, columns: jax.Array) -> jax.Array:
         """Probability that each column was drawn with from `state`, float32 [S]; 1 if unused."""
-        return state.probs.at[self._arms(state, columns)].get(mode="fill", fill_value=1.0)
-
-    def _arms(self, state: PolicyState, columns: jax.Array) -> jax.Array:
-        """The columns' arms; of unused slots an index past the state, which a scatter drops."""
-        past = jnp.int32(state.probs.shape[0])
-        return jnp.where(columns < self.num_columns, columns // self.group_size, past)
+        return state.probs.at[columns // self.group_size].get(mode="fill", fill_value=1.0)
 
 
 def make_policy(
@@ -207,7 +204,7 @@ def make_policy(
         capacity = sampling.bernoulli_slots(num_arms, arm_budget, 8 // math.gcd(8, group_size))
     num_slots = capacity * group_size
     return PruningPolicy(
-        name, sampler, group_size, learning, num_slots, np.int32(capacity), simplex
+        name, num_arms, sampler, group_size, learning, num_slots, np.int32(capacity), simplex
     )
 
 
