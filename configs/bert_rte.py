@@ -45,6 +45,7 @@ VARIANTS = {
 }
 _EXAMPLES, _EPOCHS = 2490, 5
 _WEIGHTS = Path("weights/bert-base-uncased")
+_ADAMW = Optimizer(name="adamw", learning_rate=5e-5, clip_norm=1.0, schedule="linear")
 
 
 def get_config(variant: str | None = None) -> Config:
@@ -68,7 +69,7 @@ def _paper(*, batch_size: int, keep: float) -> Config:
         pruning=Pruning(keep=keep),
         model=_bert_base(weights=str(_WEIGHTS / "model.safetensors")),
         data=Data(name="glue/rte", tokenizer=str(_WEIGHTS / "vocab.txt")),
-        optimizer=_adamw(),
+        optimizer=_ADAMW,
     )
 
 
@@ -84,29 +85,11 @@ def _smoke() -> Config:
         log_every=1,
         model=_bert_base(weights=None),
         data=Data(name="csv", path=str(sentences), tokenizer=str(sentences / "vocab.txt")),
-        optimizer=_adamw(),
+        optimizer=_ADAMW,
     )
 
 
 def _bert_base(weights: str | None) -> Model:
     return Model(
-        family="bert",
-        size="B",
-        vocab_size=30522,
-        max_length=512,
-        num_classes=2,
-        dropout=0.1,
-        dtype="float32",
-        weights=weights,
-    )
-
-
-def _adamw() -> Optimizer:
-    return Optimizer(
-        name="adamw",
-        learning_rate=5e-5,
-        weight_decay=0.0,
-        clip_norm=1.0,
-        warmup_steps=0,
-        schedule="linear",
+        family="bert", size="B", max_length=512, num_classes=2, dropout=0.1, weights=weights
     )

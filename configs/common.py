@@ -30,11 +30,9 @@ NOT_NEGATIVE = Rule("must be 0 or more", lambda value: value >= 0)
 AT_LEAST_ONE = Rule("must be 1 or more", lambda value: value >= 1)
 BELOW_ONE = Rule("must be in [0, 1)", lambda value: 0 <= value < 1)
 FRACTION = Rule("must be in (0, 1]", lambda value: 0 < value <= 1)
-KEEP = Rule(
-    'must be in (0, 1]; 0.1 keeps 10 % of the columns, the paper\'s "90 %"',
-    FRACTION.holds,
-)
+KEEP = Rule('must be in (0, 1]; 0.1 keeps 10 % of the columns, the paper\'s "90 %"', FRACTION.holds)
 TWO_OR_MORE = Rule("must be 2 or more", lambda value: value >= 2)
+# Decimal units as cards are sold by, binary ones as they are built.
 _UNITS = {"b": 1} | {
     f"{prefix}{unit}": base**power
     for power, prefix in enumerate("kmgt", start=1)
@@ -70,12 +68,8 @@ def setting(
     `resume_safe` says that a run may be resumed with another value, and still takes the same
     course as if it had never stopped.
     """
-    metadata = {
-        "comment": comment,
-        "rule": rule,
-        "choices": tuple(choices),
-        "resume_safe": resume_safe,
-    }
+    known = {"comment": comment, "rule": rule, "resume_safe": resume_safe}
+    metadata = known | {"choices": tuple(choices)}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -243,9 +237,7 @@ class Data:
         "random changes of training images: affine = small shifts, rotations and scales; crop = a "
         f"random part, resized; none = affine for {_listed(_ARRAYS)}, crop for image files",
     )
-    workers: int = setting(
-        0, "threads that prepare batches ahead of time", NOT_NEGATIVE, resume_safe=True
-    )
+    workers: int = setting(0, "threads that prepare batches ahead", NOT_NEGATIVE, resume_safe=True)
     tokenizer: str | None = setting(
         None, "vocab.txt or tokenizer.json of a text model, from where its weights are from"
     )
@@ -300,14 +292,12 @@ class Config:
     batch_size: int = setting(64, "examples per optimizer step", AT_LEAST_ONE)
     eval_every: int = setting(100, "steps between two evaluations", AT_LEAST_ONE, resume_safe=True)
     checkpoint_every: int = setting(
-        100, "steps between two checkpoints", AT_LEAST_ONE, resume_safe=True
+        100, "steps between checkpoints", AT_LEAST_ONE, resume_safe=True
     )
     keep_checkpoints: int = setting(
         2, "latest checkpoints that stay on disk, beside the best", AT_LEAST_ONE, resume_safe=True
     )
-    log_every: int = setting(
-        10, "steps between two lines of metrics", AT_LEAST_ONE, resume_safe=True
-    )
+    log_every: int = setting(10, "steps between lines of metrics", AT_LEAST_ONE, resume_safe=True)
     pruning: Pruning = Pruning()
     plan: Plan = Plan()  # noqa: RUF009 (it is a frozen dataclass too)
     model: Model = Model()

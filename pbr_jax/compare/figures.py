@@ -67,14 +67,10 @@ def _label(axes: Any, names: Sequence[str], x: np.ndarray, y: np.ndarray) -> Non
 
 
 def curves(trials: Mapping[str, Mapping[str, Any]], methods: Sequence[str], path: Path) -> None:
-    """Training loss and test accuracy against steps and against seconds, means over seeds.
+    """Training loss and test accuracy against steps and seconds: the paper's Figures 3 and 4.
 
-    The paper's Figures 3 and 4.
-
-    Args:
-      trials: method -> seed -> `{"curve": [{step, seconds, loss, accuracy}]}`.
-      methods: which to draw, and in which order.
-      path: place of the PNG.
+    Draws `methods` in their order, means over seeds; `trials` is method -> seed -> `{"curve":
+    [{step, seconds, loss, accuracy}]}`.
     """
     drawn = [method for method in methods if trials.get(method)]
     colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, max(len(drawn), 2)))

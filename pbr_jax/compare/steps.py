@@ -55,12 +55,13 @@ def random_params(config: Config, parts: from_config.Parts) -> Any:
 def new_run(prepared: Prepared, params: Any, batch: Batch) -> timing.Run:
     """A step that goes on from the state of the one before; `params` are copied."""
     copied = jax.tree.map(jnp.copy, params)
-    held = [from_config.new_state(prepared.config, prepared.parts, copied)]
+    state = from_config.new_state(prepared.config, prepared.parts, copied)
 
     def keep(result):
-        held[0] = result[0]
+        nonlocal state
+        state, _ = result
 
-    return timing.Run(prepared.step, lambda: (held[0], batch), keep, chained=True)
+    return timing.Run(prepared.step, lambda: (state, batch), keep, chained=True)
 
 
 def time_against(

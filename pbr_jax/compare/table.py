@@ -20,44 +20,28 @@ from pbr_jax.measure.text import format_bytes, format_seconds
 
 
 class Result(NamedTuple):
-    """Result of one method, a line of the table; None where something was not measured (yet).
-
-    Attributes:
-      method: name.
-      activation_bytes: saved between forward and backward pass.
-      compiled_peak_bytes: memory of the compiled step.
-      measured_peak_bytes: in use on the accelerator.
-      seconds_per_step: median.
-      time_to_full, time_to_backrazor: ratios of step times.
-      memory_to_full: ratio of peaks, of measured ones where both are.
-      accuracy, accuracy_std: mean and standard deviation over seeds, fractions.
-      gap, gap_interval: mean difference of accuracy to full fine-tuning, paired by seed, and half
-        of its 95 % interval (Student's t).
-      seeds: number of seeds that have been run.
-    """
+    """Result of one method, a line of the table; None where something was not measured (yet)."""
 
     method: str
-    activation_bytes: int | None = None
-    compiled_peak_bytes: int | None = None
-    measured_peak_bytes: int | None = None
-    memory_to_full: float | None = None
-    seconds_per_step: float | None = None
-    time_to_full: float | None = None
+    activation_bytes: int | None = None  # saved between forward and backward pass
+    compiled_peak_bytes: int | None = None  # planned for the step
+    measured_peak_bytes: int | None = None  # in use on the accelerator
+    memory_to_full: float | None = None  # ratio of peaks, of measured ones where both are
+    seconds_per_step: float | None = None  # median
+    time_to_full: float | None = None  # ratio of step times
     time_to_backrazor: float | None = None
-    accuracy: float | None = None
+    accuracy: float | None = None  # mean over seeds, a fraction
     accuracy_std: float | None = None
-    gap: float | None = None
-    gap_interval: float | None = None
-    seeds: int = 0
+    gap: float | None = None  # mean difference of accuracy to full fine-tuning, paired by seed
+    gap_interval: float | None = None  # half of its 95 % interval (Student's t)
+    seeds: int = 0  # that have been run
 
 
 class Comparison:
-    """The growing file of a comparison.
+    """The growing JSON file of a comparison.
 
-    Attributes:
-      path: place of the JSON file.
-      content: `setting`, all that makes results comparable; `costs`, method -> figures; `trials`,
-        method -> seed -> accuracy and curve.
+    Its content: `setting`, all that makes results comparable; `costs`, method -> figures; `trials`,
+    method -> seed -> accuracy and curve.
 
     Raises:
       ValueError: the file is of another setting; the message names what differs.
@@ -68,15 +52,14 @@ class Comparison:
         self.content: dict[str, Any] = {"setting": dict(setting), "costs": {}, "trials": {}}
         if not path.is_file():
             return
-        found = json.loads(path.read_text(encoding="utf-8"))
-        here = json.loads(json.dumps(dict(setting)))
-        if found["setting"] != here:
-            differing = sorted(k for k in here if found["setting"].get(k) != here[k])
+        self.content = json.loads(path.read_text(encoding="utf-8"))
+        there, here = self.content["setting"], json.loads(json.dumps(dict(setting)))
+        if there != here:
+            differing = sorted(k for k in here if there.get(k) != here[k])
             raise ValueError(
                 f"{path} is a comparison with other {', '.join(differing)}; take another --out, or"
                 " remove it"
             )
-        self.content = found
 
     def record_cost(self, method: str, **figures: Any) -> None:
         """Adds figures of `method` and saves."""
@@ -118,13 +101,10 @@ class Comparison:
         if None in (cost.get(source), full.get(source)):
             source = "compiled_peak_bytes"
         return Result(
-            method=method,
-            activation_bytes=cost.get("activation_bytes"),
-            compiled_peak_bytes=cost.get("compiled_peak_bytes"),
-            measured_peak_bytes=cost.get("measured_peak_bytes"),
+            method,
+            # The costs that are a column as they stand.
+            **{name: cost[name] for name in Result._fields if name in cost},
             memory_to_full=_ratio(cost.get(source), full.get(source)),
-            seconds_per_step=cost.get("seconds_per_step"),
-            time_to_full=cost.get("time_to_full"),
             time_to_backrazor=_ratio(cost.get("time_to_full"), backrazor.get("time_to_full")),
             accuracy=statistics.fmean(accuracies) if accuracies else None,
             accuracy_std=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
@@ -166,8 +146,9 @@ def cells(result: Result) -> list[str]:
     def ratio(value):
         return f"{value:.2f}"
 
-    accuracy = show(result.accuracy, lambda a: f"{100 * a:.2f}")
-    gap = show(result.gap, lambda g: f"{100 * g:+.2f}")
+    def percent(value, spread, form):
+        return show(value, lambda v: f"{100 * v:{form}}") + show_spread(spread)
+
     peak = result.measured_peak_bytes or result.compiled_peak_bytes
     return [
         result.method,
@@ -177,8 +158,8 @@ def cells(result: Result) -> list[str]:
         show(result.seconds_per_step, format_seconds),
         show(result.time_to_full, ratio),
         show(result.time_to_backrazor, ratio),
-        accuracy + show_spread(result.accuracy_std),
-        "" if result.method == "full" else gap + show_spread(result.gap_interval),
+        percent(result.accuracy, result.accuracy_std, ".2f"),
+        "" if result.method == "full" else percent(result.gap, result.gap_interval, "+.2f"),
     ]
 
 

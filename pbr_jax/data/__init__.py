@@ -46,11 +46,7 @@ __all__ = [
 
 
 def load(
-    name: str,
-    path: str | None = None,
-    *,
-    test_split: str | None = None,
-    on_error: OnError = "stop",
+    name: str, path: str | None = None, *, test_split: str | None = None, on_error: OnError = "stop"
 ) -> Dataset:
     """Reads a data set, or finds its examples where reading them all would take long.
 

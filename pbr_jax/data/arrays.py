@@ -32,16 +32,13 @@ class ArrayRecords:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> ImageRecord:
-        return ImageRecord(
-            self.images[index], int(self.labels[index]), f"{self.name} example {index}"
-        )
+        name = f"{self.name} example {index}"
+        return ImageRecord(self.images[index], int(self.labels[index]), name)
 
 
 def _check(name: str, images: Images, labels: Labels, num_classes: int | None) -> None:
     if images.ndim != 4:
-        raise ValueError(
-            f"{name} images have shape {images.shape}: must be [N, height, width, channels]"
-        )
+        raise ValueError(f"{name} images have shape {images.shape}: must be [N, H, W, channels]")
     if images.size == 0:
         raise ValueError(f"{name} images are empty: shape {images.shape}")
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):

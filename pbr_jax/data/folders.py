@@ -50,9 +50,7 @@ def evaluation_split(found: Collection[str], wanted: str | None, where: str) -> 
         raise ValueError(f"{where}: has no split train; its splits: {listed}")
     if wanted is not None:
         if wanted not in found:
-            raise ValueError(
-                f"data.test_split = {wanted}: {where} has no such split; it has {listed}"
-            )
+            raise ValueError(f"data.test_split = {wanted}: {where} has no such split, but {listed}")
         return wanted
     candidates = [name for name in found if name in _EVALUATION]
     if len(candidates) == 1:
@@ -83,9 +81,7 @@ def class_names(found: Iterable[str], folder: Path) -> tuple[str, ...]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{listed}: lists {', '.join(twice)} more than once")
     if missing := sorted(labels - set(names)):
-        raise ValueError(
-            f"{listed}: does not list {', '.join(missing)}; add or remove these labels"
-        )
+        raise ValueError(f"{listed}: does not list {', '.join(missing)}; add or remove them")
     return names
 
 

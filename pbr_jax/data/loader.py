@@ -44,11 +44,8 @@ class TrainBatches:
             )
         if seed < 0 or workers < 0:
             raise ValueError(f"seed = {seed}, workers = {workers}: must not be negative")
-        self._records = records
-        self._prepare = prepare
-        self._batch_size = batch_size
-        self._seed = seed
-        self._workers = workers
+        self._records, self._prepare = records, prepare
+        self._batch_size, self._seed, self._workers = batch_size, seed, workers
         self._index = 0
         self._order: tuple[int, np.ndarray] | None = None  # epoch and its permutation
         self._batches: Iterator[Batch] | None = None  # from `_index` on
@@ -128,17 +125,11 @@ def eval_batches(
     def batch(index: int) -> Batch:
         rows = range(len(records))[index * batch_size :][:batch_size]
         arrays = prepare([records[row] for row in rows], None)
-        arrays["mask"] = np.ones(len(rows), bool)
-        missing = batch_size - len(rows)
-        if not missing:
-            return arrays
-        # Copies keep the shape of a batch, so that the step is compiled once.
-        filled = {
-            name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1), "edge")
-            for name, array in arrays.items()
-        }
-        filled["mask"][len(rows) :] = False
-        return filled
+        if missing := batch_size - len(rows):
+            # Copies keep the shape of a batch, so that the step is compiled once.
+            for name, array in arrays.items():
+                arrays[name] = np.pad(array, [(0, missing), *[(0, 0)] * (array.ndim - 1)], "edge")
+        return arrays | {"mask": np.arange(batch_size) < len(rows)}
 
     return _ahead(batch, 0, -(-len(records) // batch_size), workers)
 

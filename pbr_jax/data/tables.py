@@ -57,13 +57,10 @@ def load(request: Request) -> Dataset:
     test = evaluation_split(found, request.test_split, str(folder))
     train_rows, train_skipped = _read(folder / f"train.{suffix}", on_error)
     test_rows, test_skipped = _read(folder / f"{test}.{suffix}", on_error)
+    # Rows first: the number of a label is its place among those of both splits.
     names = class_names({row.label for row in (*train_rows, *test_rows)}, folder)
-    return Dataset(
-        TextRecords(train_rows, names),
-        TextRecords(test_rows, names),
-        names,
-        (train_skipped, test_skipped),
-    )
+    train, tested = TextRecords(train_rows, names), TextRecords(test_rows, names)
+    return Dataset(train, tested, names, (train_skipped, test_skipped))
 
 
 def _read(file: Path, on_error: OnError) -> tuple[list[Row], Skipped]:

@@ -46,7 +46,8 @@ def find(paths: Sequence[Path], kind: Kind) -> Unlabelled:
     Raises:
       ValueError: a folder without images, a file of another kind, or no examples at all.
     """
-    items = [item for path in paths for item in (_texts if kind == "text" else _images)(path)]
+    read = _texts if kind == "text" else _images
+    items = [item for path in paths for item in read(path)]
     if not items:
         raise ValueError(f"{', '.join(map(str, paths))}: no examples to predict")
     return Unlabelled(items)

@@ -6,7 +6,7 @@ from pbr_jax.configs.common import Config
 from pbr_jax.families import FAMILIES, find
 from pbr_jax.methods import Method
 from pbr_jax.settings.resolve import resolve_method
-from pbr_jax.settings.rules import Setting, settings, show, value_at
+from pbr_jax.settings.rules import settings, show, value_at
 
 
 def unused(config: Config) -> list[str]:
@@ -15,35 +15,25 @@ def unused(config: Config) -> list[str]:
     lines = []
     for entry in settings():
         value = value_at(config, entry.key)
-        if _is_default(entry, value):
-            continue
-        if reason := _reason(entry.key, config, method):
+        if value != entry.field.default and (reason := _reason(entry.key, config, method)):
             lines.append(f"{entry.key} = {show(value)} does nothing: {reason}")
     return lines
-
-
-def _is_default(entry: Setting, value: object) -> bool:
-    return bool(value == entry.field.default)
 
 
 def _reason(key: str, config: Config, method: Method) -> str | None:
     """Why nothing reads a setting, or None."""
     section, _, name = key.rpartition(".")
-    if section == "model":
-        family = find(config.model.family)
-        owned = {field for other in FAMILIES.values() for field in other.settings}
-        if name in owned - {*family.settings}:
-            return f"a {config.model.family} has no {name}"
+    # A field that only some families read.
+    owned = {field for other in FAMILIES.values() for field in other.settings}
+    if section == "model" and name in owned - {*find(config.model.family).settings}:
+        return f"a {config.model.family} has no {name}"
     for keys, reads, reason in _READ_IF:
         if key in keys and not reads(config, method):
             return reason.format(config=config, method=method)
     return None
 
 
-def _selects(config: Config, method: Method) -> bool:
-    return method.policy is not None
-
-
+_OF_DRAWS = ("sampler", "interval", "group_size", "importance_weighting")
 _READ_IF: tuple[tuple[tuple[str, ...], Callable[[Config, Method], bool], str], ...] = (
     # The keys, whether something reads them, and why nothing does.
     (
@@ -57,11 +47,8 @@ _READ_IF: tuple[tuple[tuple[str, ...], Callable[[Config, Method], bool], str], .
         "optimizer.name is {config.optimizer.name}",
     ),
     (
-        tuple(
-            f"pruning.{name}"
-            for name in ("sampler", "interval", "group_size", "importance_weighting")
-        ),
-        _selects,
+        tuple(f"pruning.{name}" for name in _OF_DRAWS),
+        lambda config, method: method.policy is not None,
         "method {method.name} draws no columns",
     ),
     (

@@ -57,7 +57,7 @@ def save(
     if container == "npz":
         save_npz(path, family, params, sizes)
     else:
-        _save_huggingface(path, known[container], params, sizes, class_names)
+        _save_huggingface(Path(path), known[container], params, sizes, class_names)
 
 
 def save_npz(
@@ -76,13 +76,14 @@ def save_npz(
 
 
 def _save_huggingface(
-    directory: str | os.PathLike[str],
+    directory: Path,
     form: Format,
     params: Mapping[str, Any],
     sizes: Sizes,
     class_names: Sequence[str],
 ) -> None:
     """`model.safetensors`, `config.json` with the names of the classes, and what else there is."""
+    # Before anything is written: this fails where the layout cannot hold the model.
     companions = form.companions(params, sizes)
     common = {
         "hidden_size": sizes["width"],
@@ -95,7 +96,6 @@ def _save_huggingface(
         "torch_dtype": "float32",
     }
     companions["config.json"] = common | companions["config.json"]
-    directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     files.write_safetensors(directory / files.SAFETENSORS, to_arrays(form, params, sizes))
     for name, content in companions.items():

@@ -45,6 +45,7 @@ def read(path: str | os.PathLike[str]) -> Arrays:
         return _read_directory(path)
     if not path.is_file():
         raise FileNotFoundError(f"weights {path}: no such file. {_WHERE}")
+    # The first bytes say what it is.
     with path.open("rb") as file:
         start = file.read(64)
     for magic, what in _NO_WEIGHTS.items():
@@ -100,6 +101,7 @@ def _read_directory(path: Path) -> Arrays:
 def _read_npz(path: Path) -> Arrays:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            # The zip files of PyTorch hold a pickle.
             if not any(name.endswith(".pkl") for name in archive.files):
                 return {name: archive[name] for name in archive.files}
     except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
@@ -130,6 +132,7 @@ def _read_shards(path: Path) -> Arrays:
         raise ValueError(
             f"weights {path}: not the index of a sharded checkpoint (no weight_map: {error})"
         ) from error
+    # All shards are wanted before the first is read, and every array of the index afterwards.
     names = sorted(set(shards.values()))
     if missing := [name for name in names if not (path.parent / name).is_file()]:
         raise FileNotFoundError(

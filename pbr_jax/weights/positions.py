@@ -23,6 +23,7 @@ def resize_grid(
     for number, side in ((len(grid), old), (tokens - class_token, new)):
         if side * side != number:
             raise ValueError(f"{number} patches are no square grid, so positions cannot be resized")
+    # Along each axis, every new place lies between two old ones and takes its share of both.
     grid = grid.reshape(old, old, -1).astype(np.float32)
     for axis in (0, 1):
         place = np.linspace(0, old - 1, new, dtype=np.float64)

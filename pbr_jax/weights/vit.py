@@ -41,16 +41,9 @@ def google_vit(depth: int) -> list[Line]:
         block = f"Transformer/encoderblock_{i}"
         attention = f"{block}/MultiHeadDotProductAttention_1"
         lines += norm(f"{block}/LayerNorm_0", "blocks/norm1", i)
+        axes = ("width heads head_dim", "heads head_dim")
         for part, name in enumerate(("query", "key", "value")):
-            lines += linear(
-                f"{attention}/{name}",
-                "blocks/qkv",
-                "width heads head_dim",
-                "heads head_dim",
-                i,
-                part,
-                3,
-            )
+            lines += linear(f"{attention}/{name}", "blocks/qkv", *axes, i, part, 3)
         lines += linear(f"{attention}/out", "blocks/proj", "heads head_dim width", "width", i)
         lines += norm(f"{block}/LayerNorm_2", "blocks/norm2", i)
         lines += linear(f"{block}/MlpBlock_3/Dense_0", "blocks/fc1", "width mlp_dim", "mlp_dim", i)
@@ -61,14 +54,11 @@ def google_vit(depth: int) -> list[Line]:
 def huggingface_vit(depth: int) -> list[Line]:
     """`ViTForImageClassification`."""
     projection = "vit.embeddings.patch_embeddings.projection"
+    convolution = "patch patch channels width -> width channels patch patch"
     lines = [
         Line("vit.embeddings.cls_token", "cls", "1 1 width"),
         Line("vit.embeddings.position_embeddings", "pos_embedding", "1 positions width"),
-        Line(
-            f"{projection}.weight",
-            "embedding/kernel",
-            "patch patch channels width -> width channels patch patch",
-        ),
+        Line(f"{projection}.weight", "embedding/kernel", convolution),
         Line(f"{projection}.bias", "embedding/bias", "width"),
         *torch_norm("vit.layernorm", "norm"),
         *torch_linear("classifier", "head", "width classes"),
@@ -169,6 +159,7 @@ def _fit_positions(arrays: Arrays, lines: Sequence[Line], like: Leaves, sizes: S
             del arrays[cls]
             positions = arrays[name] = positions[:, 1:]
             notes.append("the class token is not used: the head reads the mean of all tokens")
+    # A misshapen array, or a class token that is missing, is a fault that the check names.
     found = positions.shape[1] if positions.ndim == 3 else wanted
     if found != wanted and (has_class_token or not class_token):
         arrays[name] = resize_grid(positions, wanted, class_token)

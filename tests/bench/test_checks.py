@@ -16,6 +16,7 @@ from pbr_jax.bench.cases.case import BenchCase
 from pbr_jax.compare import steps
 from pbr_jax.families import Architecture, Site
 from pbr_jax.gpu import CARDS
+from pbr_jax.models import exact as plain
 from pbr_jax.training import from_config
 
 
@@ -79,7 +80,8 @@ def test_without_a_gpu_a_kernel_is_refused_and_nothing_failed():
 
 
 def test_float64_results_have_the_shapes_of_the_op():
-    known = [case for case in kernels.all_cases() if exact.is_known(case)]
+    cases = [case for case in kernels.all_cases() if "dropout" not in case.shape]
+    known = [case for case in cases if case.op in exact.OPS]
     assert {case.op for case in known} == set(exact.OPS)
     for case in known:
         run = functools.partial(case.run, implementation="xla")
@@ -104,8 +106,8 @@ def test_the_plain_vit_computes_what_ours_does():
     params, batch = steps.random_params(config, parts), steps.random_batch(config)
     ours = jax.jit(parts.model.apply)({"params": params}, batch["image"])
     with jax.numpy_rank_promotion("allow"):
-        plain = jax.jit(lambda params: exact.vit_logits(config, params, batch))(params)
-    assert checks.relative_error(ours, plain) < 1e-5
+        expected = jax.jit(lambda params: plain.vit_logits(config, params, batch))(params)
+    assert checks.relative_error(ours, expected) < 1e-5
 
 
 def test_a_gradient_that_is_wrong_in_a_moved_row_is_seen():

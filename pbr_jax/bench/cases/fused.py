@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from pbr_jax.bench.cases.case import BenchCase, num_bytes
+from pbr_jax.bench.cases.case import BenchCase, num_bytes, results
 from pbr_jax.bench.cases.shapes import HIDDEN, VIT, WIDTH
 from pbr_jax.ops import gelu, layer_norm, linear, linear_gelu, residuals
 from pbr_jax.ops.layer_norm_kinds import Normalized
@@ -33,15 +33,8 @@ def _layer_norm_forward() -> BenchCase:
         settings = layer_norm.Settings("int8", implementation=implementation)
         return layer_norm.forward({"scale": scale, "bias": bias}, x, settings)
 
-    results = jax.eval_shape(lambda *args: run(*args, implementation="xla"), x, scale, scale)
-    return BenchCase(
-        op="LayerNorm, forward, int8",
-        shape=_VIT,
-        run=run,
-        args=(x, scale, scale),
-        flops=0,
-        num_bytes=num_bytes(x, *jax.tree.leaves(results)),
-    )
+    moved = num_bytes(x, *results(run, x, scale, scale))
+    return BenchCase("LayerNorm, forward, int8", _VIT, run, (x, scale, scale), moved)
 
 
 def _layer_norm_backward() -> BenchCase:
@@ -58,7 +51,6 @@ def _layer_norm_backward() -> BenchCase:
         shape=_VIT,
         run=run,
         args=(dy, dy, dy, rstd, scale),
-        flops=0,
         num_bytes=num_bytes(dy, dy, dy, dy, rstd),
     )
 
@@ -70,14 +62,12 @@ def _gelu() -> BenchCase:
     def run(u, columns, *, implementation):
         return gelu.forward(u, "code2", columns=columns, implementation=implementation)
 
-    results = jax.eval_shape(lambda *args: run(*args, implementation="xla"), u, columns)
     return BenchCase(
         op="GELU, 2-bit codes and packed columns",
         shape=_VIT,
         run=run,
         args=(u, columns),
-        flops=0,
-        num_bytes=num_bytes(u, *jax.tree.leaves(results)),
+        num_bytes=num_bytes(u, *results(run, u, columns)),
         index_limit=u.shape[-1],
     )
 
@@ -88,22 +78,20 @@ def _linear_gelu() -> BenchCase:
     columns = _SPEC((budget_for(0.1, HIDDEN),), jnp.int32)
 
     def run(x, w, bias, columns, *, implementation):
-        return linear_gelu.forward(
-            x, w, bias, "code2", columns=columns, implementation=implementation
-        )
+        given = {"columns": columns, "implementation": implementation}
+        return linear_gelu.forward(x, w, bias, "code2", **given)
 
     def product_then_kernel(x, w, bias, columns):
         u = linear.project(x, w, bias)
         return gelu.forward(u, "code2", columns=columns, implementation="triton")
 
-    results = jax.eval_shape(lambda *args: run(*args, implementation="xla"), x, w, bias, columns)
     return BenchCase(
         op="fc1 with GELU, 2-bit codes and packed columns",
         shape=_VIT,
         run=run,
         args=(x, w, bias, columns),
         flops=2 * x.size * HIDDEN,
-        num_bytes=num_bytes(x, w, *jax.tree.leaves(results)),
+        num_bytes=num_bytes(x, w, *results(run, x, w, bias, columns)),
         index_limit=HIDDEN,
         rivals={"xla product, GELU kernel": product_then_kernel},
     )
@@ -133,13 +121,6 @@ def _elements(name: str, shape: tuple[int, ...]) -> BenchCase:
     def run(x, *, implementation):
         return residuals.pack_elements(x, 0.1, implementation=implementation)
 
-    results = jax.eval_shape(lambda x: run(x, implementation="xla"), x)
-    return BenchCase(
-        op="BackRazor's selection",
-        shape=f"{name} of {_VIT}",
-        run=run,
-        args=(x,),
-        flops=0,
-        num_bytes=num_bytes(x, *results),
-        kernel="jax_triton",
-    )
+    moved = num_bytes(x, *results(run, x))
+    name = f"{name} of {_VIT}"
+    return BenchCase("BackRazor's selection", name, run, (x,), moved, kernel="jax_triton")
