@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import quick_jit
 
 from pbr_jax.pruning import make_policy, stacked
 
@@ -25,7 +24,7 @@ def test_sites_draw_and_learn_as_each_would_alone(name, sampler, group_size):
     alone = policies(name, sampler=sampler, group_size=group_size)
     together = stacked(alone, BLOCKS)
     assert together.num_columns == {site: width for site, (width, _) in SIZES.items()}
-    sample, update = quick_jit(together.sample), quick_jit(together.update)
+    sample, update = jax.jit(together.sample), jax.jit(together.update)
     states, generator = together.init(), np.random.default_rng(0)
     expected = {(site, b): alone[site].init() for site in SIZES for b in range(BLOCKS)}
     for step in range(2):
@@ -71,7 +70,7 @@ def test_state_survives_a_donated_jitted_step(name, sampler):
 
     states = policy.init()
     shapes = jax.eval_shape(lambda: states)
-    step = quick_jit(step, donate_argnums=0)
+    step = jax.jit(step, donate_argnums=0)
     for seed in range(3):
         states = step(states, jax.random.key(seed))
     assert jax.tree.structure(states) == jax.tree.structure(shapes)
