@@ -111,6 +111,7 @@ def field_faults(config: Config) -> dict[str, str]:
 def _field_fault(value: Any, entry: Setting) -> str | None:
     if entry.key in _NAMED:
         return _NAMED[entry.key](value)
+    # The type or the name first: a rule can only judge values of the right type.
     members, names = alternatives(entry.annotation), choices(entry)
     fits = any(_has_type(value, member) for member in members)
     if not fits or (names and value is not None and value not in names):

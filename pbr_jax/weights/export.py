@@ -39,9 +39,7 @@ def save(
       path: of the file ("npz"), or of a directory ("safetensors" for `from_pretrained` of Hugging
         Face's Transformers, "orbax").
       container: "npz", "safetensors" or "orbax".
-      family: name of the model's.
-      params: of the model.
-      sizes: as `Published.sizes` of the family gives them.
+      family, params, sizes: of the model; `Published.sizes` of the family gives the last.
       class_names: label -> name.
 
     Raises:
