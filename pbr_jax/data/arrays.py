@@ -32,7 +32,9 @@ class ArrayRecords:
 
 def _check(name: str, images: Images, labels: Labels, num_classes: int | None) -> None:
     if images.ndim != 4:
-        raise ValueError(f"{name} images have shape {images.shape}: must be [N, H, W, channels]")
+        raise ValueError(
+            f"{name} images have shape {images.shape}: must be [N, height, width, channels]"
+        )
     if images.size == 0:
         raise ValueError(f"{name} images are empty: shape {images.shape}")
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):

@@ -41,7 +41,9 @@ def evaluation_split(found: Collection[str], wanted: str | None, where: str) -> 
         raise ValueError(f"{where}: has no split train; its splits: {listed}")
     if wanted is not None:
         if wanted not in found:
-            raise ValueError(f"data.test_split = {wanted}: {where} has no such split, but {listed}")
+            raise ValueError(
+                f"data.test_split = {wanted}: {where} has no such split; it has {listed}"
+            )
         return wanted
     # Of several, the user must choose: figures of one split mean little on another.
     candidates = [name for name in found if name in _EVALUATION]
