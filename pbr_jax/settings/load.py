@@ -40,7 +40,7 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
     Raises:
       ConfigError: two or more raised `ValueError` or `OSError`.
     """
-    results, errors = [], []
+    results, errors = [], []  # a call may run although one before it failed
     for call in calls:
         try:
             results.append(call())
@@ -204,6 +204,7 @@ def _replace(tree: Any, key: str, value: Any) -> Any:
 def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as nested dictionaries of JSON values, as in `config.json`."""
     tree = dataclasses.asdict(config)
+    # Written site by site; one number, or none, stays as it is.
     if isinstance(keep := config.pruning.keep, Keep):
         tree["pruning"][_KEEP] = {"default": keep.default, **keep.sites}
     return tree
