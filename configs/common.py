@@ -90,17 +90,13 @@ class Pruning:
         "systematic", "systematic = exactly K columns; bernoulli = the paper's independent draws"
     )
     step_size: float = setting(1e-3, "step size of the bandit", POSITIVE)
-    min_prob: float | None = setting(
-        None, "smallest probability of a column; none = the policy's own", FRACTION
-    )
+    min_prob: float | None = setting(None, "least probability; none = the policy's own", FRACTION)
     interval: int = setting(1, "steps between two draws of columns", AT_LEAST_ONE)
     group_size: int = setting(1, "contiguous columns that are chosen together", AT_LEAST_ONE)
     offset: Literal["none", "paper"] = setting(
         "none", "constant in the bandit loss; paper = Algorithm 2 to the letter, does not learn"
     )
-    importance_weighting: bool = setting(
-        False, "divide kept rows by their probability (unbiased, more variance)"
-    )
+    importance_weighting: bool = setting(False, "divide kept rows by their probability: unbiased")
     attention_keep: float | None = setting(
         None, "channels kept of q, k, v by the sparse attention plans; none = method's own", KEEP
     )
@@ -167,9 +163,7 @@ class Model:
     image_size: int = setting(224, "side of the image in pixels", AT_LEAST_ONE)
     channels: int = setting(3, "colour channels of the image", AT_LEAST_ONE)
     vocab_size: int = setting(30522, "words of the vocabulary", AT_LEAST_ONE)
-    max_length: int = setting(
-        512, "tokens to which texts are cut and filled up; positions of the model", AT_LEAST_ONE
-    )
+    max_length: int = setting(512, "tokens to which texts are cut or filled up", AT_LEAST_ONE)
     num_classes: int = setting(1000, "number of classes", TWO_OR_MORE)
     dropout: float = setting(
         0.0,
@@ -261,17 +255,13 @@ class Optimizer:
     b1: float = setting(0.9, "decay of the first moment of adamw", BELOW_ONE)
     b2: float = setting(0.999, "decay of the second moment of adamw", BELOW_ONE)
     eps: float = setting(1e-8, "added to the denominator of adamw", POSITIVE)
-    weight_decay: float = setting(
-        0.0, "weight decay of kernels: decoupled for adamw, L2 for sgd", NOT_NEGATIVE
-    )
+    weight_decay: float = setting(0.0, "of kernels: decoupled for adamw, L2 for sgd", NOT_NEGATIVE)
     clip_norm: float | None = setting(1.0, "largest global gradient norm; none = off", POSITIVE)
     warmup_steps: int = setting(0, "steps of linear warm-up, part of steps", NOT_NEGATIVE)
     schedule: Literal["cosine", "linear", "constant"] = setting(
         "cosine", "learning rate after the warm-up: falls to zero, or stays"
     )
-    accumulation_steps: int = setting(
-        1, "parts into which a batch is split to accumulate its gradient", AT_LEAST_ONE
-    )
+    accumulation_steps: int = setting(1, "parts of a batch, whose gradients add up", AT_LEAST_ONE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

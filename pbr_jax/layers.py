@@ -38,23 +38,19 @@ Initializer = Callable[..., jax.Array]
 class DenseGeneral(nn.Module):
     """Linear layer over trailing axes, `[..., *in] -> [..., *features]`: `nn.DenseGeneral`.
 
-    Attributes:
-      features: output axes, an int or several.
-      axis: input axes to contract; they must be the last ones.
-      use_bias, dtype, param_dtype, kernel_init, bias_init: as in Flax.
-      keep: fraction of input columns kept for the weight gradient, in (0, 1]; 1 is the stock layer.
-      implementation: of the weight gradient, see `pbr_jax.ops.dispatch`.
+    A fraction `keep` of the input columns, in (0, 1], is kept for the weight gradient; 1 is the
+    stock layer.
     """
 
-    features: int | Sequence[int]
-    axis: int | Sequence[int] = -1
+    features: int | Sequence[int]  # output axes
+    axis: int | Sequence[int] = -1  # input axes to contract; they must be the last ones
     use_bias: bool = True
     dtype: Any = None
     param_dtype: Any = jnp.float32
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros_init()
     keep: float = 0.1
-    implementation: Implementation | None = None
+    implementation: Implementation | None = None  # of the weight gradient
 
     @nn.compact
     def __call__(self, x: jax.Array, columns: jax.Array | None = None) -> jax.Array:
@@ -117,32 +113,22 @@ class MultiHeadDotProductAttention(nn.Module):
     In self-attention query, key and value share their input, and so their columns. Dropout of the
     attention weights draws for every sample and head (Flax's `broadcast_dropout=False`).
     Autoregressive decoding is not offered.
-
-    Attributes:
-      num_heads: H; divides `qkv_features`.
-      qkv_features, out_features: widths; None takes that of the input.
-      residual: kind of what attention keeps, see `pbr_jax.ops.attention`.
-      keep: fraction of columns kept by the four linear layers.
-      attention_keep: fraction kept by the residuals "channels" and "elements".
-      dropout_rate: of the attention weights, from the stream `dropout`.
-      deterministic: no dropout; here or in the call, if `dropout_rate > 0`.
-      implementation: of attention and the linear layers, see `pbr_jax.ops.dispatch`.
     """
 
-    num_heads: int
-    qkv_features: int | None = None
-    out_features: int | None = None
+    num_heads: int  # H; divides `qkv_features`
+    qkv_features: int | None = None  # None takes the width of the input
+    out_features: int | None = None  # likewise
     use_bias: bool = True
     dtype: Any = None
     param_dtype: Any = jnp.float32
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros_init()
-    residual: str = "flash"
-    keep: float = 0.1
-    attention_keep: float = 0.2
-    dropout_rate: float = 0.0
-    deterministic: bool | None = None
-    implementation: Implementation | None = None
+    residual: str = "flash"  # what attention keeps, a kind of `pbr_jax.ops.attention`
+    keep: float = 0.1  # fraction of columns kept by the four linear layers
+    attention_keep: float = 0.2  # fraction kept by the residuals "channels" and "elements"
+    dropout_rate: float = 0.0  # of the attention weights, from the stream `dropout`
+    deterministic: bool | None = None  # no dropout; here or in the call, if there is a rate
+    implementation: Implementation | None = None  # of attention and the linear layers
 
     @nn.compact
     def __call__(

@@ -10,16 +10,10 @@ Labels = Int[np.ndarray, " N"]
 
 
 class ArrayRecords:
-    """Images and their labels, as `Records`.
-
-    Args:
-      name: that of the split, for messages.
-      images: [N, H, W, C], uint8 in 0..255 or floats in [0, 1].
-      labels: [N], integers from 0.
-      num_classes: the number that labels must be below, if it is given.
+    """Images, uint8 in 0..255 or floats in [0, 1], and their labels from 0, as `Records`.
 
     Raises:
-      ValueError: with the first thing that is wrong with the arrays.
+      ValueError: with the first thing that is wrong with the arrays; names the split.
     """
 
     def __init__(
@@ -38,7 +32,9 @@ class ArrayRecords:
 
 def _check(name: str, images: Images, labels: Labels, num_classes: int | None) -> None:
     if images.ndim != 4:
-        raise ValueError(f"{name} images have shape {images.shape}: must be [N, H, W, channels]")
+        raise ValueError(
+            f"{name} images have shape {images.shape}: must be [N, height, width, channels]"
+        )
     if images.size == 0:
         raise ValueError(f"{name} images are empty: shape {images.shape}")
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
@@ -48,7 +44,7 @@ def _check(name: str, images: Images, labels: Labels, num_classes: int | None) -
         )
     if len(images) != len(labels):
         raise ValueError(f"{name} has {len(images)} images and {len(labels)} labels: must agree")
-    if images.dtype != np.uint8:
+    if images.dtype != np.uint8:  # whose values are all good
         _check_float_images(name, images)
     # Labels come last: their limits mean nothing before the shapes agree.
     low, high = labels.min(), labels.max()

@@ -23,7 +23,7 @@ def load(request: Request) -> Dataset:
     """
     request.refuse_other_splits()
     if request.path is not None:
-        raise ValueError(f"data.path = {request.path}: digits are scikit-learn's and take no path")
+        raise ValueError(f"data.path = {request.path}: digits are in scikit-learn; take no path")
     return load_classes(range(10))
 
 

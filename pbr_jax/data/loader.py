@@ -4,7 +4,6 @@ A batch is a pure function of (seed, index). So a position is one number, the or
 on the number of workers, and a run may be resumed with another number of them.
 """
 
-import itertools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Self
@@ -26,8 +25,8 @@ class TrainBatches:
     Args:
       records: the examples.
       prepare: makes arrays of them; gets a generator of its own for each batch.
-      batch_size: examples in a batch, at most their number.
-      seed: not negative; with the batch's index it decides order and augmentation.
+      batch_size: at most the number of records.
+      seed: with the batch's index it decides order and augmentation.
       workers: threads that prepare batches ahead of time; 0 prepares each when it is asked for.
 
     Raises:
@@ -142,10 +141,11 @@ def _ahead(
     Threads, since Pillow, NumPy and the tokenizer let others run while they compute. Processes
     would copy every batch through shared memory, and a signal to the process group would end them.
     """
+    indices = range(start, sys.maxsize if stop is None else stop)
     if workers == 0:
-        return map(batch, itertools.count(start) if stop is None else range(start, stop))
+        return map(batch, indices)
     import grain  # slow to import, and arrays in memory need none of it
 
-    indices = grain.MapDataset.range(start, sys.maxsize if stop is None else stop)
+    dataset = grain.MapDataset.range(indices.start, indices.stop).map(batch)
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=workers + 2)
-    return iter(indices.map(batch).to_iter_dataset(options))
+    return iter(dataset.to_iter_dataset(options))

@@ -139,6 +139,7 @@ def _row(fields: Any, name: str, labelled: bool) -> Row:
         raise ValueError("not an object with the keys text and label")
     if not {"text", "text_a"} & fields.keys():
         raise ValueError(f"has neither text nor text_a, but {', '.join(fields) or 'nothing'}")
+    # A text alone, or a pair whose second text a file may lack.
     alone = "text" in fields
     text_a = _text(fields, "text" if alone else "text_a")
     text_b = None if alone or "text_b" not in fields else _text(fields, "text_b")

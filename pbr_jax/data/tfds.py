@@ -32,9 +32,8 @@ def load(request: Request) -> Dataset:
       ValueError: it is not there, with the command that prepares it, or has another format.
     """
     name, path, test_split, _ = request
-    wanted = _in_tfds(name)
+    wanted, folder = _in_tfds(name), find_prepared(name, path)
     command = f"pbr data prepare {name}" + (f" --path {path}" if path else "")
-    folder = find_prepared(name, path)
     if folder is None:
         raise ValueError(
             f"data set {name}: not prepared in {data_dir(path)}\n"

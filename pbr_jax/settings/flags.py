@@ -24,10 +24,8 @@ class Arguments(NamedTuple):
 def parse_config(spec: str, words: Sequence[str], flags: Sequence[str]) -> Arguments:
     """The configuration that `--config SPEC` and further words ask for.
 
-    Args:
-      spec: FILE or FILE:variant.
-      words: `--config.KEY=VALUE` or `--config.KEY VALUE`; every other word is a fault.
-      flags: of the command, to find the one that was meant.
+    Words are `--config.KEY=VALUE` or `--config.KEY VALUE`; every other word is a fault, for which
+    the nearest of the command's `flags` is named.
 
     Raises:
       ConfigError: naming every unknown flag and every fault of the configuration together.
@@ -75,6 +73,7 @@ def default_workdir(config: Config) -> Path:
 
 def next_command(arguments: Arguments, workdir: Path | None = None) -> tuple[str, str]:
     """A command worth trying after this run, and what it shows: the same run by another method."""
+    # Pruning is compared with full fine-tuning, and full fine-tuning with pruning.
     if arguments.config.method == "full":
         method, shows = "prebackrazor", "pruned columns"
         words = train_words(arguments, method)

@@ -40,7 +40,7 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
     Raises:
       ConfigError: two or more raised `ValueError` or `OSError`.
     """
-    results, errors = [], []
+    results, errors = [], []  # a call may run although one before it failed
     for call in calls:
         try:
             results.append(call())
@@ -160,6 +160,7 @@ def _override(config: Config, override: str) -> tuple[Config, str | None]:
     key, equals, text = override.partition("=")
     if not equals:
         return config, f"{override}: has no value; write {override}=VALUE"
+    # A key as it is, or one site of a key that is a number for each.
     for entry in settings():
         if entry.key == key:
             return _replace(config, key, _parse(text, entry)), None
@@ -203,6 +204,7 @@ def _replace(tree: Any, key: str, value: Any) -> Any:
 def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as nested dictionaries of JSON values, as in `config.json`."""
     tree = dataclasses.asdict(config)
+    # Written site by site; one number, or none, stays as it is.
     if isinstance(keep := config.pruning.keep, Keep):
         tree["pruning"][_KEEP] = {"default": keep.default, **keep.sites}
     return tree
@@ -218,12 +220,8 @@ def as_keep(value: Any) -> Keep:
 def from_dict(saved: dict[str, Any], where: str) -> Config:
     """The inverse of `to_dict`; a key that is not there has its default.
 
-    Args:
-      saved: content of a `config.json`.
-      where: its path, for the message.
-
     Raises:
-      ConfigError: naming every key that does not exist and every value that is wrong.
+      ConfigError: naming `where`, every key that does not exist and every value that is wrong.
     """
     # Only a tree of known keys can become a configuration.
     keys = {entry.key for entry in settings()}

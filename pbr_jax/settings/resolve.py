@@ -31,6 +31,7 @@ def column_budgets(config: Config, method: Method, sizes: Architecture) -> dict[
     """K of each site where a policy chooses columns; not of those that keep all of them."""
     if not method.plan.kind("linear").selects:
         return {}
+    # K of every site; where it is D, nothing is left to choose.
     budgets = {
         name: budget_for(method.plan.keep_at(name), site.columns, config.pruning.group_size)
         for name, site in sizes.sites.items()

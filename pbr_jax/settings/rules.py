@@ -111,6 +111,7 @@ def field_faults(config: Config) -> dict[str, str]:
 def _field_fault(value: Any, entry: Setting) -> str | None:
     if entry.key in _NAMED:
         return _NAMED[entry.key](value)
+    # The type or the name first: a rule can only judge values of the right type.
     members, names = alternatives(entry.annotation), choices(entry)
     fits = any(_has_type(value, member) for member in members)
     if not fits or (names and value is not None and value not in names):
@@ -125,6 +126,7 @@ def _field_fault(value: Any, entry: Setting) -> str | None:
 def _keep_faults(key: str, keep: Keep) -> dict[str, str]:
     """Faults of the numbers in a keep, each under the key that sets it."""
     given = {key: keep.default} | {f"{key}.{site}": share for site, share in keep.sites.items()}
+    # Each is checked as if it were the whole setting.
     entry = Setting(key, float | None, dataclasses.fields(common.Pruning)[0])
     wrong = {name: _field_fault(value, entry) for name, value in given.items()}
     return {name: f"{name} = {show(given[name])}: {f}" for name, f in wrong.items() if f}
@@ -140,6 +142,7 @@ def _has_type(value: Any, member: Any) -> bool:
 
 def choices(entry: Setting) -> tuple[str, ...]:
     """The names that a setting can take, empty when it is not a choice of names."""
+    # Names that are known to the type checker, or those of a table.
     literals = [m for m in alternatives(entry.annotation) if typing.get_origin(m) is Literal]
     listed = tuple(choice for literal in literals for choice in typing.get_args(literal))
     return listed or entry.field.metadata["choices"]

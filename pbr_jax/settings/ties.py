@@ -46,10 +46,8 @@ def _keep(config: Config) -> Faults:
             )
 
 
-# Batches: the optimizer splits one into parts, and the blocks each part into chunks.
-
-
 def _accumulation(config: Config) -> Faults:
+    # The optimizer splits a batch into parts, and the blocks each part into chunks.
     batch, parts = config.batch_size, config.optimizer.accumulation_steps
     if batch % parts:
         yield (
@@ -70,10 +68,8 @@ def _chunks(config: Config) -> Faults:
         )
 
 
-# The model: its size by name or number by number, and what its family says of them.
-
-
 def _shape(config: Config) -> Faults:
+    # The size of a model goes by name or number by number.
     model, needed = config.model, find(config.model.family).shape
     given = [name for name in needed if getattr(model, name) is not None]
     if model.size is None and len(given) < len(needed):
@@ -98,9 +94,6 @@ def _heads(config: Config) -> Faults:
 
 def _family(config: Config) -> Faults:
     yield from find(config.model.family).faults(config.model)
-
-
-# The data set: what the model can read, and how it is prepared.
 
 
 def _augment(config: Config) -> Faults:
@@ -159,6 +152,7 @@ def _budgets(config: Config) -> Faults:
     group, min_prob = config.pruning.group_size, config.pruning.min_prob
     if method.policy is None:
         return
+    # Groups tile the columns of every site where they divide what all have in common.
     widths = sorted({site.columns for site in sites.values()})
     shared = math.gcd(*widths)
     if shared % group:

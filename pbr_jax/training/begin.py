@@ -36,9 +36,8 @@ def begin(
     """A run at its first step, or at a checkpoint, and notes on the weights that it starts from.
 
     Args:
-      config: of the run.
-      parts: built from it, or from a run that differs in the seed only.
-      dataset: with as many classes as the model.
+      config, dataset: of the run, with as many classes as the model.
+      parts: built from `config`, or from a run that differs in the seed only.
       saved: the checkpoint from which it goes on, position of the data included.
       train_step: of `parts`, compiled; None compiles at the first step.
 

@@ -155,9 +155,8 @@ def update_rows(
     decay) or through the global gradient norm.
 
     Args:
-      optimizer: its state was made for `params`.
+      optimizer, opt_state: the state was made for `params`.
       grads: like `params`; of a leaf that has `Rows` only the slices, in the shape of the slots.
-      opt_state: of `optimizer.tx`.
       params: all parameters.
       rows: like `params`, each leaf a `Rows` or `ALL`.
       apply: bool scalar; where False nothing changes (a step whose gradient is not finite).

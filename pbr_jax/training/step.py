@@ -76,11 +76,8 @@ def make_train_step(
     """The train step `(state, batch) -> (state, metrics)`; jit it with the state donated.
 
     Args:
-      model: of this architecture.
-      task: loss and figures.
-      architecture: where the layers are that sites feed.
-      optimizer: initialised on all parameters.
-      selector: chooses columns and tensors.
+      model, task, architecture: what is trained, and where the layers are that sites feed.
+      optimizer, selector: who moves the rows of parameters, and who chooses them.
       accumulation_steps: micro-batches per step; one selection serves them all.
       interval: steps that draw columns with the same random numbers: the same columns where p
         does not change, and nearly the same ones under a policy that learns.

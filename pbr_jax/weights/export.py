@@ -39,9 +39,7 @@ def save(
       path: of the file ("npz"), or of a directory ("safetensors" for `from_pretrained` of Hugging
         Face's Transformers, "orbax").
       container: "npz", "safetensors" or "orbax".
-      family: name of the model's.
-      params: of the model.
-      sizes: as `Published.sizes` of the family gives them.
+      family, params, sizes: of the model; `Published.sizes` of the family gives the last.
       class_names: label -> name.
 
     Raises:
@@ -72,7 +70,9 @@ def save_npz(
     form = next(form for form in published(family).formats if form.container == "npz")
     arrays = to_arrays(form, params, sizes)
     typed = {name: array.astype(dtype, copy=False) for name, array in arrays.items()}
-    files.write_npz(path, typed, compressed)
+    write = np.savez_compressed if compressed else np.savez
+    with Path(path).open("wb") as file:  # a file, since a path would be given another ending
+        write(file, allow_pickle=False, **typed)
 
 
 def _save_huggingface(
@@ -83,6 +83,8 @@ def _save_huggingface(
     class_names: Sequence[str],
 ) -> None:
     """`model.safetensors`, `config.json` with the names of the classes, and what else there is."""
+    from safetensors.numpy import save_file
+
     # Before anything is written: this fails where the layout cannot hold the model.
     companions = form.companions(params, sizes)
     common = {
@@ -97,7 +99,9 @@ def _save_huggingface(
     }
     companions["config.json"] = common | companions["config.json"]
     directory.mkdir(parents=True, exist_ok=True)
-    files.write_safetensors(directory / files.SAFETENSORS, to_arrays(form, params, sizes))
+    arrays = {n: np.ascontiguousarray(a) for n, a in to_arrays(form, params, sizes).items()}
+    # Hugging Face's loaders want the mark of PyTorch's layout.
+    save_file(arrays, directory / files.SAFETENSORS, {"format": "pt"})
     for name, content in companions.items():
         _write_json(directory / name, content)
 
@@ -106,10 +110,13 @@ def save_orbax(
     directory: str | os.PathLike[str], family: str, params: Mapping[str, Any], sizes: Sizes
 ) -> None:
     """Our tree as an Orbax checkpoint `params`, with a description of the model beside it."""
-    directory = Path(directory)
+    import orbax.checkpoint as ocp
+
+    directory = Path(directory).absolute()
     directory.mkdir(parents=True, exist_ok=True)
     arrays = {path: np.asarray(leaf) for path, leaf in layout.flatten(params).items()}
-    files.write_orbax(directory, arrays)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory / files.PARAMS, layout.unflatten(arrays))
     _write_json(directory / ARCHITECTURE, {"family": family, "sizes": dict(sizes)})
 
 

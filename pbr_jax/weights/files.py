@@ -7,12 +7,11 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from pbr_jax.weights.layout import Arrays, flatten, unflatten
+from pbr_jax.weights.layout import Arrays, flatten
 
 INDEX = "model.safetensors.index.json"
 SAFETENSORS = "model.safetensors"
@@ -60,30 +59,6 @@ def read(path: str | os.PathLike[str]) -> Arrays:
     raise ValueError(
         f"weights {path}: neither .npz nor safetensors, by its content; is the download complete?"
     )
-
-
-def write_npz(
-    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], compressed: bool
-) -> None:
-    """Writes an `.npz`, whatever the ending of its name."""
-    write = np.savez_compressed if compressed else np.savez
-    with Path(path).open("wb") as file:
-        write(file, allow_pickle=False, **arrays)
-
-
-def write_safetensors(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes safetensors with the mark of PyTorch's layout, which Hugging Face's loaders want."""
-    from safetensors.numpy import save_file
-
-    save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, path, {"format": "pt"})
-
-
-def write_orbax(directory: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays, whose names are paths, as the Orbax checkpoint `params` of a directory."""
-    import orbax.checkpoint as ocp
-
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(Path(directory).absolute() / PARAMS, unflatten(arrays))
 
 
 def _read_directory(path: Path) -> Arrays:

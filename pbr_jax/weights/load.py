@@ -36,8 +36,7 @@ def load(weights: Weights, family: str, sizes: Sizes, initial: Mapping[str, Any]
 
     Args:
       weights: as `weights.read` gives them.
-      family: name of the model's.
-      sizes: of the model, as `Published.sizes` of its family gives them.
+      family, sizes: of the model; `Published.sizes` of the family gives the latter.
       initial: the model's parameter tree.
 
     Raises:
