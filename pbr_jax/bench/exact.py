@@ -36,6 +36,7 @@ def gradient(config: Config, params: Any, batch: Batch) -> Any:
     def loss(params):
         return jnp.mean(task.losses(outputs(config, params, batch), batch))
 
+    # Only here is float64 switched on: all else computes as it does in training.
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
         return jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(params))
@@ -46,13 +47,14 @@ def vit_logits(config: Config, params: Any, batch: Batch) -> jax.Array:
     m = config.model.resolved()
     images = jnp.asarray(batch["image"], params["embedding"]["kernel"].dtype)
     rows, side = len(images), m.image_size // m.patch
+    # Images become rows of patches (equation 1).
     grid = images.reshape(rows, side, m.patch, side, m.patch, m.channels)
     patches = grid.transpose(0, 1, 3, 2, 4, 5).reshape(rows, side * side, -1)
     x = _linear(patches, params["embedding"])
     if m.pool == "cls":
         x = jnp.concatenate([jnp.repeat(params["cls"], rows, axis=0), x], axis=1)
 
-    def block(x, p):
+    def block(x, p):  # equations 2 and 3
         x = x + _attend(_norm(x, p["norm1"], 1e-6), p, m.heads)
         return x + _mlp(_norm(x, p["norm2"], 1e-6), p), None
 
@@ -65,10 +67,12 @@ def bert_logits(config: Config, params: Any, batch: Batch) -> jax.Array:
     """Logits of a BERT: `tokens`, `token_types`, `lengths` -> `[B, classes]`."""
     words = params["embedding"]
     length = batch["tokens"].shape[1]
+    # Keys beyond the length of a text are hidden.
     hidden = jnp.arange(length, dtype=jnp.int32) >= batch["lengths"][:, None, None, None]
     x = words["word"][batch["tokens"]] + words["position"][:length]
     x = x + words["type"][batch["token_types"]]
 
+    # A block begins with the LayerNorm that ends the half before it.
     def block(x, p):
         x = _norm(x, p["norm1"], 1e-12)
         x = _norm(x + _attend(x, p, config.model.resolved().heads, hidden), p["norm2"], 1e-12)

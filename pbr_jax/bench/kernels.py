@@ -77,6 +77,7 @@ def _time(case: BenchCase, rounds: int, ceilings: Ceilings) -> dict[str, Any]:
     def arguments() -> tuple[jax.Array, ...]:  # what is donated is copied before every call
         return tuple(jnp.copy(a) if i in case.donate else a for i, a in enumerate(arrays))
 
+    # This package's kernel and its rivals, XLA among them.
     functions: dict[str, Callable[..., Any]] = {
         **{name: _jitted(case, name) for name in ("xla", case.kernel)},
         **{name: jax.jit(rival) for name, rival in case.rivals.items()},

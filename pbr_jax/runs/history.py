@@ -18,10 +18,7 @@ class PruningHistory(Observer):
 
     The file holds `steps` int64 [S], `probs/<site>` float16 [S, L, A] and `counts/<site>` int32
     [L, A], the latter up to the last snapshot. Nothing is written for a method without policies.
-
-    Args:
-      workdir: work directory of the run.
-      resume_step: snapshots of later steps are dropped; None drops all.
+    Snapshots after `resume_step` are dropped; None drops all.
     """
 
     def __init__(self, workdir: Path, resume_step: int | None):
@@ -52,6 +49,7 @@ class PruningHistory(Observer):
         """Adds a snapshot, unless there is one of this step."""
         if not state.columns or step in self._steps:
             return
+        # All of the file is written anew: it is small, and whole at any moment.
         self._steps.append(step)
         arrays: dict[str, np.ndarray] = {"steps": np.asarray(self._steps, np.int64)}
         for site, policy in state.columns.items():

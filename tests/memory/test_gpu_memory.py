@@ -13,9 +13,10 @@ import pytest
 from pbr_jax.configs.common import Config, Data, Model, Optimizer
 from pbr_jax.gpu import CARDS, compile_for, memory
 from pbr_jax.gpu.launches import launches
+from pbr_jax.memory.use import memory_use
 from pbr_jax.methods import METHODS, resolve
 from pbr_jax.training import from_config
-from pbr_jax.training.from_config import memory_use, state_shapes
+from pbr_jax.training.from_config import state_shapes
 
 pytestmark = [pytest.mark.gpu_compile, pytest.mark.slow]
 
