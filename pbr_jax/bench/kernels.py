@@ -33,11 +33,7 @@ def find_cases(only: str) -> list[BenchCase]:
 
 
 def figures(cases: Sequence[BenchCase], card: str) -> list[dict[str, Any]]:
-    """The compiler's figures of each case's kernels on a card, one row per kernel.
-
-    Raises:
-      ValueError: the ceilings of this card are not known.
-    """
+    """The compiler's figures, one row per kernel; raises ValueError without ceilings."""
     target = find_card(card)
     if target.name not in CEILINGS:
         raise ValueError(f"--card {card}: must be one of {', '.join(CEILINGS)}")

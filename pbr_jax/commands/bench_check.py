@@ -58,8 +58,8 @@ def main(args: argparse.Namespace) -> int:
         else:
             found["card"] = checks.compare_cards(card)
             shown += _card(**found["card"])
-    # A kernel that was refused has not failed: it passed neither way.
     report.finish(args, found, *shown)
+    # What was refused has neither passed nor failed.
     rows = found.get("kernels", []) + found.get("steps", [])
     return int(any(row["passed"] is False for row in rows))
 

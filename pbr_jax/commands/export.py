@@ -44,11 +44,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def write(run: OpenRun, form: str, out: Path) -> None:
-    """Writes the model of a run to `out`.
-
-    Raises:
-      ValueError: the format cannot hold this model.
-    """
+    """Writes the model of a run to `out`; raises ValueError where the format cannot hold it."""
     model = run.config.model
     sizes = public.published(model.family).sizes(model)
     public.save(out, form, model.family, run.params, sizes, run.class_names)

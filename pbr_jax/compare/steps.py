@@ -35,7 +35,7 @@ def random_batch(config: Config, *, padded: bool = False) -> Batch:
         name: timing.random_like(spec, seed, below.get(name, 1))
         for seed, (name, spec) in enumerate(specs.items())
     }
-    # Lengths are no random integers: a text of no tokens has no answer.
+    # Lengths are not drawn as other integers are: most of a text is there.
     if family.lengths is not None:
         tokens = architecture(config).tokens
         missing = 1 + tokens // 2 if padded else 1

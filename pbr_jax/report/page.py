@@ -10,22 +10,15 @@ import json
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from pbr_jax.files import write_text
 from pbr_jax.measure.text import format_bytes, format_ratio, format_seconds
 from pbr_jax.memory.use import MemoryUse
+from pbr_jax.runs.history import Columns, read_columns
 from pbr_jax.runs.metrics import read_metrics
-
-
-class Columns(NamedTuple):
-    """Content of `pruning.npz`: S snapshots of L blocks with A arms each, by site."""
-
-    steps: np.ndarray  # int [S], ascending
-    probs: dict[str, np.ndarray]  # float [S, L, A]
-    counts: dict[str, np.ndarray]  # int [L, A], steps in which an arm was trained
 
 
 def write_report(workdir: Path | str) -> Path:
@@ -59,35 +52,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}: is not JSON: {error.msg}") from error
-
-
-def read_columns(workdir: Path | str) -> Columns | None:
-    """The content of `pruning.npz`, None when there is no such file.
-
-    Raises:
-      ValueError: an array is missing or has another shape than its neighbours.
-    """
-    path = Path(workdir) / "pruning.npz"
-    if not path.is_file():
-        return None
-    with np.load(path) as arrays:
-        sites = [name.removeprefix("probs/") for name in arrays.files if name.startswith("probs/")]
-        missing = {"steps", *(f"counts/{site}" for site in sites)} - {*arrays.files}
-        if missing:
-            raise ValueError(f"{path}: lacks {', '.join(sorted(missing))}")
-        found = Columns(
-            arrays["steps"],
-            {site: arrays[f"probs/{site}"] for site in sites},
-            {site: arrays[f"counts/{site}"] for site in sites},
-        )
-    for site in sites:
-        expected = (len(found.steps), *found.counts[site].shape)
-        if found.probs[site].shape != expected:
-            raise ValueError(
-                f"{path}: probs/{site} has shape {found.probs[site].shape}, must be {expected}: "
-                f"snapshots, blocks and columns as in steps and counts/{site}"
-            )
-    return found if sites and len(found.steps) else None
 
 
 def _page(

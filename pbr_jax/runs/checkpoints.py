@@ -124,11 +124,7 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
             raise self._failure(error) from error
 
     def wait(self) -> None:
-        """Blocks until the save in progress, if any, is complete and old steps are deleted.
-
-        Raises:
-          CheckpointError: the save failed; names the checkpoint that is intact.
-        """
+        """Waits for the save in progress, if any; raises CheckpointError where it failed."""
         if self._pending is None:
             return
         assert self._manager is not None

@@ -82,11 +82,7 @@ def write(
 
 
 def read(directory: Path) -> Manifest:
-    """Reads the manifest of the step in `directory`.
-
-    Raises:
-      BrokenCheckpoint: it is missing, unreadable, or of another step.
-    """
+    """Reads a step's manifest; raises BrokenCheckpoint where none is there that can be read."""
     path = directory / FILE_NAME
     if not directory.is_dir():
         raise BrokenCheckpoint(f"{directory} does not exist")

@@ -122,11 +122,7 @@ def write_csv(workdir: Path | str) -> None:
 
 
 def write_summary(workdir: Path | str, summary: Mapping[str, Any]) -> None:
-    """Writes `summary.json`: the keys of `SUMMARY_KEYS` and whatever else is useful.
-
-    Raises:
-      ValueError: keys are missing, or the accuracy is no fraction; nothing is written.
-    """
+    """Writes `summary.json`; raises ValueError where keys lack or accuracy is no fraction."""
     missing = [name for name in SUMMARY_KEYS if name not in summary]
     if missing:
         raise ValueError(f"summary: lacks {', '.join(missing)}; give None for what is unknown")

@@ -66,11 +66,7 @@ def is_complete(config: Config, workdir: Path, checkpoints: Checkpointer) -> boo
 
 
 def saved_settings(workdir: Path) -> dict[str, Any]:
-    """The settings with which the run in `workdir` was started.
-
-    Raises:
-      ValueError: it has checkpoints and no settings.
-    """
+    """The settings with which a run was started; raises ValueError where there are none."""
     saved = workdir / CONFIG
     if not saved.is_file():
         raise ValueError(
@@ -124,11 +120,7 @@ def open_run(
 
 
 def read_config(workdir: Path) -> Config:
-    """The configuration of the run in `workdir`.
-
-    Raises:
-      ValueError: there is none, or this version cannot read it.
-    """
+    """The configuration of a run; raises ValueError where none is there, or it cannot be read."""
     file = workdir / CONFIG
     if not file.is_file():
         raise ValueError(
