@@ -35,6 +35,7 @@ def gradient(config: Config, params: Any, batch: Batch) -> Any:
     def loss(params):
         return jnp.mean(task.losses(outputs(config, params, batch), batch))
 
+    # Float64 is on for this alone: all else computes as it does in training.
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
         return jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(params))

@@ -33,11 +33,7 @@ def find_cases(only: str) -> list[BenchCase]:
 
 
 def figures(cases: Sequence[BenchCase], card: str) -> list[dict[str, Any]]:
-    """The compiler's figures of each case's kernels on a card, one row per kernel.
-
-    Raises:
-      ValueError: the ceilings of this card are not known.
-    """
+    """The compiler's figures, one row per kernel; raises ValueError without ceilings."""
     target = find_card(card)
     if target.name not in CEILINGS:
         raise ValueError(f"--card {card}: must be one of {', '.join(CEILINGS)}")
@@ -77,6 +73,7 @@ def _time(case: BenchCase, rounds: int, ceilings: Ceilings) -> dict[str, Any]:
     def arguments() -> tuple[jax.Array, ...]:  # what is donated is copied before every call
         return tuple(jnp.copy(a) if i in case.donate else a for i, a in enumerate(arrays))
 
+    # This package's kernel and its rivals, XLA among them.
     functions: dict[str, Callable[..., Any]] = {
         **{name: _jitted(case, name) for name in ("xla", case.kernel)},
         **{name: jax.jit(rival) for name, rival in case.rivals.items()},

@@ -37,7 +37,7 @@ def measure(config: Config, methods: Sequence[str]) -> dict[str, Any]:
 def table(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A line for each method."""
     for method, need in found["memory"].items():
-        live = need["running"]
+        live = need["running"]  # None without a GPU
         line = {"method": method}
         line |= {name: format_bytes(need[f"{name}_bytes"]) for name in ("saved", "temp", "peak")}
         line["in use"] = "-" if live is None else format_bytes(live)

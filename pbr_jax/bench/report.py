@@ -42,6 +42,7 @@ def finish(
 
     Empty paragraphs are left out; the first, if `headed`, is `headline`.
     """
+    # Where and when: without it a figure says nothing.
     device = jax.devices()[0]
     versions = {
         "python": platform.python_version(),
@@ -92,6 +93,7 @@ def table(rows: Iterable[Mapping[str, Any]], title: str = "") -> str:
 
 def refusals(refused: Mapping[str, str]) -> str:
     """A paragraph for each reason, with all that it kept from running."""
+    # Several variants are often refused for one reason.
     reasons: dict[str, list[str]] = {}
     for name, why in refused.items():
         reasons.setdefault(why, []).append(name)

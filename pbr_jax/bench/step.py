@@ -31,11 +31,7 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
 
 
 def checked_methods(names: str) -> list[str]:
-    """The methods of a list with commas, each once.
-
-    Raises:
-      ValueError: naming all that are none.
-    """
+    """The methods of a list with commas, each once; raises ValueError naming all that are none."""
     methods, faults = split_methods(names)
     if faults:
         raise ValueError("\n".join(faults))

@@ -15,7 +15,6 @@ from pbr_jax.bench import attention, report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
     parser.add_argument(
         "--shape",
         type=int,
@@ -32,7 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measures, then prints one table."""
     report.check_positive("--rounds", args.rounds)
     report.check_positive("--shape", *args.shape)
     shape = attention.AttentionShape(*args.shape)

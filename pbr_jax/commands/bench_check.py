@@ -23,7 +23,6 @@ _WHAT = ("kernels", "steps", "card")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
     add_config(parser)
     parser.add_argument("--what", default=",".join(_WHAT), help="of %(default)s")
     parser.add_argument("--only", default="", metavar="TEXT", help="kernels whose name has it")
@@ -60,6 +59,7 @@ def main(args: argparse.Namespace) -> int:
             found["card"] = checks.compare_cards(card)
             shown += _card(**found["card"])
     report.finish(args, found, *shown)
+    # What was refused has neither passed nor failed.
     rows = found.get("kernels", []) + found.get("steps", [])
     return int(any(row["passed"] is False for row in rows))
 

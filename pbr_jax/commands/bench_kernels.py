@@ -18,7 +18,6 @@ from pbr_jax.gpu import find_card
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
     cards = ",".join(kernels.CEILINGS)
     parser.add_argument("--card", help=f"instead of timing compile for these, of {cards}")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name has it")
@@ -26,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prints one table per card, or one of times."""
     cases = kernels.find_cases(args.only)
     if not cases:
         names = ", ".join(sorted({case.op for case in kernels.all_cases()}))

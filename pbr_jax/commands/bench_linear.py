@@ -25,7 +25,6 @@ _KEEPS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
     parser.add_argument(
         "--shape",
         type=int,
@@ -40,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measures, then prints a table for each pass."""
     report.check_positive("--rounds", args.rounds)
     batch = 128 if jax.default_backend() == "gpu" else 8
     *inputs, features = shape = args.shape or [batch, 197, 768, 768]

@@ -13,14 +13,12 @@ from pbr_jax.settings.flags import add_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
     add_config(parser)
     step.add_methods(parser)
     report.add_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measures, then prints one table."""
     found = live.measure(args.arguments.config, step.checked_methods(args.methods))
     return report.finish(
         args, found, report.table(live.table(found)), report.refusals(found["refused"])

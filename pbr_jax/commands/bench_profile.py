@@ -16,15 +16,14 @@ from pbr_jax.settings.flags import add_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
     add_config(parser)
     report.add_arguments(parser, rounds=5)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Profiles, then prints one table."""
     report.check_positive("--rounds", args.rounds)
     found = profile.measure(args.arguments.config, args.rounds)
+    # What the kernels do not explain of a step is the host, or time between kernels.
     wall = statistics.median(found["seconds"])
     spent = sum(row["seconds"] for row in found["kernels"])
     floors = sum(row["floor"] or 0.0 for row in found["kernels"])

@@ -18,17 +18,16 @@ from pbr_jax.settings.flags import add_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
     add_config(parser)
     step.add_methods(parser)
     report.add_arguments(parser, rounds=11)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measures, then prints one table."""
     methods = step.checked_methods(args.methods)
     report.check_positive("--rounds", args.rounds)
     found = step.measure(args.arguments.config, methods, args.rounds)
+    # The least that a full step could take, by its matrix products alone.
     least = found["dense_flops"] / found["ceilings"]["flops"]
     return report.finish(
         args,

@@ -15,7 +15,7 @@ import csv
 import dataclasses
 import io
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pbr_jax.configs.common import Config
@@ -29,7 +29,6 @@ from pbr_jax.training.inputs import make_inputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments."""
     add_run(parser)
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="images or texts")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="where to write; default stdout")
@@ -58,8 +57,7 @@ def main(args: argparse.Namespace) -> int:
         faults.append if args.skip else None,
     )
     try:
-        with progress("predicting", len(examples)) as done:
-            text = as_csv(_telling(done, predictions), run.class_names, args.top)
+        text = as_csv(_shown(predictions, len(examples)), run.class_names, args.top)
     except ValueError as error:
         advice = "Nothing was written. --skip leaves out what cannot be used."
         raise ValueError(f"{error}\n{advice}") from error
@@ -67,6 +65,7 @@ def main(args: argparse.Namespace) -> int:
         sys.stdout.write(text)
     else:
         write_text(args.csv, text)
+    # Standard output is for the predictions alone.
     for fault in faults:
         print(f"skipped: {fault}", file=sys.stderr)
     where = "" if args.csv is None else f"; wrote {args.csv}"
@@ -80,9 +79,8 @@ def main(args: argparse.Namespace) -> int:
 
 def evaluation_inputs(config: Config) -> Prepare:
     """The preparation of evaluation; of files too, where training reads arrays."""
-    return make_inputs(
-        dataclasses.replace(config, data=dataclasses.replace(config.data, augment="off"))
-    )
+    data = dataclasses.replace(config.data, augment="off")
+    return make_inputs(dataclasses.replace(config, data=data))
 
 
 def as_csv(predictions: Iterable[Prediction], class_names: Sequence[str], top: int) -> str:
@@ -99,10 +97,9 @@ def as_csv(predictions: Iterable[Prediction], class_names: Sequence[str], top: i
     return text.getvalue()
 
 
-def _telling(
-    done: Callable[[str], None], predictions: Iterable[Prediction]
-) -> Iterator[Prediction]:
-    """Yields the same predictions, and calls `done` with the name of each."""
-    for prediction in predictions:
-        done(prediction.name)
-        yield prediction
+def _shown(predictions: Iterable[Prediction], count: int) -> Iterator[Prediction]:
+    """The same predictions, with a bar that counts them."""
+    with progress("predicting", count) as done:
+        for prediction in predictions:
+            done(prediction.name)
+            yield prediction

@@ -35,6 +35,7 @@ def random_batch(config: Config, *, padded: bool = False) -> Batch:
         name: timing.random_like(spec, seed, below.get(name, 1))
         for seed, (name, spec) in enumerate(specs.items())
     }
+    # Lengths are not drawn as other integers are: most of a text is there.
     if family.lengths is not None:
         tokens = architecture(config).tokens
         missing = 1 + tokens // 2 if padded else 1
@@ -97,6 +98,7 @@ def memory_here(config: Config) -> dict[str, int | None]:
       None where the device reports none. XLA tries out kernels while it compiles: where `running`
       is no more than `compiling`, that was the peak, and not the step.
     """
+    # Memory that JAX takes in advance would count as in use.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     prepared = prepare(config)
     compiling = peak_in_use()

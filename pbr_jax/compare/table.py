@@ -62,7 +62,6 @@ class Comparison:
             )
 
     def record_cost(self, method: str, **figures: Any) -> None:
-        """Adds figures of `method` and saves."""
         self.content["costs"].setdefault(method, {}).update(figures)
         self._save()
 
@@ -71,18 +70,15 @@ class Comparison:
         return "seconds_per_step" in self.content["costs"].get(method, {})
 
     def record_trial(self, method: str, seed: int, trial: Any) -> None:
-        """Adds a finished run and saves."""
         curve = [point._asdict() for point in trial.curve]
         runs = self.content["trials"].setdefault(method, {})
         runs[str(seed)] = {"accuracy": trial.accuracy, "curve": curve}
         self._save()
 
     def has_trial(self, method: str, seed: int) -> bool:
-        """True if this run is finished."""
         return str(seed) in self.content["trials"].get(method, {})
 
     def results(self, methods: Iterable[str]) -> list[Result]:
-        """Results as far as they are known."""
         return [self._result(method) for method in methods]
 
     def _save(self) -> None:

@@ -22,13 +22,14 @@ def vit_logits(config: Config, params: Any, batch: Batch) -> jax.Array:
     m = config.model.resolved()
     images = jnp.asarray(batch["image"], params["embedding"]["kernel"].dtype)
     rows, side = len(images), m.image_size // m.patch
+    # Images become rows of patches (equation 1).
     grid = images.reshape(rows, side, m.patch, side, m.patch, m.channels)
     patches = grid.transpose(0, 1, 3, 2, 4, 5).reshape(rows, side * side, -1)
     x = _linear(patches, params["embedding"])
     if m.pool == "cls":
         x = jnp.concatenate([jnp.repeat(params["cls"], rows, axis=0), x], axis=1)
 
-    def block(x, p):
+    def block(x, p):  # equations 2 and 3
         x = x + _attend(norm(x, p["norm1"], 1e-6), p, m.heads)
         return x + _mlp(norm(x, p["norm2"], 1e-6), p), None
 
@@ -41,10 +42,12 @@ def bert_logits(config: Config, params: Any, batch: Batch) -> jax.Array:
     """Logits of a BERT: `tokens`, `token_types`, `lengths` -> `[B, classes]`."""
     words = params["embedding"]
     length = batch["tokens"].shape[1]
+    # Keys beyond the length of a text are hidden.
     hidden = jnp.arange(length, dtype=jnp.int32) >= batch["lengths"][:, None, None, None]
     x = words["word"][batch["tokens"]] + words["position"][:length]
     x = x + words["type"][batch["token_types"]]
 
+    # A block begins with the LayerNorm that ends the half before it.
     def block(x, p):
         x = norm(x, p["norm1"], 1e-12)
         x = norm(x + _attend(x, p, config.model.resolved().heads, hidden), p["norm2"], 1e-12)

@@ -23,7 +23,7 @@ import numpy as np
 
 from pbr_jax.pruning import sampling
 from pbr_jax.pruning.bandit import bandit_update
-from pbr_jax.pruning.projection import make_simplex, project
+from pbr_jax.pruning.projection import Simplex, make_simplex, project
 
 NAMES = ("uniform", "bandit", "importance")
 SAMPLERS = {"systematic": sampling.systematic, "bernoulli": sampling.bernoulli}

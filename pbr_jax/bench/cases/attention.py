@@ -27,15 +27,9 @@ def bench_cases() -> list[BenchCase]:
 
 def _forward(shape: str, batch: int, tokens: int) -> BenchCase:
     x = jax.ShapeDtypeStruct((batch, HEADS, tokens, _HEAD), jnp.bfloat16)
-    return BenchCase(
-        op="attention, forward",
-        shape=shape,
-        run=attention,
-        args=(x, x, x),
-        flops=2 * _product(x),
-        num_bytes=4 * 2 * x.size,
-        rivals={"cudnn": cudnn},
-    )
+    cost = {"num_bytes": 4 * 2 * x.size, "flops": 2 * _product(x)}
+    rivals = {"cudnn": cudnn}
+    return BenchCase("attention, forward", shape, attention, (x, x, x), **cost, rivals=rivals)
 
 
 def _both(shape: str, batch: int, tokens: int, *, kind: str, padded: bool = False) -> BenchCase:

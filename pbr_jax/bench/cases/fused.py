@@ -46,30 +46,21 @@ def _layer_norm_backward() -> BenchCase:
         residual = Normalized(x_hat, rstd)
         return layer_norm.backward({"scale": scale, "bias": scale}, residual, dy, settings, skip)
 
-    return BenchCase(
-        op="LayerNorm, backward and residual addition",
-        shape=_VIT,
-        run=run,
-        args=(dy, dy, dy, rstd, scale),
-        num_bytes=num_bytes(dy, dy, dy, dy, rstd),
-    )
+    op = "LayerNorm, backward and residual addition"
+    moved = num_bytes(dy, dy, dy, dy, rstd)  # three are read, the gradient is written
+    return BenchCase(op, _VIT, run, (dy, dy, dy, rstd, scale), moved)
 
 
 def _gelu() -> BenchCase:
     u = _SPEC((_BATCH, _TOKENS, HIDDEN), jnp.bfloat16)
-    columns = _SPEC((budget_for(0.1, u.shape[-1]),), jnp.int32)
+    columns = _SPEC((budget_for(0.1, HIDDEN),), jnp.int32)
 
     def run(u, columns, *, implementation):
         return gelu.forward(u, "code2", columns=columns, implementation=implementation)
 
-    return BenchCase(
-        op="GELU, 2-bit codes and packed columns",
-        shape=_VIT,
-        run=run,
-        args=(u, columns),
-        num_bytes=num_bytes(u, *results(run, u, columns)),
-        index_limit=u.shape[-1],
-    )
+    op = "GELU, 2-bit codes and packed columns"
+    moved = num_bytes(u, *results(run, u, columns))
+    return BenchCase(op, _VIT, run, (u, columns), moved, index_limit=HIDDEN)
 
 
 def _linear_gelu() -> BenchCase:
@@ -81,17 +72,19 @@ def _linear_gelu() -> BenchCase:
         given = {"columns": columns, "implementation": implementation}
         return linear_gelu.forward(x, w, bias, "code2", **given)
 
+    # What fusing the two is worth.
     def product_then_kernel(x, w, bias, columns):
         u = linear.project(x, w, bias)
         return gelu.forward(u, "code2", columns=columns, implementation="triton")
 
+    args = (x, w, bias, columns)
     return BenchCase(
-        op="fc1 with GELU, 2-bit codes and packed columns",
-        shape=_VIT,
-        run=run,
-        args=(x, w, bias, columns),
+        "fc1 with GELU, 2-bit codes and packed columns",
+        _VIT,
+        run,
+        args,
+        num_bytes(x, w, *results(run, *args)),
         flops=2 * x.size * HIDDEN,
-        num_bytes=num_bytes(x, w, *results(run, x, w, bias, columns)),
         index_limit=HIDDEN,
         rivals={"xla product, GELU kernel": product_then_kernel},
     )
@@ -99,20 +92,15 @@ def _linear_gelu() -> BenchCase:
 
 def _linear_gelu_gradient() -> BenchCase:
     dy, w = _SPEC((_BATCH, _TOKENS, WIDTH), jnp.bfloat16), _SPEC((HIDDEN, WIDTH), jnp.bfloat16)
+    # Two planes of bits for each channel, eight channels a byte.
     planes = _SPEC((_BATCH, _TOKENS, 2, HIDDEN // 8), jnp.uint8)
 
     def run(dy, w, planes, *, implementation):
         return linear_gelu.input_gradient(dy, w, planes, "code2", implementation=implementation)
 
-    result = _SPEC((_BATCH, _TOKENS, HIDDEN), jnp.bfloat16)
-    return BenchCase(
-        op="input gradient of fc2 times that of GELU, 2-bit codes",
-        shape=_VIT,
-        run=run,
-        args=(dy, w, planes),
-        flops=2 * dy.size * HIDDEN,
-        num_bytes=num_bytes(dy, w, planes, result),
-    )
+    op = "input gradient of fc2 times that of GELU, 2-bit codes"
+    moved = num_bytes(dy, w, planes, _SPEC((_BATCH, _TOKENS, HIDDEN), jnp.bfloat16))
+    return BenchCase(op, _VIT, run, (dy, w, planes), moved, flops=2 * dy.size * HIDDEN)
 
 
 def _elements(name: str, shape: tuple[int, ...]) -> BenchCase:

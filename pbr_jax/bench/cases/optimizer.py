@@ -30,6 +30,7 @@ def _case(name: Literal["sgd", "adamw"], site: str) -> BenchCase:
     slots = jax.ShapeDtypeStruct(shape, jnp.int32)
     grad = jax.ShapeDtypeStruct((*shape, features), jnp.float32)
 
+    # Rows are given as slots of all blocks together, as the step gives them.
     def run(slots, grad, param, *moments, implementation):
         params, rows = {"kernel": param}, {"kernel": Rows(slots)}
         given = {n: {"kernel": m} for n, m in zip(names, moments, strict=True)}
