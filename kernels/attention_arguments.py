@@ -33,14 +33,8 @@ class Visibility(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """Static rules of the scores.
+    """Static rules of the scores."""
 
-    Attributes:
-      scale: of `q k^T`.
-      causal: a query sees no key behind it.
-      dropout: rate at which probabilities are dropped where `Visibility` brings seeds.
-    """
-
-    scale: float
-    causal: bool = False
-    dropout: float = 0.0
+    scale: float  # of `q k^T`
+    causal: bool = False  # a query sees no key behind it
+    dropout: float = 0.0  # rate at which probabilities are dropped where `Visibility` brings seeds

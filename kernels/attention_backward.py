@@ -21,31 +21,18 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from pbr_jax.kernels.attention_arguments import HIDDEN, Rules
-from pbr_jax.kernels.attention_launch import Arrays, Program, launch, padded
+from pbr_jax.kernels.attention_arguments import HIDDEN
+from pbr_jax.kernels.attention_launch import Arrays, Program, Run, launch, padded
 from pbr_jax.kernels.attention_tiles import Tile, key_blocks, load, query_blocks, store
-from pbr_jax.kernels.tiles import Blocks
 
 
-def query_gradient(
-    arrays: Arrays, *, rules: Rules, blocks: Blocks, interpret: bool = False
-) -> jax.Array:
+def query_gradient(arrays: Arrays, run: Run) -> jax.Array:
     """Gradient of q, `[B, H, N, C]`, from blocks of keys.
 
-    Args:
-      arrays: all but `do_for_v`; `do` has the channels of v.
-      rules, blocks, interpret: as in `attention_forward`.
+    It reads all `arrays` but `do_for_v`; `do` has the channels of v.
     """
-    (dq,) = launch(
-        _query_gradient,
-        "attention_query_gradient",
-        arrays,
-        [jax.ShapeDtypeStruct(arrays.q.shape, arrays.q.dtype)],
-        over="queries",
-        rules=rules,
-        blocks=blocks,
-        interpret=interpret,
-    )
+    like_q = jax.ShapeDtypeStruct(arrays.q.shape, arrays.q.dtype)
+    (dq,) = launch(_query_gradient, arrays, [like_q], "queries", run)
     return dq
 
 
@@ -72,29 +59,18 @@ def _query_gradient(read: Arrays, dq_ref, *, program: Program):
     store(dq_ref, queries, dq * program.rules.scale, of_q)
 
 
-def query_gradient_of_rows(
-    arrays: Arrays, *, rules: Rules, blocks: Blocks, interpret: bool = False
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def query_gradient_of_rows(arrays: Arrays, run: Run) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradient of q, and lse and delta float32 `[B, H, N]`, from whole rows of the scores.
 
     Arguments as for `query_gradient`, without lse and delta; all keys must fit into one block.
     """
     q = arrays.q
-    assert blocks.columns >= arrays.k.shape[2], "a row must fit into one block"
+    assert run.blocks.columns >= arrays.k.shape[2], "a row must fit into one block"
     statistic = jax.ShapeDtypeStruct(q.shape[:3], jnp.float32)
-    dq, lse, delta = launch(
-        _query_gradient_of_rows,
-        "attention_query_gradient_of_rows",
-        arrays,
-        (jax.ShapeDtypeStruct(q.shape, q.dtype), statistic, statistic),
-        over="queries",
-        rules=rules,
-        blocks=blocks,
-        interpret=interpret,
-        # Triton lays the warps of connected products along the longer side of whichever it meets
-        # first: with no more channels than queries in a tile, every warp would hold all scores.
-        square=False,
-    )
+    results = (jax.ShapeDtypeStruct(q.shape, q.dtype), statistic, statistic)
+    # Triton lays the warps of connected products along the longer side of whichever it meets first:
+    # with no more channels than queries in a tile, every warp would hold all scores.
+    dq, lse, delta = launch(_query_gradient_of_rows, arrays, results, "queries", run, square=False)
     return dq, lse, delta
 
 
@@ -118,9 +94,7 @@ def _query_gradient_of_rows(read: Arrays, dq_ref, lse_ref, delta_ref, *, program
     store(delta_ref, queries, delta)
 
 
-def key_gradients(
-    arrays: Arrays, *, rules: Rules, blocks: Blocks, interpret: bool = False
-) -> tuple[jax.Array, jax.Array]:
+def key_gradients(arrays: Arrays, run: Run) -> tuple[jax.Array, jax.Array]:
     """Gradients of k, `[B, H, M, C]`, and of v, `[B, H, M, channels of do]`.
 
     Arguments as for `query_gradient`, but `do` has all channels, and `do_for_v` those that v has if
@@ -131,16 +105,7 @@ def key_gradients(
         jax.ShapeDtypeStruct(k.shape, k.dtype),
         jax.ShapeDtypeStruct((*v.shape[:3], arrays.do.shape[3]), v.dtype),
     )
-    dk, dv = launch(
-        _key_gradients,
-        "attention_key_gradients",
-        arrays,
-        results,
-        over="keys",
-        rules=rules,
-        blocks=blocks,
-        interpret=interpret,
-    )
+    dk, dv = launch(_key_gradients, arrays, results, "keys", run)
     return dk, dv
 
 

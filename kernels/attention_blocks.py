@@ -4,65 +4,58 @@ Rows are queries, columns keys. Chosen among those that compile without a spill 
 once (causal, lengths, segments and dropout), the largest tiles first; nothing was timed yet.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pbr_jax.gpu.cards import for_capability
 from pbr_jax.kernels.attention_launch import padded
 from pbr_jax.kernels.tiles import Blocks
 
 Pass = Literal["forward", "queries", "keys"]
+Case = tuple[int, int]  # channels at most, filled up to a power of two; bytes of the dtype
 
 LONGEST_ROW = 416
 """Most keys of a row that is held on chip."""
 
-
-class Case(NamedTuple):
-    """Channels, filled up to a power of two, at most; bytes of the dtype."""
-
-    channels: int
-    itemsize: int
-
-
 # Tensor cores that read shared memory, 227 KiB of it to a block.
 _HOPPER: dict[Pass, dict[Case, Blocks]] = {
     "forward": {
-        Case(64, 2): Blocks(128, 64, num_warps=8, num_stages=3),
-        Case(128, 2): Blocks(128, 64, num_warps=8, num_stages=2),
-        Case(64, 4): Blocks(64, 32, num_warps=4, num_stages=2),
-        Case(128, 4): Blocks(64, 32, num_warps=8, num_stages=2),
+        (64, 2): Blocks(128, 64, num_warps=8, num_stages=3),
+        (128, 2): Blocks(128, 64, num_warps=8, num_stages=2),
+        (64, 4): Blocks(64, 32, num_warps=4, num_stages=2),
+        (128, 4): Blocks(64, 32, num_warps=8, num_stages=2),
     },
     "queries": {
-        Case(64, 2): Blocks(128, 64, num_warps=8, num_stages=2),
-        Case(128, 2): Blocks(64, 64, num_warps=4, num_stages=2),
-        Case(64, 4): Blocks(64, 32, num_warps=4, num_stages=2),
-        Case(128, 4): Blocks(32, 32, num_warps=4, num_stages=2),
+        (64, 2): Blocks(128, 64, num_warps=8, num_stages=2),
+        (128, 2): Blocks(64, 64, num_warps=4, num_stages=2),
+        (64, 4): Blocks(64, 32, num_warps=4, num_stages=2),
+        (128, 4): Blocks(32, 32, num_warps=4, num_stages=2),
     },
     "keys": {
-        Case(64, 2): Blocks(64, 128, num_warps=8, num_stages=2),
-        Case(128, 2): Blocks(64, 64, num_warps=8, num_stages=2),
-        Case(64, 4): Blocks(32, 64, num_warps=8, num_stages=2),
-        Case(128, 4): Blocks(32, 32, num_warps=8, num_stages=2),
+        (64, 2): Blocks(64, 128, num_warps=8, num_stages=2),
+        (128, 2): Blocks(64, 64, num_warps=8, num_stages=2),
+        (64, 4): Blocks(32, 64, num_warps=8, num_stages=2),
+        (128, 4): Blocks(32, 32, num_warps=8, num_stages=2),
     },
 }
 # 99 KiB of shared memory to a block: fits every card from compute capability 8.0 on.
 _SMALLEST: dict[Pass, dict[Case, Blocks]] = {
     "forward": {
-        Case(64, 2): Blocks(128, 64, num_warps=8, num_stages=2),
-        Case(128, 2): Blocks(128, 32, num_warps=8, num_stages=2),
-        Case(64, 4): Blocks(64, 32, num_warps=4, num_stages=2),
-        Case(128, 4): Blocks(64, 32, num_warps=8, num_stages=2),
+        (64, 2): Blocks(128, 64, num_warps=8, num_stages=2),
+        (128, 2): Blocks(128, 32, num_warps=8, num_stages=2),
+        (64, 4): Blocks(64, 32, num_warps=4, num_stages=2),
+        (128, 4): Blocks(64, 32, num_warps=8, num_stages=2),
     },
     "queries": {
-        Case(64, 2): Blocks(128, 64, num_warps=8, num_stages=2),
-        Case(128, 2): Blocks(64, 64, num_warps=8, num_stages=2),
-        Case(64, 4): Blocks(32, 32, num_warps=4, num_stages=2),
-        Case(128, 4): Blocks(32, 32, num_warps=4, num_stages=2),
+        (64, 2): Blocks(128, 64, num_warps=8, num_stages=2),
+        (128, 2): Blocks(64, 64, num_warps=8, num_stages=2),
+        (64, 4): Blocks(32, 32, num_warps=4, num_stages=2),
+        (128, 4): Blocks(32, 32, num_warps=4, num_stages=2),
     },
     "keys": {
-        Case(64, 2): Blocks(32, 128, num_warps=8, num_stages=2),
-        Case(128, 2): Blocks(32, 64, num_warps=8, num_stages=2),
-        Case(64, 4): Blocks(32, 32, num_warps=4, num_stages=2),
-        Case(128, 4): Blocks(32, 32, num_warps=8, num_stages=2),
+        (64, 2): Blocks(32, 128, num_warps=8, num_stages=2),
+        (128, 2): Blocks(32, 64, num_warps=8, num_stages=2),
+        (64, 4): Blocks(32, 32, num_warps=4, num_stages=2),
+        (128, 4): Blocks(32, 32, num_warps=8, num_stages=2),
     },
 }
 # Least compute capability -> blocks. Nothing was compiled for cards later than 10.0, and those of
@@ -92,8 +85,8 @@ def blocks_for(
     """
     return next(
         blocks
-        for case, blocks in for_capability(TILES, capability)[part].items()
-        if channels <= case.channels and itemsize == case.itemsize
+        for (most, size), blocks in for_capability(TILES, capability)[part].items()
+        if channels <= most and itemsize == size
     )
 
 

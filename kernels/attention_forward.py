@@ -14,38 +14,21 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from pbr_jax.kernels.attention_arguments import Rules
-from pbr_jax.kernels.attention_launch import Arrays, Program, launch
+from pbr_jax.kernels.attention_launch import Arrays, Program, Run, launch
 from pbr_jax.kernels.attention_tiles import Tile, key_blocks, load, store
-from pbr_jax.kernels.tiles import Blocks
 
 
-def attention_forward(
-    arrays: Arrays, *, rules: Rules, blocks: Blocks, interpret: bool = False
-) -> tuple[jax.Array, jax.Array]:
+def attention_forward(arrays: Arrays, run: Run) -> tuple[jax.Array, jax.Array]:
     """Output in the dtype of `v` and log-sum-exp float32 `[B, H, N]` of softmax attention.
 
-    Args:
-      arrays: q, k, v and visibility.
-      rules: scale, causal, dropout.
-      blocks: rows are queries, columns keys.
-      interpret: run in Pallas' interpreter.
+    Of `arrays` it reads q, k, v and visibility.
     """
     q, _, v = arrays[:3]
     results = (
         jax.ShapeDtypeStruct((*q.shape[:3], v.shape[3]), v.dtype),
         jax.ShapeDtypeStruct(q.shape[:3], jnp.float32),
     )
-    out, lse = launch(
-        _forward,
-        "attention_forward",
-        arrays,
-        results,
-        over="queries",
-        rules=rules,
-        blocks=blocks,
-        interpret=interpret,
-    )
+    out, lse = launch(_forward, arrays, results, "queries", run)
     return out, lse
 
 

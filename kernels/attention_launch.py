@@ -19,25 +19,19 @@ _SMALLEST_DOT = 16
 
 
 class Arrays(NamedTuple):
-    """Inputs of an attention kernel: arrays, the block specs of these, or refs.
+    """Inputs of an attention kernel: arrays, the block specs of these, or refs."""
 
-    Attributes:
-      q, k, v: `[B, H, N, C]`, `[B, H, M, C]`, `[B, H, M, C']`; any C, filled up to a power of two
-        on chip.
-      do: cotangent of the output, `[B, H, N, ...]`: the channels that v has, or all.
-      do_for_v: the channels of `do` that go with those of v, None if these are all.
-      lse, delta: float32 `[B, H, N]`, log-sum-exp of the scores and `sum(p * dp)` over the keys.
-      visibility: without a `mask`.
-    """
-
+    # q, k, v: `[B, H, N, C]`, `[B, H, M, C]`, `[B, H, M, C']`; any C, filled up to a power of two
+    # on chip
     q: Any
     k: Any
     v: Any
-    do: Any = None
-    do_for_v: Any = None
+    do: Any = None  # cotangent of the output, `[B, H, N, ...]`: the channels that v has, or all
+    do_for_v: Any = None  # the channels of `do` that go with those of v, None if these are all
+    # lse, delta: float32 `[B, H, N]`, log-sum-exp of the scores and `sum(p * dp)` over the keys
     lse: Any = None
     delta: Any = None
-    visibility: Visibility = Visibility()
+    visibility: Visibility = Visibility()  # without a `mask`
 
     def specs(self, blocks: Blocks, least_channels: int) -> "Arrays":
         """Block specs: of all tokens of one head, and of one sample's share of `visibility`."""
@@ -53,12 +47,19 @@ class Arrays(NamedTuple):
         return Arrays(*map(spec, self._fields, self))
 
 
+class Run(NamedTuple):
+    """How a kernel is run."""
+
+    rules: Rules  # scale, causal, dropout
+    blocks: Blocks  # rows are queries, columns keys; tiles are smaller where there are fewer tokens
+    interpret: bool = False  # in Pallas' interpreter
+
+
 class Program(NamedTuple):
     """Static facts of a kernel.
 
     Attributes:
-      rules: scale, causal, dropout.
-      blocks: rows are queries, columns keys.
+      rules, blocks: of its `Run`.
       num_queries, num_keys: N and M.
       channels: of q and k, of v, and of `do`.
     """
@@ -78,37 +79,33 @@ class Program(NamedTuple):
 
 def launch(
     kernel: Callable[..., None],
-    name: str,
     arrays: Arrays,
     out_shape: Sequence[jax.ShapeDtypeStruct],
-    *,
     over: Literal["queries", "keys"],
-    rules: Rules,
-    blocks: Blocks,
-    interpret: bool,
+    run: Run,
     square: bool = True,
 ) -> list[jax.Array]:
     """Runs a kernel with a program for every block of queries, or of keys, of every head.
 
     Args:
-      kernel: `kernel(Arrays of refs, *refs of the results, program=...)`.
-      name: of the kernel in a compiled program.
+      kernel: `kernel(Arrays of refs, *refs of the results, program=...)`; a compiled program has it
+        under its name, behind "attention".
       arrays: what it reads.
       out_shape: of results that have the tokens of `over`.
       over: whether a program takes a block of queries or of keys.
-      rules, blocks: see `Program`; tiles are smaller where there are fewer tokens.
-      interpret: run in Pallas' interpreter.
+      run: how.
       square: whether a tile of q may have as many channels as queries.
     """
     q, k, v = arrays[:3]
     num_queries, num_keys = q.shape[2], k.shape[2]
     # A tile that reaches far past the tokens would spend its time on what is masked.
-    blocks = blocks._replace(
-        rows=min(blocks.rows, padded(num_queries)), columns=min(blocks.columns, padded(num_keys))
+    rows, columns = run.blocks.rows, run.blocks.columns
+    blocks = run.blocks._replace(
+        rows=min(rows, padded(num_queries)), columns=min(columns, padded(num_keys))
     )
     outputs = v if arrays.do is None else arrays.do
     channels = (q.shape[3], v.shape[3], outputs.shape[3])
-    program = Program(rules, blocks, num_queries, num_keys, channels)
+    program = Program(run.rules, blocks, num_queries, num_keys, channels)
     # Blocks go first in the grid: programs that run together then share a head, and its k and v
     # (or q and do) in the second-level cache.
     by_query = over == "queries"
@@ -121,8 +118,8 @@ def launch(
         out_specs=[_head_spec(out, block, least) for out in out_shape],
         out_shape=list(out_shape),
         compiler_params=blocks.compiler_params(),
-        interpret=interpret,
-        name=name,
+        interpret=run.interpret,
+        name=f"attention{kernel.__name__}",
     )(arrays)
 
 

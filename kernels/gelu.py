@@ -32,16 +32,11 @@ TILES = {(8, 0): {2: Blocks(8, 128, num_warps=4), 4: Blocks(8, 64, num_warps=4)}
 
 
 class Steps(NamedTuple):
-    """The nearest code as a function of u.
+    """The nearest code as a function of u."""
 
-    Attributes:
-      bits: of a code.
-      first: the code far to the left.
-      cuts, by: where it changes, ascending, and by how much there.
-    """
-
-    bits: int
-    first: int
+    bits: int  # of a code
+    first: int  # the code far to the left
+    # cuts, by: where it changes, ascending, and by how much there
     cuts: tuple[float, ...]
     by: tuple[int, ...]
 
@@ -127,8 +122,6 @@ def gelu(
       steps: the code of the derivative at u.
       columns: int32 `[K]`; F marks an unused slot, which reads as zero. None packs nothing.
       approximate: tanh form.
-      blocks: of `TILES`.
-      interpret: run in Pallas' interpreter.
 
     Returns:
       `[T, F]` of the dtype of `u`, uint8 `[T, bits, ceil(F / 8)]`, and `[T, K]` or None.

@@ -54,8 +54,6 @@ def forward(
       epsilon: added to the variance.
       int8: the normalised input as int8 codes with bfloat16 scales `[T, ceil(D / 64)]`, or else in
         the dtype of `x`, without scales.
-      blocks: of `TILES`.
-      interpret: run in Pallas' interpreter.
     """
     num_tokens, width = x.shape
     tile = _tile(blocks, num_tokens, width)
@@ -123,8 +121,6 @@ def backward(
       x_hat, rstd, scales: as `forward` returned them.
       scale: float32 `[D]`.
       skip: `[T, D]`, the cotangent of a residual connection around the LayerNorm.
-      blocks: of `TILES`.
-      interpret: run in Pallas' interpreter.
     """
     num_tokens, width = dy.shape
     tile = _tile(blocks, num_tokens, width)

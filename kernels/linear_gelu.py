@@ -45,8 +45,6 @@ def linear_gelu(
       columns: int32 `[K]`, distinct; F marks an unused slot, which reads as zero. None packs
         nothing.
       approximate: tanh form.
-      blocks: of `linear_tiles.TILES`, by `linear_tiles.for_features`.
-      interpret: run in Pallas' interpreter.
 
     Returns:
       `[T, F]` of the dtype of `x`; uint8 `[T, bits, ceil(F / 8)]`, or u, like the first; and
@@ -155,8 +153,6 @@ def linear_gelu_gradient(
       saved: uint8 `[T, bits, ceil(F / 8)]`, codes of g, or u, `[T, F]`.
       levels: the `2^bits` values of g; None computes it from u.
       approximate: tanh form.
-      blocks: of `linear_tiles.TILES`, by `linear_tiles.for_features`.
-      interpret: run in Pallas' interpreter.
     """
     num_tokens, num_features = dy.shape[0], w.shape[0]
     num_bytes = pl.cdiv(num_features, SLICES)

@@ -44,15 +44,10 @@ def for_features(blocks: Blocks, num_features: int) -> Blocks:
 
 
 class Features(NamedTuple):
-    """The features of a tile, one slice after the other.
+    """The features of a tile, one slice after the other."""
 
-    Attributes:
-      in_plane: the bytes of a plane that they share.
-      total: F.
-    """
-
-    in_plane: Part
-    total: int
+    in_plane: Part  # the bytes of a plane that they share
+    total: int  # F
 
     @property
     def bits(self) -> jax.Array:

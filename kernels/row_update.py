@@ -21,21 +21,16 @@ from jax.experimental.pallas import triton
 
 
 class Rule(NamedTuple):
-    """Update of a value along its gradient, by the formulas of Optax.
+    """Update of a value along its gradient, by the formulas of Optax."""
 
-    Attributes:
-      name: "sgd" (moments: one if `momentum`) or "adamw" (moments: mu and nu).
-      momentum: of SGD.
-      b1, b2, eps: of AdamW.
-      weight_decay: part of the gradient for SGD, decoupled for AdamW.
-    """
-
+    # "sgd" (moments: one if `momentum`) or "adamw" (moments: mu and nu)
     name: Literal["sgd", "adamw"]
-    momentum: float = 0.0
+    momentum: float = 0.0  # of SGD
+    # b1, b2, eps: of AdamW
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # part of the gradient for SGD, decoupled for AdamW
 
     @property
     def moments(self) -> tuple[str, ...]:
@@ -62,18 +57,12 @@ class Rule(NamedTuple):
 
 
 class Scalars(NamedTuple):
-    """Scalars that differ from step to step, float32.
+    """Scalars that differ from step to step, float32."""
 
-    Attributes:
-      apply: 0 where nothing shall change, else 1.
-      rate: learning rate.
-      scale: of the gradient, from clipping.
-      correction1, correction2: `1 - b ** t` of AdamW's moments.
-    """
-
-    apply: Any
-    rate: Any
-    scale: Any
+    apply: Any  # 0 where nothing shall change, else 1
+    rate: Any  # learning rate
+    scale: Any  # of the gradient, from clipping
+    # correction1, correction2: `1 - b ** t` of AdamW's moments
     correction1: Any
     correction2: Any
 
@@ -102,7 +91,6 @@ def update_rows(
       slots: int32 `[R]`, distinct rows of the parameter; D or more marks an unused slot.
       grads: float32 `[R, F]`.
       param, moments: float32 `[D, F]`; donate them, or they are copied first.
-      interpret: run in Pallas' interpreter.
 
     Returns:
       Parameter and moments `[D, F]`, and `[R]` norms, before any scaling.

@@ -10,23 +10,17 @@ from jax.experimental.pallas import triton
 
 
 class Blocks(NamedTuple):
-    """Cut of a kernel into blocks of threads; each kernel says what its rows and columns are.
+    """Cut of a kernel into blocks of threads; each kernel says what its rows and columns are."""
 
-    Attributes:
-      rows, columns: of the tile that a block of threads handles at a time; powers of two.
-      depth: of a product that is multiplied at a time, a power of two of at least 16.
-      parts: tiles, one below the other, of one block of threads.
-      num_warps, num_stages: of a block of threads, and of its pipeline of loads.
-      num_blocks: blocks of threads to aim at, where they share out the work.
-    """
-
+    # rows, columns: of the tile that a block of threads handles at a time; powers of two
     rows: int
     columns: int
-    depth: int = 0
-    parts: int = 1
+    depth: int = 0  # of a product that is multiplied at a time, a power of two of at least 16
+    parts: int = 1  # tiles, one below the other, of one block of threads
+    # num_warps, num_stages: of a block of threads, and of its pipeline of loads
     num_warps: int = 4
     num_stages: int = 1
-    num_blocks: int = 0
+    num_blocks: int = 0  # blocks of threads to aim at, where they share out the work
 
     def compiler_params(self) -> triton.CompilerParams:
         return triton.CompilerParams(num_warps=self.num_warps, num_stages=self.num_stages)

@@ -41,8 +41,6 @@ def weight_gradient(
       x: `[T, K]`, packed.
       dy: `[T, F]`, of the dtype of `x`: bfloat16, float16 or float32. Sums are float32; products of
         float32 have the precision of `jax.default_matmul_precision`, by default TF32 as XLA's.
-      blocks: of `TILES`.
-      interpret: run in Pallas' interpreter.
     """
     num_tokens, num_rows = x.shape
     num_features = dy.shape[1]

@@ -14,20 +14,12 @@ from pbr_jax.plans import Keep, ResidualPlan
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A way to fine-tune.
+    """A way to fine-tune."""
 
-    Attributes:
-      name: as given to `resolve`.
-      plan: what a transformer block keeps for its backward pass.
-      policy: who chooses columns before the forward pass: "uniform", "bandit" or "importance"; None
-        where the plan needs none.
-      joint_spar: fraction of parameter tensors that are trained at a time; None means all.
-    """
-
-    name: str
-    plan: ResidualPlan
-    policy: str | None = None
-    joint_spar: float | None = None
+    name: str  # as given to `resolve`
+    plan: ResidualPlan  # what a transformer block keeps for its backward pass
+    policy: str | None = None  # who chooses columns, of `pruning.policy.NAMES`; None where nobody
+    joint_spar: float | None = None  # fraction of tensors trained at a time; None means all
 
 
 _PRUNED = Keep(0.1)  # the paper's "90 %"

@@ -17,15 +17,10 @@ SITES = ("qkv", "proj", "fc1", "fc2")
 
 
 class Kind(NamedTuple):
-    """A kind of residual, by name in `KINDS`.
+    """A kind of residual, by name in `KINDS`."""
 
-    Attributes:
-      help: what it keeps, a phrase for `--help`.
-      where: "module:Class" of the stateless object that saves and restores it.
-    """
-
-    help: str
-    where: str
+    help: str  # what it keeps, a phrase for `--help`
+    where: str  # "module:Class" of the stateless object that saves and restores it
 
 
 _OPS = "pbr_jax.ops"
@@ -94,12 +89,9 @@ class Keep:
 
     `Keep(0.1, fc1=0.4)` keeps 40 % at `fc1` and 10 % elsewhere. A model names its sites. A site is
     open, None, if it is neither given nor has a default to take.
-
-    Attributes:
-      default: of the sites that are not given.
     """
 
-    default: float | None
+    default: float | None  # of the sites that are not given
     _given: tuple[tuple[str, float], ...]
 
     def __init__(self, default: float | None = None, **sites: float) -> None:

@@ -16,35 +16,20 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """The properties of a graphics card that decide what XLA compiles for it.
+    """The properties of a graphics card that decide what XLA compiles for it."""
 
-    Attributes:
-      name: Name in `CARDS`, lower case.
-      description: The name that the driver gives.
-      capability: Compute capability, (major, minor).
-      memory_bytes: Global memory that CUDA offers, bytes.
-      bandwidth: Global memory bandwidth, bytes per second.
-      cores: Streaming multiprocessors.
-      fpus_per_core: float32 units of one multiprocessor.
-      clock_ghz: Boost clock, GHz.
-      l2_bytes: Second-level cache, bytes.
-      shared_per_core: Shared memory of one multiprocessor, bytes.
-      shared_per_block: Most shared memory of one block after opting in, bytes.
-      threads_per_core: Most resident threads of one multiprocessor.
-    """
-
-    name: str
-    description: str
-    capability: tuple[int, int]
-    memory_bytes: int
-    bandwidth: int
-    cores: int
-    fpus_per_core: int
-    clock_ghz: float
-    l2_bytes: int
-    shared_per_core: int
-    shared_per_block: int
-    threads_per_core: int
+    name: str  # Name in `CARDS`, lower case
+    description: str  # The name that the driver gives
+    capability: tuple[int, int]  # Compute capability, (major, minor)
+    memory_bytes: int  # Global memory that CUDA offers, bytes
+    bandwidth: int  # Global memory bandwidth, bytes per second
+    cores: int  # Streaming multiprocessors
+    fpus_per_core: int  # float32 units of one multiprocessor
+    clock_ghz: float  # Boost clock, GHz
+    l2_bytes: int  # Second-level cache, bytes
+    shared_per_core: int  # Shared memory of one multiprocessor, bytes
+    shared_per_block: int  # Most shared memory of one block after opting in, bytes
+    threads_per_core: int  # Most resident threads of one multiprocessor
 
     @property
     def has_bfloat16(self) -> bool:
@@ -52,97 +37,45 @@ class Card:
         return self.capability >= (8, 0)
 
 
-_KIB, _MIB = 2**10, 2**20
-
-CARDS: dict[str, Card] = {
-    card.name: card
-    for card in (
-        Card(
-            name="h200",
-            description="NVIDIA H200",
-            capability=(9, 0),
-            memory_bytes=150_754_820_096,
-            bandwidth=4_800_000_000_000,
-            cores=132,
-            fpus_per_core=128,
-            clock_ghz=1.98,
-            l2_bytes=60 * _MIB,
-            shared_per_core=228 * _KIB,
-            shared_per_block=227 * _KIB,
-            threads_per_core=2048,
-        ),
-        Card(
-            name="h100",
-            description="NVIDIA H100 80GB HBM3",
-            capability=(9, 0),
-            memory_bytes=84_942_979_072,
-            bandwidth=3_352_320_000_000,
-            cores=132,
-            fpus_per_core=128,
-            clock_ghz=1.98,
-            l2_bytes=50 * _MIB,
-            shared_per_core=228 * _KIB,
-            shared_per_block=227 * _KIB,
-            threads_per_core=2048,
-        ),
-        Card(
-            name="a100",
-            description="NVIDIA A100-SXM4-80GB",
-            capability=(8, 0),
-            memory_bytes=85_100_068_864,
-            bandwidth=2_039_040_000_000,
-            cores=108,
-            fpus_per_core=64,
-            clock_ghz=1.41,
-            l2_bytes=40 * _MIB,
-            shared_per_core=164 * _KIB,
-            shared_per_block=163 * _KIB,
-            threads_per_core=2048,
-        ),
-        Card(
-            name="rtx4090",
-            description="NVIDIA GeForce RTX 4090",
-            capability=(8, 9),
-            memory_bytes=25_250_627_584,
-            bandwidth=1_008_096_000_000,
-            cores=128,
-            fpus_per_core=128,
-            clock_ghz=2.52,
-            l2_bytes=72 * _MIB,
-            shared_per_core=100 * _KIB,
-            shared_per_block=99 * _KIB,
-            threads_per_core=1536,
-        ),
-        Card(
-            name="rtx3090",
-            description="NVIDIA GeForce RTX 3090",
-            capability=(8, 6),
-            memory_bytes=25_206_325_248,
-            bandwidth=936_096_000_000,
-            cores=82,
-            fpus_per_core=128,
-            clock_ghz=1.695,
-            l2_bytes=6 * _MIB,
-            shared_per_core=100 * _KIB,
-            shared_per_block=99 * _KIB,
-            threads_per_core=1536,
-        ),
-        Card(
-            name="rtx2080ti",
-            description="NVIDIA GeForce RTX 2080 Ti",
-            capability=(7, 5),
-            memory_bytes=11_348_672_512,
-            bandwidth=616_000_000_000,
-            cores=68,
-            fpus_per_core=64,
-            clock_ghz=1.545,
-            l2_bytes=5_767_168,
-            shared_per_core=64 * _KIB,
-            shared_per_block=64 * _KIB,
-            threads_per_core=1024,
-        ),
-    )
+# What the compute capability fixes of a multiprocessor: float32 units, KiB of shared memory, KiB of
+# one block, resident threads.
+_CORES = {
+    (9, 0): (128, 228, 227, 2048),
+    (8, 9): (128, 100, 99, 1536),
+    (8, 6): (128, 100, 99, 1536),
+    (8, 0): (64, 164, 163, 2048),
+    (7, 5): (64, 64, 64, 1024),
 }
+
+
+def _card(name, description, capability, cores, clock_ghz, l2_mib, memory_bytes, gb_per_s) -> Card:
+    fpus, shared_kib, block_kib, threads = _CORES[capability]
+    return Card(
+        name,
+        description,
+        capability,
+        memory_bytes=memory_bytes,
+        bandwidth=round(gb_per_s * 1e9),
+        cores=cores,
+        fpus_per_core=fpus,
+        clock_ghz=clock_ghz,
+        l2_bytes=round(l2_mib * 2**20),
+        shared_per_core=shared_kib * 2**10,
+        shared_per_block=block_kib * 2**10,
+        threads_per_core=threads,
+    )
+
+
+# Capability, multiprocessors, GHz, MiB of second-level cache, bytes of memory, GB/s.
+_TABLE = (
+    _card("h200", "NVIDIA H200", (9, 0), 132, 1.98, 60, 150_754_820_096, 4800),
+    _card("h100", "NVIDIA H100 80GB HBM3", (9, 0), 132, 1.98, 50, 84_942_979_072, 3352.32),
+    _card("a100", "NVIDIA A100-SXM4-80GB", (8, 0), 108, 1.41, 40, 85_100_068_864, 2039.04),
+    _card("rtx4090", "NVIDIA GeForce RTX 4090", (8, 9), 128, 2.52, 72, 25_250_627_584, 1008.096),
+    _card("rtx3090", "NVIDIA GeForce RTX 3090", (8, 6), 82, 1.695, 6, 25_206_325_248, 936.096),
+    _card("rtx2080ti", "NVIDIA GeForce RTX 2080 Ti", (7, 5), 68, 1.545, 5.5, 11_348_672_512, 616),
+)
+CARDS: dict[str, Card] = {card.name: card for card in _TABLE}
 
 
 def find_card(name: str) -> Card:

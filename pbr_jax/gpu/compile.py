@@ -41,19 +41,12 @@ class GpuCompilerMissing(RuntimeError):
 
 
 class MemoryReport(NamedTuple):
-    """Memory of one call of a compiled function, in bytes, as the compiler planned it.
+    """Memory of one call of a compiled function, in bytes, as the compiler planned it."""
 
-    Attributes:
-      argument_bytes: Arguments, donated ones included.
-      output_bytes: Outputs, with the pointer table (8 bytes an output) when there are several.
-      temp_bytes: The one buffer that holds all intermediate values.
-      alias_bytes: Outputs written over donated arguments, counted in both of the first two.
-    """
-
-    argument_bytes: int
-    output_bytes: int
-    temp_bytes: int
-    alias_bytes: int
+    argument_bytes: int  # Arguments, donated ones included
+    output_bytes: int  # Outputs, with the pointer table (8 bytes an output) when there are several
+    temp_bytes: int  # The one buffer that holds all intermediate values
+    alias_bytes: int  # Outputs written over donated arguments, counted in both of the first two
 
     @property
     def peak_bytes(self) -> int:
@@ -62,11 +55,10 @@ class MemoryReport(NamedTuple):
 
 
 def require_compiler() -> pathlib.Path:
-    """Returns the folder of the CUDA tools, after checking all that a compilation needs.
+    """Returns the folder of the CUDA tools, with `bin/ptxas` and `nvvm/libdevice`.
 
-    A folder counts if it has `bin/ptxas` and `nvvm/libdevice`. The package `nvidia-cuda-nvcc` goes
-    first, since its version is known to fit; then the CUDA of `ptxas` on $PATH; then
-    `/usr/local/cuda`.
+    The package `nvidia-cuda-nvcc` goes first, since its version is known to fit; then the CUDA of
+    `ptxas` on $PATH; then `/usr/local/cuda`.
 
     Raises:
       GpuCompilerMissing: The message names what is missing, and the command that installs it.
@@ -110,15 +102,11 @@ def compile_for(
 
     Args:
       function: A function, or one that `jax.jit` returned.
-      args: Positional arguments: pytrees of arrays or `jax.ShapeDtypeStruct`. Only shapes and
-        dtypes are read; shardings are replaced by one that puts everything on the card.
+      args: Positional arguments: pytrees of arrays or `jax.ShapeDtypeStruct`, of which only shapes
+        and dtypes are read; everything lies on the card.
       card: One of `CARDS`, or a `Card` of your own.
-      donate_argnums: Arguments whose memory the outputs may take, as in `jax.jit`. Leave it empty
-        for a jitted function, which carries its own.
-      compiler_options: XLA options by name, for this compilation only, on top of the defaults.
-
-    Returns:
-      What `jax.jit(...).lower(...).compile()` returns, for `memory` and `as_text()`.
+      donate_argnums: As in `jax.jit`; empty for a jitted function, which carries its own.
+      compiler_options: XLA options by name, on top of the defaults.
 
     Raises:
       GpuCompilerMissing: The extra `gpu-compiler` is missing, or JAX left out its plugin.

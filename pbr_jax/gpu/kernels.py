@@ -36,23 +36,14 @@ _COUNTER = re.compile(r"_+\d+$")  # which XLA puts behind a name that is taken
 
 
 class KernelUse(NamedTuple):
-    """Resources of one launch of a kernel.
+    """Resources of one launch of a kernel."""
 
-    Attributes:
-      name: of the kernel.
-      registers: of a thread; 255 at most.
-      spill_bytes: stored to and loaded from local memory by a thread for want of registers.
-      shared_bytes: shared memory of a block.
-      threads: of a block.
-      blocks: in the grid.
-    """
-
-    name: str
-    registers: int
-    spill_bytes: int
-    shared_bytes: int
-    threads: int
-    blocks: int
+    name: str  # of the kernel
+    registers: int  # of a thread; 255 at most
+    spill_bytes: int  # stored to and loaded from local memory by a thread for want of registers
+    shared_bytes: int  # shared memory of a block
+    threads: int  # of a block
+    blocks: int  # in the grid
 
 
 def kernel_use(

@@ -8,7 +8,7 @@ that it touches. A kernel whose operands still lie in the second-level cache is 
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 _ITEM_BITS = {"pred": 8, "bf16": 16, "c64": 64, "token": 0}
@@ -35,25 +35,15 @@ class Loop(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """One kernel of the program.
+    """One kernel of the program."""
 
-    Attributes:
-      name: of the instruction, or of a hand-written kernel.
-      kind: "gemm", "kernel" (hand-written), "fusion", "copy" or the HLO operation.
-      path: of the JAX operation that it comes from.
-      loops: around it, outermost first.
-      bytes: that one launch reads and writes.
-      flops: of matrix products in it; of a hand-written kernel what its metadata says, or 0.
-      instruction: its name in the program, which a profile of a run has too.
-    """
-
-    name: str
-    kind: str
-    path: str
-    loops: tuple[Loop, ...]
-    bytes: int
-    flops: int
-    instruction: str = ""
+    name: str  # of the instruction, or of a hand-written kernel
+    kind: str  # "gemm", "kernel" (hand-written), "fusion", "copy" or the HLO operation
+    path: str  # of the JAX operation that it comes from
+    loops: tuple[Loop, ...]  # around it, outermost first
+    bytes: int  # that one launch reads and writes
+    flops: int  # of matrix products in it; of a hand-written kernel what its metadata says, or 0
+    instruction: str = ""  # its name in the program, which a profile of a run has too
 
     @property
     def times(self) -> int:
@@ -182,20 +172,20 @@ def _fusion_bytes(fused: dict[str, _Instruction]) -> int:
 
 def _gemm_flops(body, instruction: _Instruction) -> int:
     config = json.loads(instruction.rest[instruction.rest.index("backend_config=") + 15 :])
-    contracted = config["gemm_backend_config"]["dot_dimension_numbers"][
-        "lhs_contracting_dimensions"
-    ]
-    dims = _dims(body[instruction.operands[0]].shape)
-    result = _dims(instruction.shape)
-    return 2 * math.prod(result) * math.prod(dims[int(axis)] for axis in contracted)
+    axes = config["gemm_backend_config"]["dot_dimension_numbers"]["lhs_contracting_dimensions"]
+    return _product_flops(body, instruction, axes)
 
 
 def _dot_flops(fused, instruction: _Instruction) -> int:
     axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)
     assert axes is not None
-    dims = _dims(fused[instruction.operands[0]].shape)
-    contracted = math.prod(dims[int(axis)] for axis in axes[1].split(",") if axis)
-    return 2 * math.prod(_dims(instruction.shape)) * contracted
+    return _product_flops(fused, instruction, filter(None, axes[1].split(",")))
+
+
+def _product_flops(body, instruction: _Instruction, contracted: Iterable[str]) -> int:
+    dims = _dims(body[instruction.operands[0]].shape)
+    result = math.prod(_dims(instruction.shape))
+    return 2 * result * math.prod(dims[int(axis)] for axis in contracted)
 
 
 def _parse(hlo: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
@@ -235,9 +225,8 @@ def _split(text: str) -> tuple[str, str]:
 def _bytes(shape: str) -> int:
     total = 0
     for one in _SHAPE.finditer(re.sub(r"\{[^}]*\}|/\*.*?\*/", "", shape)):
-        bits = _ITEM_BITS.get(one["dtype"]) or int(
-            "".join(re.findall(r"\d+", one["dtype"])[:1]) or 0
-        )
+        digits = re.search(r"\d+", one["dtype"])
+        bits = _ITEM_BITS.get(one["dtype"]) or int(digits[0] if digits else 0)
         total += math.prod(int(n) for n in one["dims"].split(",") if n) * bits // 8
     return total
 

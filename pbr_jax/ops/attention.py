@@ -21,21 +21,13 @@ _LARGEST_HEAD = 128  # of the kernels
 
 
 class Settings(NamedTuple):
-    """Static part of an attention op.
+    """Static part of an attention op."""
 
-    Attributes:
-      kind: name of its residual, see `pbr_jax.ops.attention_kinds`.
-      keep: fraction of channels or elements kept by "channels" and "elements", in (0, 1].
-      causal: a query sees no key behind it.
-      dropout: rate at which probabilities are dropped, where `Visibility` brings seeds.
-      implementation: see `pbr_jax.ops.dispatch`; None lets the device decide.
-    """
-
-    kind: str = "flash"
-    keep: float = 0.2
-    causal: bool = False
-    dropout: float = 0.0
-    implementation: Implementation | None = None
+    kind: str = "flash"  # name of its residual, see `pbr_jax.ops.attention_kinds`
+    keep: float = 0.2  # fraction kept by "channels" and "elements", in (0, 1]
+    causal: bool = False  # a query sees no key behind it
+    dropout: float = 0.0  # rate at which probabilities are dropped, where `Visibility` brings seeds
+    implementation: Implementation | None = None  # see `dispatch`
 
     def rules(self, head: int) -> Rules:
         """The static rules of the scores, for heads of that width."""
@@ -81,17 +73,6 @@ def backward(
     attend_gradients = settings.implementation_for(do, visibility).attend_gradients
     kind = plans.kind("attention", settings.kind)
     return kind.gradients(residual, visibility, do, num_keys, rules, attend_gradients)
-
-
-def attention_pair(settings: Settings, num_keys: int) -> pair.Pair:
-    """Attention as a pair over `x = (q, k, v)` with a `Visibility` as `aux`."""
-    return pair.Pair(
-        lambda params, qkv, visibility: forward(qkv, visibility, settings),
-        lambda params, residual, visibility, do: (
-            None,
-            backward(residual, visibility, do, num_keys, settings),
-        ),
-    )
 
 
 def attention(
@@ -153,4 +134,9 @@ def attention(
     if dropout == 0:
         visibility = visibility._replace(seeds=None)
     settings = Settings(kind, keep, causal, dropout, implementation)
-    return pair.bind(attention_pair(settings, k.shape[2]))(None, (q, k, v), visibility)
+
+    def gradients(params, residual, visibility, do):
+        return None, backward(residual, visibility, do, k.shape[2], settings)
+
+    op = pair.Pair(lambda _, qkv, visibility: forward(qkv, visibility, settings), gradients)
+    return pair.bind(op)(None, (q, k, v), visibility)

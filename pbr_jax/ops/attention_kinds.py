@@ -7,27 +7,21 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from pbr_jax.kernels.attention_arguments import Rules, Visibility
 
 
 class AttentionKind:
-    """A kind of residual of softmax attention of q, `[B, H, N, head]`, and k, v, `[B, H, M, head]`.
+    """A kind of residual of attention of q, `[B, H, N, head]`, and k, v, `[B, H, M, head]`.
 
-    Attributes:
-      recomputes_scores: the backward pass makes the softmax from q and k again.
-      recomputes_heads: keeps nothing: q, k and v are projected again, which a half-block does.
-      keeps_output: the output is in the residual, for the linear layer behind it.
-      has_own_keep: its fraction is `attention_keep` of a plan and not `keep`.
-      kernel_refusal: why the kernels cannot make it, or None.
+    By default it is q, k and v.
     """
 
-    recomputes_scores = True
-    recomputes_heads = False
-    keeps_output = False
-    has_own_keep = False
-    kernel_refusal: str | None = None
+    recomputes_scores = True  # the backward pass makes the softmax from q and k again
+    recomputes_heads = False  # keeps nothing: a half-block projects q, k and v again
+    keeps_output = False  # the output is in the residual, for the linear layer behind it
+    has_own_keep = False  # its fraction is `attention_keep` of a plan and not `keep`
+    kernel_refusal: str | None = None  # why the kernels cannot make it, or None
 
     def save(
         self,
@@ -39,7 +33,7 @@ class AttentionKind:
         rules: Rules,
     ) -> Any:
         """The residual of an attention with that output and log-sum-exp."""
-        raise NotImplementedError
+        return qkv
 
     def gradients(
         self,
@@ -56,12 +50,6 @@ class AttentionKind:
     def searched_channels(self, width: int, heads: int, num_keys: int) -> int:
         """Channels of a token among which the largest elements are searched for, 0 if none are."""
         return 0
-
-    def saved_bytes(
-        self, shape: tuple[int, ...], num_keys: int, dtype: jax.typing.DTypeLike, keep: float
-    ) -> int:
-        """Bytes of the residual for q of that shape and dtype and M keys."""
-        raise NotImplementedError
 
 
 class FlashResidual(NamedTuple):
@@ -88,30 +76,15 @@ class Flash(AttentionKind):
         q, k, v, out, lse = residual
         return attend_gradients(q, k, v, visibility, do, rules, out_lse=(out, lse))
 
-    def saved_bytes(self, shape, num_keys, dtype, keep):
-        batch, heads, queries, head = shape
-        values = 2 * head * (queries + num_keys) * jnp.dtype(dtype).itemsize
-        return batch * heads * (values + 4 * queries)
-
 
 class Qkv(AttentionKind):
     """q, k and v; the softmax is recomputed."""
 
-    def save(self, qkv, out, lse, visibility, keep, rules):
-        return tuple(qkv)
 
-    def saved_bytes(self, shape, num_keys, dtype, keep):
-        batch, heads, queries, head = shape
-        return batch * heads * head * (queries + 2 * num_keys) * jnp.dtype(dtype).itemsize
-
-
-class Recompute(Qkv):
+class Recompute(AttentionKind):
     """Nothing: a half-block projects q, k and v again and hands them to `gradients`."""
 
     recomputes_heads = True
 
     def save(self, qkv, out, lse, visibility, keep, rules):
         return None
-
-    def saved_bytes(self, shape, num_keys, dtype, keep):
-        return 0

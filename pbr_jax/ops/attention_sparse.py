@@ -57,12 +57,6 @@ class Channels(AttentionKind):
         dq, dk = (residuals.put_channels(g, qk_channels, do.shape[-1]) for g in (dq, dk))
         return dq, dk, dv
 
-    def saved_bytes(self, shape, num_keys, dtype, keep):
-        batch, heads, queries, head = shape
-        kept = heads * budget_for(keep, head)
-        indices = 2 * jnp.dtype(jnp.int32).itemsize * kept
-        return batch * kept * (queries + 2 * num_keys) * jnp.dtype(dtype).itemsize + indices
-
 
 class PrunedAttention(NamedTuple):
     """BackRazor's residual: pruned q, k, v and probabilities."""
@@ -120,9 +114,3 @@ class Elements(AttentionKind):
 
     def searched_channels(self, width, heads, num_keys):
         return 3 * width + heads * num_keys
-
-    def saved_bytes(self, shape, num_keys, dtype, keep):
-        batch, heads, queries, head = shape
-        keys, scores = (batch, heads, num_keys, head), (batch, heads, queries, num_keys)
-        half = residuals.half_precision(dtype)
-        return sum(residuals.elements_bytes(s, half, keep) for s in (shape, keys, keys, scores))

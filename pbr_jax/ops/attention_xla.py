@@ -69,16 +69,12 @@ class Block(NamedTuple):
         return jnp.einsum("bhnm,bhmc->bhnc", ds, self.k), jnp.einsum("bhnm,bhnc->bhmc", ds, self.q)
 
 
-def _num_sample_chunks(batch: int, bytes_per_sample: int) -> int:
-    """Smallest divisor of `batch` that keeps a chunk of samples within the score budget."""
-    wanted = max(1, -(-batch * bytes_per_sample // _SCORE_BYTES))
-    return next(c for c in range(1, batch + 1) if batch % c == 0 and c >= min(wanted, batch))
-
-
 def over_samples(body, arrays, bytes_per_sample: int):
     """`body` over chunks of the leading axis of every array, results joined again."""
     batch = jax.tree.leaves(arrays)[0].shape[0]
-    chunks = _num_sample_chunks(batch, bytes_per_sample)
+    # The smallest divisor of the batch that keeps a chunk within the budget of scores.
+    wanted = min(batch, max(1, -(-batch * bytes_per_sample // _SCORE_BYTES)))
+    chunks = next(c for c in range(wanted, batch + 1) if batch % c == 0)
     if chunks == 1:
         return body(arrays)
     split = jax.tree.map(lambda a: a.reshape(chunks, batch // chunks, *a.shape[1:]), arrays)

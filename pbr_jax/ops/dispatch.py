@@ -26,19 +26,12 @@ _interpreted: contextvars.ContextVar[bool] = contextvars.ContextVar("interpreted
 
 
 class Target(NamedTuple):
-    """The device that a function is traced for.
+    """The device that a function is traced for."""
 
-    Attributes:
-      platform: "cpu", "gpu" or "tpu".
-      name: as its maker calls it.
-      capability: CUDA compute capability, None where it is unknown or there is none.
-      num_devices: over which the arrays may be spread.
-    """
-
-    platform: str
-    name: str
-    capability: tuple[int, int] | None = None
-    num_devices: int = 1
+    platform: str  # "cpu", "gpu" or "tpu"
+    name: str  # as its maker calls it
+    capability: tuple[int, int] | None = None  # of CUDA, None where unknown or none
+    num_devices: int = 1  # over which the arrays may be spread
 
 
 class Kernel(NamedTuple):

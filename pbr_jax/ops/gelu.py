@@ -1,6 +1,7 @@
 """GELU, exact (erf) or by the tanh approximation, and what its backward pass keeps."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,14 @@ KERNEL = dispatch.Kernel("gelu", _refusal, kernel.TILES)
 """Kernel of a GELU that keeps codes; chosen for u and the keys that round them."""
 
 
+class Settings(NamedTuple):
+    """Static part of a GELU."""
+
+    kind: str = "dense"  # name of its residual, see `pbr_jax.ops.gelu_kinds`
+    approximate: bool = False  # tanh form
+    implementation: Implementation | None = None  # where codes are kept, see `dispatch`
+
+
 def value(u: jax.Array, *, approximate: bool = False) -> jax.Array:
     """`u * Phi(u)`, elementwise, in the dtype of `u`."""
     return jax.nn.gelu(u, approximate=approximate)
@@ -38,20 +47,17 @@ def derivative(u: jax.Array, *, approximate: bool = False) -> jax.Array:
         t = jnp.tanh(_SQRT_2_OVER_PI * (v + _CUBIC * v**3))
         slope = 0.5 * (1 + t) + 0.5 * v * (1 - t * t) * _SQRT_2_OVER_PI * (1 + 3 * _CUBIC * v * v)
     else:
-        slope = 0.5 * (1 + lax.erf(v / math.sqrt(2))) + v * jnp.exp(-0.5 * v * v) / math.sqrt(
-            2 * math.pi
-        )
+        bell = v * jnp.exp(-0.5 * v * v) / math.sqrt(2 * math.pi)
+        slope = 0.5 * (1 + lax.erf(v / math.sqrt(2))) + bell
     return slope.astype(u.dtype)
 
 
 def forward(
     u: jax.Array,
-    kind: str,
+    settings: Settings,
     *,
-    approximate: bool = False,
     keys: jax.Array | None = None,
     columns: jax.Array | None = None,
-    implementation: Implementation | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """GELU of `u`, `[B, ..., F]`, its residual, and `columns` of the output, packed.
 
@@ -59,21 +65,19 @@ def forward(
 
     Args:
       u: the input.
-      kind: name of the residual, see `pbr_jax.ops.gelu_kinds`.
-      approximate: tanh form.
+      settings: static.
       keys: one per sample, to round codes at random and without bias.
       columns: int32 `[K]`, columns of the output to pack, or None.
-      implementation: see `pbr_jax.ops.dispatch`; None lets the device decide.
 
     Raises:
       ValueError: the named implementation cannot run.
     """
-    bits = plans.kind("gelu", kind).bits
+    kind, approximate = plans.kind("gelu", settings.kind), settings.approximate
     # The kernel numbers the tokens; results get the leading axes of u back.
-    if bits and KERNEL.choose(implementation, u, keys) == "triton":
+    if kind.bits and KERNEL.choose(settings.implementation, u, keys) == "triton":
         a, planes, packed = kernel.gelu(
             u.reshape(-1, u.shape[-1]),
-            gelu_codes.nearest_steps(bits, approximate),
+            gelu_codes.nearest_steps(kind.bits, approximate),
             columns,
             approximate=approximate,
             blocks=KERNEL.cut()[u.dtype.itemsize],
@@ -85,27 +89,19 @@ def forward(
         return a.reshape(u.shape), residual, packed
     a = value(u, approximate=approximate)
     packed = None if columns is None else residuals.take_columns(a, columns)
-    return a, plans.kind("gelu", kind).save(u, approximate=approximate, keys=keys), packed
+    return a, kind.save(u, approximate=approximate, keys=keys), packed
 
 
-def gelu_pair(
-    kind: str = "dense",
-    approximate: bool = False,
-    implementation: Implementation | None = None,
-) -> pair.Pair:
+def gelu_pair(settings: Settings) -> pair.Pair:
     """GELU as a pair; `aux` holds keys for stochastic rounding, `[B]`, or is None."""
 
-    def forward_(params, u, keys):
-        options = {"approximate": approximate, "keys": keys, "implementation": implementation}
-        return forward(u, kind, **options)[:2]
-
     def backward(params, residual, keys, dy):
-        slope = plans.kind("gelu", kind).restore(
-            residual, dy, approximate=approximate, stochastic=keys is not None
+        slope = plans.kind("gelu", settings.kind).restore(
+            residual, dy, approximate=settings.approximate, stochastic=keys is not None
         )
         return None, dy * slope
 
-    return pair.Pair(forward_, backward)
+    return pair.Pair(lambda params, u, keys: forward(u, settings, keys=keys)[:2], backward)
 
 
 def gelu(
@@ -133,4 +129,4 @@ def gelu(
     if key is not None and not plans.kind("gelu", kind).bits:
         raise ValueError(f"key given with kind = {kind!r}: only codes are rounded; drop the key")
     keys = None if key is None else sample_keys(key, u.shape[0])
-    return pair.bind(gelu_pair(kind, approximate, implementation))(None, u, keys)
+    return pair.bind(gelu_pair(Settings(kind, approximate, implementation)))(None, u, keys)

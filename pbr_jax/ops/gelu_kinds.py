@@ -1,6 +1,6 @@
 """Kinds of residual of GELU: its input u, `[B, ..., F]`, or a code of its derivative at u."""
 
-import math
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,46 +10,30 @@ from pbr_jax.ops.arrays import uniform_like
 
 
 class GeluKind:
-    """A kind of residual of GELU: one array.
+    """A kind of residual of GELU: one array, by default u."""
 
-    Attributes:
-      bits: of a code, 0 where u itself is kept.
-    """
-
-    bits = 0
+    bits = 0  # of a code, 0 where u itself is kept
 
     def save(self, u: jax.Array, *, approximate: bool, keys: jax.Array | None) -> jax.Array:
         """The residual of u; codes are rounded at random if there are `keys`, one per sample."""
-        raise NotImplementedError
+        return u
 
     def restore(
         self, residual: jax.Array, like: jax.Array, *, approximate: bool, stochastic: bool
     ) -> jax.Array:
         """The derivative as the backward pass sees it, in shape and dtype of `like`."""
-        raise NotImplementedError
-
-    def saved_bytes(self, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> int:
-        """Bytes of the residual of u."""
-        raise NotImplementedError
+        return gelu.derivative(residual, approximate=approximate)
 
 
 class Dense(GeluKind):
     """u itself: the derivative is exact."""
 
-    def save(self, u, *, approximate, keys):
-        return u
 
-    def restore(self, residual, like, *, approximate, stochastic):
-        return gelu.derivative(residual, approximate=approximate)
+class Code(GeluKind):
+    """The derivative in a few bits, as bit planes, uint8 `[B, ..., bits, ceil(F / 8)]`."""
 
-    def saved_bytes(self, shape, dtype):
-        return math.prod(shape) * jnp.dtype(dtype).itemsize
-
-
-class Code2(GeluKind):
-    """The derivative in 2 bits, as bit planes, uint8 `[B, ..., bits, ceil(F / 8)]`."""
-
-    bits = 2
+    def __init__(self, bits: int) -> None:
+        self.bits = bits
 
     def save(self, u, *, approximate, keys):
         wide = u.astype(jnp.float32)
@@ -66,17 +50,5 @@ class Code2(GeluKind):
         codes = gelu_codes.unpack(residual, like.shape[-1])
         return gelu_codes.look_up(codes, levels, like.dtype)
 
-    def saved_bytes(self, shape, dtype):
-        return math.prod(shape[:-1]) * self.bits * -(-shape[-1] // 8)
 
-
-class Code3(Code2):
-    """The derivative in 3 bits."""
-
-    bits = 3
-
-
-class Code4(Code2):
-    """The derivative in 4 bits."""
-
-    bits = 4
+Code2, Code3, Code4 = (functools.partial(Code, bits) for bits in gelu_codes.BITS)

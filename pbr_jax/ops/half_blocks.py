@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pbr_jax.ops import attention, layer_norm, linear, linear_gelu, residuals
+from pbr_jax.ops import attention, gelu, layer_norm, linear, linear_gelu, residuals
 from pbr_jax.ops.block_dropout import (
     Use,
     attention_visibility,
@@ -42,26 +42,17 @@ from pbr_jax.plans import SITES, ResidualPlan
 
 
 class BlockShape(NamedTuple):
-    """Static description of a block.
+    """Static description of a block."""
 
-    Attributes:
-      num_heads: H.
-      epsilon: of both LayerNorms.
-      dropout: rate on both branches; pre-norm also behind GELU (ViT), post-norm also on the
-        normalised embeddings (BERT).
-      approximate_gelu: tanh form instead of erf.
-      post_norm: the skip connection starts behind the LayerNorm.
-      causal: a token sees no token behind it.
-      attention_dropout: rate at which attention drops probabilities.
-    """
-
-    num_heads: int
-    epsilon: float = 1e-6
+    num_heads: int  # H
+    epsilon: float = 1e-6  # of both LayerNorms
+    # rate on both branches; pre-norm also behind GELU (ViT), post-norm also on the normalised
+    # embeddings (BERT)
     dropout: float = 0.0
-    approximate_gelu: bool = False
-    post_norm: bool = False
-    causal: bool = False
-    attention_dropout: float = 0.0
+    approximate_gelu: bool = False  # tanh form instead of erf
+    post_norm: bool = False  # the skip connection starts behind the LayerNorm
+    causal: bool = False  # a token sees no token behind it
+    attention_dropout: float = 0.0  # rate at which attention drops probabilities
 
 
 class AttentionResidual(NamedTuple):
@@ -173,12 +164,9 @@ def mlp_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
     """`x or h + dropout(fc2(dropout(gelu(fc1(h)))))`, `h = norm2(x)`, as a pair."""
     norm = _norm_settings(plan, shape)
     fc1, fc2 = _linear_settings(plan, "fc1"), _linear_settings(plan, "fc2")
-    approximate = shape.approximate_gelu
+    activation = gelu.Settings(plan.gelu, shape.approximate_gelu, plan.implementation)
     hidden_dropout = 0.0 if shape.post_norm else shape.dropout
     keep_fc1_input = not _rebuilt_from_norm(plan)
-
-    def code_keys(aux):
-        return keys_for(aux, Use.CODES) if plan.stochastic_codes else None
 
     def forward(params, x, aux):
         h, norm_residual = layer_norm.forward(params["norm2"], x, norm)
@@ -189,11 +177,9 @@ def mlp_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
             h,
             params["fc1"]["kernel"],
             params["fc1"]["bias"],
-            plan.gelu,
-            approximate=approximate,
-            keys=code_keys(aux),
+            activation,
+            keys=keys_for(aux, Use.CODES) if plan.stochastic_codes else None,
             columns=params["fc2"].get("columns") if packs else None,
-            implementation=plan.implementation,
         )
         a = dropout(a, aux, Use.HIDDEN, hidden_dropout)
         y = linear.project(a, params["fc2"]["kernel"], params["fc2"]["bias"])
@@ -216,10 +202,8 @@ def mlp_half(plan: ResidualPlan, shape: BlockShape) -> Pair:
             d_branch,
             params["fc2"]["kernel"],
             residual.gelu,
-            plan.gelu,
-            approximate=approximate,
+            activation,
             stochastic=plan.stochastic_codes,
-            implementation=plan.implementation,
         )
         # Dropout lies between the two, and all three multiply: their order does not matter.
         du = dropout(du, aux, Use.HIDDEN, hidden_dropout)

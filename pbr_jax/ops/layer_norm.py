@@ -29,19 +29,12 @@ def affine(x_hat: jax.Array, params: dict, dtype: jax.typing.DTypeLike) -> jax.A
 
 
 class Settings(NamedTuple):
-    """Static part of a LayerNorm.
+    """Static part of a LayerNorm."""
 
-    Attributes:
-      kind: name of its residual, see `pbr_jax.ops.layer_norm_kinds`.
-      keep: fraction kept by "elements", in (0, 1].
-      epsilon: added to the variance.
-      implementation: see `pbr_jax.ops.dispatch`; None lets the device decide.
-    """
-
-    kind: str = "dense"
-    keep: float = 1.0
-    epsilon: float = 1e-6
-    implementation: Implementation | None = None
+    kind: str = "dense"  # name of its residual, see `pbr_jax.ops.layer_norm_kinds`
+    keep: float = 1.0  # fraction kept by "elements", in (0, 1]
+    epsilon: float = 1e-6  # added to the variance
+    implementation: Implementation | None = None  # see `dispatch`
 
 
 def _refusal(x: jax.Array | jax.ShapeDtypeStruct, kind: str) -> str | None:
@@ -58,39 +51,10 @@ KERNEL = dispatch.Kernel("layer_norm", _refusal, kernel.TILES)
 
 def forward(params: dict, x: jax.Array, settings: Settings) -> tuple[jax.Array, Any]:
     """The output and the residual that `settings.kind` names."""
-    if KERNEL.choose(settings.implementation, x, settings.kind) == "triton":
-        return _forward_kernel(params, x, settings)
-    x_hat, mean, rstd = normalize(x, settings.epsilon)
-    y = affine(x_hat, params, x.dtype)
     kind = plans.kind("layer_norm", settings.kind)
-    return y, kind.save(x, x_hat, mean, rstd, settings.keep)
-
-
-def backward(
-    params: dict, residual: Any, dy: jax.Array, settings: Settings, skip: jax.Array | None = None
-) -> tuple[dict, jax.Array]:
-    """`{scale, bias}` and `dx`, plus `skip`, the cotangent of a residual connection around it."""
-    if KERNEL.choose(settings.implementation, dy, settings.kind) == "triton":
-        return _backward_kernel(params, residual, dy, settings, skip)
-    kind = plans.kind("layer_norm", settings.kind)
-    x_hat, rstd = kind.restore(residual, dy.shape, dy.dtype)
-    # dscale and dbias are sums over all tokens.
-    wide = dy.astype(jnp.float32)
-    rows = tuple(range(dy.ndim - 1))
-    grads = {
-        "scale": jnp.sum(wide * x_hat, axis=rows).astype(params["scale"].dtype),
-        "bias": jnp.sum(wide, axis=rows).astype(params["bias"].dtype),
-    }
-    # LayerNorm removes the mean and fixes the length, so that dx has no part along either.
-    g = wide * as_row(params["scale"], dy.ndim, jnp.float32)
-    mean_g = jnp.mean(g, axis=-1, keepdims=True)
-    mean_gx = jnp.mean(g * x_hat, axis=-1, keepdims=True)
-    dx = (rstd * (g - mean_g - x_hat * mean_gx)).astype(dy.dtype)
-    return grads, dx if skip is None else dx + skip
-
-
-def _forward_kernel(params: dict, x: jax.Array, settings: Settings) -> tuple[jax.Array, Any]:
-    kind = plans.kind("layer_norm", settings.kind)
+    if KERNEL.choose(settings.implementation, x, settings.kind) == "xla":
+        x_hat, mean, rstd = normalize(x, settings.epsilon)
+        return affine(x_hat, params, x.dtype), kind.save(x, x_hat, mean, rstd, settings.keep)
     y, x_hat, rstd, scales = kernel.forward(
         _flat(x),
         params["scale"].astype(jnp.float32),
@@ -106,35 +70,44 @@ def _forward_kernel(params: dict, x: jax.Array, settings: Settings) -> tuple[jax
     return y.reshape(x.shape), residual
 
 
-def _backward_kernel(params, residual, dy, settings, skip) -> tuple[dict, jax.Array]:
-    x_hat, scales = plans.kind("layer_norm", settings.kind).for_kernel(residual)
-    dx, dscale, dbias = kernel.backward(
-        _flat(dy),
-        _flat(x_hat),
-        residual.rstd.reshape(-1),
-        params["scale"].astype(jnp.float32),
-        None if skip is None else _flat(skip),
-        None if scales is None else _flat(scales),
-        blocks=KERNEL.cut(),
-        interpret=dispatch.interpreting(),
-    )
-    grads = {
-        "scale": dscale.astype(params["scale"].dtype),
-        "bias": dbias.astype(params["bias"].dtype),
-    }
-    return grads, dx.reshape(dy.shape)
+def backward(
+    params: dict, residual: Any, dy: jax.Array, settings: Settings, skip: jax.Array | None = None
+) -> tuple[dict, jax.Array]:
+    """`{scale, bias}` and `dx`, plus `skip`, the cotangent of a residual connection around it."""
+    kind = plans.kind("layer_norm", settings.kind)
+    if KERNEL.choose(settings.implementation, dy, settings.kind) == "triton":
+        x_hat, scales = kind.for_kernel(residual)
+        dx, dscale, dbias = kernel.backward(
+            _flat(dy),
+            _flat(x_hat),
+            residual.rstd.reshape(-1),
+            params["scale"].astype(jnp.float32),
+            None if skip is None else _flat(skip),
+            None if scales is None else _flat(scales),
+            blocks=KERNEL.cut(),
+            interpret=dispatch.interpreting(),
+        )
+        return _gradients(params, dscale, dbias), dx.reshape(dy.shape)
+    x_hat, rstd = kind.restore(residual, dy.shape, dy.dtype)
+    # dscale and dbias are sums over all tokens.
+    wide = dy.astype(jnp.float32)
+    rows = tuple(range(dy.ndim - 1))
+    grads = _gradients(params, jnp.sum(wide * x_hat, axis=rows), jnp.sum(wide, axis=rows))
+    # LayerNorm removes the mean and fixes the length, so that dx has no part along either.
+    g = wide * as_row(params["scale"], dy.ndim, jnp.float32)
+    mean_g = jnp.mean(g, axis=-1, keepdims=True)
+    mean_gx = jnp.mean(g * x_hat, axis=-1, keepdims=True)
+    dx = (rstd * (g - mean_g - x_hat * mean_gx)).astype(dy.dtype)
+    return grads, dx if skip is None else dx + skip
+
+
+def _gradients(params: dict, dscale: jax.Array, dbias: jax.Array) -> dict:
+    dtypes = params["scale"].dtype, params["bias"].dtype
+    return {"scale": dscale.astype(dtypes[0]), "bias": dbias.astype(dtypes[1])}
 
 
 def _flat(x: jax.Array) -> jax.Array:
     return x.reshape(-1, x.shape[-1])
-
-
-def layer_norm_pair(settings: Settings) -> pair.Pair:
-    """LayerNorm as a pair over `params = {scale, bias}`."""
-    return pair.Pair(
-        lambda params, x, aux: forward(params, x, settings),
-        lambda params, residual, aux, dy: backward(params, residual, dy, settings),
-    )
 
 
 def layer_norm(
@@ -170,4 +143,8 @@ def layer_norm(
                 f"{name} has shape {vector.shape}: must be [D] = {x.shape[-1:]}, the last axis of x"
             )
     settings = Settings(kind, keep, epsilon, implementation)
-    return pair.bind(layer_norm_pair(settings))({"scale": scale, "bias": bias}, x, None)
+    op = pair.Pair(
+        lambda params, x, aux: forward(params, x, settings),
+        lambda params, residual, aux, dy: backward(params, residual, dy, settings),
+    )
+    return pair.bind(op)({"scale": scale, "bias": bias}, x, None)

@@ -1,6 +1,5 @@
 """Kinds of residual of LayerNorm: the normalised input in full, in 8 bits, or BackRazor's."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -10,49 +9,6 @@ from pbr_jax.kernels import layer_norm as kernel
 from pbr_jax.ops import residuals
 
 _GROUP = kernel.GROUP
-_STATISTIC = 4  # bytes of a float32 mean or reciprocal deviation
-
-
-class LayerNormKind:
-    """A kind of residual of LayerNorm over the last axis of x, `[B, ..., D]`.
-
-    Attributes:
-      rebuilds: gives the LayerNorm's output back, so that a linear layer behind it keeps nothing.
-      eight_bits: is kept in int8.
-      kernel_refusal: why the kernels cannot make it, or None.
-    """
-
-    rebuilds = True
-    eight_bits = False
-    kernel_refusal: str | None = None
-
-    def save(
-        self, x: jax.Array, x_hat: jax.Array, mean: jax.Array, rstd: jax.Array, keep: float
-    ) -> Any:
-        """The residual of x, given its float32 normalised form, mean and reciprocal deviation."""
-        raise NotImplementedError
-
-    def restore(
-        self, residual: Any, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
-    ) -> tuple[jax.Array, jax.Array]:
-        """Float32 `(x_hat, rstd)` as the backward pass sees them, for x of that shape and dtype."""
-        raise NotImplementedError
-
-    def from_kernel(self, x_hat: jax.Array, rstd: jax.Array, scales: jax.Array | None) -> Any:
-        """The residual out of the results of `kernel.forward`."""
-        raise NotImplementedError
-
-    def for_kernel(self, residual: Any) -> tuple[jax.Array, jax.Array | None]:
-        """The normalised input and its scales, as `kernel.backward` takes them."""
-        raise NotImplementedError
-
-    def searched_channels(self, width: int) -> int:
-        """Channels of a token among which the largest elements are searched for, 0 if none are."""
-        return 0
-
-    def saved_bytes(self, shape: tuple[int, ...], dtype: jax.typing.DTypeLike, keep: float) -> int:
-        """Bytes of the residual of x."""
-        raise NotImplementedError
 
 
 class Normalized(NamedTuple):
@@ -62,24 +18,43 @@ class Normalized(NamedTuple):
     rstd: jax.Array  # float32 [..., 1]
 
 
-class Dense(LayerNormKind):
-    """The normalised input in the dtype of x."""
+class LayerNormKind:
+    """A kind of residual of LayerNorm over the last axis of x, `[B, ..., D]`.
 
-    def save(self, x, x_hat, mean, rstd, keep):
+    By default it is the normalised input in the dtype of x, and exact.
+    """
+
+    rebuilds = True  # gives the output back, so that a linear layer behind it keeps nothing
+    eight_bits = False  # is kept in int8
+    kernel_refusal: str | None = None  # why the kernels cannot make it, or None
+
+    def save(
+        self, x: jax.Array, x_hat: jax.Array, mean: jax.Array, rstd: jax.Array, keep: float
+    ) -> Any:
+        """The residual of x, given its float32 normalised form, mean and reciprocal deviation."""
         return Normalized(x_hat.astype(x.dtype), rstd)
 
-    def restore(self, residual, shape, dtype):
+    def restore(
+        self, residual: Any, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+    ) -> tuple[jax.Array, jax.Array]:
+        """Float32 `(x_hat, rstd)` as the backward pass sees them, for x of that shape and dtype."""
         return residual.x_hat.astype(jnp.float32), residual.rstd
 
-    def from_kernel(self, x_hat, rstd, scales):
+    def from_kernel(self, x_hat: jax.Array, rstd: jax.Array, scales: jax.Array | None) -> Any:
+        """The residual out of the results of `kernel.forward`."""
         return Normalized(x_hat, rstd)
 
-    def for_kernel(self, residual):
+    def for_kernel(self, residual: Any) -> tuple[jax.Array, jax.Array | None]:
+        """The normalised input and its scales, as `kernel.backward` takes them."""
         return residual.x_hat, None
 
-    def saved_bytes(self, shape, dtype, keep):
-        tokens, width = math.prod(shape[:-1]), shape[-1]
-        return tokens * (width * jnp.dtype(dtype).itemsize + _STATISTIC)
+    def searched_channels(self, width: int) -> int:
+        """Channels of a token among which the largest elements are searched for, 0 if none are."""
+        return 0
+
+
+class Dense(LayerNormKind):
+    """The normalised input in the dtype of x."""
 
 
 class Quantized(NamedTuple):
@@ -111,10 +86,6 @@ class Int8(LayerNormKind):
     def for_kernel(self, residual):
         return residual.codes, residual.scales
 
-    def saved_bytes(self, shape, dtype, keep):
-        tokens, width = math.prod(shape[:-1]), shape[-1]
-        return tokens * (width + 2 * -(-width // _GROUP) + _STATISTIC)
-
 
 class Pruned(NamedTuple):
     """BackRazor's residual: pruned input in its own dtype, true mean and reciprocal deviation."""
@@ -141,10 +112,6 @@ class Elements(LayerNormKind):
 
     def searched_channels(self, width):
         return width
-
-    def saved_bytes(self, shape, dtype, keep):
-        statistics = 2 * _STATISTIC * math.prod(shape[:-1])
-        return residuals.elements_bytes(shape, dtype, keep) + statistics
 
 
 def quantize(x_hat: jax.Array) -> tuple[jax.Array, jax.Array]:

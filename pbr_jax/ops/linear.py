@@ -19,18 +19,11 @@ from pbr_jax.plans import Implementation
 
 
 class Settings(NamedTuple):
-    """Static part of a linear layer.
+    """Static part of a linear layer."""
 
-    Attributes:
-      kind: name of its residual, see `pbr_jax.ops.linear_kinds`.
-      keep: fraction kept by "magnitude" and "elements", in (0, 1].
-      implementation: of the weight gradient, see `pbr_jax.ops.dispatch`; None lets the device
-        decide.
-    """
-
-    kind: str = "dense"
-    keep: float = 1.0
-    implementation: Implementation | None = None
+    kind: str = "dense"  # name of its residual, see `pbr_jax.ops.linear_kinds`
+    keep: float = 1.0  # fraction kept by "magnitude" and "elements", in (0, 1]
+    implementation: Implementation | None = None  # of the weight gradient, see `dispatch`
 
 
 def project(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:

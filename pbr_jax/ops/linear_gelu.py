@@ -21,7 +21,6 @@ from pbr_jax.kernels import linear_gelu as kernel
 from pbr_jax.kernels import linear_tiles
 from pbr_jax.kernels.tiles import Blocks
 from pbr_jax.ops import dispatch, gelu, gelu_codes, linear
-from pbr_jax.plans import Implementation
 
 _HOPPER = (9, 0)
 
@@ -43,12 +42,10 @@ def forward(
     x: jax.Array,
     w: jax.Array,
     bias: jax.Array,
-    kind: str,
+    settings: gelu.Settings,
     *,
-    approximate: bool = False,
     keys: jax.Array | None = None,
     columns: jax.Array | None = None,
-    implementation: Implementation | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """GELU of `u = x W + b`, its residual, and `columns` of the output, packed.
 
@@ -56,24 +53,15 @@ def forward(
       x: `[B, ..., D]`.
       w: `[D, F]`; the product runs in the dtype of `x`.
       bias: `[F]`.
-      kind, approximate, keys, columns: as for `gelu.forward`.
-      implementation: see `pbr_jax.ops.dispatch`; None lets the device decide.
+      settings, keys, columns: as for `gelu.forward`.
 
     Raises:
       ValueError: the named implementation cannot run.
     """
-    if KERNEL.choose(implementation, x, w.shape[1], kind, keys) == "xla":
-        u = linear.project(x, w, bias)
-        return gelu.forward(
-            u,
-            kind,
-            approximate=approximate,
-            keys=keys,
-            columns=columns,
-            implementation=implementation,
-        )
+    if KERNEL.choose(settings.implementation, x, w.shape[1], settings.kind, keys) == "xla":
+        return gelu.forward(linear.project(x, w, bias), settings, keys=keys, columns=columns)
     # The kernel numbers the tokens; results get the leading axes of x back.
-    bits = plans.kind("gelu", kind).bits
+    bits, approximate = plans.kind("gelu", settings.kind).bits, settings.approximate
     a, residual, packed = kernel.linear_gelu(
         x.reshape(-1, x.shape[-1]),
         w.astype(x.dtype),
@@ -95,11 +83,9 @@ def input_gradient(
     dy: jax.Array,
     w: jax.Array,
     residual: jax.Array,
-    kind: str,
+    settings: gelu.Settings,
     *,
-    approximate: bool = False,
     stochastic: bool = False,
-    implementation: Implementation | None = None,
 ) -> jax.Array:
     """`du = (dy W^T) g`, `[B, ..., D], [F, D] -> [B, ..., F]`, for `y = gelu(u) W`.
 
@@ -107,21 +93,19 @@ def input_gradient(
       dy: `[B, ..., D]`.
       w: `[F, D]`; the product runs in the dtype of `dy`.
       residual: of GELU.
-      kind: its name.
-      approximate: tanh form.
+      settings: static.
       stochastic: codes were rounded at random.
-      implementation: see `pbr_jax.ops.dispatch`; None lets the device decide.
 
     Raises:
       ValueError: the named implementation cannot run.
     """
-    gelu_kind = plans.kind("gelu", kind)
-    if KERNEL.choose(implementation, dy, w.shape[0], kind, None) == "xla":
+    kind, approximate = plans.kind("gelu", settings.kind), settings.approximate
+    if KERNEL.choose(settings.implementation, dy, w.shape[0], settings.kind, None) == "xla":
         da = linear.input_gradient(dy, w)
-        return da * gelu_kind.restore(residual, da, approximate=approximate, stochastic=stochastic)
+        return da * kind.restore(residual, da, approximate=approximate, stochastic=stochastic)
     levels = None
-    if gelu_kind.bits:
-        levels = tuple(map(float, gelu_codes.codebook(gelu_kind.bits, stochastic, approximate)))
+    if kind.bits:
+        levels = tuple(map(float, gelu_codes.codebook(kind.bits, stochastic, approximate)))
     rows = math.prod(dy.shape[:-1])
     du = kernel.linear_gelu_gradient(
         dy.reshape(rows, -1),

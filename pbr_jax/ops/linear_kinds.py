@@ -1,10 +1,8 @@
 """Kinds of residual of a linear layer: the part of its input that its weight gradient reads."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from pbr_jax.ops import residuals
@@ -12,25 +10,19 @@ from pbr_jax.plans import budget_for
 
 
 class LinearKind:
-    """A kind of residual of a linear layer with input x, `[B, ..., D]`; by default all of x.
+    """A kind of residual of a linear layer with input x, `[B, ..., D]`; by default all of x."""
 
-    Attributes:
-      selects: `columns` arrive in `params`, chosen by a policy before the forward pass.
-      rebuildable: depends on x alone and not on a choice made from it, so that nothing needs to be
-        kept where another residual can make x again.
-      whole: is x itself, so that an array of its size outlives the forward pass.
-      in_hand: arrays `[B, N, F]` of the MLP that a chunk of a block needs at once, read off
-        compiled steps.
-    """
-
-    selects = False
+    selects = False  # `columns` arrive in `params`, chosen by a policy before the forward pass
+    # depends on x alone and not on a choice made from it, so that nothing needs to be kept where
+    # another residual can make x again
     rebuildable = False
-    whole = False
+    whole = False  # is x itself, so that an array of its size outlives the forward pass
+    # arrays `[B, N, F]` of the MLP that a chunk of a block needs at once, read off compiled steps
     in_hand = 3.5
 
     def save(self, x: jax.Array, params: dict, keep: float) -> Any:
         """The residual of x."""
-        raise NotImplementedError
+        return x
 
     def restore(self, residual: Any, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Any:
         """The factor of the weight gradient, `[B, ..., D or K]`, for x of that shape and dtype."""
@@ -48,20 +40,12 @@ class LinearKind:
         """Channels of a token among which the largest elements are searched for, 0 if none are."""
         return 0
 
-    def saved_bytes(self, shape: tuple[int, ...], dtype: jax.typing.DTypeLike, keep: float) -> int:
-        """Bytes of the residual of x."""
-        kept = self.kept_columns(shape[-1], keep)
-        return math.prod(shape[:-1]) * kept * jnp.dtype(dtype).itemsize
-
 
 class Dense(LinearKind):
     """All of x."""
 
     rebuildable = True
     whole = True
-
-    def save(self, x, params, keep):
-        return x
 
 
 class Columns(LinearKind):
@@ -110,10 +94,6 @@ class Magnitude(LinearKind):
     def kept_columns(self, num_columns, keep, group_size=1):
         return budget_for(keep, num_columns)
 
-    def saved_bytes(self, shape, dtype, keep):
-        indices = jnp.dtype(jnp.int32).itemsize * self.kept_columns(shape[-1], keep)
-        return super().saved_bytes(shape, dtype, keep) + indices
-
 
 class Elements(LinearKind):
     """BackRazor: the largest elements of each sample, as 16-bit values and a bit for each."""
@@ -128,6 +108,3 @@ class Elements(LinearKind):
 
     def searched_channels(self, num_columns):
         return num_columns
-
-    def saved_bytes(self, shape, dtype, keep):
-        return residuals.elements_bytes(shape, residuals.half_precision(dtype), keep)

@@ -1,4 +1,4 @@
-"""Forms in which ops save activations for their backward pass: packing, unpacking and bytes.
+"""Forms in which ops save activations for their backward pass: packing and unpacking.
 
 Shape alphabet of the package: `B` batch, `N` tokens, `D` input columns, `F` output features, `K`
 kept columns, `H` heads, `L` blocks.
@@ -25,7 +25,7 @@ from pbr_jax.plans import Implementation
 _BITS_PER_BYTE = 8
 
 
-def check_columns(columns: jax.Array, num_columns: int, name: str = "columns") -> None:
+def check_columns(columns: jax.Array, num_columns: int) -> None:
     """Checks a selection where it can be checked: shape and dtype always, values outside jit.
 
     Raises:
@@ -34,15 +34,15 @@ def check_columns(columns: jax.Array, num_columns: int, name: str = "columns") -
     """
     if columns.dtype != jnp.int32:
         raise ValueError(
-            f"{name} has dtype {columns.dtype}: must be int32; use {name}.astype(jnp.int32)"
+            f"columns has dtype {columns.dtype}: must be int32; use columns.astype(jnp.int32)"
         )
     if columns.ndim != 1:
         raise ValueError(
-            f"{name} has shape {columns.shape}: must be [K], one index per kept column"
+            f"columns has shape {columns.shape}: must be [K], one index per kept column"
         )
     if columns.shape[0] > num_columns:
         raise ValueError(
-            f"{name} has K = {columns.shape[0]} entries: must be at most"
+            f"columns has K = {columns.shape[0]} entries: must be at most"
             f" D = {num_columns}, the number of columns of the input"
         )
     if not isinstance(columns, jax.core.Tracer) and columns.size:
@@ -52,7 +52,7 @@ def check_columns(columns: jax.Array, num_columns: int, name: str = "columns") -
         if low < 0 or high > num_columns:
             bad = low if low < 0 else high
             raise ValueError(
-                f"{name} contains {bad}: must be in 0..{num_columns - 1} (D - 1), or D ="
+                f"columns contains {bad}: must be in 0..{num_columns - 1} (D - 1), or D ="
                 f" {num_columns} for an unused slot"
             )
 
@@ -74,16 +74,10 @@ def largest_columns(x: jax.Array, num_kept: int) -> jax.Array:
 
 
 class Elements(NamedTuple):
-    """Largest elements of each sample, in order of position.
+    """Largest elements of each sample, in order of position."""
 
-    Attributes:
-      bits: uint8 `[B, ceil(M / 8)]`, one bit per element of a sample (M elements), most significant
-        first.
-      values: `[B, k]`, the kept elements.
-    """
-
-    bits: jax.Array
-    values: jax.Array
+    bits: jax.Array  # uint8 `[B, ceil(M / 8)]`, a bit for each of M elements, high bits first
+    values: jax.Array  # `[B, k]`, the kept elements
 
 
 def half_precision(dtype: jax.typing.DTypeLike) -> jnp.dtype:
@@ -145,7 +139,7 @@ def pack_elements(
         raise ValueError(f"keep = {keep}: must be in (0, 1]; 0.1 keeps 10 % of the elements")
     flat = x.reshape(x.shape[0], -1)
     size = flat.shape[1]
-    k = _num_kept(size, keep)
+    k = max(1, round(keep * size))
     dtype = jnp.dtype(dtype or x.dtype)
     largest = min(float(jnp.finfo(dtype).max), float(jnp.finfo(x.dtype).max))
     if KERNEL.choose(implementation, flat) == "jax_triton":
@@ -191,17 +185,6 @@ def unpack_elements(
     return dense[:, : math.prod(shape[1:])].reshape(shape)
 
 
-def elements_bytes(shape: tuple[int, ...], dtype: jax.typing.DTypeLike, keep: float) -> int:
-    """Bytes of the `Elements` of an array of `shape` `[B, ...]`, with values in `dtype`."""
-    size = math.prod(shape[1:])
-    bit_mask = -(-size // _BITS_PER_BYTE)
-    return shape[0] * (_num_kept(size, keep) * jnp.dtype(dtype).itemsize + bit_mask)
-
-
-def _num_kept(size: int, keep: float) -> int:
-    return max(1, round(keep * size))
-
-
 def largest_channels(energy: jax.Array, num_kept: int) -> jax.Array:
     """Channels of largest energy in each head, sorted: `[H, head] -> int32 [H, K_h]`."""
     return jnp.sort(lax.top_k(energy, num_kept)[1], axis=-1)
@@ -214,7 +197,6 @@ def take_channels(x: jax.Array, channels: jax.Array) -> jax.Array:
 
 def put_channels(packed: jax.Array, channels: jax.Array, num_channels: int) -> jax.Array:
     """Scatters packed channels into zeros: `[B, H, N, K_h], int32 [H, K_h] -> [B, H, N, head]`."""
-    one_hot = jax.nn.one_hot(
-        channels, num_channels, dtype=packed.dtype
-    )  # exact: one term per output
+    # A product is exact here: every output has one term.
+    one_hot = jax.nn.one_hot(channels, num_channels, dtype=packed.dtype)
     return jnp.einsum("bhnk,hkc->bhnc", packed, one_hot)

@@ -17,18 +17,13 @@ from pbr_jax.pruning.projection import make_simplex
 
 
 class JointSparState(NamedTuple):
-    """Which blocks train one kernel.
+    """Which blocks train one kernel."""
 
-    Attributes:
-        probs: float32 [L], inclusion probability of each block; sums to M.
-        active: int32 [M], the current active blocks, increasing. Before the first `sample`, which
-            belongs to step 0, it holds the first M blocks.
-        counts: int32 [L], how many steps each block has been active.
-    """
-
-    probs: jax.Array
+    probs: jax.Array  # float32 [L], inclusion probability of each block; sums to M
+    # int32 [M], the current active blocks, increasing. Before the first `sample`, which belongs
+    # to step 0, it holds the first M blocks.
     active: jax.Array
-    counts: jax.Array
+    counts: jax.Array  # int32 [L], how many steps each block has been active
 
 
 class JointSpar(NamedTuple):
@@ -91,14 +86,8 @@ def joint_spar(
         return state._replace(active=jnp.where(step % interval == 0, drawn, state.active))
 
     def update(state: JointSparState, sq_norms: jax.Array, step: jax.Array | int) -> JointSparState:
-        moved = bandit_update(
-            state.probs,
-            state.active,
-            sq_norms,
-            simplex,
-            step_size=step_size,
-            offset="minimum",
-        )
+        old = state.probs, state.active
+        moved = bandit_update(*old, sq_norms, simplex, step_size=step_size, offset="minimum")
         last = step % interval == interval - 1
         return state._replace(
             probs=jnp.where(last, moved, state.probs), counts=state.counts.at[state.active].add(1)

@@ -76,10 +76,13 @@ class TestOp:
 
     def test_equals_the_code_of_xla(self):
         u, columns = as_jax(normal(2, 2, 3, 40)), jnp.asarray([5, 39, 0, 40], jnp.int32)
-        forward = functools.partial(gelu.forward, u, "code2", columns=columns)
-        expected = jax.jit(lambda: forward(implementation="xla"))()
+
+        def forward(name):
+            return gelu.forward(u, gelu.Settings("code2", False, name), columns=columns)
+
+        expected = jax.jit(lambda: forward("xla"))()
         with dispatch.interpreted():
-            found = jax.jit(lambda: forward(implementation="triton"))()
+            found = jax.jit(lambda: forward("triton"))()
         for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             assert one.shape == other.shape and one.dtype == other.dtype
             assert relative_error(one, other) <= 1e-6

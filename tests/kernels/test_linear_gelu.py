@@ -15,7 +15,7 @@ from pbr_jax.gpu.kernels import kernel_use
 from pbr_jax.kernels import linear_gelu as kernel
 from pbr_jax.kernels.linear_tiles import TILES, for_features
 from pbr_jax.kernels.tiles import Blocks
-from pbr_jax.ops import dispatch, gelu_codes, linear_gelu
+from pbr_jax.ops import dispatch, gelu, gelu_codes, linear_gelu
 
 # Small tiles, so that small arrays have several, some of them ragged.
 SMALL = Blocks(rows=16, columns=2, depth=16, parts=2, num_stages=2)
@@ -103,10 +103,9 @@ class TestOp:
 
     def run(self, implementation, kind, dtype=jnp.float32):
         def both(x, w, bias, columns):
-            a, saved, packed = linear_gelu.forward(
-                x, w, bias, kind, columns=columns, implementation=implementation
-            )
-            du = linear_gelu.input_gradient(x, w.T, saved, kind, implementation=implementation)
+            settings = gelu.Settings(kind, False, implementation)
+            a, saved, packed = linear_gelu.forward(x, w, bias, settings, columns=columns)
+            du = linear_gelu.input_gradient(x, w.T, saved, settings)
             return a, saved, packed, du
 
         with implemented():
@@ -152,9 +151,8 @@ class TestOp:
         keys = jax.random.split(jax.random.key(0), 2)
         with dispatch.interpreted():
             with pytest.raises(ValueError, match="rounds codes to the nearest level only"):
-                linear_gelu.forward(
-                    x, jnp.ones((8, 4)), jnp.ones(4), "code2", keys=keys, implementation="triton"
-                )
+                settings = gelu.Settings("code2", False, "triton")
+                linear_gelu.forward(x, jnp.ones((8, 4)), jnp.ones(4), settings, keys=keys)
             with pytest.raises(ValueError, match="0 elements: must be at least 1 and fewer than"):
                 linear_gelu.KERNEL.choose("triton", x[:0], 4, "code2", None)
 
@@ -164,9 +162,8 @@ class TestOp:
         saved = gelu_codes.pack(codes, 2)
         dy, w = as_jax(normal(1, 2, 3, 8)), as_jax(normal(2, 16, 8))
         with implemented():
-            du = linear_gelu.input_gradient(
-                dy, w, saved, "code2", stochastic=True, implementation="triton"
-            )
+            settings = gelu.Settings("code2", False, "triton")
+            du = linear_gelu.input_gradient(dy, w, saved, settings, stochastic=True)
         levels = gelu_codes.codebook(2, True, False)
         assert_close(du, (np.asarray(dy) @ np.asarray(w).T) * levels[np.asarray(codes)], 1e-5)
 

@@ -56,7 +56,7 @@ def _gelu() -> BenchCase:
     columns = _SPEC((budget_for(0.1, HIDDEN),), jnp.int32)
 
     def run(u, columns, *, implementation):
-        return gelu.forward(u, "code2", columns=columns, implementation=implementation)
+        return gelu.forward(u, gelu.Settings("code2", False, implementation), columns=columns)
 
     op = "GELU, 2-bit codes and packed columns"
     moved = num_bytes(u, *results(run, u, columns))
@@ -69,13 +69,13 @@ def _linear_gelu() -> BenchCase:
     columns = _SPEC((budget_for(0.1, HIDDEN),), jnp.int32)
 
     def run(x, w, bias, columns, *, implementation):
-        given = {"columns": columns, "implementation": implementation}
-        return linear_gelu.forward(x, w, bias, "code2", **given)
+        settings = gelu.Settings("code2", False, implementation)
+        return linear_gelu.forward(x, w, bias, settings, columns=columns)
 
     # What fusing the two is worth.
     def product_then_kernel(x, w, bias, columns):
         u = linear.project(x, w, bias)
-        return gelu.forward(u, "code2", columns=columns, implementation="triton")
+        return gelu.forward(u, gelu.Settings("code2", False, "triton"), columns=columns)
 
     args = (x, w, bias, columns)
     return BenchCase(
@@ -96,7 +96,8 @@ def _linear_gelu_gradient() -> BenchCase:
     planes = _SPEC((_BATCH, _TOKENS, 2, HIDDEN // 8), jnp.uint8)
 
     def run(dy, w, planes, *, implementation):
-        return linear_gelu.input_gradient(dy, w, planes, "code2", implementation=implementation)
+        settings = gelu.Settings("code2", False, implementation)
+        return linear_gelu.input_gradient(dy, w, planes, settings)
 
     op = "input gradient of fc2 times that of GELU, 2-bit codes"
     moved = num_bytes(dy, w, planes, _SPEC((_BATCH, _TOKENS, HIDDEN), jnp.bfloat16))
