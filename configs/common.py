@@ -124,20 +124,11 @@ if TYPE_CHECKING:
         def __init__(self, **fields: Any) -> None: ...
 
 else:
-    Plan = dataclasses.make_dataclass(
-        "Plan",
-        # What a plan keeps of columns and channels is set in `pruning`.
-        [
-            _plan_field(field)
-            for field in dataclasses.fields(ResidualPlan)
-            if field.name not in ("keep", "attention_keep")
-        ],
-        frozen=True,
-        kw_only=True,
-        namespace={
-            "__doc__": "What each site keeps for the backward pass. None = the method's own choice."
-        },
-    )
+    # What a plan keeps of columns and channels is set in `pruning`.
+    _SET_THERE = ("keep", "attention_keep")
+    _FIELDS = [_plan_field(f) for f in dataclasses.fields(ResidualPlan) if f.name not in _SET_THERE]
+    _DOC = {"__doc__": "What each site keeps for the backward pass; None = the method's choice."}
+    Plan = dataclasses.make_dataclass("Plan", _FIELDS, frozen=True, kw_only=True, namespace=_DOC)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

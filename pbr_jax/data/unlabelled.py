@@ -15,7 +15,10 @@ Item = Path | Record | str  # an image file, an example, or what is wrong with o
 
 
 class Unlabelled:
-    """Examples, read one by one; safe to read from several threads. Their labels are 0."""
+    """Examples, read one by one; safe to read from several threads. Their labels are 0.
+
+    Asking for one that cannot be read raises a ValueError that names it.
+    """
 
     def __init__(self, items: Sequence[Item]) -> None:
         self._items = items
@@ -24,11 +27,6 @@ class Unlabelled:
         return len(self._items)
 
     def __getitem__(self, index: int) -> Record:
-        """The example.
-
-        Raises:
-          ValueError: it cannot be read; names it.
-        """
         item = self._items[index]
         if isinstance(item, str):
             raise ValueError(item)

@@ -1,6 +1,7 @@
 """A configuration as working parts: the one place where settings meet the library."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -79,25 +80,16 @@ def make_selector(
     """Policies of all sites that have a budget, and of all tensors."""
     p = config.pruning
     learning = pruning.Learning(step_size=p.step_size, min_prob=p.min_prob, offset=p.offset)
+    make = functools.partial(
+        pruning.make_policy, group_size=p.group_size, sampler=p.sampler, learning=learning
+    )
     policies = {}
     for site, budget in budgets.items():
-        assert method.policy is not None
-        policies[site] = pruning.make_policy(
-            method.policy,
-            sizes.sites[site].columns,
-            budget,
-            group_size=p.group_size,
-            sampler=p.sampler,
-            learning=learning,
-        )
-    spar = None
-    if method.joint_spar is not None:
-        spar = pruning.joint_spar(
-            sizes.depth,
-            method.joint_spar,
-            interval=p.joint_spar_interval,
-            step_size=p.joint_spar_step_size,
-        )
+        assert method.policy is not None  # a method without one has no budgets
+        policies[site] = make(method.policy, sizes.sites[site].columns, budget)
+    spar, every, step_size = None, p.joint_spar_interval, p.joint_spar_step_size
+    if (rate := method.joint_spar) is not None:
+        spar = pruning.joint_spar(sizes.depth, rate, interval=every, step_size=step_size)
     joined = pruning.stacked(policies, sizes.depth)
     return selection.make_selector(joined, spar, sizes.depth, [*sizes.sites], (KERNEL, BIAS))
 

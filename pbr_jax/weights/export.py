@@ -1,6 +1,5 @@
 """Our parameters as files that other programs read; what `weights.read` reads back, bit for bit."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pbr_jax.files import write_json
 from pbr_jax.weights import files, layout
 from pbr_jax.weights.formats import Format, published
 from pbr_jax.weights.layout import Arrays, Sizes
@@ -103,7 +103,7 @@ def _save_huggingface(
     # Hugging Face's loaders want the mark of PyTorch's layout.
     save_file(arrays, directory / files.SAFETENSORS, {"format": "pt"})
     for name, content in companions.items():
-        _write_json(directory / name, content)
+        write_json(directory / name, content)
 
 
 def save_orbax(
@@ -117,8 +117,4 @@ def save_orbax(
     arrays = {path: np.asarray(leaf) for path, leaf in layout.flatten(params).items()}
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory / files.PARAMS, layout.unflatten(arrays))
-    _write_json(directory / ARCHITECTURE, {"family": family, "sizes": dict(sizes)})
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(directory / ARCHITECTURE, {"family": family, "sizes": dict(sizes)})
