@@ -120,16 +120,14 @@ def _card(gpu: str | None, file: Path | None) -> Card:
     if gpu is None:
         if (card := present_card()) is not None:
             return card
-        raise ValueError(
-            f"--gpu: JAX sees no GPU here; name one ({', '.join(CARDS)}), or a memory such as "
-            "8GiB, or give --gpu-file"
-        )
+        names = ", ".join(CARDS)
+        advice = f"name one ({names}), or a memory such as 8GiB, or give --gpu-file"
+        raise ValueError(f"--gpu: JAX sees no GPU here; {advice}")
     if (size := size_in_bytes(gpu)) is not None:
         return sized_card(gpu, size)
     try:
         return find_card(gpu)
     except ValueError as error:
         text = str(error).removeprefix("name = ")
-        raise ValueError(
-            f"--gpu {text}; or give a memory such as 8GiB, or --gpu-file for a card of your own"
-        ) from None
+        advice = "or give a memory such as 8GiB, or --gpu-file for a card of your own"
+        raise ValueError(f"--gpu {text}; {advice}") from None

@@ -18,8 +18,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from pbr_jax.configs.common import Config
-from pbr_jax.data import Prepare, unlabelled
+from pbr_jax.data import unlabelled
 from pbr_jax.files import write_text
 from pbr_jax.runs.predict import Prediction, predict
 from pbr_jax.runs.progress import progress
@@ -46,16 +45,13 @@ def main(args: argparse.Namespace) -> int:
     if batch_size < 1:
         raise ValueError(f"--batch-size {batch_size}: must be 1 or more")
     examples = unlabelled.find(args.paths, run.parts.family.reads)
-    # Nothing is written before the last example is predicted: an output is whole or not there.
+    # Files are prepared as in evaluation, even where training reads arrays.
+    data = dataclasses.replace(run.config.data, augment="off")
+    inputs = make_inputs(dataclasses.replace(run.config, data=data))
     faults: list[str] = []
-    predictions = predict(
-        run.parts.model,
-        run.params,
-        examples,
-        evaluation_inputs(run.config),
-        batch_size,
-        faults.append if args.skip else None,
-    )
+    skip = faults.append if args.skip else None
+    predictions = predict(run.parts.model, run.params, examples, inputs, batch_size, skip)
+    # Nothing is written before the last example is predicted: an output is whole or not there.
     try:
         text = as_csv(_shown(predictions, len(examples)), run.class_names, args.top)
     except ValueError as error:
@@ -75,12 +71,6 @@ def main(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return int(len(faults) == len(examples))
-
-
-def evaluation_inputs(config: Config) -> Prepare:
-    """The preparation of evaluation; of files too, where training reads arrays."""
-    data = dataclasses.replace(config.data, augment="off")
-    return make_inputs(dataclasses.replace(config, data=data))
 
 
 def as_csv(predictions: Iterable[Prediction], class_names: Sequence[str], top: int) -> str:

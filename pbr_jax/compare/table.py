@@ -90,8 +90,8 @@ class Comparison:
         cost, full, backrazor = (costs.get(m, {}) for m in (method, "full", "backrazor"))
         runs, full_runs = trials.get(method, {}), trials.get("full", {})
         accuracies = [run["accuracy"] for run in runs.values()]
-        gaps = [runs[s]["accuracy"] - full_runs[s]["accuracy"] for s in runs if s in full_runs]
-        paired = gaps if method != "full" else []
+        shared = [seed for seed in runs if seed in full_runs and method != "full"]
+        gaps = [runs[seed]["accuracy"] - full_runs[seed]["accuracy"] for seed in shared]
         # A ratio of peaks is between two of one kind: measured, or else planned.
         source = "measured_peak_bytes"
         if None in (cost.get(source), full.get(source)):
@@ -104,8 +104,8 @@ class Comparison:
             time_to_backrazor=_ratio(cost.get("time_to_full"), backrazor.get("time_to_full")),
             accuracy=statistics.fmean(accuracies) if accuracies else None,
             accuracy_std=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-            gap=statistics.fmean(paired) if paired else None,
-            gap_interval=half_interval(paired) if len(paired) > 1 else None,
+            gap=statistics.fmean(gaps) if gaps else None,
+            gap_interval=half_interval(gaps) if len(gaps) > 1 else None,
             seeds=len(runs),
         )
 
@@ -121,15 +121,8 @@ def _ratio(mine: float | None, theirs: float | None) -> float | None:
 
 
 HEADER = (
-    "method",
-    "saved",
-    "peak",
-    "/ full",
-    "step",
-    "/ full",
-    "/ BackRazor",
-    "accuracy %",
-    "gap to full",
+    *("method", "saved", "peak", "/ full", "step", "/ full", "/ BackRazor"),
+    *("accuracy %", "gap to full"),
 )
 
 

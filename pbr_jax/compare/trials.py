@@ -129,6 +129,5 @@ class _Curve(Observer):
 
 def train_batches(config: Config, dataset: data.Dataset) -> data.TrainBatches:
     """The batches of a run, as `train.py` has them."""
-    return data.TrainBatches(
-        dataset.train, make_inputs(config), config.batch_size, config.seed, config.data.workers
-    )
+    how = (make_inputs(config), config.batch_size, config.seed, config.data.workers)
+    return data.TrainBatches(dataset.train, *how)

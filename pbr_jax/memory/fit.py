@@ -141,12 +141,8 @@ def fit_methods(
         rows = list(pool.map(find, reversed(names)))[::-1]
     ratios = {row.method: row.time for row in rows if row.time is not None}
     times = cost.calibrated(ratios, measured_times)
-    return [
-        row._replace(time=times[row.method], measured=row.method in measured_times)
-        if row.method in times
-        else row
-        for row in rows
-    ]
+    measured = times.keys() & measured_times.keys()
+    return [r._replace(time=times.get(r.method), measured=r.method in measured) for r in rows]
 
 
 def fit_method(

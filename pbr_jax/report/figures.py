@@ -107,11 +107,8 @@ def smooth(values: Float[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
     return (sums[high] - sums[low]) / (high - low)
 
 
-def memory(uses: Mapping[str, MemoryUse], compiled_peak: int | None, compiled_peak_row: str) -> str:
-    """Stacked bars of the bytes by purpose, a row per method, the first on top.
-
-    The compiled peak, where it is known, is a mark on the row `compiled_peak_row`.
-    """
+def memory(uses: Mapping[str, MemoryUse], compiled_peak: int | None) -> str:
+    """Stacked bars of the bytes by purpose, a row per method; the peak of the first is a mark."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 0.95 + 0.42 * len(uses)), layout="constrained")
         axes = figure.subplots()
@@ -126,9 +123,8 @@ def memory(uses: Mapping[str, MemoryUse], compiled_peak: int | None, compiled_pe
         for row, total in enumerate(left):
             axes.text(total + furthest * 0.008, row, format_bytes(total), va="center")
         if compiled_peak is not None:
-            at = rows.index(compiled_peak_row)
             mark: Any = {"color": _ORANGE, "linewidth": 2.2, "label": "compiled peak"}
-            axes.plot([compiled_peak] * 2, [at - 0.4, at + 0.4], **mark)
+            axes.plot([compiled_peak] * 2, [-0.4, 0.4], **mark)
         axes.set_xlim(0, furthest * 1.12)
         axes.invert_yaxis()
         axes.grid(axis="x")

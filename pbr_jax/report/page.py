@@ -144,7 +144,7 @@ def _memory(summary: Mapping[str, Any]) -> list[str]:
     return [
         _section(
             "Memory",
-            figures.memory(uses, summary["compiled_peak_bytes"], method),
+            figures.memory(uses, summary["compiled_peak_bytes"]),
             "Activations are what is kept between the forward and the backward pass. The compiled "
             "peak is what the compiler plans for the whole step, temporary arrays included, and "
             "reuses space: it may lie below or above the sum.",

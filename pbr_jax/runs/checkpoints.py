@@ -101,7 +101,11 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
           CheckpointError: this or the previous save failed; names the checkpoint that is intact.
         """
         self.wait()
-        metrics = _checked_metrics(metrics)
+        if metrics is not None:
+            if "accuracy" not in metrics:
+                rule = "must have 'accuracy', which decides the best checkpoint"
+                raise ValueError(f"metrics = {metrics}: {rule}")
+            metrics = {name: float(value) for name, value in metrics.items()}
         for name, leaf in manifest.named_leaves(state).items():
             if not isinstance(leaf, jax.Array):
                 raise ValueError(
@@ -186,7 +190,11 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
             )
         # Empty arrays are not on disk: Orbax is asked for the others, and they are made anew.
         leaves, treedef = jax.tree.flatten(state_like)
-        targets = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_sharding(x)) for x in leaves]
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        targets = [
+            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here)
+            for x in leaves
+        ]
         stored = jax.tree.unflatten(treedef, [x if math.prod(x.shape) else None for x in targets])
         wanted = {"state": ocp.args.StandardRestore(stored), "data": ocp.args.JsonRestore()}
         items = self._open().restore(found.step, args=ocp.args.Composite(**wanted))
@@ -341,20 +349,6 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
 
     def _interrupted(self) -> list[Path]:
         return sorted(self.directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"))
-
-
-def _checked_metrics(metrics: dict[str, float] | None) -> dict[str, float] | None:
-    if metrics is None:
-        return None
-    if "accuracy" not in metrics:
-        raise ValueError(
-            f"metrics = {metrics}: must have 'accuracy', which decides the best checkpoint"
-        )
-    return {name: float(value) for name, value in metrics.items()}
-
-
-def _sharding(x: Any) -> jax.sharding.Sharding:
-    return getattr(x, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 def _free_bytes(directory: Path) -> int:

@@ -66,15 +66,11 @@ def predict(
                     raise found
                 else:
                     skip(str(found))
-            # What fills up the last batch has no name, and is dropped.
+            # Copies of the last one fill up a batch; they have no name, and are dropped.
             if usable:
-                batch = _stack([arrays for _, arrays in usable], batch_size)
+                arrays = [arrays for _, arrays in usable]
+                arrays += [arrays[-1]] * (batch_size - len(arrays))
+                batch = {name: np.concatenate([one[name] for one in arrays]) for name in arrays[0]}
                 result = np.asarray(probabilities(params, model.inputs(batch)))
                 for (name, _), row in zip(usable, result, strict=False):
                     yield Prediction(name, row)
-
-
-def _stack(examples: list[Batch], batch_size: int) -> Batch:
-    """One batch of examples, filled up with copies of the last one."""
-    filled = examples + [examples[-1]] * (batch_size - len(examples))
-    return {name: np.concatenate([one[name] for one in filled]) for name in examples[0]}
