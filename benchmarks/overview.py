@@ -17,7 +17,7 @@ from pbr_jax.compare.table import Result
 RESULTS, FIGURE = Path("benchmarks/results"), Path("docs/images/overview.png")
 
 
-def rows() -> list[Row]:
+def rows() -> list[Result]:
     """Every method that all results have."""
     steps = json.loads((RESULTS / "fit_vit_b16.json").read_text())["cards"]["h200"]
     accuracy: dict[str, float] = {}
