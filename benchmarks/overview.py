@@ -12,12 +12,12 @@ import statistics
 from pathlib import Path
 
 from pbr_jax.compare.figures import frontier
-from pbr_jax.compare.table import Row
+from pbr_jax.compare.table import Result
 
 RESULTS, FIGURE = Path("benchmarks/results"), Path("docs/images/overview.png")
 
 
-def rows() -> list[Row]:
+def rows() -> list[Result]:
     """Every method that all results have."""
     steps = json.loads((RESULTS / "fit_vit_b16.json").read_text())["cards"]["h200"]
     accuracy: dict[str, float] = {}
@@ -25,7 +25,7 @@ def rows() -> list[Row]:
         for method, seeds in json.loads((RESULTS / name).read_text())["runs"].items():
             accuracy[method] = statistics.fmean(run["accuracy"] for run in seeds.values())
     return [
-        Row(
+        Result(
             method,
             memory_to_full=step["peak_bytes"] / steps["full"]["peak_bytes"],
             time_to_full=step["time"],

@@ -43,19 +43,17 @@ VARIANTS = {
     "batch8-keep20": "batch 8, 20 % kept",
     "smoke": "2 steps on a few sentences from random weights: to see that everything works",
 }
-_EXAMPLES, _EPOCHS = 2490, 5
+_EXAMPLES, _EPOCHS = 2490, 5  # training pairs, and passes over them
 _WEIGHTS = Path("weights/bert-base-uncased")
+_ADAMW = Optimizer(name="adamw", learning_rate=5e-5, clip_norm=1.0, schedule="linear")
 
 
 def get_config(variant: str | None = None) -> Config:
     """The configuration of `variant`, one of `VARIANTS`, or the default."""
     if variant == "smoke":
         return _smoke()
-    small, few = (variant or "").startswith("batch8"), (variant or "").endswith("keep20")
-    return _paper(batch_size=8 if small else 32, keep=0.2 if few else 0.1)
-
-
-def _paper(*, batch_size: int, keep: float) -> Config:
+    batch_size = 8 if (variant or "").startswith("batch8") else 32
+    keep = 0.2 if (variant or "").endswith("keep20") else 0.1
     steps = _EXAMPLES // batch_size  # of an epoch
     return Config(
         name=f"bert-rte-batch{batch_size}-keep{round(100 * keep)}",
@@ -68,7 +66,7 @@ def _paper(*, batch_size: int, keep: float) -> Config:
         pruning=Pruning(keep=keep),
         model=_bert_base(weights=str(_WEIGHTS / "model.safetensors")),
         data=Data(name="glue/rte", tokenizer=str(_WEIGHTS / "vocab.txt")),
-        optimizer=_adamw(),
+        optimizer=_ADAMW,
     )
 
 
@@ -84,29 +82,11 @@ def _smoke() -> Config:
         log_every=1,
         model=_bert_base(weights=None),
         data=Data(name="csv", path=str(sentences), tokenizer=str(sentences / "vocab.txt")),
-        optimizer=_adamw(),
+        optimizer=_ADAMW,
     )
 
 
 def _bert_base(weights: str | None) -> Model:
     return Model(
-        family="bert",
-        size="B",
-        vocab_size=30522,
-        max_length=512,
-        num_classes=2,
-        dropout=0.1,
-        dtype="float32",
-        weights=weights,
-    )
-
-
-def _adamw() -> Optimizer:
-    return Optimizer(
-        name="adamw",
-        learning_rate=5e-5,
-        weight_decay=0.0,
-        clip_norm=1.0,
-        warmup_steps=0,
-        schedule="linear",
+        family="bert", size="B", max_length=512, num_classes=2, dropout=0.1, weights=weights
     )

@@ -30,11 +30,9 @@ NOT_NEGATIVE = Rule("must be 0 or more", lambda value: value >= 0)
 AT_LEAST_ONE = Rule("must be 1 or more", lambda value: value >= 1)
 BELOW_ONE = Rule("must be in [0, 1)", lambda value: 0 <= value < 1)
 FRACTION = Rule("must be in (0, 1]", lambda value: 0 < value <= 1)
-KEEP = Rule(
-    'must be in (0, 1]; 0.1 keeps 10 % of the columns, the paper\'s "90 %"',
-    FRACTION.holds,
-)
+KEEP = Rule('must be in (0, 1]; 0.1 keeps 10 % of the columns, the paper\'s "90 %"', FRACTION.holds)
 TWO_OR_MORE = Rule("must be 2 or more", lambda value: value >= 2)
+# Decimal units as cards are sold by, binary ones as they are built.
 _UNITS = {"b": 1} | {
     f"{prefix}{unit}": base**power
     for power, prefix in enumerate("kmgt", start=1)
@@ -70,12 +68,8 @@ def setting(
     `resume_safe` says that a run may be resumed with another value, and still takes the same
     course as if it had never stopped.
     """
-    metadata = {
-        "comment": comment,
-        "rule": rule,
-        "choices": tuple(choices),
-        "resume_safe": resume_safe,
-    }
+    known = {"comment": comment, "rule": rule, "resume_safe": resume_safe}
+    metadata = known | {"choices": tuple(choices)}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -96,17 +90,13 @@ class Pruning:
         "systematic", "systematic = exactly K columns; bernoulli = the paper's independent draws"
     )
     step_size: float = setting(1e-3, "step size of the bandit", POSITIVE)
-    min_prob: float | None = setting(
-        None, "smallest probability of a column; none = the policy's own", FRACTION
-    )
+    min_prob: float | None = setting(None, "least probability; none = the policy's own", FRACTION)
     interval: int = setting(1, "steps between two draws of columns", AT_LEAST_ONE)
     group_size: int = setting(1, "contiguous columns that are chosen together", AT_LEAST_ONE)
     offset: Literal["none", "paper"] = setting(
         "none", "constant in the bandit loss; paper = Algorithm 2 to the letter, does not learn"
     )
-    importance_weighting: bool = setting(
-        False, "divide kept rows by their probability (unbiased, more variance)"
-    )
+    importance_weighting: bool = setting(False, "divide kept rows by their probability: unbiased")
     attention_keep: float | None = setting(
         None, "channels kept of q, k, v by the sparse attention plans; none = method's own", KEEP
     )
@@ -134,20 +124,11 @@ if TYPE_CHECKING:
         def __init__(self, **fields: Any) -> None: ...
 
 else:
-    Plan = dataclasses.make_dataclass(
-        "Plan",
-        # What a plan keeps of columns and channels is set in `pruning`.
-        [
-            _plan_field(field)
-            for field in dataclasses.fields(ResidualPlan)
-            if field.name not in ("keep", "attention_keep")
-        ],
-        frozen=True,
-        kw_only=True,
-        namespace={
-            "__doc__": "What each site keeps for the backward pass. None = the method's own choice."
-        },
-    )
+    # What a plan keeps of columns and channels is set in `pruning`.
+    _SET_THERE = ("keep", "attention_keep")
+    _FIELDS = [_plan_field(f) for f in dataclasses.fields(ResidualPlan) if f.name not in _SET_THERE]
+    _DOC = {"__doc__": "What each site keeps for the backward pass; None = the method's choice."}
+    Plan = dataclasses.make_dataclass("Plan", _FIELDS, frozen=True, kw_only=True, namespace=_DOC)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,9 +154,7 @@ class Model:
     image_size: int = setting(224, "side of the image in pixels", AT_LEAST_ONE)
     channels: int = setting(3, "colour channels of the image", AT_LEAST_ONE)
     vocab_size: int = setting(30522, "words of the vocabulary", AT_LEAST_ONE)
-    max_length: int = setting(
-        512, "tokens to which texts are cut and filled up; positions of the model", AT_LEAST_ONE
-    )
+    max_length: int = setting(512, "tokens to which texts are cut or filled up", AT_LEAST_ONE)
     num_classes: int = setting(1000, "number of classes", TWO_OR_MORE)
     dropout: float = setting(
         0.0,
@@ -243,9 +222,7 @@ class Data:
         "random changes of training images: affine = small shifts, rotations and scales; crop = a "
         f"random part, resized; none = affine for {_listed(_ARRAYS)}, crop for image files",
     )
-    workers: int = setting(
-        0, "threads that prepare batches ahead of time", NOT_NEGATIVE, resume_safe=True
-    )
+    workers: int = setting(0, "threads that prepare batches ahead", NOT_NEGATIVE, resume_safe=True)
     tokenizer: str | None = setting(
         None, "vocab.txt or tokenizer.json of a text model, from where its weights are from"
     )
@@ -269,17 +246,13 @@ class Optimizer:
     b1: float = setting(0.9, "decay of the first moment of adamw", BELOW_ONE)
     b2: float = setting(0.999, "decay of the second moment of adamw", BELOW_ONE)
     eps: float = setting(1e-8, "added to the denominator of adamw", POSITIVE)
-    weight_decay: float = setting(
-        0.0, "weight decay of kernels: decoupled for adamw, L2 for sgd", NOT_NEGATIVE
-    )
+    weight_decay: float = setting(0.0, "of kernels: decoupled for adamw, L2 for sgd", NOT_NEGATIVE)
     clip_norm: float | None = setting(1.0, "largest global gradient norm; none = off", POSITIVE)
     warmup_steps: int = setting(0, "steps of linear warm-up, part of steps", NOT_NEGATIVE)
     schedule: Literal["cosine", "linear", "constant"] = setting(
         "cosine", "learning rate after the warm-up: falls to zero, or stays"
     )
-    accumulation_steps: int = setting(
-        1, "parts into which a batch is split to accumulate its gradient", AT_LEAST_ONE
-    )
+    accumulation_steps: int = setting(1, "parts of a batch, whose gradients add up", AT_LEAST_ONE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -300,14 +273,12 @@ class Config:
     batch_size: int = setting(64, "examples per optimizer step", AT_LEAST_ONE)
     eval_every: int = setting(100, "steps between two evaluations", AT_LEAST_ONE, resume_safe=True)
     checkpoint_every: int = setting(
-        100, "steps between two checkpoints", AT_LEAST_ONE, resume_safe=True
+        100, "steps between checkpoints", AT_LEAST_ONE, resume_safe=True
     )
     keep_checkpoints: int = setting(
         2, "latest checkpoints that stay on disk, beside the best", AT_LEAST_ONE, resume_safe=True
     )
-    log_every: int = setting(
-        10, "steps between two lines of metrics", AT_LEAST_ONE, resume_safe=True
-    )
+    log_every: int = setting(10, "steps between lines of metrics", AT_LEAST_ONE, resume_safe=True)
     pruning: Pruning = Pruning()
     plan: Plan = Plan()  # noqa: RUF009 (it is a frozen dataclass too)
     model: Model = Model()

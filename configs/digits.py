@@ -9,6 +9,9 @@ Weights: `weights/vit_digits04.npz`, in this repository together with the script
 Expected accuracy, memory and time: see README.
 """
 
+import dataclasses
+from typing import Any
+
 from pbr_jax.configs.common import Config, Data, Model, Optimizer
 
 VARIANTS = {
@@ -25,6 +28,8 @@ def get_config(variant: str | None = None) -> Config:
 
 
 def _digits(weights: str | None) -> Config:
+    # 4 x 4 patches of 2 x 2 pixels: 17 tokens.
+    images: dict[str, Any] = {"patch": 2, "image_size": 8, "channels": 1, "num_classes": 10}
     return Config(
         name="digits",
         method="lean",
@@ -33,32 +38,16 @@ def _digits(weights: str | None) -> Config:
         eval_every=100,
         checkpoint_every=200,
         log_every=20,
-        # 4 x 4 patches of 2 x 2 pixels: 17 tokens.
-        model=Model(
-            width=96,
-            depth=4,
-            heads=4,
-            mlp_dim=384,
-            patch=2,
-            image_size=8,
-            channels=1,
-            num_classes=10,
-            weights=weights,
-        ),
+        model=Model(width=96, depth=4, heads=4, mlp_dim=384, **images, weights=weights),
         data=Data(name="digits", augment="affine"),
-        optimizer=Optimizer(
-            name="sgd",
-            learning_rate=0.2,
-            momentum=0.9,
-            clip_norm=1.0,
-            warmup_steps=100,
-            schedule="cosine",
-        ),
+        optimizer=Optimizer(name="sgd", learning_rate=0.2, warmup_steps=100, schedule="cosine"),
     )
 
 
 def _tiny() -> Config:
-    return Config(
+    config = _digits(weights=None)
+    return dataclasses.replace(
+        config,
         name="digits-tiny",
         method="prebackrazor",
         steps=8,
@@ -66,16 +55,6 @@ def _tiny() -> Config:
         eval_every=4,
         checkpoint_every=4,
         log_every=2,
-        model=Model(
-            width=32,
-            depth=2,
-            heads=2,
-            mlp_dim=64,
-            patch=2,
-            image_size=8,
-            channels=1,
-            num_classes=10,
-        ),
-        data=Data(name="digits", augment="affine"),
+        model=dataclasses.replace(config.model, width=32, depth=2, heads=2, mlp_dim=64),
         optimizer=Optimizer(learning_rate=0.03, warmup_steps=2),
     )

@@ -25,8 +25,6 @@ PreBackRazor++ at 90 % with JointSPAR, here `prebackrazor++/js70` and the defaul
     JS 50 %         6 880 MB  4:02      92.1        98.6       85.6         not run
 """
 
-from typing import Literal
-
 from pbr_jax.configs.common import Config, Data, Model, Optimizer
 
 VARIANTS = {
@@ -35,49 +33,25 @@ VARIANTS = {
     "cub200": "200 kinds of birds, 6 000 steps",
     "smoke": "2 steps of 4 enlarged digits from random weights: to see that everything works",
 }
+_CLASSES = {"cifar100": 100, "cifar10": 10, "cub200": 200}
 
 
 def get_config(variant: str | None = None) -> Config:
     """The configuration of `variant`, one of `VARIANTS`, or the default."""
     if variant == "smoke":
         return _smoke()
-    if variant == "cifar10":
-        return _paper("cifar10", 10, steps=20_000)
-    if variant == "cub200":
-        return _paper("cub200", 200, steps=6_000)
-    return _paper("cifar100", 100, steps=20_000)
-
-
-def _paper(
-    data: Literal["cifar10", "cifar100", "cub200"], num_classes: int, *, steps: int
-) -> Config:
+    data = variant or "cifar100"
     return Config(
         name=f"vit-b16-{data}",
         method="prebackrazor++/js50",
-        steps=steps,
+        steps=6_000 if data == "cub200" else 20_000,
         batch_size=128,
         eval_every=1000,
         checkpoint_every=1000,
         log_every=50,
-        model=Model(
-            family="vit",
-            size="B",
-            patch=16,
-            image_size=224,
-            num_classes=num_classes,
-            dtype="float32",
-            weights="weights/ViT-B_16.npz",
-        ),
-        data=Data(name=data, augment="crop", workers=8),
-        optimizer=Optimizer(
-            name="sgd",
-            learning_rate=0.01,
-            momentum=0.9,
-            weight_decay=0.0,
-            clip_norm=1.0,
-            warmup_steps=500,
-            schedule="cosine",
-        ),
+        model=_vit_b16(_CLASSES[data], "weights/ViT-B_16.npz"),
+        data=Data(name=data, augment="crop", workers=8),  # files are decoded as they are read
+        optimizer=Optimizer(learning_rate=0.01, momentum=0.9, clip_norm=1.0, warmup_steps=500),
     )
 
 
@@ -90,7 +64,11 @@ def _smoke() -> Config:
         eval_every=2,
         checkpoint_every=2,
         log_every=1,
-        model=Model(family="vit", size="B", patch=16, image_size=224, num_classes=10),
+        model=_vit_b16(num_classes=10, weights=None),
         data=Data(name="digits", augment="affine", max_test=8),
         optimizer=Optimizer(learning_rate=0.01, clip_norm=1.0, warmup_steps=1),
     )
+
+
+def _vit_b16(num_classes: int, weights: str | None) -> Model:
+    return Model(size="B", patch=16, image_size=224, num_classes=num_classes, weights=weights)

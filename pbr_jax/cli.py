@@ -46,10 +46,6 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{self.prog}: {message}; `{self.prog} --help` says more")
 
-    def flags(self) -> list[str]:
-        """The flags that it knows."""
-        return [name for name in self._option_string_actions if name.startswith("--")]
-
 
 def main(argv: Sequence[str] | None = None, commands: Mapping[str, str] = COMMANDS) -> int:
     """Runs the command that `argv` names; returns its exit code, 2 after an error of the user's.
@@ -77,6 +73,7 @@ def _run(name: str, words: Sequence[str]) -> int:
 
     use_cpu_without_gpu()
     module = importlib.import_module(f"pbr_jax.commands.{name.replace(' ', '_')}")
+    # `--help` is read below, where settings are known, and not by argparse.
     parser = _Parser(
         f"pbr {name}",
         description=module.__doc__,
@@ -95,13 +92,15 @@ def _run(name: str, words: Sequence[str]) -> int:
             width = shutil.get_terminal_size((100, 0)).columns
             print(flags.help_text(args.config, others, width))
         return 0
+    # What the command itself does not know are settings, if it takes any.
     args, others = parser.parse_known_args(given)
     config = getattr(args, "config", None)
     if others and config is None:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
     args.command_line = shlex.join(["pbr", *words])
     if config is not None:
-        args.arguments = flags.parse_config(config, others, parser.flags())
+        known = [flag for flag in parser._option_string_actions if flag.startswith("--")]
+        args.arguments = flags.parse_config(config, others, known)
     return module.main(args)
 
 

@@ -14,46 +14,28 @@ OnError = Literal["stop", "skip"]
 
 
 class Tfds(NamedTuple):
-    """A data set in TensorFlow Datasets (TFDS).
+    """A data set in TensorFlow Datasets (TFDS)."""
 
-    Attributes:
-      name: its name there.
-      test_split: the split that evaluation reads, unless another one is asked for.
-      host: the address that it is downloaded from; empty if TFDS does not prepare it for us.
-      texts: the features that hold texts, one or two; empty for images.
-    """
-
-    name: str
-    test_split: str
-    host: str = ""
-    texts: tuple[str, ...] = ()
+    name: str  # as it is called there
+    test_split: str  # what evaluation reads, unless another split is asked for
+    host: str = ""  # where it is downloaded from; empty if TFDS does not prepare it for us
+    texts: tuple[str, ...] = ()  # the features that hold texts, one or two; empty for images
 
 
 class Source(NamedTuple):
-    """A data set that has a name.
+    """A data set that has a name."""
 
-    Attributes:
-      kind: what an example is.
-      module: the module of `pbr_jax.data` whose `load(request)` opens it.
-      num_classes: of its labels; None where the user's data say so.
-      augments: random changes that its images can take, the default first; empty for texts.
-      is_at: whether a path of the user's holds such a data set; None where data are not the user's.
-      prepared: whether `pbr data prepare` must ready it, by the module's
-        `prepare(name, path, archive)`.
-      tfds: how TFDS has it, if it does.
-    """
-
-    kind: Kind
-    module: str
-    num_classes: int | None = None
-    augments: tuple[Augment, ...] = ()
-    is_at: Callable[[Path], bool] | None = None
-    prepared: bool = False
-    tfds: Tfds | None = None
+    kind: Kind  # what an example is
+    module: str  # the module of `pbr_jax.data` whose `load(request)` opens it
+    num_classes: int | None = None  # None where the user's data say so
+    augments: tuple[Augment, ...] = ()  # what its images can take, the default first
+    is_at: Callable[[Path], bool] | None = None  # of the user's own: whether a path holds one
+    prepared: bool = False  # `pbr data prepare` readies it, by `prepare(name, path, archive)`
+    tfds: Tfds | None = None  # how TFDS has it, if it does
 
 
 _ARRAYS: tuple[Augment, ...] = ("affine", "crop")  # small images in memory
-_FILES: tuple[Augment, ...] = ("crop",)
+_FILES: tuple[Augment, ...] = ("crop",)  # images of any size, decoded as they are needed
 
 
 def _cifar(name: str, num_classes: int) -> Source:
@@ -61,21 +43,19 @@ def _cifar(name: str, num_classes: int) -> Source:
     return Source("image", "tfds", num_classes, _FILES, prepared=True, tfds=tfds)
 
 
-def _glue(name: str, *texts: str, num_classes: int = 2, test_split: str = "validation") -> Source:
+def _glue(name: str, *texts: str, classes: int = 2, split: str = "validation") -> Source:
     """GLUE keeps the labels of its test splits to itself, so validation is what is evaluated."""
-    tfds = Tfds(f"glue/{name}", test_split, "https://dl.fbaipublicfiles.com", texts)
-    return Source("text", "tfds", num_classes, prepared=True, tfds=tfds)
+    tfds = Tfds(f"glue/{name}", split, "https://dl.fbaipublicfiles.com", texts)
+    return Source("text", "tfds", classes, prepared=True, tfds=tfds)
 
 
 SOURCES: dict[str, Source] = {
     "digits": Source("image", "digits", 10, _ARRAYS),
     # A path is guessed to hold the first of these that it looks like.
-    "npz": Source("image", "npz", None, _ARRAYS, lambda path: path.suffix == ".npz"),
-    "image_folder": Source(
-        "image", "image_folder", None, _FILES, lambda path: (path / "train").is_dir()
-    ),
-    "csv": Source("text", "tables", is_at=lambda path: any(path.glob("*.csv"))),
-    "jsonl": Source("text", "tables", is_at=lambda path: any(path.glob("*.jsonl"))),
+    "npz": Source("image", "npz", None, _ARRAYS, lambda p: p.suffix == ".npz"),
+    "image_folder": Source("image", "image_folder", None, _FILES, lambda p: (p / "train").is_dir()),
+    "csv": Source("text", "tables", is_at=lambda p: any(p.glob("*.csv"))),
+    "jsonl": Source("text", "tables", is_at=lambda p: any(p.glob("*.jsonl"))),
     "cifar10": _cifar("cifar10", 10),
     "cifar100": _cifar("cifar100", 100),
     # Unpacked from its archive; the form of TFDS is read if it was prepared elsewhere.
@@ -83,9 +63,7 @@ SOURCES: dict[str, Source] = {
         "image", "cub200", 200, _FILES, prepared=True, tfds=Tfds("caltech_birds2011", "test")
     ),
     "glue/cola": _glue("cola", "sentence"),
-    "glue/mnli": _glue(
-        "mnli", "premise", "hypothesis", num_classes=3, test_split="validation_matched"
-    ),
+    "glue/mnli": _glue("mnli", "premise", "hypothesis", classes=3, split="validation_matched"),
     "glue/mrpc": _glue("mrpc", "sentence1", "sentence2"),
     "glue/qnli": _glue("qnli", "question", "sentence"),
     "glue/qqp": _glue("qqp", "question1", "question2"),

@@ -32,23 +32,20 @@ def freeze_unselected(tx: optax.GradientTransformation) -> optax.GradientTransfo
     def update(updates, state, params=None, *, selection, **extra):
         masks = _masks(updates, selection)
         new_updates, new_state = tx.update(updates, state, params, **extra)
-        state_masks = optax.tree_utils.tree_map_params(
-            tx,
-            lambda _, mask: mask,
-            state,
-            masks,
-            transform_non_params=lambda _: jnp.ones((), bool),
-        )
         frozen = jax.tree.map(jnp.zeros_like, new_updates)
-        return jax.tree.map(_where, masks, new_updates, frozen), jax.tree.map(
-            _where, state_masks, new_state, state
+        # Moments follow the mask of their parameter; counters always move.
+        state_masks = optax.tree_utils.tree_map_params(
+            tx, lambda _, mask: mask, state, masks, transform_non_params=lambda _: True
         )
+        updates = jax.tree.map(_where, masks, new_updates, frozen)
+        return updates, jax.tree.map(_where, state_masks, new_state, state)
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
-def _where(mask: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    return jnp.where(mask.reshape(mask.shape + (1,) * (new.ndim - mask.ndim)), new, old)
+def _where(mask: jax.Array | bool, new: jax.Array, old: jax.Array) -> jax.Array:
+    axes = tuple(range(jnp.ndim(mask), new.ndim))  # those behind the mask's
+    return jnp.where(jnp.expand_dims(mask, axes), new, old)
 
 
 def _masks(params: PyTree, selection: PyTree) -> PyTree:
@@ -63,7 +60,7 @@ def _masks(params: PyTree, selection: PyTree) -> PyTree:
         keys = tuple(str(getattr(k, "key", k)) for k in path)
         found = named.pop(keys[:-1], None) if keys[-1:] == ("kernel",) else None
         if found is None:
-            return jnp.ones((), bool)
+            return True
         if found.shape != leaf.shape[: found.ndim]:
             raise ValueError(
                 f"selection of {'/'.join(keys)} has a mask of shape {found.shape}: must be the"
@@ -72,7 +69,7 @@ def _masks(params: PyTree, selection: PyTree) -> PyTree:
         return found
 
     masks = jax.tree_util.tree_map_with_path(mask, params)
-    if named:
+    if named:  # a mask that no kernel took
         unknown = ", ".join("/".join(path) for path in named)
         raise ValueError(
             f"selection names {unknown}: params has no such kernel; pass the model's own collection"

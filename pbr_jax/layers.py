@@ -38,23 +38,19 @@ Initializer = Callable[..., jax.Array]
 class DenseGeneral(nn.Module):
     """Linear layer over trailing axes, `[..., *in] -> [..., *features]`: `nn.DenseGeneral`.
 
-    Attributes:
-      features: output axes, an int or several.
-      axis: input axes to contract; they must be the last ones.
-      use_bias, dtype, param_dtype, kernel_init, bias_init: as in Flax.
-      keep: fraction of input columns kept for the weight gradient, in (0, 1]; 1 is the stock layer.
-      implementation: of the weight gradient, see `pbr_jax.ops.dispatch`.
+    A fraction `keep` of the input columns, in (0, 1], is kept for the weight gradient; 1 is the
+    stock layer.
     """
 
-    features: int | Sequence[int]
-    axis: int | Sequence[int] = -1
+    features: int | Sequence[int]  # output axes
+    axis: int | Sequence[int] = -1  # input axes to contract; they must be the last ones
     use_bias: bool = True
     dtype: Any = None
     param_dtype: Any = jnp.float32
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros_init()
     keep: float = 0.1
-    implementation: Implementation | None = None
+    implementation: Implementation | None = None  # of the weight gradient
 
     @nn.compact
     def __call__(self, x: jax.Array, columns: jax.Array | None = None) -> jax.Array:
@@ -71,16 +67,16 @@ class DenseGeneral(nn.Module):
         params = {"kernel": self.param("kernel", init_flat, shape, self.param_dtype)}
         if self.use_bias:
             params["bias"] = self.param("bias", self.bias_init, outputs, self.param_dtype)
-        x = _cast(x, self.dtype, self.param_dtype).reshape(
-            *x.shape[: x.ndim - contracted], num_inputs
-        )
+        # To the op both are matrices: leading axes of the input stay, its trailing ones are one.
+        batch = x.shape[: x.ndim - contracted]
+        x = _cast(x, self.dtype, self.param_dtype).reshape(*batch, num_inputs)
         columns = selected_columns(self, num_inputs, self.keep) if columns is None else columns
         if columns is not None:
             _record(self, columns, inputs)
             params["columns"] = columns
         check = functools.partial(_require_columns, self.path, self.keep, num_inputs)
         apply = pair.bind(_flat_linear(num_inputs, num_outputs, self.implementation), check)
-        return apply(params, x, None).reshape(*x.shape[:-1], *outputs)
+        return apply(params, x, None).reshape(*batch, *outputs)
 
 
 class Dense(DenseGeneral):
@@ -100,6 +96,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        # Ones and zeros stand in for what the layer does not learn.
         shape = x.shape[-1:]
         scale, bias = jnp.ones(shape, self.param_dtype), jnp.zeros(shape, self.param_dtype)
         if self.use_scale:
@@ -116,32 +113,22 @@ class MultiHeadDotProductAttention(nn.Module):
     In self-attention query, key and value share their input, and so their columns. Dropout of the
     attention weights draws for every sample and head (Flax's `broadcast_dropout=False`).
     Autoregressive decoding is not offered.
-
-    Attributes:
-      num_heads: H; divides `qkv_features`.
-      qkv_features, out_features: widths; None takes that of the input.
-      residual: kind of what attention keeps, see `pbr_jax.ops.attention`.
-      keep: fraction of columns kept by the four linear layers.
-      attention_keep: fraction kept by the residuals "channels" and "elements".
-      dropout_rate: of the attention weights, from the stream `dropout`.
-      deterministic: no dropout; here or in the call, if `dropout_rate > 0`.
-      implementation: of attention and the linear layers, see `pbr_jax.ops.dispatch`.
     """
 
-    num_heads: int
-    qkv_features: int | None = None
-    out_features: int | None = None
+    num_heads: int  # H; divides `qkv_features`
+    qkv_features: int | None = None  # None takes the width of the input
+    out_features: int | None = None  # likewise
     use_bias: bool = True
     dtype: Any = None
     param_dtype: Any = jnp.float32
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros_init()
-    residual: str = "flash"
-    keep: float = 0.1
-    attention_keep: float = 0.2
-    dropout_rate: float = 0.0
-    deterministic: bool | None = None
-    implementation: Implementation | None = None
+    residual: str = "flash"  # what attention keeps, a kind of `pbr_jax.ops.attention`
+    keep: float = 0.1  # fraction of columns kept by the four linear layers
+    attention_keep: float = 0.2  # fraction kept by the residuals "channels" and "elements"
+    dropout_rate: float = 0.0  # of the attention weights, from the stream `dropout`
+    deterministic: bool | None = None  # no dropout; here or in the call, if there is a rate
+    implementation: Implementation | None = None  # of attention and the linear layers
 
     @nn.compact
     def __call__(
@@ -159,16 +146,8 @@ class MultiHeadDotProductAttention(nn.Module):
         width = self.qkv_features or inputs_q.shape[-1]
         if width % self.num_heads:
             raise ValueError(f"num_heads = {self.num_heads}: must divide qkv_features = {width}")
-        layer = functools.partial(
-            DenseGeneral,
-            use_bias=self.use_bias,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-            keep=self.keep,
-            implementation=self.implementation,
-        )
+        settings = _linear_settings(self) | {"use_bias": self.use_bias}
+        layer: Callable[..., DenseGeneral] = functools.partial(DenseGeneral, **settings)
         heads = (self.num_heads, width // self.num_heads)
         columns: dict[int, jax.Array | None] = {}  # of each input: one selection per activation
         projected = []
@@ -179,11 +158,10 @@ class MultiHeadDotProductAttention(nn.Module):
             projected.append(jnp.swapaxes(projection(x, columns[id(x)]), -3, -2))
         q, k, v = projected
         rate, seeds = self.dropout_rate, None
+        if rate > 0 and nn.merge_param("deterministic", self.deterministic, deterministic):
+            rate = 0.0
         if rate > 0:
-            if nn.merge_param("deterministic", self.deterministic, deterministic):
-                rate = 0.0
-            else:
-                seeds = dropout_seeds(sample_keys(self.make_rng("dropout"), q.shape[0]))
+            seeds = dropout_seeds(sample_keys(self.make_rng("dropout"), q.shape[0]))
         out = attention.attention(
             q,
             k,
@@ -199,41 +177,30 @@ class MultiHeadDotProductAttention(nn.Module):
 
 
 class MlpBlock(nn.Module):
-    """`Dense -> GELU -> Dense`, the MLP of a transformer; parameters `Dense_0`, `Dense_1`.
+    """`Dense -> GELU -> Dense`, the MLP of a transformer; parameters `Dense_0`, `Dense_1`."""
 
-    Attributes:
-      mlp_dim: hidden width.
-      out_dim: None takes the width of the input.
-      keep: fraction of columns kept by both layers.
-      approximate: tanh form of GELU.
-      implementation: of the weight gradients, see `pbr_jax.ops.dispatch`.
-    """
-
-    mlp_dim: int
-    out_dim: int | None = None
+    mlp_dim: int  # hidden width
+    out_dim: int | None = None  # None takes the width of the input
     dtype: Any = None
     param_dtype: Any = jnp.float32
     kernel_init: Initializer = nn.initializers.xavier_uniform()
     bias_init: Initializer = nn.initializers.normal(1e-6)
-    keep: float = 0.1
-    approximate: bool = False
-    implementation: Implementation | None = None
+    keep: float = 0.1  # fraction of columns kept by both layers
+    approximate: bool = False  # tanh form of GELU
+    implementation: Implementation | None = None  # of the weight gradients
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        layer = functools.partial(
-            Dense,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-            keep=self.keep,
-            implementation=self.implementation,
-        )
+        layer: Callable[..., Dense] = functools.partial(Dense, **_linear_settings(self))
         u = layer(self.mlp_dim, name="Dense_0")(x)
-        return layer(self.out_dim or x.shape[-1], name="Dense_1")(
-            gelu.gelu(u, approximate=self.approximate)
-        )
+        g = gelu.gelu(u, approximate=self.approximate)
+        return layer(self.out_dim or x.shape[-1], name="Dense_1")(g)
+
+
+def _linear_settings(module: nn.Module) -> dict[str, Any]:
+    """Fields that a module hands on to its linear layers as they are."""
+    names = ("dtype", "param_dtype", "kernel_init", "bias_init", "keep", "implementation")
+    return {name: getattr(module, name) for name in names}
 
 
 def selected_columns(module: nn.Module, num_columns: int, keep: float) -> jax.Array | None:
@@ -243,10 +210,9 @@ def selected_columns(module: nn.Module, num_columns: int, keep: float) -> jax.Ar
     budget = budget_for(keep, num_columns)
     if budget == num_columns or not module.has_rng("selection"):
         return None
-    order = jax.random.permutation(
-        module.make_rng("selection"), jnp.arange(num_columns, dtype=jnp.int32)
-    )
-    return jnp.sort(order[:budget])
+    # The beginning of a random order is a uniform draw without repetition.
+    columns = jnp.arange(num_columns, dtype=jnp.int32)
+    return jnp.sort(jax.random.permutation(module.make_rng("selection"), columns)[:budget])
 
 
 def _record(module: nn.Module, columns: jax.Array, inputs: tuple[int, ...]) -> None:
@@ -294,9 +260,7 @@ def _trailing(axis: int | Sequence[int], ndim: int) -> int:
     """How many trailing axes `axis` names."""
     axes = sorted(a % ndim for a in ((axis,) if isinstance(axis, int) else axis))
     if axes != list(range(ndim - len(axes), ndim)):
-        raise ValueError(
-            f"axis = {axis}: must be the last axes of an input with {ndim}; transpose the input"
-        )
+        raise ValueError(f"axis = {axis}: must be the last axes of an input with {ndim}; transpose")
     return len(axes)
 
 

@@ -1,8 +1,6 @@
 """A model, a configuration and a batch that are small enough to compile in a test."""
 
-import contextlib
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,26 +11,6 @@ from pbr_jax.models.bert import Bert
 from pbr_jax.models.vit import ViT
 from pbr_jax.plans import SITES
 from pbr_jax.weights import published
-
-# Compiled with little optimisation: tests mostly compile.
-quick_jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
-)
-
-
-@contextlib.contextmanager
-def quick_compiles():
-    """The same for what the package itself compiles inside."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-
 
 CLASSES = 4
 SMALL = Model(

@@ -1,7 +1,6 @@
 """Helpers of the numerical tests: random arrays, errors against an oracle, bytes saved."""
 
 import contextlib
-import functools
 import inspect
 import pathlib
 import re
@@ -56,12 +55,9 @@ def assert_close(actual, expected, tolerance: float, name: str = "") -> None:
 
 
 def value_and_pullback(function, dy, *args):
-    """`function(*args)` and the cotangents of `args`.
+    """`function(*args)` and the cotangents of `args`, compiled."""
 
-    Compiled with little optimisation, because compiling is most of what these tests do.
-    """
-
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @jax.jit
     def run(dy, *args):
         y, pullback = jax.vjp(function, *args)
         return y, pullback(dy)

@@ -142,6 +142,30 @@ def test_linked_packages_have_one_name():
         assert not wrong, f"{path}: import {sorted(wrong)} as pbr_jax.<name>"
 
 
+# Files that are of one family or of its models, and may say what they are called.
+FAMILIES_OWN = ("families/", "models/", "weights/vit.py", "weights/bert.py", "configs/")
+# An op has a record of a layer's arrays; a compiled program, Flax and a table have words of theirs.
+OTHER_MEANINGS = ("ops/", "kernels/", "layers.py", "freeze.py", "gpu/", "bench/")
+
+
+@pytest.mark.parametrize(
+    "path", [path for _, path in modules()], ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_only_a_family_knows_its_names(path):
+    """Selection, step, optimizer, cost, fit and weights read `Architecture` and `Family`."""
+    name = str(path.relative_to(PACKAGE))
+    if name.startswith(FAMILIES_OWN):
+        return
+    strings = {
+        n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)
+    }
+    found = strings & ({"vit", "bert"} if name.startswith(OTHER_MEANINGS) else FAMILY_WORDS)
+    assert not found, f"{name} says {sorted(found)}: ask Architecture or Family"
+
+
+FAMILY_WORDS = {"vit", "bert", "blocks", "kernel"}
+
+
 def test_every_folder_is_a_package():
     folders = {path.parent for _, path in modules()}
     assert not [str(folder) for folder in folders if not (folder / "__init__.py").exists()]

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fakes import quick_jit
 from flax import linen as nn
 
 from pbr_jax import freeze_unselected, layers
@@ -74,7 +73,7 @@ def test_equals_the_dense_optimizer_with_rows_put_back(name):
     params = arrays(SHAPES, generator, normal)
     expected, actual = (params, dense.init(params)), (params, frozen.init(params))
 
-    @quick_jit
+    @jax.jit
     def step(actual, expected, masks, selection, grads):
         updates, state = frozen.update(grads, actual[1], actual[0], selection=selection)
         actual = optax.apply_updates(actual[0], updates), state
@@ -144,9 +143,9 @@ def test_trains_a_model_of_our_layers_under_jit():
 
     model, tx = Net(), freeze_unselected(optax.adamw(1e-2, weight_decay=0.1))
     x = jnp.asarray(normal(np.random.default_rng(0), (8, 16)))
-    params = quick_jit(model.init)(jax.random.key(0), x)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), x)["params"]
 
-    @quick_jit
+    @jax.jit
     def step(params, state, key):
         def loss(p):
             rngs = {"selection": key}

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import quick_jit
 from flax import linen as nn
 from measures import assert_close, saved_bytes
 
@@ -61,7 +60,7 @@ CASES = {
 
 
 def init(module, inputs):
-    return quick_jit(module.init)(jax.random.key(3), *inputs)["params"]
+    return jax.jit(module.init)(jax.random.key(3), *inputs)["params"]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +71,7 @@ def results():
     def run(name):
         ours, stock, inputs = CASES[name]
 
-        @quick_jit
+        @jax.jit
         def both(params, inputs):
             def mine(params, inputs):
                 rngs = {"selection": jax.random.key(7)}
@@ -142,7 +141,7 @@ def test_keeping_all_columns_is_the_stock_layer(name, results):
     ours, stock, inputs = CASES[name]
     ours = ours.clone(keep=1.0)
 
-    @quick_jit
+    @jax.jit
     def gradients(params, inputs):
         y, pullback = jax.vjp(lambda p, x: ours.apply({"params": p}, *x), params, inputs)
         dy = jnp.sin(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
@@ -181,16 +180,16 @@ def test_attention_takes_a_mask():
     ours = layers.MultiHeadDotProductAttention(num_heads=2)
     params = init(stock, inputs)
     mask = nn.make_causal_mask(jnp.ones((3, 5)), dtype=jnp.bool_)
-    expected = quick_jit(stock.apply)({"params": params}, *inputs, mask=mask)
-    assert_close(quick_jit(ours.apply)({"params": params}, X, mask=mask), expected, 1e-6)
-    without = quick_jit(ours.apply)({"params": params}, X)
+    expected = jax.jit(stock.apply)({"params": params}, *inputs, mask=mask)
+    assert_close(jax.jit(ours.apply)({"params": params}, X, mask=mask), expected, 1e-6)
+    without = jax.jit(ours.apply)({"params": params}, X)
     assert np.abs(without - expected).max() > 0.01
 
 
 def test_attention_drops_weights_from_the_stream_dropout():
     module = layers.MultiHeadDotProductAttention(num_heads=2, dropout_rate=0.5)
     params = init(module.copy(deterministic=True), (X,))
-    apply = quick_jit(
+    apply = jax.jit(
         lambda seed, off: module.apply(
             {"params": params}, X, rngs={"dropout": jax.random.key(seed)}, deterministic=off
         ),
@@ -230,7 +229,7 @@ def test_bfloat16_gradients_are_close_and_of_the_dtype_of_the_parameters():
     params = init(stock, (X,))
     chosen = jnp.arange(0, 16, 2, dtype=jnp.int32)
 
-    @quick_jit
+    @jax.jit
     def gradients(params):
         variables = {"selection": {"columns": chosen}}
         mine = jax.grad(lambda p: module.apply({"params": p} | variables, X).sum())(params)
@@ -247,12 +246,12 @@ def test_bfloat16_gradients_are_close_and_of_the_dtype_of_the_parameters():
 def test_layer_norm_is_that_of_flax(use_scale, use_bias):
     options = {"use_scale": use_scale, "use_bias": use_bias, "epsilon": 1e-3}
     ours, stock = layers.LayerNorm(**options), nn.LayerNorm(**options)
-    params = quick_jit(stock.init)(jax.random.key(0), X).get("params", {})
-    mine = quick_jit(ours.init)(jax.random.key(0), X).get("params", {})
+    params = jax.jit(stock.init)(jax.random.key(0), X).get("params", {})
+    mine = jax.jit(ours.init)(jax.random.key(0), X).get("params", {})
     jax.tree.map(np.testing.assert_array_equal, mine, params)
     params = jax.tree.map(lambda leaf: leaf + normal(*leaf.shape, seed=4), params)
 
-    @functools.partial(quick_jit, static_argnums=0)
+    @functools.partial(jax.jit, static_argnums=0)
     def run(module, params):
         y, pullback = jax.vjp(lambda p, x: module.apply({"params": p}, x), params, X)
         return y, pullback(jnp.sin(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
@@ -279,8 +278,8 @@ class Mlp(nn.Module):
 def test_mlp_block_is_two_dense_layers():
     params = init(Mlp(), (X,))
     jax.tree.map(np.testing.assert_array_equal, init(layers.MlpBlock(32), (X,)), params)
-    expected = quick_jit(Mlp().apply)({"params": params}, X)
-    assert_close(quick_jit(layers.MlpBlock(32).apply)({"params": params}, X), expected, 1e-6)
+    expected = jax.jit(Mlp().apply)({"params": params}, X)
+    assert_close(jax.jit(layers.MlpBlock(32).apply)({"params": params}, X), expected, 1e-6)
 
 
 # --- which columns ---
@@ -300,7 +299,7 @@ def test_every_key_draws_other_columns_and_all_columns_have_their_turn():
     module = layers.Dense(6, keep=0.25)
     params = init(module, (X,))
 
-    @quick_jit
+    @jax.jit
     @jax.vmap
     def draw(seed):
         rngs = {"selection": jax.random.key(seed)}
@@ -315,7 +314,7 @@ def test_every_key_draws_other_columns_and_all_columns_have_their_turn():
 
 def test_nothing_is_recorded_unless_asked_for():
     module = layers.Dense(6)
-    variables = quick_jit(module.init)(
+    variables = jax.jit(module.init)(
         {"params": jax.random.key(0), "selection": jax.random.key(1)}, X
     )
     assert set(variables) == {"params"}
@@ -387,7 +386,7 @@ def test_layers_can_be_scanned():
     scanned = nn.scan(Residual, variable_axes=axes, split_rngs=rngs, length=3)
     params = init(scanned(), (X,))
 
-    @quick_jit
+    @jax.jit
     def gradients(params):
         def loss(p, module, **kwargs):
             out, drawn = module.apply({"params": p}, X, mutable=["selection"], **kwargs)
@@ -410,7 +409,7 @@ def test_layers_can_be_scanned():
 def test_rematerialised_layers_draw_the_same_columns_again():
     params = init(Residual(), (X,))
 
-    @functools.partial(quick_jit, static_argnums=0)
+    @functools.partial(jax.jit, static_argnums=0)
     def gradients(module, params):
         def loss(p):
             rngs = {"selection": jax.random.key(0)}
@@ -429,7 +428,7 @@ def test_gradients_per_example_by_vmap():
     module, chosen = layers.Dense(6), jnp.arange(0, 16, 2, dtype=jnp.int32)
     params = init(module, (X,))
 
-    @quick_jit
+    @jax.jit
     def gradients(params):
         def loss(p, x):
             return module.apply({"params": p, "selection": {"columns": chosen}}, x).sum()

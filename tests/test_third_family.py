@@ -6,7 +6,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from fakes import quick_compiles
 
 from pbr_jax import cli
 from pbr_jax.runs.metrics import read_metrics
@@ -26,12 +25,6 @@ SETTINGS = {
     "log_every": 10,
 }
 WORDS = [f"--config.{name}={value}" for name, value in SETTINGS.items()]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly():
-    with quick_compiles():
-        yield
 
 
 def run(command, *words):

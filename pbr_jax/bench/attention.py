@@ -5,18 +5,20 @@ package's attention, by XLA and by its kernels, and cuDNN's.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from pbr_jax.bench.cases.attention import cosine, cudnn
+from pbr_jax.bench.cases.attention import cosine, cudnn, with_gradients
 from pbr_jax.gpu import memory
 from pbr_jax.measure import timing
 from pbr_jax.memory.use import saved_bytes
 from pbr_jax.ops import attention as op
 from pbr_jax.plans import Implementation
+from pbr_jax.runs.progress import progress
 
 PASSES = ("forward", "forward and backward")
 EXACT = "flash, xla"  # whose gradients all others are compared with
@@ -34,18 +36,16 @@ class AttentionShape(NamedTuple):
 def variants(keeps: list[float]) -> dict[str, Callable[..., jax.Array]]:
     """Functions of q, k and v by name; the names of the sparse ones say what they keep."""
     found: dict[str, Callable[..., jax.Array]] = {"vanilla": _vanilla, "cudnn": cudnn}
-    kinds = ("flash", "qkv")
     implementations: tuple[Implementation, ...] = ("xla", "triton")
-    for kind in kinds:
-        for by in implementations:
-            found[f"{kind}, {by}"] = functools.partial(op.attention, kind=kind, implementation=by)
+    for kind, by in itertools.product(("flash", "qkv"), implementations):
+        found[f"{kind}, {by}"] = functools.partial(op.attention, kind=kind, implementation=by)
+    # BackRazor's has no kernel of its own.
     for keep in keeps:
-        name = f"backrazor {keep:g}"
-        found[name] = functools.partial(op.attention, kind="elements", keep=keep)
+        sparse = functools.partial(op.attention, keep=keep)
+        found[f"backrazor {keep:g}"] = functools.partial(sparse, kind="elements")
         for by in implementations:
-            found[f"sparse flash {keep:g}, {by}"] = functools.partial(
-                op.attention, kind="channels", keep=keep, implementation=by
-            )
+            name = f"sparse flash {keep:g}, {by}"
+            found[name] = functools.partial(sparse, kind="channels", implementation=by)
     return found
 
 
@@ -56,18 +56,14 @@ def _vanilla(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def measure(
-    shape: AttentionShape,
-    keeps: list[float],
-    dtype: jax.typing.DTypeLike,
-    rounds: int,
-    done: Callable[[str], None] = lambda name: None,
+    shape: AttentionShape, keeps: list[float], dtype: jax.typing.DTypeLike, rounds: int
 ) -> dict[str, Any]:
     """Measures time, memory and gradients of all variants, timed in turn.
 
     Returns:
-      `{"ceilings", "flops": {pass: ...}, "seconds": {pass: {variant: [...]}}, "saved_bytes",
-      "temp_bytes", "cosines": {variant: [dq, dk, dv]}, "refused": {variant: reason}}`; `flops`
-      count 2 products forward and 7 in all, as few as there can be.
+      `{"shape", "dtype", "ceilings", "flops": {pass: ...}, "seconds": {pass: {variant: [...]}},
+      "saved_bytes", "temp_bytes", "cosines": {variant: [dq, dk, dv]}, "refused": {variant:
+      reason}}`; `flops` count 2 products forward and 7 in all, as few as there can be.
     """
     spec = jax.ShapeDtypeStruct(shape, dtype)
     q, k, v, do = (timing.random_like(spec, seed) for seed in range(4))
@@ -77,34 +73,33 @@ def measure(
         {name: functools.partial(_forward, f) for name, f in functions.items()}, q, k, v
     )
     both, refused_both = timing.compile_each(
-        {name: functools.partial(_gradients, functions[name]) for name in forward}, q, k, v, do
+        {name: functools.partial(with_gradients, functions[name]) for name in forward}, q, k, v, do
     )
-    times = {
-        one: timing.in_turn(
-            {name: timing.same(run, *args) for name, run in runs.items()}, rounds, done
-        )
-        for one, runs, args in (
-            (PASSES[0], forward, (q, k, v)),
-            (PASSES[1], both, (q, k, v, do)),
-        )
-    }
+    with progress("attention", (len(forward) + len(both)) * (rounds + 2)) as done:
+        once = {name: timing.same(run, q, k, v) for name, run in forward.items()}
+        twice = {name: timing.same(run, q, k, v, do) for name, run in both.items()}
+        times = [timing.in_turn(runs, rounds, done) for runs in (once, twice)]
+
     # What is left ran in both passes; gradients are compared with the exact ones.
-    ran = [name for name in both if all(name in times[one].seconds for one in PASSES)]
-    exact = both[EXACT](q, k, v, do)[1:]
+    ran = [name for name in both if all(name in one.seconds for one in times)]
+    gradients = {name: both[name](q, k, v, do)[1:] for name in ran}
     product = 2 * q.size * shape.tokens
     return {
+        "shape": shape,
+        "dtype": dtype,
         "ceilings": timing.ceilings(dtype, rounds)._asdict(),
         "flops": dict(zip(PASSES, (2 * product, 7 * product), strict=True)),
-        "seconds": {one: {name: times[one].seconds[name] for name in ran} for one in PASSES},
-        "saved_bytes": {name: _saved(functions[name], q) for name in ran},
+        "seconds": {
+            one: {name: spent.seconds[name] for name in ran}
+            for one, spent in zip(PASSES, times, strict=True)
+        },
+        "saved_bytes": {name: _saved(functions[name], q) for name in ran},  # q, k and v, too
         "temp_bytes": {name: memory(both[name]).temp_bytes for name in ran},
         "cosines": {
-            name: [
-                float(cosine(a, b)) for a, b in zip(both[name](q, k, v, do)[1:], exact, strict=True)
-            ]
-            for name in ran
+            name: [float(x) for x in map(cosine, own, gradients[EXACT])]
+            for name, own in gradients.items()
         },
-        "refused": refused | refused_both | times[PASSES[0]].refused | times[PASSES[1]].refused,
+        "refused": refused | refused_both | times[0].refused | times[1].refused,
     }
 
 
@@ -113,13 +108,7 @@ def _forward(function, *qkv):
     return timing.new_leaves(jax.vjp(function, *qkv), *qkv)
 
 
-def _gradients(function, q, k, v, do):
-    out, pullback = jax.vjp(function, q, k, v)
-    return out, *pullback(do)
-
-
 def _saved(function, q: jax.Array) -> int:
-    """Bytes kept for the backward pass, q, k and v included where they are."""
     return saved_bytes(lambda qkv: function(*map(jnp.negative, qkv)), (q, q, q))
 
 

@@ -1,7 +1,8 @@
 """Kernels on the shapes of real models: times on a GPU, and the compiler's figures without one."""
 
+import functools
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from pbr_jax.gpu import find_card
 from pbr_jax.gpu.kernels import kernel_use
 from pbr_jax.measure import timing
 from pbr_jax.measure.timing import Ceilings
+from pbr_jax.runs.progress import progress
 
 # H200: measured on one. RTX 4090: its maker's figures (Ada whitepaper), float32 accumulation.
 CEILINGS = {"h200": Ceilings(790e12, 4.3e12), "rtx4090": Ceilings(165.2e12, 1.008e12)}
@@ -25,79 +27,75 @@ def all_cases() -> list[BenchCase]:
     return [case for source in sources for case in source.bench_cases()]
 
 
-def figures(cases: Iterable[BenchCase], card: str) -> list[dict[str, Any]]:
-    """The compiler's figures of each case's kernels on a card, one row per kernel.
+def find_cases(only: str) -> list[BenchCase]:
+    """Cases whose op and shape contain a text."""
+    return [case for case in all_cases() if only in f"{case.op}, {case.shape}"]
 
-    Raises:
-      ValueError: the ceilings of this card are not known.
-    """
+
+def figures(cases: Sequence[BenchCase], card: str) -> list[dict[str, Any]]:
+    """The compiler's figures, one row per kernel; raises ValueError without ceilings."""
     target = find_card(card)
     if target.name not in CEILINGS:
         raise ValueError(f"--card {card}: must be one of {', '.join(CEILINGS)}")
-    rows = []
-    for case in cases:
-        if case.kernel != "triton":
-            continue
-        floor = 1e6 * CEILINGS[target.name].floor(case.flops, case.num_bytes)
-        for use in kernel_use(_jitted(case, "triton"), case.args, target):
-            rows.append(
-                {
-                    "op": case.op,
-                    "shape": case.shape,
-                    "kernel": use.name,
-                    "registers": use.registers,
-                    "spill bytes": use.spill_bytes,
-                    "shared bytes": use.shared_bytes,
-                    "threads": use.threads,
-                    "blocks": use.blocks,
-                    "floor us": round(floor, 1),
-                }
-            )
-    return rows
+    at_most = CEILINGS[target.name]
+    return [
+        {
+            "op": case.op,
+            "shape": case.shape,
+            "kernel": use.name,
+            "registers": use.registers,
+            "spill bytes": use.spill_bytes,
+            "shared bytes": use.shared_bytes,
+            "threads": use.threads,
+            "blocks": use.blocks,
+            "floor us": round(1e6 * at_most.floor(case.flops, case.num_bytes), 1),
+        }
+        for case in cases
+        if case.kernel == "triton"
+        for use in kernel_use(_jitted(case, "triton"), case.args, target)
+    ]
 
 
-def times(
-    cases: Iterable[BenchCase], rounds: int, done: Callable[[str], None] = lambda name: None
-) -> dict[str, Any]:
+def times(cases: Sequence[BenchCase], rounds: int) -> dict[str, Any]:
     """Median seconds of each implementation of each case, all of a case in turn."""
     ceilings = timing.ceilings(jnp.bfloat16, rounds)
     rows = []
-    for case in cases:
-        arrays = random_arrays(case)
-        names: tuple[str, ...] = ("xla", case.kernel)
-        functions = {name: _jitted(case, name) for name in names}
-        functions |= {name: jax.jit(rival) for name, rival in case.rivals.items()}
-        runs = {name: _run(function, arrays, case.donate) for name, function in functions.items()}
-        spent, refused = timing.in_turn(runs, rounds)
-        extra = jax.jit(case.figures)(*arrays) if case.figures else {}
-        rows.append(
-            {
-                "op": case.op,
-                "shape": case.shape,
-                "flops": case.flops,
-                "bytes": case.num_bytes,
-                "floor": ceilings.floor(case.flops, case.num_bytes),
-                "seconds": {name: statistics.median(values) for name, values in spent.items()},
-                "quartiles": {name: timing.spread(values)[1:] for name, values in spent.items()},
-                "refused": refused,
-                "figures": {name: float(value) for name, value in extra.items()},
-            }
-        )
-        done(case.op)
+    with progress("kernels", len(cases)) as done:
+        for case in cases:
+            rows.append(_time(case, rounds, ceilings))
+            done(case.op)
     return {"ceilings": ceilings._asdict(), "rows": rows}
 
 
-def _run(function: Callable[..., Any], arrays: list[jax.Array], donate) -> timing.Run:
-    """A run that copies what it donates before every call."""
-    return timing.Run(
-        function, lambda: tuple(jnp.copy(a) if i in donate else a for i, a in enumerate(arrays))
-    )
+def _time(case: BenchCase, rounds: int, ceilings: Ceilings) -> dict[str, Any]:
+    arrays = random_arrays(case)
+
+    def arguments() -> tuple[jax.Array, ...]:  # what is donated is copied before every call
+        return tuple(jnp.copy(a) if i in case.donate else a for i, a in enumerate(arrays))
+
+    # This package's kernel and its rivals, XLA among them.
+    functions: dict[str, Callable[..., Any]] = {
+        **{name: _jitted(case, name) for name in ("xla", case.kernel)},
+        **{name: jax.jit(rival) for name, rival in case.rivals.items()},
+    }
+    runs = {name: timing.Run(function, arguments) for name, function in functions.items()}
+    spent, refused = timing.in_turn(runs, rounds)
+    extra = jax.jit(case.figures)(*arrays) if case.figures else {}
+    return {
+        "op": case.op,
+        "shape": case.shape,
+        "flops": case.flops,
+        "bytes": case.num_bytes,
+        "floor": ceilings.floor(case.flops, case.num_bytes),
+        "seconds": {name: statistics.median(values) for name, values in spent.items()},
+        "quartiles": {name: timing.spread(values)[1:] for name, values in spent.items()},
+        "refused": refused,
+        "figures": {name: float(value) for name, value in extra.items()},
+    }
 
 
 def _jitted(case: BenchCase, implementation: str):
-    def run(*arrays):
-        return case.run(*arrays, implementation=implementation)
-
+    run = functools.partial(case.run, implementation=implementation)
     return jax.jit(run, donate_argnums=case.donate)
 
 

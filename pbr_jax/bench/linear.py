@@ -5,6 +5,7 @@ counting, which is this package in plain JAX, or by this package's kernel.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from pbr_jax.memory.use import tree_bytes
 from pbr_jax.ops import linear, residuals
 from pbr_jax.ops.pair import Pair
 from pbr_jax.plans import Implementation, budget_for
+from pbr_jax.runs.progress import progress
 
 VARIANTS = ("dense", "pruned", "backrazor sort", "backrazor counting", "backrazor kernel")
 PASSES = ("forward", "forward and backward")
@@ -87,17 +89,13 @@ def variants(
 
 
 def measure(
-    shape: LayerShape,
-    keeps: list[float],
-    dtype: jax.typing.DTypeLike,
-    rounds: int,
-    done: Callable[[str], None] = lambda name: None,
+    shape: LayerShape, keeps: list[float], dtype: jax.typing.DTypeLike, rounds: int
 ) -> dict[str, Any]:
     """Measures times of both passes, each keep in turn with the dense layer, and bytes saved.
 
     Returns:
-      `{"ceilings", "rows": [{"keep", "pass", "seconds": {variant: [...]}, "saved_bytes": {variant:
-      ...}, "refused": {variant: reason}}, ...]}`.
+      `{"shape", "dtype", "ceilings", "rows": [{"keep", "pass", "seconds": {variant: [...]},
+      "saved_bytes": {variant: ...}, "refused": {variant: reason}}, ...]}`.
 
     Raises:
       ValueError: a keep is out of range.
@@ -110,29 +108,26 @@ def measure(
     dy = timing.random_like(jax.ShapeDtypeStruct((*shape[:2], shape.features), dtype), 2)
     dense = Variant(linear.linear_pair(linear.Settings("dense")), {"kernel": kernel, "bias": bias})
     rows = []
-    for keep in keeps:
-        made = {n: variant(kernel, bias) for n, variant in variants(shape, keep).items()}
-        for one in PASSES:
-            rows.append(
-                {"keep": keep, "pass": one}
-                | _row({"dense": dense, **made}, x, dy, one, rounds, done)
-            )
-    return {"ceilings": timing.ceilings(dtype, rounds)._asdict(), "rows": rows}
+    samples = len(keeps) * len(PASSES) * len(VARIANTS) * (rounds + 2)
+    with progress("linear layer", samples) as done:
+        for keep, one in itertools.product(keeps, PASSES):
+            others = {n: variant(kernel, bias) for n, variant in variants(shape, keep).items()}
+            made = {"dense": dense, **others}
+            given = (x,) if one == "forward" else (x, dy)
+            runs = {
+                name: timing.same(jax.jit(functools.partial(_run, pair)), params, *given)
+                for name, (pair, params) in made.items()
+            }
+            seconds, refused = timing.in_turn(runs, rounds, done)
+            saved = {name: _saved_bytes(*made[name], x) for name in seconds}
+            row = {"keep": keep, "pass": one, "seconds": seconds, "saved_bytes": saved}
+            rows.append(row | {"refused": refused})
+    ceilings = timing.ceilings(dtype, rounds)._asdict()
+    return {"shape": shape, "dtype": dtype, "ceilings": ceilings, "rows": rows}
 
 
-def _row(made, x, dy, one: str, rounds: int, done) -> dict[str, Any]:
-    runs = {}
-    for name, variant in made.items():
-        run = jax.jit(functools.partial(_run, variant.pair))
-        given = (variant.params, x) if one == "forward" else (variant.params, x, dy)
-        runs[name] = timing.same(run, *given)
-    times = timing.in_turn(runs, rounds, done)
-    saved = {
-        name: tree_bytes(jax.eval_shape(variant.pair.forward, variant.params, x, None)[1])
-        for name, variant in made.items()
-        if name in times.seconds
-    }
-    return {"seconds": times.seconds, "saved_bytes": saved, "refused": times.refused}
+def _saved_bytes(pair: Pair, params: dict, x: jax.Array) -> int:
+    return tree_bytes(jax.eval_shape(pair.forward, params, x, None)[1])
 
 
 def _run(pair: Pair, params: dict, x: jax.Array, dy: jax.Array | None = None):
@@ -145,28 +140,19 @@ def _run(pair: Pair, params: dict, x: jax.Array, dy: jax.Array | None = None):
 
 def table(found: Mapping[str, Any], one: str) -> Iterator[dict[str, Any]]:
     """A line for each keep of one pass: milliseconds, the pruned layer's speed, megabytes saved."""
+    short = {name: name.removeprefix("backrazor ") for name in VARIANTS}
     for row in found["rows"]:
         if row["pass"] != one:
             continue
         seconds, saved = row["seconds"], row["saved_bytes"]
-        line = {"keep": f"{row['keep']:g}"}
-        for name in VARIANTS:
-            milliseconds = 1e3 * timing.spread(seconds[name]).median if name in seconds else None
-            line[f"{_short(name)}, ms"] = _three_digits(milliseconds)
-        for name in VARIANTS:
+        # A variant that was refused has hyphens.
+        line = {"keep": f"{row['keep']:g}"} | {f"{short[n]}, ms": "-" for n in VARIANTS}
+        line |= {f"{short[n]} / pruned": "-" for n in VARIANTS if n != "pruned"}
+        for name, spent in seconds.items():
+            line[f"{short[name]}, ms"] = f"{1e3 * timing.spread(spent).median:.3g}"
             if name != "pruned":
-                speedup = None
-                if name in seconds:
-                    speedup = timing.ratio(seconds[name], seconds["pruned"]).median
-                line[f"{_short(name)} / pruned"] = "-" if speedup is None else f"{speedup:.2f}"
-        several = [saved[n] / 1e6 for n in ("dense", "pruned", "backrazor sort")]
-        line["MB saved"] = ", ".join(map(_three_digits, several))
+                speedup = timing.ratio(spent, seconds["pruned"]).median
+                line[f"{short[name]} / pruned"] = f"{speedup:.2f}"
+        several = (saved[name] / 1e6 for name in ("dense", "pruned", "backrazor sort"))
+        line["MB saved"] = ", ".join(f"{size:.3g}" for size in several)
         yield line
-
-
-def _short(name: str) -> str:
-    return name.removeprefix("backrazor ")
-
-
-def _three_digits(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"

@@ -83,6 +83,7 @@ def by_kernel(
     events: Iterable[Event], program: Iterable[Launch], ceilings: timing.Ceilings, rounds: int
 ) -> list[dict[str, Any]]:
     """Rows of `measure`, one for each name, the largest loss (seconds above the floor) first."""
+    # An event has the name of its instruction, or of the kernel itself.
     known: dict[str, list[Launch]] = {}
     for launch in program:
         for name in {launch.instruction, launch.name}:
@@ -100,6 +101,7 @@ def by_kernel(
                 "seconds": 0.0,
                 "floor": floor if found else None,
             }
+        # Means over the steps that were profiled.
         rows[event.name]["times"] += 1 / rounds
         rows[event.name]["seconds"] += event.seconds / rounds
     return sorted(rows.values(), key=lambda row: (row["floor"] or 0.0) - row["seconds"])

@@ -5,7 +5,7 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +15,34 @@ import jaxlib
 from pbr_jax import __version__
 from pbr_jax.files import write_json
 from pbr_jax.measure import text
-from pbr_jax.measure.timing import Ceilings, Spread
+from pbr_jax.measure.timing import Ceilings
 
 
-def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
-    """Adds `--rounds`, `--json` and `--out`."""
-    parser.add_argument(
-        "--rounds", type=int, default=rounds, help="that are timed, default %(default)s"
-    )
-    add_output(parser)
-
-
-def add_output(parser: argparse.ArgumentParser) -> None:
-    """Adds `--json` and `--out`."""
+def add_arguments(parser: argparse.ArgumentParser, rounds: int | None = None) -> None:
+    """Adds `--json`, `--out` and, where there is a number of them, `--rounds`."""
+    if rounds is not None:
+        parser.add_argument(
+            "--rounds", type=int, default=rounds, help="that are timed, default %(default)s"
+        )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the same JSON to a file")
 
 
-def check_rounds(rounds: int) -> None:
-    """Raises ValueError unless there is a round."""
-    if rounds < 1:
-        raise ValueError(f"--rounds {rounds}: must be 1 or more")
+def check_positive(flag: str, *numbers: int) -> None:
+    """Raises ValueError unless all that was given for `flag` is 1 or more."""
+    if min(numbers) < 1:
+        each = " each" if len(numbers) > 1 else ""
+        raise ValueError(f"{flag} {' '.join(map(str, numbers))}: must be 1 or more{each}")
 
 
-def _origin(command: str) -> dict[str, Any]:
-    """Command, versions, device and day of a measurement."""
+def finish(
+    args: argparse.Namespace, measured: Mapping[str, Any], *paragraphs: str, headed: bool = True
+) -> int:
+    """Writes what was measured and where, and prints it or `paragraphs`; returns the exit code 0.
+
+    Empty paragraphs are left out; the first, if `headed`, is `headline`.
+    """
+    # Where and when: without it a figure says nothing.
     device = jax.devices()[0]
     versions = {
         "python": platform.python_version(),
@@ -48,33 +51,22 @@ def _origin(command: str) -> dict[str, Any]:
         "pbr_jax": __version__,
         "platform": device.client.platform_version.splitlines()[0],
     }
-    return {
-        "command": command,
+    found = {
+        "command": args.command_line,
         "versions": versions,
         "device": device.device_kind,
         "cores": os.cpu_count(),
         "date": datetime.date.today().isoformat(),
+        **measured,
     }
-
-
-def finish(
-    args: argparse.Namespace, measured: Mapping[str, Any], show: Callable[[Mapping[str, Any]], None]
-) -> int:
-    """Writes and prints what was measured and where; returns the exit code 0."""
-    found = {**_origin(args.command_line), **measured}
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.out, found)
     if args.json:
         print(json.dumps(found, indent=1, allow_nan=False))
     else:
-        show(found)
+        print(*filter(None, [headline(found) if headed else "", *paragraphs]), sep="\n")
     return 0
-
-
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the same keys as a table in Markdown."""
-    return text.markdown([list(rows[0]), *([str(cell) for cell in row.values()] for row in rows)])
 
 
 def headline(found: Mapping[str, Any]) -> str:
@@ -90,19 +82,19 @@ def headline(found: Mapping[str, Any]) -> str:
     return line
 
 
-def show_refusals(refused: Mapping[str, str]) -> str:
+def table(rows: Iterable[Mapping[str, Any]], title: str = "") -> str:
+    """Rows with the same keys in Markdown, below a blank line and a title; empty without rows."""
+    rows = list(rows)
+    if not rows:
+        return ""
+    cells = text.markdown([list(rows[0]), *([str(cell) for cell in r.values()] for r in rows)])
+    return f"\n{title}\n\n{cells}" if title else f"\n{cells}"
+
+
+def refusals(refused: Mapping[str, str]) -> str:
     """A paragraph for each reason, with all that it kept from running."""
+    # Several variants are often refused for one reason.
     reasons: dict[str, list[str]] = {}
     for name, why in refused.items():
         reasons.setdefault(why, []).append(name)
-    return "".join(f"\nNot run: {', '.join(names)}: {why}\n" for why, names in reasons.items())
-
-
-def show_ratio(value: Spread) -> str:
-    """`0.75 (0.74-0.77)`: median and quartiles."""
-    return f"{value.median:.2f} ({value.low:.2f}-{value.high:.2f})"
-
-
-def show_milliseconds(value: Spread) -> str:
-    """`12.3 ±0.1`: median, and half of the distance between the quartiles."""
-    return f"{1e3 * value.median:.4g} ±{5e2 * (value.high - value.low):.2g}"
+    return "\n".join(f"\nNot run: {', '.join(names)}: {why}" for why, names in reasons.items())

@@ -1,17 +1,17 @@
 """Time and memory of a whole train step by several methods, on random data."""
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pbr_jax.bench import report
 from pbr_jax.compare import steps
-from pbr_jax.compare.trials import Prepared, prepare
+from pbr_jax.compare.trials import prepare
 from pbr_jax.configs.common import Config
 from pbr_jax.gpu import present_card
 from pbr_jax.measure import timing
 from pbr_jax.measure.text import format_bytes
 from pbr_jax.memory import cost
+from pbr_jax.runs.progress import progress
 from pbr_jax.settings import load as configuration
 from pbr_jax.settings.resolve import architecture
 from pbr_jax.settings.variants import split_methods, with_method
@@ -31,23 +31,14 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
 
 
 def checked_methods(names: str) -> list[str]:
-    """The methods of a list with commas, each once.
-
-    Raises:
-      ValueError: naming all that are none.
-    """
+    """The methods of a list with commas, each once; raises ValueError naming all that are none."""
     methods, faults = split_methods(names)
     if faults:
         raise ValueError("\n".join(faults))
     return methods
 
 
-def measure(
-    config: Config,
-    methods: Sequence[str],
-    rounds: int,
-    done: Callable[[str], None] = lambda name: None,
-) -> dict[str, Any]:
+def measure(config: Config, methods: Sequence[str], rounds: int) -> dict[str, Any]:
     """Times a step by each method, all in turn, and reads the memory that each was compiled to.
 
     Returns:
@@ -64,19 +55,21 @@ def measure(
     # A method that cannot take this batch, or does not compile, is named and left out.
     refused: dict[str, str] = {}
     prepared = {}
-    for method in methods:
-        try:
-            prepared[method] = prepare(with_method(config, method, keep_plan=True))
-        except (ValueError, RuntimeError) as error:
-            refused[method] = str(error).splitlines()[0]
-        done(f"compiling {method}")
-    if "full" not in prepared:
-        raise ValueError(f"full cannot be compiled: {refused['full']}")
-    # All methods start from the same parameters, and see the same batch.
-    batch = steps.random_batch(config)
-    params = steps.random_params(config, prepared["full"].parts)
-    runs = {m: steps.new_run(one, params, batch) for m, one in prepared.items()}
-    times = timing.in_turn(runs, rounds, done)
+    with progress("train step", len(methods) * (rounds + 3)) as done:
+        for method in methods:
+            try:
+                prepared[method] = prepare(with_method(config, method, keep_plan=True))
+            except (ValueError, RuntimeError) as error:
+                refused[method] = str(error).splitlines()[0]
+            done(f"compiling {method}")
+        if "full" not in prepared:
+            raise ValueError(f"full cannot be compiled: {refused['full']}")
+        # All methods start from the same parameters, and see the same batch.
+        batch = steps.random_batch(config)
+        params = steps.random_params(config, prepared["full"].parts)
+        runs = {m: steps.new_run(one, params, batch) for m, one in prepared.items()}
+        times = timing.in_turn(runs, rounds, done)
+    card = present_card()
     return {
         "family": config.model.family,
         "size": config.model.size,
@@ -88,16 +81,13 @@ def measure(
         "dense_flops": dense_flops(config),
         "seconds": times.seconds,
         "memory": {method: one.planned for method, one in prepared.items()},
-        "arithmetic": _arithmetic(prepared),
+        "arithmetic": {
+            method: cost.step_seconds(one.config, card, one.use)
+            for method, one in prepared.items()
+            if card is not None
+        },
         "refused": refused | times.refused,
     }
-
-
-def _arithmetic(prepared: Mapping[str, Prepared]) -> dict[str, float]:
-    card = present_card()
-    if card is None:
-        return {}
-    return {m: cost.step_seconds(one.config, card, one.use) for m, one in prepared.items()}
 
 
 def dense_flops(config: Config) -> int:
@@ -114,18 +104,16 @@ def table(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     seconds, needs, expected = found["seconds"], found["memory"], found["arithmetic"]
     for method, spent in seconds.items():
         need, full = needs[method], needs["full"]
-        median = timing.spread(spent)
+        time, ratio = timing.spread(spent), timing.ratio(spent, seconds["full"])
         line = {
             "method": method,
-            "ms": report.show_milliseconds(median),
-            "/ full": report.show_ratio(timing.ratio(spent, seconds["full"])),
+            "ms": f"{1e3 * time.median:.4g} ±{5e2 * (time.high - time.low):.2g}",
+            "/ full": f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})",
             "/ backrazor": "-",
-            "examples/s": f"{found['batch'] / median.median:.4g}",
-            "saved": format_bytes(need["saved_bytes"]),
-            "temp": format_bytes(need["temp_bytes"]),
-            "peak": format_bytes(need["peak_bytes"]),
-            "peak / full": f"{need['peak_bytes'] / full['peak_bytes']:.2f}",
+            "examples/s": f"{found['batch'] / time.median:.4g}",
         }
+        line |= {name: format_bytes(need[f"{name}_bytes"]) for name in ("saved", "temp", "peak")}
+        line["peak / full"] = f"{need['peak_bytes'] / full['peak_bytes']:.2f}"
         if "backrazor" in seconds:
             line["/ backrazor"] = f"{timing.ratio(spent, seconds['backrazor']).median:.2f}"
         if expected:

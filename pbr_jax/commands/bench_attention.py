@@ -10,15 +10,11 @@ needs a GPU says so elsewhere. The paper's whole runs with each attention are me
 """
 
 import argparse
-from collections.abc import Mapping
-from typing import Any
 
 from pbr_jax.bench import attention, report
-from pbr_jax.runs.progress import progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
     parser.add_argument(
         "--shape",
         type=int,
@@ -35,21 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measures, then prints one table."""
-    report.check_rounds(args.rounds)
+    report.check_positive("--rounds", args.rounds)
+    report.check_positive("--shape", *args.shape)
     shape = attention.AttentionShape(*args.shape)
-    if min(shape) < 1:
-        raise ValueError(f"--shape {' '.join(map(str, shape))}: must be 1 or more each")
-    samples = 2 * len(attention.variants(args.keeps)) * (args.rounds + 2)
-    with progress("attention", samples) as done:
-        measured = attention.measure(shape, args.keeps, args.dtype, args.rounds, done)
-    found = {"shape": shape, "dtype": args.dtype} | measured
-    return report.finish(args, found, _show)
-
-
-def _show(found: Mapping[str, Any]) -> None:
-    batch, heads, tokens, head = found["shape"]
-    print(report.headline(found))
-    print(f"q, k, v [{batch}, {heads}, {tokens}, {head}], {found['dtype']}; medians.\n")
-    print(report.markdown(list(attention.table(found))))
-    print(report.show_refusals(found["refused"]), end="")
+    found = attention.measure(shape, args.keeps, args.dtype, args.rounds)
+    return report.finish(
+        args,
+        found,
+        f"q, k, v {args.shape}, {args.dtype}; medians.",
+        report.table(attention.table(found)),
+        report.refusals(found["refused"]),
+    )

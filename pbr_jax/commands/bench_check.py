@@ -12,8 +12,6 @@ Exit code 1: something is not what it should be.
 """
 
 import argparse
-import functools
-from collections.abc import Mapping
 from typing import Any
 
 from pbr_jax.bench import checks, kernels, report, step
@@ -25,12 +23,11 @@ _WHAT = ("kernels", "steps", "card")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
     add_config(parser)
     parser.add_argument("--what", default=",".join(_WHAT), help="of %(default)s")
     parser.add_argument("--only", default="", metavar="TEXT", help="kernels whose name has it")
     step.add_methods(parser)
-    report.add_output(parser)
+    report.add_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -39,69 +36,67 @@ def main(args: argparse.Namespace) -> int:
     if unknown := sorted({*what} - {*_WHAT}):
         raise ValueError(f"--what {','.join(unknown)}: must be of {', '.join(_WHAT)}")
     found: dict[str, Any] = {}
+    shown: list[str] = []
     if "kernels" in what:
-        cases = [case for case in kernels.all_cases() if args.only in f"{case.op}, {case.shape}"]
-        found["kernels"] = []
+        cases = kernels.find_cases(args.only)
+        rows = found["kernels"] = []
         with progress("kernels", len(cases)) as done:
             for case in cases:
-                found["kernels"].append(checks.check_case(case, kernels.random_arrays(case)))
+                rows.append(checks.check_case(case, kernels.random_arrays(case)))
                 done(case.op)
+        ran = map(_kernel, (row for row in rows if not row["refused"]))
+        refused = {f"{r['op']}, {r['shape']}": r["refused"] for r in rows if r["refused"]}
+        shown.append(report.table(ran, "Deviation of each result from the reference"))
+        shown.append(report.refusals(refused))
     if "steps" in what:
-        with progress("steps", len(methods)) as done:
-            found["steps"] = checks.check_steps(args.arguments.config, methods, done)
-    if "card" in what and (card := present_card()) is not None:
-        found["card"] = checks.compare_cards(card)
-    report.finish(args, found, functools.partial(_show, what=what))
+        rows = found["steps"] = checks.check_steps(args.arguments.config, methods)
+        shown.append(report.table(map(_step, rows), "Deviation of the applied gradient"))
+    if "card" in what:
+        card = present_card()
+        if card is None:
+            shown.append("\nThere is no GPU here, so no card to compare with its description.")
+        else:
+            found["card"] = checks.compare_cards(card)
+            shown += _card(**found["card"])
+    report.finish(args, found, *shown)
+    # What was refused has neither passed nor failed.
     rows = found.get("kernels", []) + found.get("steps", [])
     return int(any(row["passed"] is False for row in rows))
 
 
-def _show(found: Mapping[str, Any], what: list[str]) -> None:
-    print(report.headline(found))
-    if rows := [row for row in found.get("kernels", []) if not row["refused"]]:
-        print(f"\nDeviation of each result from the reference\n\n{report.markdown(_kernels(rows))}")
-    refused = {f"{r['op']}, {r['shape']}": r["refused"] for r in found.get("kernels", [])}
-    print(report.show_refusals({name: why for name, why in refused.items() if why}), end="")
-    if "steps" in found:
-        print(f"\nDeviation of the applied gradient\n\n{report.markdown(_steps(found['steps']))}")
-    if "card" in found:
-        print(f"\nThe card and the table's {found['card']['name']}:")
-        for field, (table, its) in found["card"]["differing"].items():
-            print(f"  {field}: {table} in the table, {its} by its own description")
-        if not found["card"]["differing"]:
-            print("  all the same")
-    elif "card" in what:
-        print("\nThere is no GPU here, so no card to compare with its description.")
-
-
-def _kernels(rows):
+def _kernel(row: dict[str, Any]) -> dict[str, str]:
     def numbers(errors):
         return ", ".join(f"{error:.1e}" for error in errors)
 
-    return [
-        {
-            "op": row["op"],
-            "shape": row["shape"],
-            "by": row["implementation"],
-            "deviation": numbers(row["errors"]),
-            "of XLA": numbers(row["xla_errors"]),
-            "reference": row["reference"],
-            "": "passed" if row["passed"] else "FAILED",
-        }
-        for row in rows
-    ]
+    return {
+        "op": row["op"],
+        "shape": row["shape"],
+        "by": row["implementation"],
+        "deviation": numbers(row["errors"]),
+        "of XLA": numbers(row["xla_errors"]),
+        "reference": row["reference"],
+        "": "passed" if row["passed"] else "FAILED",
+    }
 
 
-def _steps(rows):
+def _step(row: dict[str, Any]) -> dict[str, str]:
+    return {
+        "method": row["method"],
+        "kernels from XLA": f"{row['kernels_to_xla']:.1e}",
+        "float32 from float64": f"{row['to_float64']:.1e}",
+        "in its dtype": f"{row['low_to_float64']:.1e}",
+        "that by XLA": f"{row['low_xla_to_float64']:.1e}",
+        "rows moved": f"{row['rows']:.1%}",
+        "": "passed" if row["passed"] else "FAILED",
+    }
+
+
+def _card(name: str | None, differing: dict[str, Any]) -> list[str]:
     return [
-        {
-            "method": row["method"],
-            "kernels from XLA": f"{row['kernels_to_xla']:.1e}",
-            "float32 from float64": f"{row['to_float64']:.1e}",
-            "in its dtype": f"{row['low_to_float64']:.1e}",
-            "that by XLA": f"{row['low_xla_to_float64']:.1e}",
-            "rows moved": f"{row['rows']:.1%}",
-            "": "passed" if row["passed"] else "FAILED",
-        }
-        for row in rows
+        f"\nThe card and the table's {name}:",
+        *(
+            f"  {field}: {table} in the table, {its} by its own description"
+            for field, (table, its) in differing.items()
+        ),
+        "" if differing else "  all the same",
     ]

@@ -10,57 +10,43 @@ bytes take at its bandwidth. On a GPU both are measured in the same run; elsewhe
 """
 
 import argparse
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 
 from pbr_jax.bench import kernels, report
 from pbr_jax.gpu import find_card
-from pbr_jax.runs.progress import progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
-    parser.add_argument(
-        "--card",
-        help=f"instead of timing compile for these, of {','.join(kernels.CEILINGS)}",
-    )
+    cards = ",".join(kernels.CEILINGS)
+    parser.add_argument("--card", help=f"instead of timing compile for these, of {cards}")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name has it")
     report.add_arguments(parser, rounds=30)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prints one table per card, or one of times."""
-    cases = [case for case in kernels.all_cases() if args.only in f"{case.op}, {case.shape}"]
+    cases = kernels.find_cases(args.only)
     if not cases:
         names = ", ".join(sorted({case.op for case in kernels.all_cases()}))
         raise ValueError(f"--only {args.only}: no case has this in its name; there are {names}")
-    report.check_rounds(args.rounds)
+    report.check_positive("--rounds", args.rounds)
+
+    # With a GPU and no named card there are times.
     if args.card is None and jax.default_backend() == "gpu":
-        with progress("kernels", len(cases)) as done:
-            found = kernels.times(cases, args.rounds, done)
-        return report.finish(args, found, _show_times)
+        found = kernels.times(cases, args.rounds)
+        refused: dict[str, str] = {}
+        figures: list[str] = []
+        for row in found["rows"]:
+            case = f"{row['op']}, {row['shape']}"
+            refused |= {f"{case}, {name}": why for name, why in row["refused"].items()}
+            figures += [f"{case}: {name} {value:.3f}" for name, value in row["figures"].items()]
+        rows = report.table(kernels.times_table(found))
+        return report.finish(args, found, rows, report.refusals(refused), *figures)
+
+    # Elsewhere there is only what the compiler says.
     if args.card is None and not args.json:
         print("There is no GPU here, so there is nothing to time: figures of the compiler.")
     cards = (args.card or ",".join(kernels.CEILINGS)).split(",")
-    found = {"cards": {card: kernels.figures(cases, card) for card in cards}}
-    return report.finish(args, found, _show_figures)
-
-
-def _show_times(found: Mapping[str, Any]) -> None:
-    print(f"{report.headline(found)}\n\n{report.markdown(list(kernels.times_table(found)))}")
-    refused = {
-        f"{row['op']}, {row['shape']}, {name}": why
-        for row in found["rows"]
-        for name, why in row["refused"].items()
-    }
-    print(report.show_refusals(refused), end="")
-    for row in found["rows"]:
-        for name, value in row["figures"].items():
-            print(f"{row['op']}, {row['shape']}: {name} {value:.3f}")
-
-
-def _show_figures(found: Mapping[str, Any]) -> None:
-    for card, rows in found["cards"].items():
-        print(f"\n{find_card(card).description}\n\n{report.markdown(rows)}")
+    figures_of = {card: kernels.figures(cases, card) for card in cards}
+    tables = (report.table(rows, find_card(card).description) for card, rows in figures_of.items())
+    return report.finish(args, {"cards": figures_of}, *tables, headed=False)

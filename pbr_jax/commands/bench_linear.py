@@ -20,13 +20,11 @@ from typing import Any
 import jax
 
 from pbr_jax.bench import linear, report
-from pbr_jax.runs.progress import progress
 
 _KEEPS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
     parser.add_argument(
         "--shape",
         type=int,
@@ -41,31 +39,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measures, then prints a table for each pass."""
-    report.check_rounds(args.rounds)
+    report.check_positive("--rounds", args.rounds)
     batch = 128 if jax.default_backend() == "gpu" else 8
-    shape = linear.LayerShape(*(args.shape or (batch, 197, 768, 768)))
-    if min(shape) < 1:
-        raise ValueError(f"--shape {' '.join(map(str, shape))}: must be 1 or more each")
-    samples = len(args.keeps) * len(linear.PASSES) * len(linear.VARIANTS) * (args.rounds + 2)
-    with progress("linear layer", samples) as done:
-        measured = linear.measure(shape, args.keeps, args.dtype, args.rounds, done)
-    found = {"shape": shape, "dtype": args.dtype} | measured
+    *inputs, features = shape = args.shape or [batch, 197, 768, 768]
+    report.check_positive("--shape", *shape)
+    found = linear.measure(linear.LayerShape(*shape), args.keeps, args.dtype, args.rounds)
     if args.figure:
         _draw(found, args.figure)
-    return report.finish(args, found, _show)
-
-
-def _show(found: Mapping[str, Any]) -> None:
-    batch, tokens, width, features = found["shape"]
-    print(report.headline(found))
-    print(f"Input [{batch}, {tokens}, {width}], {features} features, {found['dtype']}; medians.")
-    print("Sort, counting and kernel are three ways for BackRazor to find what it keeps.")
-    print("MB saved: dense, pruned, BackRazor.")
-    for one in linear.PASSES:
-        print(f"\n{one}\n\n{report.markdown(list(linear.table(found, one)))}")
-    refused = {name: why for row in found["rows"] for name, why in row["refused"].items()}
-    print(report.show_refusals(refused), end="")
+    return report.finish(
+        args,
+        found,
+        f"Input {inputs}, {features} features, {args.dtype}; medians.",
+        "Sort, counting and kernel are three ways for BackRazor to find what it keeps.",
+        "MB saved: dense, pruned, BackRazor.",
+        *(report.table(linear.table(found, one), title=one) for one in linear.PASSES),
+        report.refusals({n: why for row in found["rows"] for n, why in row["refused"].items()}),
+    )
 
 
 def _draw(found: Mapping[str, Any], file: Path) -> None:
@@ -76,13 +65,12 @@ def _draw(found: Mapping[str, Any], file: Path) -> None:
     for axes, one in zip(figure.subplots(1, 2), linear.PASSES, strict=True):
         rows = [row for row in found["rows"] if row["pass"] == one]
         for name in linear.VARIANTS:
-            points = [
-                (row["keep"], 1e3 * statistics.median(row["seconds"][name]))
-                for row in rows
-                if name in row["seconds"]
-            ]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, label=name)
+            # A variant that was refused has no line.
+            ran = [row for row in rows if name in row["seconds"]]
+            if ran:
+                times = [1e3 * statistics.median(row["seconds"][name]) for row in ran]
+                keeps = [row["keep"] for row in ran]
+                axes.plot(keeps, times, marker="o", markersize=3.5, label=name)
         axes.set(title=one, xlabel="fraction kept", ylabel="ms", ylim=(0, None))
         axes.grid(alpha=0.2)
     axes.legend(frameon=False)

@@ -10,34 +10,25 @@ off with XLA_FLAGS=--xla_gpu_enable_command_buffer= in the environment.
 
 import argparse
 import statistics
-from collections.abc import Mapping
-from typing import Any
 
 from pbr_jax.bench import profile, report
 from pbr_jax.settings.flags import add_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
     add_config(parser)
     report.add_arguments(parser, rounds=5)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Profiles, then prints one table."""
-    report.check_rounds(args.rounds)
+    report.check_positive("--rounds", args.rounds)
     found = profile.measure(args.arguments.config, args.rounds)
-    return report.finish(args, found, _show)
-
-
-def _show(found: Mapping[str, Any]) -> None:
-    kernels = found["kernels"]
-    spent = sum(row["seconds"] for row in kernels)
-    floors = sum(row["floor"] or 0.0 for row in kernels)
+    # What the kernels do not explain of a step is the host, or time between kernels.
     wall = statistics.median(found["seconds"])
-    print(report.headline(found))
-    print(
+    spent = sum(row["seconds"] for row in found["kernels"])
+    floors = sum(row["floor"] or 0.0 for row in found["kernels"])
+    summary = (
         f"{found['method']}: a step takes {1e3 * wall:.3g} ms, its kernels {1e3 * spent:.3g} ms;"
-        f" the sum of their floors is {1e3 * floors:.3g} ms.\n"
+        f" the sum of their floors is {1e3 * floors:.3g} ms."
     )
-    print(report.markdown(list(profile.table(found))))
+    return report.finish(args, found, summary, report.table(profile.table(found)))

@@ -12,40 +12,30 @@ measures it. On a GPU the last column is the ratio that `pbr fit` expects, by ar
 """
 
 import argparse
-from collections.abc import Mapping
-from typing import Any
 
 from pbr_jax.bench import report, step
-from pbr_jax.runs.progress import progress
 from pbr_jax.settings.flags import add_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
     add_config(parser)
     step.add_methods(parser)
     report.add_arguments(parser, rounds=11)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measures, then prints one table."""
-    config, methods = args.arguments.config, step.checked_methods(args.methods)
-    report.check_rounds(args.rounds)
-    with progress("train step", len(methods) * (args.rounds + 3)) as done:
-        measured = step.measure(config, methods, args.rounds, done)
-    return report.finish(args, measured, _show)
-
-
-def _show(found: Mapping[str, Any]) -> None:
-    print(report.headline(found))
+    methods = step.checked_methods(args.methods)
+    report.check_positive("--rounds", args.rounds)
+    found = step.measure(args.arguments.config, methods, args.rounds)
+    # The least that a full step could take, by its matrix products alone.
     least = found["dense_flops"] / found["ceilings"]["flops"]
-    print(
+    return report.finish(
+        args,
+        found,
         f"{found['family']}, {found['tokens']} tokens, batch {found['batch']}, {found['dtype']}; at"
-        f" that rate the matrix products of a full step take {1e3 * least:.3g} ms.\n"
-    )
-    print(report.markdown(list(step.table(found))))
-    print(
+        f" that rate the matrix products of a full step take {1e3 * least:.3g} ms.",
+        report.table(step.table(found)),
         "\nms: median and half of the distance of the quartiles; ratios: median and quartiles."
-        " temp and peak: the compiler's plan."
+        " temp and peak: the compiler's plan.",
+        report.refusals(found["refused"]),
     )
-    print(report.show_refusals(found["refused"]), end="")

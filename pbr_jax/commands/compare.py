@@ -36,6 +36,7 @@ from pbr_jax.gpu import gpu_is_present
 from pbr_jax.measure.text import markdown
 from pbr_jax.runs.progress import make_bar
 from pbr_jax.settings import load as configuration
+from pbr_jax.settings.flags import add_config
 from pbr_jax.settings.variants import split_methods, with_method
 from pbr_jax.training.inputs import load_data
 
@@ -49,22 +50,16 @@ METHODS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `pbr compare`."""
-    from pbr_jax.settings import flags
-
-    flags.add_config(parser)
-    parser.add_argument(
-        "--methods", default=",".join(METHODS), help="names, joined by commas; default: all"
-    )
+    add_config(parser)
+    names = "names, joined by commas; default: all"
+    parser.add_argument("--methods", default=",".join(METHODS), help=names)
     parser.add_argument("--seeds", type=int, default=1, help="runs of each method, default 1")
     parser.add_argument("--out", type=Path, help="folder; default runs/compare-NAME")
-    parser.add_argument(
-        "--json", action="store_true", help="print JSON, and progress on standard error"
-    )
+    shown = "print JSON, and progress on standard error"
+    parser.add_argument("--json", action="store_true", help=shown)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measures what is missing, then prints and writes the table."""
     config = args.arguments.config
     methods, faults = split_methods(args.methods)
     if args.seeds < 1:
@@ -85,6 +80,7 @@ def main(args: argparse.Namespace) -> int:
     def prepared(method: str) -> trials.Prepared:
         return trials.prepare(runs[method])
 
+    # What the file has already is not measured again.
     with _display(comparison, methods, args.json) as progress:
         costs = progress.add_task("time and memory", total=len(runs))
         for method in runs:
@@ -129,6 +125,7 @@ def _setting(config: Config) -> dict[str, Any]:
 def _record_cost(
     comparison: Comparison, full: trials.Prepared, one: trials.Prepared, dataset: data.Dataset
 ) -> None:
+    # All methods step on the first batch of the data.
     batch = next(trials.train_batches(one.config, dataset))
     seconds, to_full = time_against(full, one, batch)
     comparison.record_cost(
@@ -166,6 +163,7 @@ def _display(
     def table() -> rich.table.Table:
         return _table(comparison.results(methods), narrow=console.width < _WIDE)
 
+    # Into a file or a pipe goes the finished table alone.
     if not console.is_terminal:
         yield progress  # not started: it prints nothing
         console.print(table())
@@ -179,6 +177,7 @@ def _display(
 
 
 def _table(results: Sequence[Result], narrow: bool) -> rich.table.Table:
+    # A narrow terminal has no room for what the files have, too.
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     hidden = ("saved", "gap to full") if narrow else ()
     shown = [i for i, title in enumerate(HEADER) if title not in hidden]

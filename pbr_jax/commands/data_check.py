@@ -19,7 +19,6 @@ from pbr_jax.datasets import SOURCES, Kind
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
     parser.add_argument("what", metavar="NAME|PATH", help=f"{', '.join(SOURCES)}, or a path")
     parser.add_argument("--path", help="where a data set that has a name lies, as data.path")
     parser.add_argument("--test-split", help="the split that evaluation reads, as data.test_split")
@@ -43,6 +42,7 @@ def main(args: argparse.Namespace) -> int:
     on_error: data.OnError = "skip" if kind == "text" else "stop"
     dataset = data.load(name, path, test_split=args.test_split, on_error=on_error)
     train, test = check.examine(dataset.train), check.examine(dataset.test)
+    # Faults of both ways to read, in the order of the files.
     faults = [fault for skipped in dataset.skipped for fault in skipped.faults]
     faults += [*train.faults, *test.faults]
     print(f"{name}: {dataset.num_classes} classes, {kind}\n")

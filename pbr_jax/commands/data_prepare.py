@@ -15,7 +15,6 @@ from pbr_jax.datasets import SOURCES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
     names = [name for name, source in SOURCES.items() if source.prepared]
     parser.add_argument("name", metavar="NAME", help=", ".join(names))
     parser.add_argument("--path", help="the folder of prepared data sets")

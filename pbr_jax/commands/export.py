@@ -23,14 +23,12 @@ from pbr_jax.settings.flags import add_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments."""
     add_run(parser)
     parser.add_argument("--to", required=True, choices=("safetensors", "npz", "orbax"))
     parser.add_argument("--out", type=Path, metavar="PATH", help="default in RUN/export")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Exports; returns 0."""
     out = args.out or args.run / "export" / ("model.npz" if args.to == "npz" else args.to)
     if out.exists():
         raise ValueError(f"{out}: is there already; delete it, or give another --out")
@@ -46,11 +44,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def write(run: OpenRun, form: str, out: Path) -> None:
-    """Writes the model of a run to `out`.
-
-    Raises:
-      ValueError: the format cannot hold this model.
-    """
+    """Writes the model of a run to `out`; raises ValueError where the format cannot hold it."""
     model = run.config.model
     sizes = public.published(model.family).sizes(model)
     public.save(out, form, model.family, run.params, sizes, run.class_names)

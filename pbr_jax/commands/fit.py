@@ -20,14 +20,7 @@ from pathlib import Path
 import rich.console
 
 from pbr_jax.configs.common import SIZE, Config, size_in_bytes
-from pbr_jax.gpu import (
-    CARDS,
-    Card,
-    find_card,
-    parse_target_config,
-    present_card,
-    sized_card,
-)
+from pbr_jax.gpu import CARDS, Card, find_card, parse_target_config, present_card, sized_card
 from pbr_jax.memory import fit
 from pbr_jax.memory.budget import RESERVE, measure_for
 from pbr_jax.memory.cost import read_times
@@ -39,7 +32,6 @@ from pbr_jax.settings.variants import method_names, split_methods
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `pbr fit`."""
     add_config(parser)
     parser.add_argument(
         "--gpu",
@@ -65,7 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Finds and prints the rows; returns the exit code."""
     if not args.debug:  # XLA's warnings on batches that do not fit would tear the progress bar
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     config: Config = args.arguments.config
@@ -74,6 +65,7 @@ def main(args: argparse.Namespace) -> int:
         target = fit.Target(card, reserve, measure)
         with progress(f"methods on {card.name}", len(names)) as done:
             rows = fit.fit_methods(config, names, target, times, lambda found: done(found.method))
+    # One table, in the form that was asked for.
     table = Table(config, card, reserve, tuple(rows), missing)
     if args.json:
         print(json.dumps(to_json(table), indent=2))
@@ -96,7 +88,7 @@ def _read(
     times: Mapping[str, float] = {}
     try:
         card = _card(args.gpu, args.gpu_file)
-        times = _times(args.times, card, config)
+        times = _times(args.times, card, config) if args.times else {}
     except ValueError as error:
         faults.append(str(error))
     reserve = 0 if args.reserve == "0" else size_in_bytes(args.reserve)
@@ -107,9 +99,7 @@ def _read(
     return card, names, reserve, times
 
 
-def _times(file: Path | None, card: Card, config: Config) -> Mapping[str, float]:
-    if file is None:
-        return {}
+def _times(file: Path, card: Card, config: Config) -> Mapping[str, float]:
     try:
         return read_times(file, card, config)
     except ValueError as error:
@@ -126,20 +116,18 @@ def _card(gpu: str | None, file: Path | None) -> Card:
             return parse_target_config(file.read_text(encoding="utf-8"), str(file))
         except OSError as error:
             raise ValueError(f"--gpu-file {file}: {error.strerror}") from None
+    # Nothing given: the card of this machine. Else a size, or a name of the table.
     if gpu is None:
-        card = present_card()
-        if card is None:
-            raise ValueError(
-                f"--gpu: JAX sees no GPU here; name one ({', '.join(CARDS)}), or a memory such as "
-                "8GiB, or give --gpu-file"
-            )
-        return card
+        if (card := present_card()) is not None:
+            return card
+        names = ", ".join(CARDS)
+        advice = f"name one ({names}), or a memory such as 8GiB, or give --gpu-file"
+        raise ValueError(f"--gpu: JAX sees no GPU here; {advice}")
     if (size := size_in_bytes(gpu)) is not None:
         return sized_card(gpu, size)
     try:
         return find_card(gpu)
     except ValueError as error:
         text = str(error).removeprefix("name = ")
-        raise ValueError(
-            f"--gpu {text}; or give a memory such as 8GiB, or --gpu-file for a card of your own"
-        ) from None
+        advice = "or give a memory such as 8GiB, or --gpu-file for a card of your own"
+        raise ValueError(f"--gpu {text}; {advice}") from None

@@ -15,11 +15,10 @@ import csv
 import dataclasses
 import io
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from pbr_jax.configs.common import Config
-from pbr_jax.data import Prepare, unlabelled
+from pbr_jax.data import unlabelled
 from pbr_jax.files import write_text
 from pbr_jax.runs.predict import Prediction, predict
 from pbr_jax.runs.progress import progress
@@ -29,7 +28,6 @@ from pbr_jax.training.inputs import make_inputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments."""
     add_run(parser)
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="images or texts")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="where to write; default stdout")
@@ -47,19 +45,15 @@ def main(args: argparse.Namespace) -> int:
     if batch_size < 1:
         raise ValueError(f"--batch-size {batch_size}: must be 1 or more")
     examples = unlabelled.find(args.paths, run.parts.family.reads)
-    # Nothing is written before the last example is predicted: an output is whole or not there.
+    # Files are prepared as in evaluation, even where training reads arrays.
+    data = dataclasses.replace(run.config.data, augment="off")
+    inputs = make_inputs(dataclasses.replace(run.config, data=data))
     faults: list[str] = []
-    predictions = predict(
-        run.parts.model,
-        run.params,
-        examples,
-        evaluation_inputs(run.config),
-        batch_size,
-        faults.append if args.skip else None,
-    )
+    skip = faults.append if args.skip else None
+    predictions = predict(run.parts.model, run.params, examples, inputs, batch_size, skip)
+    # Nothing is written before the last example is predicted: an output is whole or not there.
     try:
-        with progress("predicting", len(examples)) as done:
-            text = as_csv(_telling(done, predictions), run.class_names, args.top)
+        text = as_csv(_shown(predictions, len(examples)), run.class_names, args.top)
     except ValueError as error:
         advice = "Nothing was written. --skip leaves out what cannot be used."
         raise ValueError(f"{error}\n{advice}") from error
@@ -67,6 +61,7 @@ def main(args: argparse.Namespace) -> int:
         sys.stdout.write(text)
     else:
         write_text(args.csv, text)
+    # Standard output is for the predictions alone.
     for fault in faults:
         print(f"skipped: {fault}", file=sys.stderr)
     where = "" if args.csv is None else f"; wrote {args.csv}"
@@ -76,13 +71,6 @@ def main(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return int(len(faults) == len(examples))
-
-
-def evaluation_inputs(config: Config) -> Prepare:
-    """The preparation of evaluation; of files too, where training reads arrays."""
-    return make_inputs(
-        dataclasses.replace(config, data=dataclasses.replace(config.data, augment="off"))
-    )
 
 
 def as_csv(predictions: Iterable[Prediction], class_names: Sequence[str], top: int) -> str:
@@ -99,10 +87,9 @@ def as_csv(predictions: Iterable[Prediction], class_names: Sequence[str], top: i
     return text.getvalue()
 
 
-def _telling(
-    done: Callable[[str], None], predictions: Iterable[Prediction]
-) -> Iterator[Prediction]:
-    """Yields the same predictions, and calls `done` with the name of each."""
-    for prediction in predictions:
-        done(prediction.name)
-        yield prediction
+def _shown(predictions: Iterable[Prediction], count: int) -> Iterator[Prediction]:
+    """The same predictions, with a bar that counts them."""
+    with progress("predicting", count) as done:
+        for prediction in predictions:
+            done(prediction.name)
+            yield prediction

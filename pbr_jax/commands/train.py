@@ -36,7 +36,6 @@ from pbr_jax.training.loop import train
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
     flags.add_config(parser)
     parser.add_argument(
         "--workdir",
@@ -53,17 +52,20 @@ def main(args: argparse.Namespace) -> int:
     config = arguments.config
     workdir: Path = args.workdir or flags.default_workdir(config)
     checkpoints = Checkpointer(workdir / "checkpoints", config.keep_checkpoints, print)
+    # A run that goes on keeps its settings but for those that may change.
     saved = run.saved_settings(workdir) if checkpoints.steps() else None
     config, notes = settle(config, saved)
     notes += settings.check_resume(saved, config, workdir) if saved is not None else []
     notes += unused(config)
     next_command = flags.next_command(arguments._replace(config=config), args.workdir)
 
+    # Faults of the data and of their preparation are told at once.
     dataset, _ = settings.at_once(lambda: load_data(config), lambda: make_inputs(config))
     notes += dataset.notes
     if config.data.max_test is not None:
         notes.append(f"evaluation on the first {len(dataset.test)} test examples only")
     parts = from_config.build(config)
+    # Memory is on the screen before anything is compiled.
     use, full_use = memory_use(config), memory_use(fully_fine_tuned(config))
     full = None if use == full_use else full_use
     with explain_out_of_memory(config), StopSignals() as stop, checkpoints:
@@ -83,6 +85,7 @@ def main(args: argparse.Namespace) -> int:
         writer = metrics.MetricsWriter(workdir, started.resumed)
         with console, writer:
             outcome = train(started.run, (writer, console, history), lambda: stop.requested)
+    # A signal leaves a checkpoint and no summary, so that the run counts as unfinished.
     if outcome.stopped:
         assert stop.received is not None
         console.message(
@@ -102,13 +105,9 @@ def headline(config: Config, parts: from_config.Parts) -> str:
     """The run in one line."""
     params = from_config.state_shapes(config, parts).params
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return " · ".join(
-        (
-            config.name,
-            f"{config.steps} steps of {config.batch_size} examples",
-            f"{count / 1e6:.2f} M parameters",
-            jax.devices()[0].device_kind,
-        )
+    return (
+        f"{config.name} · {config.steps} steps of {config.batch_size} examples ·"
+        f" {count / 1e6:.2f} M parameters · {jax.devices()[0].device_kind}"
     )
 
 
@@ -118,10 +117,11 @@ def summarize(
     """The content of `summary.json`; accuracy and speed are of the whole run, resumed or not."""
     lines = metrics.read_metrics(workdir)
     seconds = statistics.median(r["seconds_per_step"] for r in lines if r["split"] == "train")
+    accuracies = [r["accuracy"] for r in lines if r["split"] == "test"]
     return {
         "method": config.method,
-        "accuracy": [r["accuracy"] for r in lines if r["split"] == "test"][-1],
-        "best_accuracy": max(r["accuracy"] for r in lines if r["split"] == "test"),
+        "accuracy": accuracies[-1],
+        "best_accuracy": max(accuracies),
         "steps": config.steps,
         "seconds_per_step": seconds,
         "examples_per_second": config.batch_size / seconds,

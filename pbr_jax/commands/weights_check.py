@@ -20,7 +20,6 @@ from pbr_jax.weights import Weights, WeightsError, check, own_faults, published,
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments."""
     parser.add_argument("file", metavar="FILE")
     add_config(parser, required=False)
 

@@ -30,6 +30,7 @@ def frontier(results: Sequence[Result], path: Path) -> None:
         y = np.array([result.memory_to_full for result in known])
         scored = np.array([result.accuracy is not None for result in known], bool)
         accuracy = np.array([100 * r.accuracy for r in known if r.accuracy is not None])
+        # A method whose accuracy is not known yet is an empty ring.
         if scored.any():
             points = axes.scatter(
                 x[scored], y[scored], c=accuracy, cmap="viridis", s=60, zorder=3, edgecolor="white"
@@ -50,6 +51,7 @@ def _label(axes: Any, names: Sequence[str], x: np.ndarray, y: np.ndarray) -> Non
     width, height = max(x.max(initial=1), 1), max(y.max(initial=1), 1)
     placed: list[tuple[float, float]] = []
     for name, px, py in sorted(zip(names, x, y, strict=True), key=lambda point: -point[2]):
+        # Downwards until no name that stands already is near.
         ty = py
         while any(
             abs(px - qx) < 0.2 * width and abs(ty - qy) < 0.035 * height for qx, qy in placed
@@ -67,14 +69,10 @@ def _label(axes: Any, names: Sequence[str], x: np.ndarray, y: np.ndarray) -> Non
 
 
 def curves(trials: Mapping[str, Mapping[str, Any]], methods: Sequence[str], path: Path) -> None:
-    """Training loss and test accuracy against steps and against seconds, means over seeds.
+    """Training loss and test accuracy against steps and seconds: the paper's Figures 3 and 4.
 
-    The paper's Figures 3 and 4.
-
-    Args:
-      trials: method -> seed -> `{"curve": [{step, seconds, loss, accuracy}]}`.
-      methods: which to draw, and in which order.
-      path: place of the PNG.
+    Draws `methods` in their order, means over seeds; `trials` is method -> seed -> `{"curve":
+    [{step, seconds, loss, accuracy}]}`.
     """
     drawn = [method for method in methods if trials.get(method)]
     colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, max(len(drawn), 2)))

@@ -35,6 +35,7 @@ def random_batch(config: Config, *, padded: bool = False) -> Batch:
         name: timing.random_like(spec, seed, below.get(name, 1))
         for seed, (name, spec) in enumerate(specs.items())
     }
+    # Lengths are not drawn as other integers are: most of a text is there.
     if family.lengths is not None:
         tokens = architecture(config).tokens
         missing = 1 + tokens // 2 if padded else 1
@@ -55,12 +56,13 @@ def random_params(config: Config, parts: from_config.Parts) -> Any:
 def new_run(prepared: Prepared, params: Any, batch: Batch) -> timing.Run:
     """A step that goes on from the state of the one before; `params` are copied."""
     copied = jax.tree.map(jnp.copy, params)
-    held = [from_config.new_state(prepared.config, prepared.parts, copied)]
+    state = from_config.new_state(prepared.config, prepared.parts, copied)
 
     def keep(result):
-        held[0] = result[0]
+        nonlocal state
+        state, _ = result
 
-    return timing.Run(prepared.step, lambda: (held[0], batch), keep, chained=True)
+    return timing.Run(prepared.step, lambda: (state, batch), keep, chained=True)
 
 
 def time_against(
@@ -96,6 +98,7 @@ def memory_here(config: Config) -> dict[str, int | None]:
       None where the device reports none. XLA tries out kernels while it compiles: where `running`
       is no more than `compiling`, that was the peak, and not the step.
     """
+    # Memory that JAX takes in advance would count as in use.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     prepared = prepare(config)
     compiling = peak_in_use()

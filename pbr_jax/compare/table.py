@@ -20,44 +20,28 @@ from pbr_jax.measure.text import format_bytes, format_seconds
 
 
 class Result(NamedTuple):
-    """Result of one method, a line of the table; None where something was not measured (yet).
-
-    Attributes:
-      method: name.
-      activation_bytes: saved between forward and backward pass.
-      compiled_peak_bytes: memory of the compiled step.
-      measured_peak_bytes: in use on the accelerator.
-      seconds_per_step: median.
-      time_to_full, time_to_backrazor: ratios of step times.
-      memory_to_full: ratio of peaks, of measured ones where both are.
-      accuracy, accuracy_std: mean and standard deviation over seeds, fractions.
-      gap, gap_interval: mean difference of accuracy to full fine-tuning, paired by seed, and half
-        of its 95 % interval (Student's t).
-      seeds: number of seeds that have been run.
-    """
+    """Result of one method, a line of the table; None where something was not measured (yet)."""
 
     method: str
-    activation_bytes: int | None = None
-    compiled_peak_bytes: int | None = None
-    measured_peak_bytes: int | None = None
-    memory_to_full: float | None = None
-    seconds_per_step: float | None = None
-    time_to_full: float | None = None
+    activation_bytes: int | None = None  # saved between forward and backward pass
+    compiled_peak_bytes: int | None = None  # planned for the step
+    measured_peak_bytes: int | None = None  # in use on the accelerator
+    memory_to_full: float | None = None  # ratio of peaks, of measured ones where both are
+    seconds_per_step: float | None = None  # median
+    time_to_full: float | None = None  # ratio of step times
     time_to_backrazor: float | None = None
-    accuracy: float | None = None
+    accuracy: float | None = None  # mean over seeds, a fraction
     accuracy_std: float | None = None
-    gap: float | None = None
-    gap_interval: float | None = None
-    seeds: int = 0
+    gap: float | None = None  # mean difference of accuracy to full fine-tuning, paired by seed
+    gap_interval: float | None = None  # half of its 95 % interval (Student's t)
+    seeds: int = 0  # that have been run
 
 
 class Comparison:
-    """The growing file of a comparison.
+    """The growing JSON file of a comparison.
 
-    Attributes:
-      path: place of the JSON file.
-      content: `setting`, all that makes results comparable; `costs`, method -> figures; `trials`,
-        method -> seed -> accuracy and curve.
+    Its content: `setting`, all that makes results comparable; `costs`, method -> figures; `trials`,
+    method -> seed -> accuracy and curve.
 
     Raises:
       ValueError: the file is of another setting; the message names what differs.
@@ -68,18 +52,16 @@ class Comparison:
         self.content: dict[str, Any] = {"setting": dict(setting), "costs": {}, "trials": {}}
         if not path.is_file():
             return
-        found = json.loads(path.read_text(encoding="utf-8"))
-        here = json.loads(json.dumps(dict(setting)))
-        if found["setting"] != here:
-            differing = sorted(k for k in here if found["setting"].get(k) != here[k])
+        self.content = json.loads(path.read_text(encoding="utf-8"))
+        there, here = self.content["setting"], json.loads(json.dumps(dict(setting)))
+        if there != here:
+            differing = sorted(k for k in here if there.get(k) != here[k])
             raise ValueError(
                 f"{path} is a comparison with other {', '.join(differing)}; take another --out, or"
                 " remove it"
             )
-        self.content = found
 
     def record_cost(self, method: str, **figures: Any) -> None:
-        """Adds figures of `method` and saves."""
         self.content["costs"].setdefault(method, {}).update(figures)
         self._save()
 
@@ -88,18 +70,15 @@ class Comparison:
         return "seconds_per_step" in self.content["costs"].get(method, {})
 
     def record_trial(self, method: str, seed: int, trial: Any) -> None:
-        """Adds a finished run and saves."""
         curve = [point._asdict() for point in trial.curve]
         runs = self.content["trials"].setdefault(method, {})
         runs[str(seed)] = {"accuracy": trial.accuracy, "curve": curve}
         self._save()
 
     def has_trial(self, method: str, seed: int) -> bool:
-        """True if this run is finished."""
         return str(seed) in self.content["trials"].get(method, {})
 
     def results(self, methods: Iterable[str]) -> list[Result]:
-        """Results as far as they are known."""
         return [self._result(method) for method in methods]
 
     def _save(self) -> None:
@@ -111,25 +90,22 @@ class Comparison:
         cost, full, backrazor = (costs.get(m, {}) for m in (method, "full", "backrazor"))
         runs, full_runs = trials.get(method, {}), trials.get("full", {})
         accuracies = [run["accuracy"] for run in runs.values()]
-        gaps = [runs[s]["accuracy"] - full_runs[s]["accuracy"] for s in runs if s in full_runs]
-        paired = gaps if method != "full" else []
+        shared = [seed for seed in runs if seed in full_runs and method != "full"]
+        gaps = [runs[seed]["accuracy"] - full_runs[seed]["accuracy"] for seed in shared]
         # A ratio of peaks is between two of one kind: measured, or else planned.
         source = "measured_peak_bytes"
         if None in (cost.get(source), full.get(source)):
             source = "compiled_peak_bytes"
         return Result(
-            method=method,
-            activation_bytes=cost.get("activation_bytes"),
-            compiled_peak_bytes=cost.get("compiled_peak_bytes"),
-            measured_peak_bytes=cost.get("measured_peak_bytes"),
+            method,
+            # The costs that are a column as they stand.
+            **{name: cost[name] for name in Result._fields if name in cost},
             memory_to_full=_ratio(cost.get(source), full.get(source)),
-            seconds_per_step=cost.get("seconds_per_step"),
-            time_to_full=cost.get("time_to_full"),
             time_to_backrazor=_ratio(cost.get("time_to_full"), backrazor.get("time_to_full")),
             accuracy=statistics.fmean(accuracies) if accuracies else None,
             accuracy_std=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-            gap=statistics.fmean(paired) if paired else None,
-            gap_interval=half_interval(paired) if len(paired) > 1 else None,
+            gap=statistics.fmean(gaps) if gaps else None,
+            gap_interval=half_interval(gaps) if len(gaps) > 1 else None,
             seeds=len(runs),
         )
 
@@ -145,15 +121,8 @@ def _ratio(mine: float | None, theirs: float | None) -> float | None:
 
 
 HEADER = (
-    "method",
-    "saved",
-    "peak",
-    "/ full",
-    "step",
-    "/ full",
-    "/ BackRazor",
-    "accuracy %",
-    "gap to full",
+    *("method", "saved", "peak", "/ full", "step", "/ full", "/ BackRazor"),
+    *("accuracy %", "gap to full"),
 )
 
 
@@ -166,8 +135,9 @@ def cells(result: Result) -> list[str]:
     def ratio(value):
         return f"{value:.2f}"
 
-    accuracy = show(result.accuracy, lambda a: f"{100 * a:.2f}")
-    gap = show(result.gap, lambda g: f"{100 * g:+.2f}")
+    def percent(value, spread, form):
+        return show(value, lambda v: f"{100 * v:{form}}") + show_spread(spread)
+
     peak = result.measured_peak_bytes or result.compiled_peak_bytes
     return [
         result.method,
@@ -177,8 +147,8 @@ def cells(result: Result) -> list[str]:
         show(result.seconds_per_step, format_seconds),
         show(result.time_to_full, ratio),
         show(result.time_to_backrazor, ratio),
-        accuracy + show_spread(result.accuracy_std),
-        "" if result.method == "full" else gap + show_spread(result.gap_interval),
+        percent(result.accuracy, result.accuracy_std, ".2f"),
+        "" if result.method == "full" else percent(result.gap, result.gap_interval, "+.2f"),
     ]
 
 

@@ -23,21 +23,13 @@ from pbr_jax.training.step import StepMetrics
 
 
 class Prepared(NamedTuple):
-    """A method that is ready to run: one compilation serves its timing and all of its seeds.
+    """A method that is ready to run: one compilation serves its timing and all of its seeds."""
 
-    Attributes:
-      config: with the method in it.
-      parts: what the run is made of.
-      step: the compiled train step `(state, batch) -> (state, metrics)`; it donates the state.
-      use: bytes by purpose, what is saved between forward and backward pass among them.
-      peak_bytes: memory of the step as its compiler planned it, arguments included.
-    """
-
-    config: Config
+    config: Config  # with the method in it
     parts: from_config.Parts
-    step: jax.stages.Compiled
+    step: jax.stages.Compiled  # `(state, batch) -> (state, metrics)`; it donates the state
     use: MemoryUse
-    peak_bytes: int
+    peak_bytes: int  # of the step as its compiler planned it, arguments included
 
     @property
     def planned(self) -> dict[str, int]:
@@ -79,22 +71,15 @@ def run_trial(
 ) -> Trial:
     """Trains to the end with `seed`; every method of a seed sees the same batches.
 
-    Args:
-      contestant: the method.
-      seed: of parameters, data order, dropout and columns.
-      dataset: as `data.load` gives it.
-      folder: for checkpoints at every evaluation: an interrupted trial goes on exactly where it
-        was. It is removed when the trial is complete.
-      on_step: called with the number of finished steps.
+    Checkpoints go to `folder` at every evaluation, so that an interrupted trial goes on exactly
+    where it was; a complete trial removes it. `on_step` gets the number of finished steps.
 
     Raises:
       Diverged: the loss or gradient of a step was not finite.
     """
+    every = contestant.config.eval_every
     config = dataclasses.replace(
-        contestant.config,
-        seed=seed,
-        log_every=contestant.config.eval_every,
-        checkpoint_every=contestant.config.eval_every,
+        contestant.config, seed=seed, log_every=every, checkpoint_every=every
     )
     parts, curve = contestant.parts, _Curve(on_step)
     with Checkpointer(folder, keep=1) as checkpoints:
@@ -144,6 +129,5 @@ class _Curve(Observer):
 
 def train_batches(config: Config, dataset: data.Dataset) -> data.TrainBatches:
     """The batches of a run, as `train.py` has them."""
-    return data.TrainBatches(
-        dataset.train, make_inputs(config), config.batch_size, config.seed, config.data.workers
-    )
+    how = (make_inputs(config), config.batch_size, config.seed, config.data.workers)
+    return data.TrainBatches(dataset.train, *how)

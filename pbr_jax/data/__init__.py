@@ -46,18 +46,13 @@ __all__ = [
 
 
 def load(
-    name: str,
-    path: str | None = None,
-    *,
-    test_split: str | None = None,
-    on_error: OnError = "stop",
+    name: str, path: str | None = None, *, test_split: str | None = None, on_error: OnError = "stop"
 ) -> Dataset:
     """Reads a data set, or finds its examples where reading them all would take long.
 
     Args:
       name: one of `SOURCES`.
-      path: the file of "npz"; the folder of "image_folder", "csv" and "jsonl", or the one that
-        holds the prepared data sets.
+      path: the file or folder of the user's own, or the folder of prepared data sets.
       test_split: the split that evaluation reads; None is the usual one, or the only one.
       on_error: what is done about images and rows that cannot be used.
 

@@ -10,16 +10,10 @@ Labels = Int[np.ndarray, " N"]
 
 
 class ArrayRecords:
-    """Images and their labels, as `Records`.
-
-    Args:
-      name: that of the split, for messages.
-      images: [N, H, W, C], uint8 in 0..255 or floats in [0, 1].
-      labels: [N], integers from 0.
-      num_classes: the number that labels must be below, if it is given.
+    """Images, uint8 in 0..255 or floats in [0, 1], and their labels from 0, as `Records`.
 
     Raises:
-      ValueError: with the first thing that is wrong with the arrays.
+      ValueError: with the first thing that is wrong with the arrays; names the split.
     """
 
     def __init__(
@@ -32,9 +26,8 @@ class ArrayRecords:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> ImageRecord:
-        return ImageRecord(
-            self.images[index], int(self.labels[index]), f"{self.name} example {index}"
-        )
+        name = f"{self.name} example {index}"
+        return ImageRecord(self.images[index], int(self.labels[index]), name)
 
 
 def _check(name: str, images: Images, labels: Labels, num_classes: int | None) -> None:
@@ -51,7 +44,7 @@ def _check(name: str, images: Images, labels: Labels, num_classes: int | None) -
         )
     if len(images) != len(labels):
         raise ValueError(f"{name} has {len(images)} images and {len(labels)} labels: must agree")
-    if images.dtype != np.uint8:
+    if images.dtype != np.uint8:  # whose values are all good
         _check_float_images(name, images)
     # Labels come last: their limits mean nothing before the shapes agree.
     low, high = labels.min(), labels.max()

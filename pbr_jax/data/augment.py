@@ -47,7 +47,6 @@ def affine(
     The amounts are uniform. Pixels are interpolated linearly, with zeros outside the image.
 
     Args:
-      images: the batch to change.
       generator: source of the amounts, one draw whatever the sizes of the images.
       shift: largest shift along each axis, in pixels.
       degrees: largest rotation either way.

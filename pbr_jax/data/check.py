@@ -14,26 +14,19 @@ from pbr_jax.datasets import SOURCES
 
 
 class Findings(NamedTuple):
-    """Contents of a split.
+    """Contents of a split."""
 
-    Attributes:
-      counts: usable examples per label.
-      sizes: of each usable example: width and height of an image, or words of a text.
-      faults: a line for each example that cannot be used.
-      digests: of the content of each usable example.
-    """
-
-    counts: collections.Counter[int]
-    sizes: np.ndarray
-    faults: tuple[str, ...]
-    digests: tuple[bytes, ...]
+    counts: collections.Counter[int]  # label -> usable examples
+    sizes: np.ndarray  # width and height of each usable image, or words of each usable text
+    faults: tuple[str, ...]  # a line for each example that cannot be used
+    digests: tuple[bytes, ...]  # of the content of each usable example
 
 
 def guess_name(path: str) -> str | None:
     """Name, for `pbr_jax.data.load`, of the data set at a path of the user's; None if unknown."""
     place = Path(path).expanduser()
-    own = ((name, source.is_at) for name, source in SOURCES.items())
-    return next((name for name, is_at in own if is_at is not None and is_at(place)), None)
+    found = (name for name, source in SOURCES.items() if source.is_at and source.is_at(place))
+    return next(found, None)
 
 
 def examine(records: Records) -> Findings:
@@ -41,15 +34,13 @@ def examine(records: Records) -> Findings:
     with ThreadPoolExecutor() as threads:
         found = list(threads.map(lambda row: _examine(records, row), range(len(records))))
     usable = [one for one in found if not isinstance(one, str)]
-    return Findings(
-        collections.Counter(label for label, _, _ in usable),
-        np.array([size for _, size, _ in usable]),
-        tuple(one for one in found if isinstance(one, str)),
-        tuple(digest for _, _, digest in usable),
-    )
+    labels, sizes, digests = zip(*usable, strict=True) if usable else ((), (), ())
+    faults = tuple(one for one in found if isinstance(one, str))
+    return Findings(collections.Counter(labels), np.array(sizes), faults, digests)
 
 
 def _examine(records: Records, row: int) -> tuple[int, tuple[int, ...], bytes] | str:
+    """Label, size and digest of a usable example, or what is wrong with it."""
     try:
         record = records[row]
         if isinstance(record, ImageRecord):
@@ -70,5 +61,5 @@ def _digest(content: bytes) -> bytes:
 
 def shared(train: Findings, test: Findings) -> int:
     """Number of test examples with the content of a training example."""
-    seen = set(train.digests)
+    seen = {*train.digests}
     return sum(digest in seen for digest in test.digests)

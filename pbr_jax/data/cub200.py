@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pbr_jax.data import tfds
 from pbr_jax.data.image_folder import FileRecords, sound
-from pbr_jax.data.records import Dataset, Request
+from pbr_jax.data.records import Dataset, Request, Skipped
 
 ARCHIVE = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
 FOLDER = "CUB_200_2011"
@@ -40,19 +40,19 @@ def load(request: Request) -> Dataset:
             f"`pbr data prepare cub200 --archive CUB_200_2011.tgz{where}` unpacks it there."
         )
     request.refuse_other_splits()
+
     # Each table goes by the number of an image, or of a class; both count from 1.
     files, labels, names, training = (_table(folder / table) for table in _TABLES)
-    splits, skipped = {}, []
-    for split, flag in (("train", "1"), ("test", "0")):
+
+    def split(flag: str) -> tuple[FileRecords, Skipped]:
         rows = [number for number in files if training[number] == flag]
-        records = FileRecords(
-            [folder / "images" / files[number] for number in rows],
-            [int(labels[number]) - 1 for number in rows],
-        )
-        splits[split], left_out = sound(records, folder, request.on_error)
-        skipped.append(left_out)
+        images = [folder / "images" / files[number] for number in rows]
+        records = FileRecords(images, [int(labels[number]) - 1 for number in rows])
+        return sound(records, folder, request.on_error)
+
+    (train, train_skipped), (test, test_skipped) = split("1"), split("0")
     classes = tuple(names[str(number)] for number in range(1, len(names) + 1))
-    return Dataset(splits["train"], splits["test"], classes, tuple(skipped))
+    return Dataset(train, test, classes, (train_skipped, test_skipped))
 
 
 def _table(file: Path) -> dict[str, str]:
@@ -90,6 +90,7 @@ def prepare(name: str, path: str | None = None, archive: str | None = None) -> P
     if not file.is_file():
         raise ValueError(f"--archive {archive}: no such file; download {ARCHIVE} with a browser")
     _check_archive(file)
+    # Unpacked beside its place, so that the name appears only when everything is there.
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{FOLDER}.", dir=folder.parent) as partial:
         try:
@@ -103,7 +104,7 @@ def prepare(name: str, path: str | None = None, archive: str | None = None) -> P
         unpacked = Path(partial) / FOLDER
         if missing := [table for table in _TABLES if not (unpacked / table).is_file()]:
             raise ValueError(f"--archive {archive}: has no {FOLDER}/{missing[0]}; take {ARCHIVE}")
-        unpacked.rename(folder)  # the name appears only when everything is there
+        unpacked.rename(folder)
     return folder
 
 

@@ -23,9 +23,7 @@ def load(request: Request) -> Dataset:
     """
     request.refuse_other_splits()
     if request.path is not None:
-        raise ValueError(
-            f"data.path = {request.path}: digits come with scikit-learn and take no path"
-        )
+        raise ValueError(f"data.path = {request.path}: digits are in scikit-learn; take no path")
     return load_classes(range(10))
 
 

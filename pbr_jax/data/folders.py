@@ -16,11 +16,7 @@ _EVALUATION = ("test", "val", "validation", "valid", "dev")
 
 
 def existing_folder(path: str | None, holds: str) -> Path:
-    """The folder in which a data set of the user's lies.
-
-    Args:
-      path: as the user gives it, `data.path`.
-      holds: the files that must be there, for messages.
+    """The folder at `data.path`, which `holds` the files of a data set of the user's.
 
     Raises:
       ValueError: there is no path, or no folder at it.
@@ -35,15 +31,10 @@ def existing_folder(path: str | None, holds: str) -> Path:
 
 
 def evaluation_split(found: Collection[str], wanted: str | None, where: str) -> str:
-    """The split that evaluation reads: the one asked for, or the only one beside `train`.
-
-    Args:
-      found: names of the splits that are there.
-      wanted: `data.test_split`; None takes the only candidate.
-      where: the place of the data set, for messages.
+    """The split that evaluation reads: the one that is `wanted`, or the only one beside `train`.
 
     Raises:
-      ValueError: there is no `train`, or nothing, or too much, to choose from.
+      ValueError: there is no `train`, or nothing, or too much, to choose from; names `where`.
     """
     listed = ", ".join(found) or "none"
     if "train" not in found:
@@ -54,6 +45,7 @@ def evaluation_split(found: Collection[str], wanted: str | None, where: str) -> 
                 f"data.test_split = {wanted}: {where} has no such split; it has {listed}"
             )
         return wanted
+    # Of several, the user must choose: figures of one split mean little on another.
     candidates = [name for name in found if name in _EVALUATION]
     if len(candidates) == 1:
         return candidates[0]
@@ -83,23 +75,16 @@ def class_names(found: Iterable[str], folder: Path) -> tuple[str, ...]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{listed}: lists {', '.join(twice)} more than once")
     if missing := sorted(labels - set(names)):
-        raise ValueError(
-            f"{listed}: does not list {', '.join(missing)}; add or remove these labels"
-        )
+        raise ValueError(f"{listed}: does not list {', '.join(missing)}; add or remove them")
     return names
 
 
 def settle(
     faults: Sequence[str], total: int, what: str, where: object, on_error: OnError
 ) -> Skipped:
-    """Record of the examples that are left out because of their faults.
+    """Record of the examples that are left out because of their faults, a line each.
 
-    Args:
-      faults: a line for each example that cannot be used, with its file.
-      total: number of examples, with those.
-      what: "images" or "rows".
-      where: the file or folder that they are from.
-      on_error: whether a fault is an error.
+    They are among a `total` of `what`, "images" or "rows", from the file or folder `where`.
 
     Raises:
       ValueError: `on_error` is "stop" and there are faults, or nothing is left.

@@ -58,9 +58,14 @@ def load(request: Request) -> Dataset:
     splits = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
     test = evaluation_split(splits, request.test_split, str(folder))
     files = {split: _files(folder / split) for split in ("train", test)}
+    # The label of a class is its place among the names of both splits.
     names = class_names({name for found in files.values() for name in found}, folder)
-    train, train_skipped = _records(files["train"], names, folder / "train", request.on_error)
-    tested, test_skipped = _records(files[test], names, folder / test, request.on_error)
+
+    def records(split: str) -> tuple[FileRecords, Skipped]:
+        listed = [(file, names.index(c)) for c, own in files[split].items() for file in own]
+        return sound(FileRecords(*zip(*listed, strict=True)), folder / split, request.on_error)
+
+    (train, train_skipped), (tested, test_skipped) = records("train"), records(test)
     return Dataset(train, tested, names, (train_skipped, test_skipped))
 
 
@@ -82,14 +87,6 @@ def _files(folder: Path) -> dict[str, list[Path]]:
 def is_image(path: Path) -> bool:
     """Whether a file is named like an image, and is not hidden."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
-def _records(
-    files: dict[str, list[Path]], names: tuple[str, ...], folder: Path, on_error: OnError
-) -> tuple[FileRecords, Skipped]:
-    # The label of a class is its place among the names of both splits.
-    listed = [(file, names.index(name)) for name, own in files.items() for file in own]
-    return sound(FileRecords(*zip(*listed, strict=True)), folder, on_error)
 
 
 def sound(records: FileRecords, where: Path, on_error: OnError) -> tuple[FileRecords, Skipped]:

@@ -12,7 +12,7 @@ import io
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float32, Num
+from jaxtyping import Float32
 from PIL import Image, ImageFile
 
 from pbr_jax.data.augment import affine, random_box
@@ -25,17 +25,11 @@ MODES = {1: "L", 3: "RGB"}  # channels to Pillow's modes
 
 @dataclasses.dataclass(frozen=True)
 class ImageInputs:
-    """Image records to `image` Float32[B, S, S, C] and `label` Int32[B].
+    """Image records to `image` Float32[B, S, S, C] and `label` Int32[B]."""
 
-    Attributes:
-      size: S. Images of other sizes are resized.
-      channels: C, 1 or 3. Grey pixels are repeated; files are converted.
-      augment: applied when there is a generator. "affine" is for small images held as arrays.
-    """
-
-    size: int
-    channels: int
-    augment: Augment = "off"
+    size: int  # S; images of other sizes are resized
+    channels: int  # C, 1 or 3; grey pixels are repeated, files are converted
+    augment: Augment = "off"  # where there is a generator; "affine" is for small images in arrays
 
     def __call__(
         self, records: Sequence[ImageRecord], generator: np.random.Generator | None = None
@@ -67,7 +61,9 @@ class ImageInputs:
     def _arrays(
         self, records: Sequence[ImageRecord], generator: np.random.Generator | None
     ) -> Float32[np.ndarray, "B S S C"]:
-        images = to_unit(np.stack([record.image for record in records]))
+        images = np.stack([record.image for record in records])
+        scale = np.float32(255 if images.dtype == np.uint8 else 1)
+        images = images.astype(np.float32) / scale  # in [0, 1]
         if self.augment == "affine" and generator is not None:
             images = affine(images, generator)
         height, width, channels = images.shape[1:]
@@ -84,7 +80,8 @@ class ImageInputs:
             images = np.stack(
                 [resize(image, self.size, box) for image, box in zip(images, boxes, strict=True)]
             )
-        return normalize(np.repeat(images, self.channels // channels, axis=-1))
+        images = np.repeat(images, self.channels // channels, axis=-1)
+        return (images - np.float32(0.5)) / np.float32(0.5)
 
 
 def decode(
@@ -101,9 +98,8 @@ def decode(
     with _naming(name):
         file = _open(content)
         width, height = file.size
-        box = (0, 0, width, height)
-        if generator is not None:
-            box = random_box(width, height, generator)
+        # Only a part has to be decoded well, and only at the size at which it is seen.
+        box = random_box(width, height, generator) if generator else (0, 0, width, height)
         scale = size / min(box[2] - box[0], box[3] - box[1])
         if scale < 0.5:
             file.draft(mode, (int(width * scale), int(height * scale)))
@@ -157,14 +153,3 @@ def resize(
         for plane in np.moveaxis(image[top:bottom, left:right], -1, 0)
     ]
     return np.stack([np.asarray(plane) for plane in planes], axis=-1)
-
-
-def to_unit(images: Num[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
-    """Float32 images in [0, 1]."""
-    scale = 255 if images.dtype == np.uint8 else 1
-    return images.astype(np.float32) / np.float32(scale)
-
-
-def normalize(images: Float32[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
-    """Maps [0, 1] to [-1, 1]: mean 0.5, standard deviation 0.5."""
-    return (images - np.float32(0.5)) / np.float32(0.5)

@@ -4,7 +4,6 @@ A batch is a pure function of (seed, index). So a position is one number, the or
 on the number of workers, and a run may be resumed with another number of them.
 """
 
-import itertools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Self
@@ -26,8 +25,8 @@ class TrainBatches:
     Args:
       records: the examples.
       prepare: makes arrays of them; gets a generator of its own for each batch.
-      batch_size: examples in a batch, at most their number.
-      seed: not negative; with the batch's index it decides order and augmentation.
+      batch_size: at most the number of records.
+      seed: with the batch's index it decides order and augmentation.
       workers: threads that prepare batches ahead of time; 0 prepares each when it is asked for.
 
     Raises:
@@ -44,11 +43,8 @@ class TrainBatches:
             )
         if seed < 0 or workers < 0:
             raise ValueError(f"seed = {seed}, workers = {workers}: must not be negative")
-        self._records = records
-        self._prepare = prepare
-        self._batch_size = batch_size
-        self._seed = seed
-        self._workers = workers
+        self._records, self._prepare = records, prepare
+        self._batch_size, self._seed, self._workers = batch_size, seed, workers
         self._index = 0
         self._order: tuple[int, np.ndarray] | None = None  # epoch and its permutation
         self._batches: Iterator[Batch] | None = None  # from `_index` on
@@ -128,17 +124,11 @@ def eval_batches(
     def batch(index: int) -> Batch:
         rows = range(len(records))[index * batch_size :][:batch_size]
         arrays = prepare([records[row] for row in rows], None)
-        arrays["mask"] = np.ones(len(rows), bool)
-        missing = batch_size - len(rows)
-        if not missing:
-            return arrays
-        # Copies keep the shape of a batch, so that the step is compiled once.
-        filled = {
-            name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1), "edge")
-            for name, array in arrays.items()
-        }
-        filled["mask"][len(rows) :] = False
-        return filled
+        if missing := batch_size - len(rows):
+            # Copies keep the shape of a batch, so that the step is compiled once.
+            for name, array in arrays.items():
+                arrays[name] = np.pad(array, [(0, missing), *[(0, 0)] * (array.ndim - 1)], "edge")
+        return arrays | {"mask": np.arange(batch_size) < len(rows)}
 
     return _ahead(batch, 0, -(-len(records) // batch_size), workers)
 
@@ -151,10 +141,11 @@ def _ahead(
     Threads, since Pillow, NumPy and the tokenizer let others run while they compute. Processes
     would copy every batch through shared memory, and a signal to the process group would end them.
     """
+    indices = range(start, sys.maxsize if stop is None else stop)
     if workers == 0:
-        return map(batch, itertools.count(start) if stop is None else range(start, stop))
+        return map(batch, indices)
     import grain  # slow to import, and arrays in memory need none of it
 
-    indices = grain.MapDataset.range(start, sys.maxsize if stop is None else stop)
+    dataset = grain.MapDataset.range(indices.start, indices.stop).map(batch)
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=workers + 2)
-    return iter(indices.map(batch).to_iter_dataset(options))
+    return iter(dataset.to_iter_dataset(options))

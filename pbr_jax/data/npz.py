@@ -24,6 +24,7 @@ def load(request: Request) -> Dataset:
     path = request.path
     if path is None:
         raise ValueError("data.path = none: npz needs the path of its file")
+    # All arrays at once: a damaged file is noticed here, and closed again.
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             found = {name: archive[name] for name in archive.files}
@@ -37,10 +38,7 @@ def load(request: Request) -> Dataset:
         )
     # Checked twice: without class names their number comes from these labels, which must be sound.
     train = ArrayRecords("training", found["train_images"], found["train_labels"])
-    if "class_names" in found:
-        names = tuple(map(str, found["class_names"]))
-    else:
-        names = tuple(str(label) for label in range(train.labels.max() + 1))
+    names = tuple(map(str, found.get("class_names", range(train.labels.max() + 1))))
     train = ArrayRecords("training", train.images, train.labels, len(names))
     test = ArrayRecords("test", found["test_images"], found["test_labels"], len(names))
     if train.images.shape[1:] != test.images.shape[1:]:

@@ -57,13 +57,10 @@ def load(request: Request) -> Dataset:
     test = evaluation_split(found, request.test_split, str(folder))
     train_rows, train_skipped = _read(folder / f"train.{suffix}", on_error)
     test_rows, test_skipped = _read(folder / f"{test}.{suffix}", on_error)
+    # Rows first: the number of a label is its place among those of both splits.
     names = class_names({row.label for row in (*train_rows, *test_rows)}, folder)
-    return Dataset(
-        TextRecords(train_rows, names),
-        TextRecords(test_rows, names),
-        names,
-        (train_skipped, test_skipped),
-    )
+    train, tested = TextRecords(train_rows, names), TextRecords(test_rows, names)
+    return Dataset(train, tested, names, (train_skipped, test_skipped))
 
 
 def _read(file: Path, on_error: OnError) -> tuple[list[Row], Skipped]:
@@ -142,6 +139,7 @@ def _row(fields: Any, name: str, labelled: bool) -> Row:
         raise ValueError("not an object with the keys text and label")
     if not {"text", "text_a"} & fields.keys():
         raise ValueError(f"has neither text nor text_a, but {', '.join(fields) or 'nothing'}")
+    # A text alone, or a pair whose second text a file may lack.
     alone = "text" in fields
     text_a = _text(fields, "text" if alone else "text_a")
     text_b = None if alone or "text_b" not in fields else _text(fields, "text_b")

@@ -30,9 +30,7 @@ class TextInputs:
 
     def __init__(self, path: str, max_length: int, lower_case: bool | None = None) -> None:
         if max_length < _SHORTEST:
-            raise ValueError(
-                f"model.max_length = {max_length}: must be {_SHORTEST} or more for text"
-            )
+            raise ValueError(f"model.max_length = {max_length}: must be {_SHORTEST} or more")
         self.max_length = max_length
         self._tokenizer = _load(path, lower_case)
         ids = {token: self._tokenizer.token_to_id(token) for token in _SPECIAL}
@@ -42,9 +40,8 @@ class TextInputs:
 
         # Truncation is the tokenizer's, which knows both texts; padding is ours, to one length.
         self._padding = ids["[PAD]"]
-        self._tokenizer.post_processor = BertProcessing(
-            ("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"])
-        )
+        sep, cls = (("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
+        self._tokenizer.post_processor = BertProcessing(sep, cls)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length, strategy="longest_first")
         # A vocabulary may have gaps: its largest number counts, not its number of words.
@@ -57,6 +54,7 @@ class TextInputs:
             record.text_a if record.text_b is None else (record.text_a, record.text_b)
             for record in records
         ]
+        # Rows of one length, whatever the texts: the step is compiled once.
         tokens = np.full((len(records), self.max_length), self._padding, np.int32)
         token_types = np.zeros_like(tokens)
         lengths = np.zeros(len(records), np.int32)
@@ -94,10 +92,9 @@ def _load(path: str, lower_case: bool | None) -> Any:
     vocabulary = {word.strip(): number for number, word in enumerate(words)}
     if len(vocabulary) < len(words):
         raise ValueError(f"data.tokenizer = {path}: lists a word more than once")
-    tokenizer = Tokenizer(
-        models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)
-    )
-    lower = lower_case is None or lower_case
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower)
+    # The tokenizer of the original, whose parts a `tokenizer.json` names itself.
+    pieces = models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)
+    tokenizer = Tokenizer(pieces)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower_case in (None, True))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return tokenizer

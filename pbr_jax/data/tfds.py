@@ -32,9 +32,8 @@ def load(request: Request) -> Dataset:
       ValueError: it is not there, with the command that prepares it, or has another format.
     """
     name, path, test_split, _ = request
-    wanted = _in_tfds(name)
+    wanted, folder = _in_tfds(name), find_prepared(name, path)
     command = f"pbr data prepare {name}" + (f" --path {path}" if path else "")
-    folder = find_prepared(name, path)
     if folder is None:
         raise ValueError(
             f"data set {name}: not prepared in {data_dir(path)}\n"
@@ -42,6 +41,7 @@ def load(request: Request) -> Dataset:
             "Or set data.path to the folder where it is. Without network there are the digits:\n"
             "`python train.py` needs nothing."
         )
+    # What was prepared by TensorFlow may need it to be read.
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
@@ -74,13 +74,12 @@ def _in_tfds(name: str) -> Tfds:
 
 def find_prepared(name: str, path: str | None) -> Path | None:
     """The folder of the newest prepared version, if there is one."""
-    versions = (data_dir(path) / _in_tfds(name).name).glob("*/dataset_info.json")
-    found = sorted(versions, key=_version)
-    return found[-1].parent if found else None
 
+    def version(folder: Path) -> list[int]:
+        return [int(part) for part in folder.name.split(".") if part.isdigit()]
 
-def _version(file: Path) -> list[int]:
-    return [int(part) for part in file.parent.name.split(".") if part.isdigit()]
+    found = (data_dir(path) / _in_tfds(name).name).glob("*/dataset_info.json")
+    return max((file.parent for file in found), key=version, default=None)
 
 
 class TfdsRecords:

@@ -15,7 +15,10 @@ Item = Path | Record | str  # an image file, an example, or what is wrong with o
 
 
 class Unlabelled:
-    """Examples, read one by one; safe to read from several threads. Their labels are 0."""
+    """Examples, read one by one; safe to read from several threads. Their labels are 0.
+
+    Asking for one that cannot be read raises a ValueError that names it.
+    """
 
     def __init__(self, items: Sequence[Item]) -> None:
         self._items = items
@@ -24,11 +27,6 @@ class Unlabelled:
         return len(self._items)
 
     def __getitem__(self, index: int) -> Record:
-        """The example.
-
-        Raises:
-          ValueError: it cannot be read; names it.
-        """
         item = self._items[index]
         if isinstance(item, str):
             raise ValueError(item)
@@ -46,7 +44,8 @@ def find(paths: Sequence[Path], kind: Kind) -> Unlabelled:
     Raises:
       ValueError: a folder without images, a file of another kind, or no examples at all.
     """
-    items = [item for path in paths for item in (_texts if kind == "text" else _images)(path)]
+    read = _texts if kind == "text" else _images
+    items = [item for path in paths for item in read(path)]
     if not items:
         raise ValueError(f"{', '.join(map(str, paths))}: no examples to predict")
     return Unlabelled(items)

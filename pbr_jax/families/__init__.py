@@ -1,15 +1,7 @@
 """Families of models by name; importing them imports neither JAX nor a model."""
 
 from pbr_jax.families import bert, vit
-from pbr_jax.families.record import (
-    BIAS,
-    KERNEL,
-    Architecture,
-    Attention,
-    Family,
-    Site,
-    late,
-)
+from pbr_jax.families.record import BIAS, KERNEL, Architecture, Attention, Family, Site, late
 
 __all__ = [
     "BIAS",
@@ -34,6 +26,7 @@ def find(name: str) -> Family:
     """
     if name in FAMILIES:
         return FAMILIES[name]
+    # Else a place, where a user's own module may fail as it is imported.
     if ":" not in name:
         raise ValueError(
             f"must be {', '.join(FAMILIES)}, or the place of a Family of your own, such as"

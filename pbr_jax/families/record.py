@@ -15,47 +15,29 @@ KERNEL, BIAS = "kernel", "bias"
 
 
 class Site(NamedTuple):
-    """An activation that feeds linear layers, and the layer that it feeds.
+    """An activation that feeds linear layers, and the layer that it feeds."""
 
-    Attributes:
-      columns: D, width of the activation.
-      features: F, outputs of the layer; layers that share the activation count as one.
-      path: of `{kernel [L, D, F], bias [L, F]}` in the parameter tree, and of what is selected
-        there in the collection `selection`.
-    """
-
-    columns: int
-    features: int
+    columns: int  # D, width of the activation
+    features: int  # F, outputs of the layer; layers that share the activation count as one
+    # Of `{kernel [L, D, F], bias [L, F]}` among the parameters, and of what is selected there in
+    # the collection `selection`.
     path: tuple[str, ...]
 
 
 class Attention(NamedTuple):
-    """Self-attention of a block.
+    """Self-attention of a block."""
 
-    Attributes:
-      site: whose layer makes q, k and v.
-      heads: H.
-    """
-
-    site: str
-    heads: int
+    site: str  # whose layer makes q, k and v
+    heads: int  # H
 
 
 class Architecture(NamedTuple):
-    """Sizes of a model, as selection, step, cost and fit need them.
+    """Sizes of a model, as selection, step, cost and fit need them."""
 
-    Attributes:
-      width: D, channels of a token between blocks.
-      depth: L, blocks, stacked along the first axis of every parameter of theirs.
-      tokens: N of an example, padding included.
-      sites: in the order of the forward pass.
-      attention: None in a model without it.
-    """
-
-    width: int
-    depth: int
-    tokens: int
-    sites: Mapping[str, Site]
+    width: int  # D, channels of a token between blocks
+    depth: int  # L, blocks, stacked along the first axis of every parameter of theirs
+    tokens: int  # N of an example, padding included
+    sites: Mapping[str, Site]  # in the order of the forward pass
     attention: Attention | None = None
 
     @property
@@ -69,37 +51,28 @@ class Family:
     """A kind of model; `model.family` names it, or its place, "module:NAME".
 
     Attributes:
-      name: one word.
-      title: for readers, "ViT".
-      reads: kind of the data sets it can be trained on.
-      shape: fields of `Model` that fix its sizes, unless `size` names them.
-      settings: fields of `Model` that this family reads and not every other does.
-      describe: sizes of the configured model.
       build: place of `(Model, ResidualPlan) -> nn.Module`. The module has `inputs(batch)`, what it
         reads of a batch, and `input_specs(batch_size)`, shapes and dtypes of that.
-      faults: what is wrong between its settings, a line each.
-      integers: name of an integer input -> how many values it can take, for random batches.
       lengths: name of the input, int32 `[B]`, that says how many tokens of an example are real;
         None where all are.
-      task: place of a `pbr_jax.training.task.Task`, its loss and metrics.
       exact: place of a plain model in float64, `(Config, params, batch) -> outputs`, that
         `pbr bench check` compares gradients with; None without one.
-      published: place of a `pbr_jax.weights.formats.Published`; None without public weights.
     """
 
-    name: str
-    title: str
-    reads: Literal["image", "text"]
-    describe: Callable[[Model], Architecture]
+    name: str  # one word
+    title: str  # for readers, "ViT"
+    reads: Literal["image", "text"]  # kind of the data sets it can be trained on
+    describe: Callable[[Model], Architecture]  # sizes of the configured model
     build: str
-    shape: tuple[str, ...] = SHAPE
-    settings: tuple[str, ...] = ()
-    faults: Callable[[Model], list[str]] = lambda model: []
+    shape: tuple[str, ...] = SHAPE  # fields of `Model` that fix its sizes, unless `size` does
+    settings: tuple[str, ...] = ()  # fields of `Model` that it reads and not every other family
+    faults: Callable[[Model], list[str]] = lambda model: []  # between its settings, a line each
+    # Name of an integer input -> how many values it can take, for random batches.
     integers: Callable[[Model], dict[str, int]] = lambda model: {}
     lengths: str | None = None
-    task: str = "pbr_jax.training.task:CLASSIFICATION"
+    task: str = "pbr_jax.training.task:CLASSIFICATION"  # place of a `Task`, its loss and metrics
     exact: str | None = None
-    published: str | None = None
+    published: str | None = None  # place of a `pbr_jax.weights.formats.Published`
 
 
 def late(where: str) -> Any:

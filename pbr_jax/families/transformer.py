@@ -13,6 +13,7 @@ def describe(model: Model, tokens: int) -> Architecture:
     m = model.resolved()
     if m.width is None or m.depth is None or m.heads is None or m.mlp_dim is None:
         raise ValueError(f"model = {m}: needs width, depth, heads and mlp_dim, or else size")
+    # q, k and v share their input, so that they are one layer of three times the width.
     sizes = {
         "qkv": (m.width, 3 * m.width),
         "proj": (m.width, m.width),

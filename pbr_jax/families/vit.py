@@ -2,7 +2,7 @@
 
 from pbr_jax.configs.common import Model
 from pbr_jax.families import transformer
-from pbr_jax.families.record import Architecture, Family, near_multiples
+from pbr_jax.families.record import Family, near_multiples
 
 
 def num_tokens(model: Model) -> int:
@@ -10,18 +10,13 @@ def num_tokens(model: Model) -> int:
     return (model.image_size // model.patch) ** 2 + (model.pool == "cls")
 
 
-def _describe(model: Model) -> Architecture:
-    return transformer.describe(model, num_tokens(model))
-
-
 def _faults(model: Model) -> list[str]:
     side, patch = model.image_size, model.patch
-    if side % patch == 0:
-        return []
-    return [
+    fault = (
         f"model.image_size = {side}: not divisible by model.patch = {patch}; "
         f"the nearest that is: {near_multiples(side, patch)}"
-    ]
+    )
+    return [fault] if side % patch else []
 
 
 FAMILY = Family(
@@ -29,9 +24,9 @@ FAMILY = Family(
     title="ViT",
     reads="image",
     settings=("patch", "image_size", "channels", "pool"),
-    describe=_describe,
+    describe=lambda model: transformer.describe(model, num_tokens(model)),
     build="pbr_jax.models.vit:build",
     faults=_faults,
-    exact="pbr_jax.bench.exact:vit_logits",
+    exact="pbr_jax.models.exact:vit_logits",
     published="pbr_jax.weights.vit:PUBLISHED",
 )

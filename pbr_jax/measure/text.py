@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 def format_bytes(count: float) -> str:
     """Three digits and a decimal unit: `38.7 MB` is 38.7 million bytes."""
+    # 999.5 would be rounded to four digits.
     units = ("B", "kB", "MB", "GB", "TB")
     index = 0
     while count >= 999.5 and index < len(units) - 1:

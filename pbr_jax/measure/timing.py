@@ -22,19 +22,13 @@ _REFUSALS = (ValueError, RuntimeError, NotImplementedError)
 
 
 class Run(NamedTuple):
-    """A function to time.
+    """A function to time."""
 
-    Attributes:
-      function: compiled or jitted.
-      arguments: makes the arguments of the next call, outside of the time.
-      keep: receives each result: a train step keeps the state, since it donates the old one.
-      chained: a call needs the result of the one before, so that calls in a row are not possible.
-    """
-
-    function: Callable[..., Any]
-    arguments: Callable[[], tuple[Any, ...]]
+    function: Callable[..., Any]  # compiled or jitted
+    arguments: Callable[[], tuple[Any, ...]]  # makes those of the next call, outside of the time
+    # Receives each result: a train step keeps the state, since it donates the old one.
     keep: Callable[[Any], None] = lambda result: None
-    chained: bool = False
+    chained: bool = False  # a call needs the result of the one before: none are made in a row
 
 
 class Times(NamedTuple):
@@ -94,13 +88,8 @@ def in_turn(
 ) -> Times:
     """Times all runs, one after the other in each round, after two rounds to warm up.
 
-    One that raises ValueError, RuntimeError or NotImplementedError is left out and noted.
-
-    Args:
-      runs: by name.
-      rounds: that count, at most.
-      done: called after every sample.
-      seconds: after so many no further round begins, if five have been timed.
+    One that raises ValueError, RuntimeError or NotImplementedError is left out and noted. `done` is
+    called after every sample. After so many `seconds` no further round begins, if five are timed.
     """
     calls: dict[str, int] = {}
     in_order = jax.default_backend() == "gpu"  # elsewhere calls in a row may run side by side
@@ -116,14 +105,13 @@ def in_turn(
                 continue
             try:
                 sample = _sample(run, calls.get(name, 1))
+                # The first round compiles, the second says how many calls fill a sample.
+                if turn == 1 and in_order and not run.chained:
+                    calls[name] = min(_MOST_CALLS, max(1, math.ceil(_SAMPLE_SECONDS / sample)))
+                elif turn > 1:
+                    spent.setdefault(name, []).append(sample)
             except _REFUSALS as error:
                 refused[name] = _first_line(error)
-                done(name)
-                continue
-            if turn == 1 and in_order and not run.chained:  # the first compiles
-                calls[name] = min(_MOST_CALLS, max(1, math.ceil(_SAMPLE_SECONDS / sample)))
-            elif turn > 1:
-                spent.setdefault(name, []).append(sample)
             done(name)
     return Times(spent, refused)
 

@@ -27,12 +27,9 @@ class OutOfMemory(RuntimeError):
 def settle(config: Config, saved: Mapping[str, Any] | None) -> tuple[Config, list[str]]:
     """Gives `config` the method that its `memory_budget` chooses, and lines that say so.
 
-    The fastest of `candidates` that fits: compiled for the GPU at hand with the budget as
-    its memory, or for a card of that size, or estimated where the compiler is not installed.
-
-    Args:
-      config: the run.
-      saved: the settings of the run that is resumed; its choice stays.
+    The fastest of `candidates` that fits: compiled for the GPU at hand with the budget as its
+    memory, or for a card of that size, or estimated where the compiler is not installed. The choice
+    of a run that is resumed stays; `saved` are its settings.
 
     Raises:
       ValueError: nothing fits.
@@ -42,6 +39,7 @@ def settle(config: Config, saved: Mapping[str, Any] | None) -> tuple[Config, lis
     if saved is not None and saved.get("memory_budget") == config.memory_budget:
         kept = with_method(config, saved["method"])
         return kept, [f"memory_budget = {config.memory_budget}: {kept.method}, as at the start"]
+    # The budget is all of the memory of a card like the one at hand, if there is one.
     budget, reserve = size_in_bytes(config.memory_budget), size_in_bytes(RESERVE)
     assert budget is not None and reserve is not None
     card = present_card() or sized_card(config.memory_budget, budget)
@@ -67,11 +65,10 @@ def measure_for(card: Card, *, cache: bool = True) -> Iterator[tuple[fit.Measure
         require_compiler()
     except GpuCompilerMissing as error:
         missing = str(error)
-    if missing:
-        yield fit.estimated, missing
-        return
-    with fit.compiled(card) as measure:
-        yield (cached(measure, card, cache_folder()) if cache else measure), ""
+    # Without the compiler there is nothing to remember either.
+    with contextlib.nullcontext(fit.estimated) if missing else fit.compiled(card) as measure:
+        remembers = cache and not missing
+        yield (cached(measure, card, cache_folder()) if remembers else measure), missing
 
 
 @contextlib.contextmanager
@@ -98,9 +95,9 @@ def _advice(config: Config, error: str) -> list[str]:
     options = {f"--config.method={n}": with_method(config, n) for n in candidates(config)}
     parts = 2 * config.optimizer.accumulation_steps
     halved = dataclasses.replace(config.optimizer, accumulation_steps=parts)
-    options[f"--config.optimizer.accumulation_steps={parts}"] = dataclasses.replace(
-        config, optimizer=halved
-    )
+    words = f"--config.optimizer.accumulation_steps={parts}"
+    options[words] = dataclasses.replace(config, optimizer=halved)
+    # What hardly needs less is no help.
     less = []
     for words, option in options.items():
         found = fit.fit_method(option, target, largest=False)
@@ -112,7 +109,6 @@ def _advice(config: Config, error: str) -> list[str]:
     ]
     lines.append(f"  --config.batch_size={config.batch_size // 2 or 1} or less: another course")
     if device.platform == "gpu":
-        lines.append(
-            "  XLA_CLIENT_MEM_FRACTION=0.95 gives JAX more than the usual 75 % of the card"
-        )
+        share = "XLA_CLIENT_MEM_FRACTION=0.95"
+        lines.append(f"  {share} gives JAX more than the usual 75 % of the card")
     return lines

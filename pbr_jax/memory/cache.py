@@ -59,6 +59,7 @@ def cache_key(config: Config, card: Card) -> str:
         for entry in settings()
         if entry.key not in skipped and not entry.key.startswith("pruning.keep.")
     }
+    # Another compiler, or another version of this package, makes another program.
     versions = {
         name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "jax-cuda13-plugin")
     }
@@ -80,6 +81,7 @@ def source_digest() -> str:
 def _read(path: Path, key: str) -> MemoryReport | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        # Two keys of one hash, or a file that someone moved.
         if found["key"] != key:
             return None
         return MemoryReport(**{name: int(size) for name, size in found["report"].items()})

@@ -34,14 +34,8 @@ from pbr_jax.settings.resolve import architecture, resolve_method
 # Compute capability -> bfloat16 operations of a multiprocessor in a clock, accumulated in float32,
 # without sparsity: the makers' data sheets, divided by cores and boost clock. Float32 products run
 # as TensorFloat-32, at half of it.
-_TENSOR_OPERATIONS = {
-    (8, 0): 2048,
-    (8, 6): 512,
-    (8, 9): 512,
-    (9, 0): 4096,
-    (10, 0): 8192,
-    (12, 0): 512,
-}
+_TENSOR_OPERATIONS = {(8, 0): 2048, (8, 6): 512, (8, 9): 512}
+_TENSOR_OPERATIONS |= {(9, 0): 4096, (10, 0): 8192, (12, 0): 512}
 
 # Of the peaks, what is within reach; on an H200 790 TFLOP/s in products, 4.3 TB/s in copies.
 _REACHED_RATE, _REACHED_BANDWIDTH = 0.74, 0.90
@@ -125,12 +119,8 @@ def read_times(file: Path, card: Card, config: Config) -> dict[str, float]:
       OSError: it cannot be read.
     """
     model = config.model
-    wanted: dict[str, Any] = {
-        "device": card.description,
-        "family": model.family,
-        "size": model.size,
-    }
-    wanted |= {"dtype": model.dtype, "batch": config.batch_size}
+    wanted: dict[str, Any] = {"device": card.description, "batch": config.batch_size}
+    wanted |= {name: getattr(model, name) for name in ("family", "size", "dtype")}
     text = file.read_text(encoding="utf-8")
     try:
         found = json.loads(text)

@@ -28,21 +28,13 @@ from pbr_jax.training import from_config
 
 Measure = Callable[[Config], MemoryReport]
 
-# Tracing takes a second, and the formula, the ratio of times and the search all ask for the same.
-
 
 class Target(NamedTuple):
-    """The room for a step, and how its need is found out.
+    """The room for a step, and how its need is found out."""
 
-    Attributes:
-      card: whose memory has to hold the peak and the reserve.
-      reserve_bytes: left free for the driver, libraries and fragments.
-      measure: from `compiled(card)`, the same with a cache, or `estimated`.
-    """
-
-    card: Card
-    reserve_bytes: int
-    measure: Measure
+    card: Card  # whose memory has to hold the peak and the reserve
+    reserve_bytes: int  # left free for the driver, libraries and fragments
+    measure: Measure  # from `compiled(card)`, the same with a cache, or `estimated`
 
     @property
     def room(self) -> int:
@@ -51,33 +43,20 @@ class Target(NamedTuple):
 
 
 class MethodFit(NamedTuple):
-    """Result for one method, a row of the table; what could not be found out is None.
+    """Result for one method, a row of the table; what could not be found out is None."""
 
-    Attributes:
-      config: the run by this method.
-      use: bytes by purpose, as read off the program.
-      need: memory of one step, arguments included.
-      fits: whether the peak is within the room.
-      largest_batch: the largest that fits, by the same measure; 0 if none does.
-      bytes_per_example: by which the peak grows with the batch.
-      time: seconds of a step, as a fraction of full fine-tuning's.
-      measured: whether a benchmark measured the time; else it is arithmetic.
-      fault: one line that says why something is not known.
-    """
-
-    config: Config
-    use: MemoryUse | None = None
-    need: MemoryReport | None = None
-    fits: bool | None = None
-    largest_batch: int | None = None
-    bytes_per_example: float | None = None
-    time: float | None = None
-    measured: bool = False
-    fault: str = ""
+    config: Config  # the run by this method
+    use: MemoryUse | None = None  # as read off the program
+    need: MemoryReport | None = None  # memory of one step, arguments included
+    fits: bool | None = None  # whether the peak is within the room
+    largest_batch: int | None = None  # that fits, by the same measure; 0 if none does
+    bytes_per_example: float | None = None  # by which the peak grows with the batch
+    time: float | None = None  # of a step, as a fraction of full fine-tuning's
+    measured: bool = False  # a benchmark measured the time; else it is arithmetic
+    fault: str = ""  # one line that says why something is not known
 
     @property
     def method(self) -> str:
-        """Its name, with its suffixes."""
         return self.config.method
 
     @property
@@ -105,10 +84,10 @@ def compiled(card: Card) -> Iterator[Measure]:
             args = (from_config.state_shapes(config, parts), from_config.batch_specs(config))
             kernels = str(Path(folder, str(threading.get_ident())))
             options = {"xla_gpu_kernel_cache_file": kernels}
-            step = parts.train_step
-            return memory(
-                compile_for(step, args, larger, donate_argnums=0, compiler_options=options)
+            step = compile_for(
+                parts.train_step, args, larger, donate_argnums=0, compiler_options=options
             )
+            return memory(step)
 
         yield measure
 
@@ -145,15 +124,10 @@ def fit_methods(
     measured_times: Mapping[str, float],
     done: Callable[[MethodFit], None] = lambda found: None,
 ) -> list[MethodFit]:
-    """Finds out how each of `names` fits; gives them in their order.
+    """Finds out how the run fits by each of the methods `names`; gives them in their order.
 
-    Args:
-      config: the run; each method has it as its own.
-      names: methods.
-      target: the room for a step.
-      measured_times: as fractions of full fine-tuning's, by method; they take the place of
-        arithmetic and scale the rest of it.
-      done: called with each result, on one of several threads.
+    Times by method in `measured_times`, as fractions of full fine-tuning's, take the place of
+    arithmetic and scale the rest of it. `done` gets each result, on one of several threads.
     """
 
     def find(name: str) -> MethodFit:
@@ -167,30 +141,23 @@ def fit_methods(
         rows = list(pool.map(find, reversed(names)))[::-1]
     ratios = {row.method: row.time for row in rows if row.time is not None}
     times = cost.calibrated(ratios, measured_times)
-    return [
-        row._replace(time=times[row.method], measured=row.method in measured_times)
-        if row.method in times
-        else row
-        for row in rows
-    ]
+    measured = times.keys() & measured_times.keys()
+    return [r._replace(time=times.get(r.method), measured=r.method in measured) for r in rows]
 
 
 def fit_method(
     config: Config, target: Target, *, largest: bool = True, slope: float | None = None
 ) -> MethodFit:
-    """Finds out how the method of `config` fits.
+    """Finds out how the method of `config` fits and, if `largest`, the largest batch that does.
 
-    Args:
-      config: the run.
-      target: the room for a step.
-      largest: whether to look for the largest batch, too.
-      slope: a guess of the bytes per example, such as those of the method on another card.
+    The search begins with `slope`, a guess of the bytes per example, if one is known from another
+    card.
     """
     found = MethodFit(config)
     try:
         if found.indivisible:
-            fault = f"batch_size = {config.batch_size}: must be a multiple of"
-            found = found._replace(fault=f"{fault} {batch_granule(config)}")
+            rule = f"must be a multiple of {batch_granule(config)}"
+            found = found._replace(fault=f"batch_size = {config.batch_size}: {rule}")
         else:
             use, need = memory_use(config), target.measure(config)
             fits, time = need.peak_bytes <= target.room, time_to_full(config, target.card)

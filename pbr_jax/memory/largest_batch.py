@@ -9,11 +9,11 @@ _MOST_TRIALS = 6
 
 
 def largest_batch(
-    peak_at: Callable[[int], int],
-    first: tuple[int, int],
-    granule: int,
-    room: int,
-    slope: float,
+    peak_at: Callable[[int], int],  # batch -> bytes; takes seconds where it compiles
+    first: tuple[int, int],  # a batch and its peak
+    granule: int,  # the batch must be a multiple of it, as `first` is
+    room: int,  # bytes
+    slope: float,  # a guess of the bytes per example
 ) -> tuple[int, float]:
     """`(batch, slope)`: the largest batch whose peak is within `room`, and bytes per example.
 
@@ -21,13 +21,6 @@ def largest_batch(
     batch. The slope that is given leads to a second batch, the secant through the first and it to
     the next, until a peak is within 5 % of `room`: from there the secant gives the batch that needs
     99 % of it, or the largest that was measured to fit.
-
-    Args:
-      peak_at: batch -> bytes; takes seconds where it compiles.
-      first: a batch and its peak.
-      granule: the batch must be a multiple of it, as `first` is.
-      room: bytes.
-      slope: a guess of the bytes per example.
     """
     peaks = dict([first])
     beyond = LARGEST_BATCH // granule * granule + granule

@@ -10,7 +10,7 @@ import rich.table
 from rich.text import Text
 
 from pbr_jax.configs.common import Config
-from pbr_jax.gpu import CARDS, Card
+from pbr_jax.gpu import CARDS, Card, MemoryReport
 from pbr_jax.measure.text import format_bytes, markdown
 from pbr_jax.memory.fit import MethodFit, fastest
 from pbr_jax.memory.largest_batch import LARGEST_BATCH
@@ -23,25 +23,16 @@ _JAX_TAKES = 0.75  # of a card, unless XLA_CLIENT_MEM_FRACTION says otherwise
 
 
 class Table(NamedTuple):
-    """The content of a table of `pbr fit`.
-
-    Attributes:
-      config: the run.
-      card: its name, memory and what was compiled for.
-      reserve_bytes: left free.
-      rows: one for each method.
-      missing: why nothing was compiled and the figures are a formula's; empty if they are not.
-    """
+    """The content of a table of `pbr fit`."""
 
     config: Config
-    card: Card
-    reserve_bytes: int
-    rows: tuple[MethodFit, ...]
-    missing: str = ""
+    card: Card  # its memory, and what was compiled for
+    reserve_bytes: int  # left free
+    rows: tuple[MethodFit, ...]  # one for each method
+    missing: str = ""  # why nothing was compiled and the figures are a formula's
 
     @property
     def fastest(self) -> MethodFit | None:
-        """The fastest method that fits."""
         return fastest(self.rows)
 
     def smallest_need(self) -> str:
@@ -82,10 +73,7 @@ def json_row(row: MethodFit) -> dict[str, Any]:
     need, use = row.need, row.use
     return {
         "method": row.method,
-        "argument_bytes": need and need.argument_bytes,
-        "output_bytes": need and need.output_bytes,
-        "temp_bytes": need and need.temp_bytes,
-        "alias_bytes": need and need.alias_bytes,
+        **{name: need and getattr(need, name) for name in MemoryReport._fields},
         "peak_bytes": need and need.peak_bytes,
         "fits": row.fits,
         "largest_batch": row.largest_batch,
@@ -170,33 +158,26 @@ def print_table(table: Table, out: rich.console.Console, arguments: Arguments) -
         if row.fault:
             out.print(Text(f"{row.method}: {row.fault}", style="yellow"), soft_wrap=True)
     if best is not None:
-        out.print(
-            Text.assemble(("◀ fastest that fits  ", "bold green"), _command(best, arguments)),
-            soft_wrap=True,
-        )
+        # JointSPAR is that of the configuration, unless the method has its own.
+        method = best.method
+        if not joint_spar_suffix(method):
+            method += joint_spar_suffix(arguments.config.method)
+        command = shlex.join(train_words(arguments, method))
+        line = Text.assemble(("◀ fastest that fits  ", "bold green"), command)
+        out.print(line, soft_wrap=True)
     for note in notes(table):
         out.print(Text(note, style="dim"))
-
-
-def _command(row: MethodFit, arguments: Arguments) -> str:
-    """Trains by the method of `row`, with the JointSPAR of the configuration."""
-    method = row.method
-    if not joint_spar_suffix(method):
-        method += joint_spar_suffix(arguments.config.method)
-    return shlex.join(train_words(arguments, method))
 
 
 def notes(table: Table) -> list[str]:
     """Lines that say what the figures are and are not."""
     card, config = table.card, table.config
-    lines = []
-    if table.missing:
-        lines.append(f"Estimated by a formula, not compiled: {table.missing}.")
-    else:
-        lines.append(
-            f"Compiled by XLA for {card.description} with jax {jax.__version__}, not run: a peak on"
-            " a live card is unverified."
-        )
+    lines = [
+        f"Estimated by a formula, not compiled: {table.missing}."
+        if table.missing
+        else f"Compiled by XLA for {card.description} with jax {jax.__version__}, not run: a peak"
+        " on a live card is unverified."
+    ]
     if card.name not in CARDS and not table.missing:
         lines.append(f"{card.name} is taken for a card like the {card.description}.")
     if config.model.dtype == "bfloat16" and not card.has_bfloat16:

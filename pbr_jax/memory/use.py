@@ -25,7 +25,6 @@ class MemoryUse(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Bytes of all together."""
         return sum(self)
 
 
@@ -50,6 +49,7 @@ def saved_bytes(function: Callable[..., PyTree], primal: PyTree, *others: PyTree
     def saved(primal, *others):
         return jax.tree.leaves(jax.vjp(lambda p: function(p, *others), primal)[1])
 
+    # A residual that is an argument, or a constant, is held anyway.
     jaxpr = jax.make_jaxpr(saved)(primal, *others).jaxpr
     given = {*jaxpr.invars, *jaxpr.constvars}
     kept = {v for v in jaxpr.outvars if not isinstance(v, Literal)} - given

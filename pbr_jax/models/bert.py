@@ -31,7 +31,9 @@ from pbr_jax.ops import half_blocks, layer_norm, linear
 from pbr_jax.ops.visibility import Visibility
 from pbr_jax.plans import ResidualPlan
 
-_EPSILON = 1e-12
+_EPSILON = 1e-12  # the original's, of every LayerNorm
+_TOKEN_TYPES = 2  # of the first and of the second text
+_INPUTS = ("tokens", "token_types", "lengths")
 _INIT = nn.initializers.truncated_normal(0.02)
 
 
@@ -41,14 +43,13 @@ class Embeddings(nn.Module):
     width: int
     vocab_size: int
     max_length: int
-    num_types: int
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, tokens: jax.Array, token_types: jax.Array) -> jax.Array:
         word = self.param("word", _INIT, (self.vocab_size, self.width))
         position = self.param("position", _INIT, (self.max_length, self.width))
-        kind = self.param("type", _INIT, (self.num_types, self.width))
+        kind = self.param("type", _INIT, (_TOKEN_TYPES, self.width))
         x = word[tokens] + kind[token_types] + position[None, : tokens.shape[1]]
         return x.astype(self.dtype)
 
@@ -58,44 +59,27 @@ class Bert(nn.Module):
 
     `tokens` and `token_types` are int32 `[B, N]`, N at most `max_length`; `lengths`, int32 `[B]`,
     says how many tokens of each row are real, the others are padding on the right.
-
-    Attributes:
-      width, depth, heads, mlp_dim: D, L, H and the hidden width of the MLP.
-      vocab_size: words, V.
-      max_length: positions.
-      num_classes: outputs of the head.
-      type_vocab: token types.
-      dropout: rate on the embeddings, the attention probabilities, both residual branches and the
-        pooled output.
-      dtype: of the activations; parameters stay float32.
-      approximate_gelu: tanh form instead of erf.
-      plan: what the blocks keep for the backward pass.
     """
 
-    width: int
-    depth: int
-    heads: int
-    mlp_dim: int
-    vocab_size: int
-    max_length: int
+    width: int  # D
+    depth: int  # L
+    heads: int  # H
+    mlp_dim: int  # hidden width of the MLP
+    vocab_size: int  # words, V
+    max_length: int  # positions
     num_classes: int
-    type_vocab: int = 2
-    dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
-    approximate_gelu: bool = False
-    plan: ResidualPlan = ResidualPlan()
+    dropout: float = 0.0  # rate on embeddings, attention, both residual branches and pooled output
+    dtype: jnp.dtype = jnp.float32  # of the activations; parameters stay float32
+    approximate_gelu: bool = False  # tanh form instead of erf
+    plan: ResidualPlan = ResidualPlan()  # what the blocks keep for the backward pass
 
     @nn.compact
     def __call__(self, inputs: Mapping[str, jax.Array], *, train: bool = False) -> jax.Array:
         tokens, token_types, lengths = self._checked(inputs)
         embeddings = Embeddings(
-            self.width,
-            self.vocab_size,
-            self.max_length,
-            self.type_vocab,
-            self.dtype,
-            name="embedding",
+            self.width, self.vocab_size, self.max_length, self.dtype, name="embedding"
         )
+        # Post-norm: dropout and LayerNorm of the embeddings are the first block's.
         shape = half_blocks.BlockShape(
             self.heads,
             _EPSILON,
@@ -108,10 +92,7 @@ class Bert(nn.Module):
             self,
             embeddings(tokens, token_types),
             {"visibility": Visibility(lengths=lengths)},
-            depth=self.depth,
-            mlp_dim=self.mlp_dim,
-            plan=self.plan,
-            shape=shape,
+            shape,
             initializer=_INIT,
             train=train,
         )
@@ -127,7 +108,7 @@ class Bert(nn.Module):
     @staticmethod
     def inputs(batch: Mapping[str, Any]) -> Any:
         """What the model reads of a batch."""
-        return {name: batch[name] for name in ("tokens", "token_types", "lengths")}
+        return {name: batch[name] for name in _INPUTS}
 
     def input_specs(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the inputs in a batch of the longest sequences."""
@@ -136,9 +117,7 @@ class Bert(nn.Module):
         return {"tokens": row, "token_types": row, "lengths": lengths}
 
     def _checked(self, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        tokens, token_types, lengths = (
-            inputs[name] for name in ("tokens", "token_types", "lengths")
-        )
+        tokens, token_types, lengths = (inputs[name] for name in _INPUTS)
         if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.max_length:
             raise ValueError(
                 f"tokens have shape {tokens.shape}: must be [B, N] with N up to max_length ="
@@ -154,13 +133,6 @@ class Bert(nn.Module):
 
 def build(model: Model, plan: ResidualPlan) -> Bert:
     """The BERT that a configuration describes."""
-    m = model.resolved()
-    return Bert(
-        **{name: getattr(m, name) for name in SHAPE},
-        vocab_size=m.vocab_size,
-        max_length=m.max_length,
-        num_classes=m.num_classes,
-        dropout=m.dropout,
-        dtype=jnp.dtype(m.dtype),
-        plan=plan,
-    )
+    fields = (*SHAPE, "vocab_size", "max_length", "num_classes", "dropout")
+    settings = {name: getattr(model.resolved(), name) for name in fields}
+    return Bert(**settings, dtype=jnp.dtype(model.dtype), plan=plan)

@@ -12,6 +12,7 @@ with a leading axis L on every leaf (see `pbr_jax.ops.linear`).
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,7 @@ class LinearParams(nn.Module):
             "kernel": self.param("kernel", self.initializer, (self.in_features, self.out_features)),
             "bias": self.param("bias", nn.initializers.zeros, (self.out_features,)),
         }
+        # Nothing is selected in evaluation, or of a layer that is trained whole.
         names = (n for n in ("columns", "rows", "active") if self.has_variable("selection", n))
         return params | {n: self.get_variable("selection", n) for n in names}
 
@@ -55,7 +57,7 @@ class NormParams(nn.Module):
 
 
 class BlockParams(nn.Module):
-    """Declares the parameters of one transformer block."""
+    """Declares the parameters of one transformer block, in the order of the forward pass."""
 
     width: int
     mlp_dim: int
@@ -64,50 +66,48 @@ class BlockParams(nn.Module):
     @nn.compact
     def __call__(self, carry: None) -> tuple[None, dict]:
         width = self.width
-        params = {
-            "norm1": NormParams(width, name="norm1")(),
-            "qkv": LinearParams(width, 3 * width, self.initializer, name="qkv")(),
-            "proj": LinearParams(width, width, self.initializer, name="proj")(),
-            "norm2": NormParams(width, name="norm2")(),
-            "fc1": LinearParams(width, self.mlp_dim, self.initializer, name="fc1")(),
-            "fc2": LinearParams(self.mlp_dim, width, self.initializer, name="fc2")(),
+        parts = {
+            "norm1": NormParams(width, name="norm1"),
+            "qkv": LinearParams(width, 3 * width, self.initializer, name="qkv"),
+            "proj": LinearParams(width, width, self.initializer, name="proj"),
+            "norm2": NormParams(width, name="norm2"),
+            "fc1": LinearParams(width, self.mlp_dim, self.initializer, name="fc1"),
+            "fc2": LinearParams(self.mlp_dim, width, self.initializer, name="fc2"),
         }
-        return None, params
+        return None, {name: part() for name, part in parts.items()}
 
 
 def run_blocks(
-    module: nn.Module,
+    module: Any,
     x: jax.Array,
     aux: dict,
-    *,
-    depth: int,
-    mlp_dim: int,
-    plan: ResidualPlan,
     shape: half_blocks.BlockShape,
+    *,
     train: bool,
     initializer: nn.initializers.Initializer = XAVIER,
 ) -> jax.Array:
-    """`depth` blocks one after the other, named `blocks`; call it inside `nn.compact`.
+    """All blocks one after the other, named `blocks`; call it inside `nn.compact`.
 
     Args:
-      module: that the blocks are part of.
+      module: that the blocks are part of, with `depth`, `mlp_dim` and `plan`. The plan is that of
+        training: evaluation keeps nothing.
       x: `[B, N, D]`.
       aux: leading axis B, for every block (see `half_blocks`).
-      plan: of training; evaluation keeps nothing, whatever the plan.
     """
+    # A scan only over the declarations: the blocks themselves are run by `pair.stack`.
     declared = nn.scan(
         BlockParams,
         variable_axes={"params": 0, "selection": 0},
         split_rngs={"params": True},
-        length=depth,
+        length=module.depth,
     )
-    _, params = declared(x.shape[-1], mlp_dim, initializer, name="blocks")(None)
+    _, params = declared(x.shape[-1], module.mlp_dim, initializer, name="blocks")(None)
     if module.is_initializing():
         return x  # of the same shape and dtype: parameters are drawn without running the blocks
-    dropout = max(shape.dropout, shape.attention_dropout)
+    plan = module.plan
     if not train:
         plan = ResidualPlan(implementation=plan.implementation)
-    elif dropout > 0 or plan.stochastic_codes:
+    elif max(shape.dropout, shape.attention_dropout) > 0 or plan.stochastic_codes:
         aux = aux | {"keys": sample_keys(module.make_rng("dropout"), x.shape[0])}
     blocks = pair.stack(half_blocks.transformer_block(plan, shape), plan.batch_chunks, _enter)
     return pair.bind(blocks, functools.partial(half_blocks.check_selection, plan))(params, x, aux)

@@ -25,48 +25,26 @@ _EPSILON = 1e-6
 
 
 class ViT(nn.Module):
-    """ViT classifier: `[B, H, W, C] -> logits float32 [B, num_classes]`.
+    """ViT classifier: `[B, H, W, C] -> logits float32 [B, num_classes]`."""
 
-    Attributes:
-      width, depth, heads, mlp_dim: D, L, H and the hidden width of the MLP.
-      patch, image_size, channels: of the input, in pixels.
-      num_classes: outputs of the head.
-      pool: "cls" reads the class token, "mean" the mean of all patch tokens, and then there is no
-        class token.
-      dropout: rate on both residual branches and after GELU.
-      dtype: of the activations; parameters stay float32.
-      approximate_gelu: tanh form instead of erf.
-      plan: what the blocks keep for the backward pass.
-    """
-
-    width: int
-    depth: int
-    heads: int
-    mlp_dim: int
-    patch: int
-    image_size: int
+    width: int  # D
+    depth: int  # L
+    heads: int  # H
+    mlp_dim: int  # hidden width of the MLP
+    patch: int  # side in pixels
+    image_size: int  # side in pixels
     num_classes: int
     channels: int = 3
-    pool: Literal["cls", "mean"] = "cls"
-    dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
-    approximate_gelu: bool = False
-    plan: ResidualPlan = ResidualPlan()
+    pool: Literal["cls", "mean"] = "cls"  # the class token, or without one the mean of the patches
+    dropout: float = 0.0  # rate on both residual branches and after GELU
+    dtype: jnp.dtype = jnp.float32  # of the activations; parameters stay float32
+    approximate_gelu: bool = False  # tanh form instead of erf
+    plan: ResidualPlan = ResidualPlan()  # what the blocks keep for the backward pass
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        x = self._embed(images)
         shape = half_blocks.BlockShape(self.heads, _EPSILON, self.dropout, self.approximate_gelu)
-        x = run_blocks(
-            self,
-            x,
-            {},
-            depth=self.depth,
-            mlp_dim=self.mlp_dim,
-            plan=self.plan,
-            shape=shape,
-            train=train,
-        )
+        x = run_blocks(self, self._embed(images), {}, shape, train=train)
         # LayerNorm acts on each token alone: the class token is taken first, to keep nothing else.
         if self.pool == "cls":
             x = x[:, 0]
@@ -95,32 +73,23 @@ class ViT(nn.Module):
                 f"images have shape {images.shape}: must be [B, {', '.join(map(str, expected))}],"
                 " the image_size and channels of this model"
             )
-        batch = images.shape[0]
         p = LinearParams(self.patch**2 * self.channels, self.width, name="embedding")()
         x = pair.bind(patch_embedding(self.patch, self.dtype))(p, images, None)
         if self.pool == "cls":
             cls = self.param("cls", nn.initializers.zeros, (1, 1, self.width))
-            first = jnp.broadcast_to(cls.astype(x.dtype), (batch, 1, self.width))
+            first = jnp.broadcast_to(cls.astype(x.dtype), (len(x), 1, self.width))
             x = jnp.concatenate([first, x], axis=1)
-        positions = nn.initializers.normal(0.02)
-        pos = self.param("pos_embedding", positions, (1, x.shape[1], self.width))
+        # Positions are as many as tokens, so weights of another image size must be resized.
+        normal = nn.initializers.normal(0.02)
+        pos = self.param("pos_embedding", normal, (1, x.shape[1], self.width))
         return x + pos.astype(x.dtype)
 
 
 def build(model: Model, plan: ResidualPlan) -> ViT:
     """The ViT that a configuration describes."""
-    m = model.resolved()
-    return ViT(
-        **{name: getattr(m, name) for name in SHAPE},
-        patch=m.patch,
-        image_size=m.image_size,
-        num_classes=m.num_classes,
-        channels=m.channels,
-        pool=m.pool,
-        dropout=m.dropout,
-        dtype=jnp.dtype(m.dtype),
-        plan=plan,
-    )
+    fields = (*SHAPE, "patch", "image_size", "num_classes", "channels", "pool", "dropout")
+    settings = {name: getattr(model.resolved(), name) for name in fields}
+    return ViT(**settings, dtype=jnp.dtype(model.dtype), plan=plan)
 
 
 def patch_embedding(patch: int, dtype: DTypeLike) -> pair.Pair:
@@ -130,6 +99,7 @@ def patch_embedding(patch: int, dtype: DTypeLike) -> pair.Pair:
     """
 
     def patches(images: jax.Array) -> jax.Array:
+        # `[B, H, W, C]` to a grid of patches, whose pixels lie side by side in the last axis.
         batch, height, width, channels = images.shape
         grid = images.reshape(batch, height // patch, patch, width // patch, patch, channels)
         flat = (batch, height // patch * (width // patch), patch * patch * channels)
@@ -142,9 +112,8 @@ def patch_embedding(patch: int, dtype: DTypeLike) -> pair.Pair:
         # Without the barrier XLA would keep the patches of the forward pass after all.
         images, dy = lax.optimization_barrier((images, dy))
         grads = linear.parameter_gradients(params, patches(images), dy, linear.Settings())
-        (d_images,) = jax.linear_transpose(patches, images)(
-            linear.input_gradient(dy, params["kernel"])
-        )
+        d_patches = linear.input_gradient(dy, params["kernel"])
+        (d_images,) = jax.linear_transpose(patches, images)(d_patches)
         return grads, d_images
 
     return pair.Pair(forward, backward)

@@ -39,7 +39,7 @@ def bandit_update(
     """One call of UPDATE(p_t, S_t, {g_d}): w_d = p_d exp(-a l_d / p_d), projected in KL.
 
     Args:
-      probs: float32 [A], p_t, in [min_prob, 1]; what `simplex` calls padding is 0.
+      probs: float32 [A], p_t, in [min_prob, 1].
       arms: int32 [S], the active set without repetition; index A marks an unused slot.
       sq_norms: float32 [S], squared gradient norms of those arms, before any division by p. Values
         of unused slots and values that are not finite are ignored.

@@ -23,7 +23,7 @@ import numpy as np
 
 from pbr_jax.pruning import sampling
 from pbr_jax.pruning.bandit import bandit_update
-from pbr_jax.pruning.projection import make_simplex, project
+from pbr_jax.pruning.projection import Simplex, make_simplex, project
 
 NAMES = ("uniform", "bandit", "importance")
 SAMPLERS = {"systematic": sampling.systematic, "bernoulli": sampling.bernoulli}
@@ -41,14 +41,20 @@ def _check_choice(argument: str, value: str, choices: Collection[str]) -> None:
 class Learning:
     """How probabilities follow the gradient.
 
+    Attributes:
+      step_size: of the bandit, in units of 1 / (largest squared norm of the round).
+      min_prob: lower bound of a probability, of `bandit` and `importance`; None = 0.2 K / D.
+      offset: of the bandit; "paper" is the literal Algorithm 2, which does not learn.
+      decay: of the running mean, for `importance`.
+
     Raises:
       ValueError: for a choice or number outside its range.
     """
 
-    step_size: float = 1e-3  # of the bandit, in units of 1 / (largest squared norm of the round)
-    min_prob: float | None = None  # lower bound of `bandit` and `importance`; None = 0.2 K / D
-    offset: str = "none"  # of the bandit; "paper" is the literal Algorithm 2, which does not learn
-    decay: float = 0.9  # of the running mean, for `importance`
+    step_size: float = 1e-3
+    min_prob: float | None = None
+    offset: str = "none"
+    decay: float = 0.9
 
     def __post_init__(self) -> None:
         _check_choice("offset", self.offset, ("none", "paper"))
@@ -59,55 +65,69 @@ class Learning:
 
 
 class PolicyState(NamedTuple):
-    """What one site of one block has learned."""
+    """What one site of one block has learned.
 
-    probs: jax.Array  # float32 [A], inclusion probability of each arm; sums to K / group_size
-    counts: jax.Array  # int32 [A], how often each arm has been selected
-    energy: jax.Array  # float32 [A], running mean of squared norms; [0] but for `importance`
+    Attributes:
+      probs: float32 [A], inclusion probability of each arm; sums to K / group_size.
+      counts: int32 [A], how often each arm has been selected.
+      energy: float32 [A], running mean of squared norms (`importance`); [0] for the others.
+    """
+
+    probs: jax.Array
+    counts: jax.Array
+    energy: jax.Array
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["capacity", "simplex"],
-    meta_fields=["name", "sampler", "group_size", "learning", "num_slots"],
+    meta_fields=["name", "num_arms", "sampler", "group_size", "learning", "num_slots"],
 )
 @dataclasses.dataclass(frozen=True)
 class PruningPolicy:
     """Pure functions of one site's policy; all but `init` can be jitted.
 
-    What differs between sites are leaves of a pytree: `jax.vmap` over stacked policies serves sites
-    of different widths at once (see `sites`). States are then padded with zeros at their end.
+    What K decides are leaves of a pytree: `jax.vmap` over stacked policies serves sites of one
+    width at once, see `sites`.
+
+    Attributes:
+      name: one of `NAMES`.
+      num_arms: A = D / group_size.
+      sampler: one of `SAMPLERS`.
+      group_size: columns of an arm.
+      learning: how probabilities follow the gradient.
+      num_slots: S, the static length of `columns`: K for systematic sampling, the capacity for
+        Bernoulli draws, whose unused slots hold the index D.
+      capacity: int32, arms drawn at most.
+      simplex: the set P of probabilities.
     """
 
-    name: str  # one of `NAMES`
-    sampler: str  # one of `SAMPLERS`
-    group_size: int  # columns of an arm
-    learning: Learning  # how probabilities follow the gradient
-    # S, the static length of `columns`: K for systematic sampling, the capacity for Bernoulli
-    # draws, whose unused slots hold the index D
+    name: str
+    num_arms: int
+    sampler: str
+    group_size: int
+    learning: Learning
     num_slots: int
-    # int32, arms drawn at most
-    capacity: Any  # checked annotations would refuse the leaves of a mapped tree
-    simplex: Any  # a `Simplex`, the set P of probabilities over the site's own arms
+    capacity: Any
+    simplex: Simplex
 
     @property
-    def num_columns(self) -> Any:
+    def num_columns(self) -> int:
         """D."""
-        return self.simplex.num_arms * np.int32(self.group_size)
+        return self.num_arms * self.group_size
 
     def init(self) -> PolicyState:
         """Algorithm 1, line 1: p_0 = s / D."""
-        num_arms = int(self.simplex.num_arms)
         return PolicyState(
-            probs=jnp.full((num_arms,), self.simplex.mean, jnp.float32),
-            counts=jnp.zeros((num_arms,), jnp.int32),
-            energy=jnp.zeros((num_arms if self.name == "importance" else 0,), jnp.float32),
+            probs=jnp.full((self.num_arms,), self.simplex.mean, jnp.float32),
+            counts=jnp.zeros((self.num_arms,), jnp.int32),
+            energy=jnp.zeros((self.num_arms if self.name == "importance" else 0,), jnp.float32),
         )
 
     def sample(self, key: jax.Array, state: PolicyState) -> jax.Array:
         """Columns S_t to keep, int32 [S], increasing. The key is consumed."""
-        draw, num_arms = SAMPLERS[self.sampler], self.num_slots // self.group_size
-        arms = draw(key, state.probs, self.capacity, num_arms)
+        draw = SAMPLERS[self.sampler]
+        arms = draw(key, state.probs, self.capacity, self.num_slots // self.group_size)
         within = jnp.arange(self.group_size, dtype=jnp.int32)
         columns = arms[:, None] * self.group_size + within[None]
         return jnp.minimum(columns, self.num_columns).reshape(-1)
@@ -117,13 +137,20 @@ class PruningPolicy:
 
         Those of unused slots are ignored.
         """
-        arms = self._arms(state, columns.reshape(-1, self.group_size)[:, 0])
+        # Column D, an unused slot, lands on arm A, which every scatter below drops.
+        arms = columns.reshape(-1, self.group_size)[:, 0] // self.group_size
         counts = state.counts.at[arms].add(1, mode="drop")
         sq_norms = jnp.sum(sq_norms.reshape(-1, self.group_size), axis=1)
         probs, energy, learning = state.probs, state.energy, self.learning
         if self.name == "bandit":
-            options = {"step_size": learning.step_size, "offset": learning.offset}
-            probs = bandit_update(probs, arms, sq_norms, self.simplex, **options)
+            probs = bandit_update(
+                probs,
+                arms,
+                sq_norms,
+                self.simplex,
+                step_size=learning.step_size,
+                offset=learning.offset,
+            )
         elif self.name == "importance":
             energy = _running_mean(state, arms, sq_norms, learning.decay)
             guess = _with_unseen_at_the_mean(energy, counts)
@@ -132,12 +159,7 @@ class PruningPolicy:
 
     def inclusion(self, state: PolicyState, columns: jax.Array) -> jax.Array:
         """Probability that each column was drawn with from `state`, float32 [S]; 1 if unused."""
-        return state.probs.at[self._arms(state, columns)].get(mode="fill", fill_value=1.0)
-
-    def _arms(self, state: PolicyState, columns: jax.Array) -> jax.Array:
-        """The columns' arms; of unused slots an index past the state, which a scatter drops."""
-        past = jnp.int32(state.probs.shape[0])
-        return jnp.where(columns < self.num_columns, columns // self.group_size, past)
+        return state.probs.at[columns // self.group_size].get(mode="fill", fill_value=1.0)
 
 
 def make_policy(
@@ -164,11 +186,7 @@ def make_policy(
     """
     _check_choice("name", name, NAMES)
     _check_choice("sampler", sampler, SAMPLERS)
-    if group_size < 1 or num_columns % group_size:
-        raise ValueError(
-            f"group_size = {group_size}: must divide num_columns = {num_columns}; use 1 for the "
-            "paper's single columns"
-        )
+    _check_group_size(group_size, num_columns)
     if not 1 <= budget <= num_columns or budget % group_size:
         raise ValueError(
             f"budget = {budget}: must be a multiple of group_size = {group_size} from 1 to "
@@ -184,9 +202,10 @@ def make_policy(
         capacity = arm_budget
     else:
         capacity = sampling.bernoulli_slots(num_arms, arm_budget, 8 // math.gcd(8, group_size))
-    # NumPy numbers, since policies are stacked before anything is traced.
-    sizes = capacity * group_size, np.int32(capacity)
-    return PruningPolicy(name, sampler, group_size, learning, *sizes, simplex)
+    num_slots = capacity * group_size
+    return PruningPolicy(
+        name, num_arms, sampler, group_size, learning, num_slots, np.int32(capacity), simplex
+    )
 
 
 def _running_mean(
@@ -208,3 +227,11 @@ def _with_unseen_at_the_mean(energy: jax.Array, counts: jax.Array) -> jax.Array:
     seen = counts > 0
     num_seen = jnp.maximum(jnp.sum(seen), 1).astype(energy.dtype)
     return jnp.where(seen, energy, jnp.sum(jnp.where(seen, energy, 0.0)) / num_seen)
+
+
+def _check_group_size(group_size: int, num_columns: int) -> None:
+    if group_size < 1 or num_columns % group_size:
+        raise ValueError(
+            f"group_size = {group_size}: must divide num_columns = {num_columns}; use 1 for the "
+            "paper's single columns"
+        )

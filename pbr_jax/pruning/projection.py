@@ -29,20 +29,34 @@ _SMALLEST_MIN_PROB = 1e-6
 
 
 class Simplex(NamedTuple):
-    """The set P of one site as numbers, so that sites stack and `jax.vmap` serves all at once."""
+    """The set P of one site as numbers, so that sites stack and `jax.vmap` projects them at once.
 
-    num_arms: np.int32  # A; longer vectors are padded at their end
-    budget: np.int32  # what the probabilities sum to
-    min_prob: np.float32  # the lower bound of each
-    log_range: np.float32  # `log(1 / min_prob)`
-    largest_loss: np.float32  # `1 / min_prob**2`, the constant of line 5 of Algorithm 2 at G = 1
-    surely_kept: np.int32  # the m of `project`
-    lone: np.bool_  # whether P holds only the point where all are `budget / num_arms`
-    mean: np.float32  # `budget / num_arms`
+    Attributes:
+      budget: int32, what the probabilities sum to.
+      min_prob: float32, the lower bound of each.
+      log_range: float32, `log(1 / min_prob)`.
+      largest_loss: float32, `1 / min_prob**2`, the constant of line 5 of Algorithm 2 where G = 1.
+      surely_kept: int32, the m of `project`.
+      lone: bool, whether P holds only the point where all are `mean`.
+      mean: float32, `budget / A`.
+    """
+
+    budget: np.int32
+    min_prob: np.float32
+    log_range: np.float32
+    largest_loss: np.float32
+    surely_kept: np.int32
+    lone: np.bool_
+    mean: np.float32
 
 
 def make_simplex(num_arms: int, budget: int, min_prob: float) -> Simplex:
-    """The set P of A arms whose probabilities sum to K, rounded from float64.
+    """The set P, rounded from float64.
+
+    Args:
+      num_arms: A.
+      budget: K, what the probabilities sum simplex.
+      min_prob: lower bound of every probability, at least 1e-6.
 
     Raises:
       ValueError: P is empty, or float32 cannot represent the search for a point of it.
@@ -51,7 +65,6 @@ def make_simplex(num_arms: int, budget: int, min_prob: float) -> Simplex:
     lone = budget == num_arms or min_prob * num_arms >= budget
     surely_kept = 0 if lone else math.floor((budget - num_arms * min_prob) / (1.0 - min_prob))
     return Simplex(
-        num_arms=np.int32(num_arms),
         budget=np.int32(budget),
         min_prob=np.float32(min_prob),
         log_range=np.float32(-math.log(min_prob)),
@@ -73,21 +86,17 @@ def project(log_weights: jax.Array, simplex: Simplex) -> jax.Array:
     at most the budget, and p = 1 at the upper end c = 1 / v, where it exceeds it.
 
     Args:
-      log_weights: float32 [A], natural logarithms of w up to a common constant, never NaN; entries
-        past `simplex.num_arms` are padding.
+      log_weights: float32 [A], natural logarithms of w up to a common constant, never NaN.
       simplex: P.
 
     Returns:
-      float32 [A], within a relative 1e-6 of the exact projection; 0 at padding.
+      float32 [A], within a relative 1e-6 of the exact projection.
     """
-    own = jnp.arange(log_weights.shape[0]) < simplex.num_arms
     log_weights = jnp.clip(log_weights, -_WEIGHTLESS, _WEIGHTLESS)
-    # Padding sorts behind every weight, so the order statistic stands where it would without.
-    ordered = jnp.sort(jnp.where(own, log_weights, jnp.inf), stable=False)
-    pivot = ordered[simplex.num_arms - 1 - simplex.surely_kept]
+    last = log_weights.shape[0] - 1
+    pivot = jnp.sort(log_weights, stable=False)[last - simplex.surely_kept]
     # With c in [min_prob, 1] an arm beyond these limits is at a bound whatever c is.
     weights = jnp.exp(jnp.clip(log_weights - pivot, -simplex.log_range, simplex.log_range))
-    weights = jnp.where(own, weights, 0.0)
     steps = jnp.linspace(0.0, 1.0, _SECTIONS, dtype=weights.dtype)
 
     def narrow(_: jax.Array, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -105,7 +114,7 @@ def project(log_weights: jax.Array, simplex: Simplex) -> jax.Array:
     room, total = _room_and_total(scaled, simplex)
     correction = jnp.where(total > 0.0, room / jnp.where(total > 0.0, total, 1.0), 1.0)
     probs = jnp.clip(scaled * correction, simplex.min_prob, 1.0)
-    return jnp.where(own, jnp.where(simplex.lone, simplex.mean, probs), 0.0)
+    return jnp.where(simplex.lone, simplex.mean, probs)
 
 
 def _room_and_total(scaled: jax.Array, simplex: Simplex) -> tuple[jax.Array, jax.Array]:
@@ -116,10 +125,9 @@ def _room_and_total(scaled: jax.Array, simplex: Simplex) -> tuple[jax.Array, jax
     a float32 sum of thousands of ones hides a remainder of a few hundredths.
     """
     at_one = jnp.sum(scaled >= 1.0, axis=-1)
-    # Padding has weight 0 and so lies at the lower bound: it is not counted.
-    at_min = jnp.sum(scaled <= simplex.min_prob, axis=-1) - (scaled.shape[-1] - simplex.num_arms)
-    at_min = at_min.astype(scaled.dtype)
-    room = (simplex.budget - at_one).astype(scaled.dtype) - at_min * simplex.min_prob
+    at_min = jnp.sum(scaled <= simplex.min_prob, axis=-1)
+    room = (simplex.budget - at_one).astype(scaled.dtype)
+    room = room - at_min.astype(scaled.dtype) * simplex.min_prob
     inside = (scaled > simplex.min_prob) & (scaled < 1.0)
     return room, jnp.sum(jnp.where(inside, scaled, 0.0), axis=-1)
 

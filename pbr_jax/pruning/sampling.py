@@ -7,9 +7,8 @@ Two samplers, both with P(d in S_t) = p_d:
 * `bernoulli` draws every arm independently, as the paper does. The size of the set is random, so
   it lives in a fixed number of slots (`bernoulli_slots`), and what does not fit is dropped.
 
-Both take a site's numbers as arrays, so that `jax.vmap` draws for sites of different widths at
-once. Arms of probability 0 at the end of a vector are its padding: they are never drawn, and the
-other arms are drawn as if it were not there.
+Both take the budget as an array, so that `jax.vmap` draws for sites of one width but different
+budgets at once.
 """
 
 import functools
@@ -32,7 +31,7 @@ def check_systematic_budget(budget: int) -> None:
         )
 
 
-def resolution_bits(budget: jax.Array | np.int32) -> jax.Array:
+def resolution_bits(budget: int | np.int32 | jax.Array) -> jax.Array:
     """Bits S of the fixed-point probabilities of `systematic`: budget * 2**S < 2**31, at most 24.
 
     At least 16 for every permitted budget; 24 bits hold a float32 probability exactly.
@@ -41,7 +40,7 @@ def resolution_bits(budget: jax.Array | np.int32) -> jax.Array:
 
 
 @jax.jit
-def quantize(probs: jax.Array, budget: jax.Array | np.int32) -> jax.Array:
+def quantize(probs: jax.Array, budget: int | np.int32 | jax.Array) -> jax.Array:
     """Rounds probabilities to integers of 2**-S that sum to exactly `budget * 2**S`.
 
     Largest remainders: everything is rounded down, and the arms that lost most get the missing
@@ -52,7 +51,7 @@ def quantize(probs: jax.Array, budget: jax.Array | np.int32) -> jax.Array:
       budget: int32 [], K, at most 32767 and at most A.
 
     Returns:
-      int32 [A], each in 0 ... 2**S with S = `resolution_bits(budget)`; 0 where the probability is.
+      int32 [A], each in 0 ... 2**S with S = `resolution_bits(budget)`.
     """
     num_arms = probs.shape[0]
     one = jnp.left_shift(1, resolution_bits(budget))
@@ -61,7 +60,7 @@ def quantize(probs: jax.Array, budget: jax.Array | np.int32) -> jax.Array:
     # Where the sum wraps past 2**31 the difference wraps back: int32 is exact modulo 2**32.
     missing = budget * one - jnp.sum(units)
     give = missing >= 0
-    room = jnp.where(give, jnp.where(probs > 0.0, one - units, 0), units)
+    room = jnp.where(give, one - units, units)
     remainder = scaled - units.astype(scaled.dtype)
     order = _argsort(jnp.where(give, -remainder, remainder))
     # One unit each is usual. Float32 rounding of a sum over many arms can ask for a few more: the
@@ -79,7 +78,7 @@ def quantize(probs: jax.Array, budget: jax.Array | np.int32) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="slots")
 def systematic(
-    key: jax.Array, probs: jax.Array, budget: jax.Array | np.int32, slots: int
+    key: jax.Array, probs: jax.Array, budget: int | np.int32 | jax.Array, slots: int
 ) -> jax.Array:
     """Systematic sampling on a random permutation: exactly `budget` distinct arms in every draw.
 
@@ -143,7 +142,7 @@ def bernoulli_slots(num_arms: int, budget: int, multiple: int = 8) -> int:
 
 @functools.partial(jax.jit, static_argnames="slots")
 def bernoulli(
-    key: jax.Array, probs: jax.Array, capacity: jax.Array | np.int32, slots: int
+    key: jax.Array, probs: jax.Array, capacity: int | np.int32 | jax.Array, slots: int
 ) -> jax.Array:
     """Independent draws (Algorithm 1, lines 4-5), in a fixed number of slots.
 

@@ -74,6 +74,7 @@ def curves(records: Sequence[Mapping[str, Any]]) -> str:
             axes.set_xlabel("step")
             train_steps, train = _series(records, "train", name)
             test_steps, test = _series(records, "test", name)
+            # Every record is drawn faintly behind the smoothed curve.
             axes.plot(train_steps, train, color=_BLUE, linewidth=0.8, alpha=0.35)
             axes.plot(train_steps, smooth(train), color=_BLUE, linewidth=1.6, label="train")
             marks: Any = {"linewidth": 1.4, "marker": "o", "markersize": 3.5}
@@ -106,14 +107,8 @@ def smooth(values: Float[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
     return (sums[high] - sums[low]) / (high - low)
 
 
-def memory(uses: Mapping[str, MemoryUse], compiled_peak: int | None, compiled_peak_row: str) -> str:
-    """Stacked bars of the bytes by purpose, a row per method.
-
-    Args:
-      uses: Row -> bytes by purpose, first row on top.
-      compiled_peak: Bytes, a mark on the row `compiled_peak_row`; None for no mark.
-      compiled_peak_row: One of `uses`.
-    """
+def memory(uses: Mapping[str, MemoryUse], compiled_peak: int | None) -> str:
+    """Stacked bars of the bytes by purpose, a row per method; the peak of the first is a mark."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 0.95 + 0.42 * len(uses)), layout="constrained")
         axes = figure.subplots()
@@ -123,18 +118,13 @@ def memory(uses: Mapping[str, MemoryUse], compiled_peak: int | None, compiled_pe
             sizes = np.array([getattr(use, purpose) for use in uses.values()], float)
             axes.barh(rows, sizes, left=left, color=colour, height=0.55, label=purpose)
             left += sizes
+        # Totals stand beside the bars; the peak may lie beyond them.
         furthest = max(float(left.max()), compiled_peak or 0)
         for row, total in enumerate(left):
             axes.text(total + furthest * 0.008, row, format_bytes(total), va="center")
         if compiled_peak is not None:
-            at = rows.index(compiled_peak_row)
-            axes.plot(
-                [compiled_peak] * 2,
-                [at - 0.4, at + 0.4],
-                color=_ORANGE,
-                linewidth=2.2,
-                label="compiled peak",
-            )
+            mark: Any = {"color": _ORANGE, "linewidth": 2.2, "label": "compiled peak"}
+            axes.plot([compiled_peak] * 2, [-0.4, 0.4], **mark)
         axes.set_xlim(0, furthest * 1.12)
         axes.invert_yaxis()
         axes.grid(axis="x")
@@ -241,10 +231,12 @@ def probability_moves(probs: Float[np.ndarray, "S L A"]) -> Float[np.ndarray, "r
 
 def _svg(figure: Figure, label: str) -> str:
     """The figure as an `<svg>` element whose ids differ from those of every other figure."""
+    # Only the element: what comes before it, and its metadata, is of no use in a page.
     out = io.StringIO()
     figure.savefig(out, format="svg", dpi=200)
     text = out.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    # Ids are unique within a page, not only within a figure.
     prefix = re.sub(r"\W+", "-", label.lower())
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r"url\(#", f"url(#{prefix}-", text)

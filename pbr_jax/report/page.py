@@ -10,22 +10,15 @@ import json
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from pbr_jax.files import write_text
 from pbr_jax.measure.text import format_bytes, format_ratio, format_seconds
 from pbr_jax.memory.use import MemoryUse
+from pbr_jax.runs.history import Columns, read_columns
 from pbr_jax.runs.metrics import read_metrics
-
-
-class Columns(NamedTuple):
-    """Content of `pruning.npz`: S snapshots of L blocks with A arms each, by site."""
-
-    steps: np.ndarray  # int [S], ascending
-    probs: dict[str, np.ndarray]  # float [S, L, A]
-    counts: dict[str, np.ndarray]  # int [L, A], steps in which an arm was trained
 
 
 def write_report(workdir: Path | str) -> Path:
@@ -61,35 +54,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path}, line {error.lineno}: is not JSON: {error.msg}") from error
 
 
-def read_columns(workdir: Path | str) -> Columns | None:
-    """The content of `pruning.npz`, None when there is no such file.
-
-    Raises:
-      ValueError: an array is missing or has another shape than its neighbours.
-    """
-    path = Path(workdir) / "pruning.npz"
-    if not path.is_file():
-        return None
-    with np.load(path) as arrays:
-        sites = [name.removeprefix("probs/") for name in arrays.files if name.startswith("probs/")]
-        missing = {"steps", *(f"counts/{site}" for site in sites)} - {*arrays.files}
-        if missing:
-            raise ValueError(f"{path}: lacks {', '.join(sorted(missing))}")
-        found = Columns(
-            arrays["steps"],
-            {site: arrays[f"probs/{site}"] for site in sites},
-            {site: arrays[f"counts/{site}"] for site in sites},
-        )
-    for site in sites:
-        expected = (len(found.steps), *found.counts[site].shape)
-        if found.probs[site].shape != expected:
-            raise ValueError(
-                f"{path}: probs/{site} has shape {found.probs[site].shape}, must be {expected}: "
-                f"snapshots, blocks and columns as in steps and counts/{site}"
-            )
-    return found if sites and len(found.steps) else None
-
-
 def _page(
     config: Mapping[str, Any],
     summary: Mapping[str, Any],
@@ -100,11 +64,8 @@ def _page(
     from pbr_jax.report import figures
 
     title = f"{config.get('name', 'run')}: {config.get('method', '')}"
-    evaluations = [
-        record
-        for record in records
-        if record.get("split") == "test" and record.get("accuracy") is not None
-    ]
+    tests = (record for record in records if record.get("split") == "test")
+    evaluations = [record for record in tests if record.get("accuracy") is not None]
     # What one looks for first comes first; a part that is not known is left out.
     sections = [_cards(summary, evaluations)]
     if records:
@@ -123,20 +84,21 @@ def _page(
             )
         )
     if evaluations:
-        rows = [[str(e["step"]), _loss(e["loss"]), f"{e['accuracy']:.2%}"] for e in evaluations]
+        rows = []
+        for e in evaluations:
+            loss = "not finite" if e["loss"] is None else f"{e['loss']:.4f}"
+            rows.append([str(e["step"]), loss, f"{e['accuracy']:.2%}"])
         table = _table(("step", "test loss", "test accuracy"), rows)
         sections.append(_details("Evaluations", table))
-    settings = [[key, _text(value)] for key, value in _flatten(config)]
-    sections.append(_details("Settings", _table(("key", "value"), settings, words=True)))
-    subtitle = [
-        f"{summary.get('steps', config.get('steps'))} steps of {config.get('batch_size')} examples",
-        *([str(summary["device"])] if summary.get("device") else []),
-        *([] if summary else ["not finished yet"]),
-    ]
+    table = _table(("key", "value"), _flatten(config), words=True)
+    sections.append(_details("Settings", table))
+    steps = summary.get("steps", config.get("steps"))
+    subtitle = [f"{steps} steps of {config.get('batch_size')} examples"]
+    subtitle.append(str(summary.get("device") or "") if summary else "not finished yet")
     template = string.Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=html.escape(title),
-        subtitle=html.escape(" · ".join(subtitle)),
+        subtitle=html.escape(" · ".join(filter(None, subtitle))),
         body="\n".join(sections),
     )
 
@@ -174,16 +136,15 @@ def _memory(summary: Mapping[str, Any]) -> list[str]:
     from pbr_jax.report import figures
 
     method = summary["method"]
+    # Full fine-tuning is drawn for comparison, unless this is it.
     uses = {method: MemoryUse(**summary["memory"])}
     if summary.get("full_memory") and method != "full":
         uses["full fine-tuning"] = MemoryUse(**summary["full_memory"])
-    rows = [
-        [name, *(format_bytes(size) for size in (*use, use.total))] for name, use in uses.items()
-    ]
+    rows = [[name, *map(format_bytes, (*use, use.total))] for name, use in uses.items()]
     return [
         _section(
             "Memory",
-            figures.memory(uses, summary["compiled_peak_bytes"], method),
+            figures.memory(uses, summary["compiled_peak_bytes"]),
             "Activations are what is kept between the forward and the backward pass. The compiled "
             "peak is what the compiler plans for the whole step, temporary arrays included, and "
             "reuses space: it may lie below or above the sum.",
@@ -195,39 +156,25 @@ def _memory(summary: Mapping[str, Any]) -> list[str]:
 def _site_table(columns: Columns) -> tuple[tuple[str, ...], list[list[str]]]:
     rows = []
     for site, counts in columns.counts.items():
-        last = columns.probs[site][-1]
-        arms = counts.shape[1]
-        chosen = last.sum(axis=1).mean()
-        tenth = max(arms // 10, 1)
+        last, arms = columns.probs[site][-1], counts.shape[1]
+        chosen = f"{last.sum(axis=1).mean():.0f} of {arms}"
+        # How unevenly columns are drawn: the share of the busiest tenth.
         ranked = np.sort(counts, axis=1)[:, ::-1]
-        top = ranked[:, :tenth].sum() / max(counts.sum(), 1)
-        rows.append(
-            [
-                site,
-                f"{chosen:.0f} of {arms}",
-                f"{(counts > 0).mean():.0%}",
-                f"{top:.0%}",
-                f"{last.min():.3f} to {last.max():.3f}",
-            ]
-        )
+        top = ranked[:, : max(arms // 10, 1)].sum() / max(counts.sum(), 1)
+        probability = f"{last.min():.3f} to {last.max():.3f}"
+        rows.append([site, chosen, f"{(counts > 0).mean():.0%}", f"{top:.0%}", probability])
     head = ("site", "chosen per step", "ever trained", "draws of the busiest tenth", "probability")
     return head, rows
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{key}.")
+        elif value is None or isinstance(value, bool):
+            yield prefix + key, str(value).lower()  # as it would be typed
         else:
-            yield prefix + key, value
-
-
-def _loss(loss: float | None) -> str:
-    return "not finite" if loss is None else f"{loss:.4f}"
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+            yield prefix + key, str(value)
 
 
 def _section(title: str, figure: str, caption: str = "", table: str = "") -> str:

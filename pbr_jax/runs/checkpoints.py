@@ -7,11 +7,6 @@ together: a process killed at any moment leaves a verified step or a temporary d
 ignored, and Orbax, which deletes old steps after that rename, never deletes the last verified one.
 Two files that Orbax writes between manifest and rename, `_CHECKPOINT_METADATA` and
 `commit_success.txt`, are not listed; restoring does not need them.
-
-    with Checkpointer(workdir / "checkpoints", keep=2) as checkpointer:
-        restored = checkpointer.restore(jax.eval_shape(init))
-        checkpointer.check_space(checkpointer.bytes_needed(state))
-        checkpointer.save(step, state, loader.state(), metrics={"accuracy": 0.9})
 """
 
 import contextlib
@@ -63,11 +58,6 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
     Leave it through its context manager or `close()`: a save still running when the interpreter
     exits is lost (it leaves a temporary directory, never a broken step). One process may write to a
     directory at a time.
-
-    Attributes:
-      directory: holds `<step>/` for each checkpoint and the link `best`. Created by the first save.
-      keep: number of latest steps to keep, at least 1. The most accurate step is kept besides.
-      notify: receives one message for each checkpoint that is passed over or set aside, and why.
     """
 
     def __init__(
@@ -77,12 +67,12 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         notify: Callable[[str], None] = _LOGGER.warning,
     ) -> None:
         if keep < 1:
-            raise ValueError(
-                f"keep = {keep}: must be at least 1, the number of latest checkpoints to keep"
-            )
+            rule = "must be at least 1, the number of latest checkpoints to keep"
+            raise ValueError(f"keep = {keep}: {rule}")
+        # Holds `<step>/` for each checkpoint and the link `best`; the first save makes it.
         self.directory = Path(directory).absolute()
-        self.keep = keep
-        self.notify = notify
+        self.keep = keep  # latest steps; the most accurate one is kept besides
+        self.notify = notify  # told of each checkpoint that is passed over or set aside, and why
         self._manager: ocp.CheckpointManager | None = None
         self._pending: _Pending | None = None
         self._writing = False
@@ -100,56 +90,45 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         data_state: dict[str, Any],
         metrics: dict[str, float] | None = None,
     ) -> None:
-        """Starts saving `state` as `step`.
+        """Starts saving `state`, a tree of `jax.Array`s, after `step` finished steps.
 
         First waits for the previous save. Returns as soon as `state` may be donated; whether it was
-        written, the next `save`, `wait` or `close` says.
-
-        Args:
-          step: number of finished steps; not saved before.
-          state: pytree of `jax.Array`, which includes typed PRNG keys and empty arrays.
-          data_state: JSON-able position of the data.
-          metrics: evaluation of this state; `"accuracy"` decides which step is the best. None if
-            not evaluated.
+        written, the next `save`, `wait` or `close` says. Of `metrics`, the evaluation of this state
+        if there was one, `"accuracy"` decides which step is the best. `data_state` goes to JSON.
 
         Raises:
           ValueError: a leaf is no `jax.Array`, or `step` is there already.
           CheckpointError: this or the previous save failed; names the checkpoint that is intact.
         """
         self.wait()
-        metrics = _checked_metrics(metrics)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        if metrics is not None:
+            if "accuracy" not in metrics:
+                rule = "must have 'accuracy', which decides the best checkpoint"
+                raise ValueError(f"metrics = {metrics}: {rule}")
+            metrics = {name: float(value) for name, value in metrics.items()}
+        for name, leaf in manifest.named_leaves(state).items():
             if not isinstance(leaf, jax.Array):
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise ValueError(
                     f"state leaf {name} is a {type(leaf).__name__}: must be a jax.Array; "
                     "wrap it in jnp.asarray"
                 )
         json.dumps(data_state)  # a TypeError here, rather than in a background thread
-        manager = self._open_for_writing()
+        manager, where = self._open_for_writing(), self.directory
         if step in self.steps():
-            raise ValueError(
-                f"step = {step}: already saved in {self.directory}; save each step once"
-            )
+            raise ValueError(f"step = {step}: already saved in {where}; save each step once")
         num_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
         self._pending = _Pending(step, metrics, manifest.describe(state), num_bytes)
         # Orbax refuses arrays of size zero: they are in the manifest's tree only. It skips a step
         # below its newest one without a word unless forced.
         stored = jax.tree.map(lambda x: x if x.size else None, state)
-        arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(stored), data=ocp.args.JsonSave(data_state)
-        )
+        items = {"state": ocp.args.StandardSave(stored), "data": ocp.args.JsonSave(data_state)}
         try:
-            manager.save(step, args=arguments, force=True)
+            manager.save(step, args=ocp.args.Composite(**items), force=True)
         except (OSError, ValueError) as error:
             raise self._failure(error) from error
 
     def wait(self) -> None:
-        """Blocks until the save in progress, if any, is complete and old steps are deleted.
-
-        Raises:
-          CheckpointError: the save failed; names the checkpoint that is intact.
-        """
+        """Waits for the save in progress, if any; raises CheckpointError where it failed."""
         if self._pending is None:
             return
         assert self._manager is not None
@@ -170,30 +149,22 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
                 self._manager = None
 
     def restore(self, state_like: PyTree, step: int | None = None) -> Restored | None:
-        """Restores the newest step that verifies, or exactly `step`.
+        """Restores the newest step that verifies, or exactly `step`; None where there is none.
 
-        Args:
-          state_like: the structure, shapes, dtypes and shardings wanted, as `jax.ShapeDtypeStruct`s
-            (for example from `jax.eval_shape`, so that no second state is allocated) or arrays.
-            Without a sharding: the default device.
-          step: restore this one and no other.
-
-        Returns:
-          None if there are no checkpoints. A save that was interrupted before it was complete is
-          none.
+        `state_like` has the structure, shapes, dtypes and shardings wanted, as
+        `jax.ShapeDtypeStruct`s or arrays; without a sharding they go to the default device. A save
+        that was interrupted before it was complete is no checkpoint.
 
         Raises:
           CheckpointError: there are checkpoints and none verifies, or `step` does not.
-          ValueError: the checkpoint holds another tree than `state_like`; names the paths that
-            differ.
+          ValueError: the checkpoint holds another tree than `state_like`, by the paths that differ.
         """
         self.wait()
         steps = sorted(self.steps(), reverse=True) if step is None else [step]
         if not steps:
+            why = "is an interrupted save and is ignored; no checkpoint is complete yet"
             for path in self._interrupted():
-                self.notify(
-                    f"{path} is an interrupted save and is ignored; no checkpoint is complete yet"
-                )
+                self.notify(f"{path} {why}")
             return None
         # The newest step that is whole; those above it are named, and set aside by the next save.
         found, faults = self._newest_verified(steps)
@@ -219,14 +190,14 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
             )
         # Empty arrays are not on disk: Orbax is asked for the others, and they are made anew.
         leaves, treedef = jax.tree.flatten(state_like)
-        targets = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_sharding(x)) for x in leaves]
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        targets = [
+            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here)
+            for x in leaves
+        ]
         stored = jax.tree.unflatten(treedef, [x if math.prod(x.shape) else None for x in targets])
-        items = self._open().restore(
-            found.step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(stored), data=ocp.args.JsonRestore()
-            ),
-        )
+        wanted = {"state": ocp.args.StandardRestore(stored), "data": ocp.args.JsonRestore()}
+        items = self._open().restore(found.step, args=ocp.args.Composite(**wanted))
         arrays = iter(jax.tree.leaves(items["state"]))
         filled = (
             next(arrays) if math.prod(x.shape) else jnp.zeros(x.shape, x.dtype, device=x.sharding)
@@ -250,11 +221,8 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         return self._best(self.steps())
 
     def bytes_needed(self, state_like: PyTree) -> int:
-        """Bytes that this run may still have to write.
-
-        Counts `keep` steps, the best and one in progress, less what is there. Orbax compresses, so
-        that this is an upper bound.
-        """
+        """An upper bound of the bytes that this run may still have to write; Orbax compresses."""
+        # The last steps, the best and one in progress, less what is there.
         size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state_like))
         present = sum(
             p.stat().st_size for s in self.steps() for p in (self.directory / str(s)).rglob("*")
@@ -273,11 +241,8 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
             )
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Keeps the last `keep` steps and the best; Orbax's `PreservationPolicy`.
-
-        Orbax asks while it starts a save, which `checkpoints` includes, and deletes once that save
-        is complete.
-        """
+        """Keeps the last `keep` steps and the best; Orbax's `PreservationPolicy`."""
+        # Orbax asks while a save starts, counts it, and deletes once it is complete.
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
         kept = {*sorted(steps)[-self.keep :], self._best(steps)}
@@ -298,11 +263,11 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         return max(accuracies, key=lambda step: (accuracies[step], step), default=None)
 
     def _newest_verified(
-        self, steps: Sequence[int]
+        self, steps: Sequence[int] = ()
     ) -> tuple[manifest.Manifest | None, dict[int, manifest.BrokenCheckpoint]]:
-        """The first of `steps` that verifies, and what is wrong with those before it."""
+        """The first of `steps`, or of all, that verifies, and what is wrong with those before."""
         faults: dict[int, manifest.BrokenCheckpoint] = {}
-        for step in steps:
+        for step in steps or sorted(self.steps(), reverse=True):
             try:
                 return manifest.verify(self.directory / str(step)), faults
             except manifest.BrokenCheckpoint as fault:
@@ -331,7 +296,7 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
             for path in self._interrupted():
                 shutil.rmtree(path)
             if self._faults is None:
-                _, self._faults = self._newest_verified(sorted(self.steps(), reverse=True))
+                _, self._faults = self._newest_verified()
             for step in self._faults:
                 path = self.directory / str(step)
                 aside = path.with_name(f"{step}.broken")
@@ -360,16 +325,16 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         # the first.
         shutil.rmtree(self._temporary(step), ignore_errors=True)
         self._manager.reload()
-        intact, _ = self._newest_verified(sorted(self.steps(), reverse=True))
-        what = f"checkpoint {step} was not saved: {error}"
-        if "No space left" in str(error):
-            free = _free_bytes(self.directory)
-            what = (
-                f"checkpoint {step} was not saved: the disk is full "
-                f"({format_bytes(num_bytes)} needed, {format_bytes(free)} free)"
-            )
+        intact, _ = self._newest_verified()
+        why = str(error)
+        if "No space left" in why:
+            free = format_bytes(_free_bytes(self.directory))
+            why = f"the disk is full ({format_bytes(num_bytes)} needed, {free} free)"
         rest = f"Checkpoint {intact.step} is intact" if intact else "No checkpoint is intact"
-        return CheckpointError(f"{what}\nin {self.directory}\n{rest}; free some space and resume.")
+        return CheckpointError(
+            f"checkpoint {step} was not saved: {why}\nin {self.directory}\n"
+            f"{rest}; free some space and resume."
+        )
 
     def _link_best(self) -> None:
         best = self.best_step()
@@ -384,20 +349,6 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
 
     def _interrupted(self) -> list[Path]:
         return sorted(self.directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"))
-
-
-def _checked_metrics(metrics: dict[str, float] | None) -> dict[str, float] | None:
-    if metrics is None:
-        return None
-    if "accuracy" not in metrics:
-        raise ValueError(
-            f"metrics = {metrics}: must have 'accuracy', which decides the best checkpoint"
-        )
-    return {name: float(value) for name, value in metrics.items()}
-
-
-def _sharding(x: Any) -> jax.sharding.Sharding:
-    return getattr(x, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 def _free_bytes(directory: Path) -> int:

@@ -6,7 +6,7 @@ printed through one `Console`, so that a message never tears the bar.
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -31,8 +31,6 @@ from pbr_jax.training.loop import Observer
 from pbr_jax.training.state import TrainState
 from pbr_jax.training.step import StepMetrics
 
-Metrics = Mapping[str, float]
-
 
 def memory_in_use() -> str:
     """The largest memory use so far: of the accelerator, or of this process where there is none."""
@@ -50,25 +48,17 @@ class Console(Observer):
 
     Do not call it from inside a signal handler: let the handler set a flag and the loop call
     `message`. Ordinary prints inside the context appear above the bar.
-
-    Args:
-      steps: Steps of the whole run.
-      file: Where to print, standard output by default.
-      live: Whether to draw a bar; None decides by whether `file` is a terminal.
-      memory: Called now and then for the text about memory.
-      clock: Seconds, for the pauses between lines when there is no bar.
-      pause: Seconds between two lines of progress when there is no bar.
     """
 
     def __init__(
         self,
-        steps: int,
+        steps: int,  # of the whole run
         *,
-        file: TextIO | None = None,
-        live: bool | None = None,
-        memory: Callable[[], str] = memory_in_use,
+        file: TextIO | None = None,  # standard output by default
+        live: bool | None = None,  # whether to draw a bar; None: if `file` is a terminal
+        memory: Callable[[], str] = memory_in_use,  # asked now and then
         clock: Callable[[], float] = time.monotonic,
-        pause: float = 10.0,
+        pause: float = 10.0,  # seconds between two lines of progress where there is no bar
     ):
         file = sys.stdout if file is None else file
         self._out = rich.console.Console(file=file, highlight=False, force_terminal=live)
@@ -96,27 +86,25 @@ class Console(Observer):
             self._bar = None
 
     def message(self, text: str, style: str = "") -> None:
-        """Prints lines above the bar."""
         self._out.print(Text(text, style=style), soft_wrap=True)
 
     def header(
         self, title: str, method: str, memory: MemoryUse, full: MemoryUse | None = None
     ) -> None:
-        """Prints what the run will use, and what full fine-tuning would use.
+        """Prints a title, what a step of this method needs, and what one of `full` would need."""
 
-        Args:
-          title: One line, such as "digits · 1200 steps of 64 examples · 0.45 M parameters".
-          method: Name of the row.
-          memory: Of this method, per step.
-          full: Of full fine-tuning; None when this is full fine-tuning.
-        """
+        def row(name: str, cells: Iterable[str], style: str = "") -> None:
+            line = f"{name:<20}" + "".join(f"{cell:>12}" for cell in cells)
+            self.message(line.rstrip(), style)
+
+        own = (*memory, memory.total)
         self.message(title, "bold")
-        self._memory_row("memory", [*MemoryUse._fields, "total"], "dim")
-        self._memory_row(method, [format_bytes(size) for size in (*memory, memory.total)], "green")
+        row("memory", [*MemoryUse._fields, "total"], "dim")
+        row(method, map(format_bytes, own), "green")
         if full is not None:
-            pairs = zip((*memory, memory.total), (*full, full.total), strict=True)
-            self._memory_row("full fine-tuning", [format_bytes(n) for n in (*full, full.total)])
-            self._memory_row("", [format_ratio(mine, other) for mine, other in pairs], "green")
+            others = (*full, full.total)
+            row("full fine-tuning", map(format_bytes, others))
+            row("", map(format_ratio, own, others), "green")
 
     def compiled(self, need: MemoryReport) -> None:
         """Prints what the compiler plans for a step, before the first one."""
@@ -126,9 +114,6 @@ class Console(Observer):
             f"{format_bytes(need.peak_bytes)} with state and batch, on {device}"
             + (f", where JAX has {format_bytes(limit)}" if limit else "")
         )
-
-    def _memory_row(self, name: str, cells: list[str], style: str = "") -> None:
-        self.message((f"{name:<20}" + "".join(f"{cell:>12}" for cell in cells)).rstrip(), style)
 
     def began(self, step: int, state: TrainState) -> None:
         """Sets the bar to where a resumed run goes on, which does not count for its pace."""
@@ -144,6 +129,7 @@ class Console(Observer):
         """Shows the metrics of a step: `step`, `loss`, `accuracy` and `seconds_per_step`."""
         step = int(metrics["step"])
         figures = " ".join(_figures(metrics))
+        # A bar takes every line, a file only some, and the last.
         if self._bar is not None:
             self._bar.update(self._task, completed=step, note=f"{figures} {self._memory()}")
             return
@@ -161,10 +147,8 @@ class Console(Observer):
     ) -> None:
         """Prints an evaluation: `loss` and `accuracy` on the test split after `step` steps."""
         figures = "".join(f"  test {text}" for text in _figures(test))
-        self.message(
-            f"{self._place(step)}{figures}" + ("  best so far" if improved else ""),
-            "green" if improved else "",
-        )
+        best, style = ("  best so far", "green") if improved else ("", "")
+        self.message(f"{self._place(step)}{figures}{best}", style)
 
     def _place(self, step: int) -> str:
         return f"step {step:>{len(str(self._steps))}}/{self._steps}"
@@ -176,29 +160,25 @@ class Console(Observer):
         next_command: tuple[str, str],
         full: MemoryUse | None = None,
     ) -> None:
-        """Prints the outcome, where it is, and what to try next.
+        """Prints the outcome, where it is, and what to try next: a command and what it shows.
 
-        Args:
-          summary: As in `summary.json`, with `seconds`, the duration of the run, if known.
-          workdir: Place of the report and the checkpoints.
-          next_command: A command and what it shows.
-          full: Of full fine-tuning, to compare the activations with.
+        `summary` is as in `summary.json`, with `seconds`, the duration of the run, if known. Its
+        activations are compared with those of `full` fine-tuning.
         """
-        lines = []
         took = f" in {format_seconds(summary['seconds'])}" if summary.get("seconds") else ""
         pace = f"{format_seconds(summary['seconds_per_step'])} per step"
-        lines.append(("done", f"{summary['method']}, {summary['steps']} steps{took}, {pace}"))
+        lines = [("done", f"{summary['method']}, {summary['steps']} steps{took}, {pace}")]
         if summary["accuracy"] is not None:
             lines.append(("accuracy", f"{summary['accuracy']:.1%} on the test split"))
+        # Memory is what this package is for: it is compared.
         activations = summary["activation_bytes"]
         text = f"activations {format_bytes(activations)}"
         if full is not None and (ratio := format_ratio(activations, full.activations)):
             text += f", {ratio} than the {format_bytes(full.activations)} of full fine-tuning"
         if summary["compiled_peak_bytes"] is not None:
             text += f"\n{'':10}compiled peak {format_bytes(summary['compiled_peak_bytes'])}"
-        lines.append(("memory", text))
-        lines.append(("report", str(Path(workdir) / "report.html")))
         command, shows = next_command
+        lines += [("memory", text), ("report", str(Path(workdir) / "report.html"))]
         lines.append(("next", f"{command}\n{'':10}{shows}"))
         self.message("")
         for name, line in lines:

@@ -23,18 +23,12 @@ FILE_NAME = "manifest.json"
 
 
 class Manifest(NamedTuple):
-    """Content of one manifest.
+    """Content of one manifest."""
 
-    Attributes:
-      step: the step it belongs to.
-      metrics: evaluation of that step; None if it was not evaluated.
-      tree: path of each leaf of the state -> `"dtype[shape]"`, as `describe` gives it.
-      files: path relative to the step's directory -> `{"sha256": hex digest, "bytes": size}`.
-    """
-
-    step: int
-    metrics: dict[str, float] | None
-    tree: dict[str, str]
+    step: int  # that it belongs to
+    metrics: dict[str, float] | None  # evaluation of that step; None if it was not evaluated
+    tree: dict[str, str]  # path of each leaf of the state -> `"dtype[shape]"`, as by `describe`
+    # Path relative to the step's directory -> `{"sha256": hex digest, "bytes": size}`.
     files: dict[str, dict[str, Any]]
 
 
@@ -48,11 +42,16 @@ def describe(state: PyTree) -> dict[str, str]:
     >>> describe({"head": {"bias": jax.ShapeDtypeStruct((10,), "float32")}})
     {'head/bias': 'float32[10]'}
     """
-    tree = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        tree[name] = f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-    return tree
+    return {
+        name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+        for name, leaf in named_leaves(state).items()
+    }
+
+
+def named_leaves(state: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by their paths: `head/bias`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
 
 
 def write(
@@ -83,11 +82,7 @@ def write(
 
 
 def read(directory: Path) -> Manifest:
-    """Reads the manifest of the step in `directory`.
-
-    Raises:
-      BrokenCheckpoint: it is missing, unreadable, or of another step.
-    """
+    """Reads a step's manifest; raises BrokenCheckpoint where none is there that can be read."""
     path = directory / FILE_NAME
     if not directory.is_dir():
         raise BrokenCheckpoint(f"{directory} does not exist")
@@ -137,18 +132,16 @@ def difference(saved: dict[str, str], wanted: dict[str, str], limit: int = 8) ->
         more = f" and {len(names) - limit} more" if len(names) > limit else ""
         return f"{title} ({len(names)}): {', '.join(names[:limit])}{more}"
 
-    lines = []
-    if extra := [name for name in saved if name not in wanted]:
-        lines.append(line("only in the checkpoint", extra))
-    if missing := [name for name in wanted if name not in saved]:
-        lines.append(line("not in the checkpoint", missing))
-    if changed := [
-        f"{name} is {saved[name]} in the checkpoint and {wanted[name]} here"
-        for name in wanted
-        if name in saved and saved[name] != wanted[name]
-    ]:
-        lines.append(line("different", changed))
-    return lines
+    found = {
+        "only in the checkpoint": [name for name in saved if name not in wanted],
+        "not in the checkpoint": [name for name in wanted if name not in saved],
+        "different": [
+            f"{name} is {saved[name]} in the checkpoint and {wanted[name]} here"
+            for name in wanted
+            if name in saved and saved[name] != wanted[name]
+        ],
+    }
+    return [line(title, names) for title, names in found.items() if names]
 
 
 def _digest(body: dict[str, Any]) -> str:

@@ -31,10 +31,7 @@ SUMMARY_KEYS = (
 class MetricsWriter(Observer, contextlib.AbstractContextManager["MetricsWriter", None]):
     """Appends records to `metrics.jsonl` and to TensorBoard events in `workdir`.
 
-    Args:
-      workdir: Made if it does not exist.
-      resume_step: The step of the restored checkpoint: later records are removed. None starts a
-        new run: records of an earlier one are removed.
+    Records after `resume_step`, the step of the restored checkpoint, are removed; None removes all.
 
     Raises:
       ValueError: `metrics.jsonl` has a broken line before its last one.
@@ -47,6 +44,7 @@ class MetricsWriter(Observer, contextlib.AbstractContextManager["MetricsWriter",
         self.workdir = Path(workdir)
         self.workdir.mkdir(parents=True, exist_ok=True)
         path = self.workdir / "metrics.jsonl"
+        # What an interrupted run wrote after its checkpoint will be written again.
         last = -1 if resume_step is None else resume_step
         kept = [record for record in read_metrics(workdir) if record["step"] <= last]
         write_text(path, "".join(map(_line, kept)))
@@ -63,13 +61,7 @@ class MetricsWriter(Observer, contextlib.AbstractContextManager["MetricsWriter",
         self.write({"step": step, **test}, "test")
 
     def write(self, metrics: Mapping[str, float], split: Split = "train") -> None:
-        """Appends one record.
-
-        Args:
-          metrics: Python numbers, among them `step`. One that is not finite is stored as null,
-            because JSON has no other form for it.
-          split: "train" for the metrics of a step, "test" for an evaluation.
-        """
+        """Appends one record: of numbers, among them `step`; what is not finite becomes null."""
         self._file.write(_line({"split": split, **metrics}))
         self._file.flush()
         for name, value in metrics.items():
@@ -113,12 +105,9 @@ def read_metrics(workdir: Path | str) -> list[dict[str, Any]]:
 
 
 def _line(record: Mapping[str, Any]) -> str:
-    values = {name: _finite_or_none(value) for name, value in record.items()}
-    return json.dumps(values, allow_nan=False) + "\n"
-
-
-def _finite_or_none(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    # JSON has no other form for what is not finite than null.
+    odd = {name for name, x in record.items() if isinstance(x, float) and not math.isfinite(x)}
+    return json.dumps({**record, **dict.fromkeys(odd)}, allow_nan=False) + "\n"
 
 
 def write_csv(workdir: Path | str) -> None:
@@ -133,11 +122,7 @@ def write_csv(workdir: Path | str) -> None:
 
 
 def write_summary(workdir: Path | str, summary: Mapping[str, Any]) -> None:
-    """Writes `summary.json`: the keys of `SUMMARY_KEYS` and whatever else is useful.
-
-    Raises:
-      ValueError: keys are missing, or the accuracy is no fraction; nothing is written.
-    """
+    """Writes `summary.json`; raises ValueError where keys lack or accuracy is no fraction."""
     missing = [name for name in SUMMARY_KEYS if name not in summary]
     if missing:
         raise ValueError(f"summary: lacks {', '.join(missing)}; give None for what is unknown")

@@ -33,18 +33,12 @@ def predict(
     batch_size: int,
     skip: Callable[[str], None] | None = None,
 ) -> Iterator[Prediction]:
-    """Predicts examples in their order, in batches of one shape.
+    """Predicts examples in their order, prepared as for evaluation, in batches of one shape.
 
-    Args:
-      model, params: as trained.
-      examples: images or texts.
-      prepare: the run's, as for evaluation.
-      batch_size: examples at a time; the last batch is filled up and the filling dropped.
-      skip: called with what is wrong with an example that cannot be used, which is left out; None
-        stops at the first.
+    An example that cannot be used is left out, and `skip` called with what is wrong with it.
 
     Raises:
-      ValueError: an example cannot be used; names it.
+      ValueError: an example cannot be used, and there is no `skip`; names it.
     """
 
     @jax.jit
@@ -62,6 +56,7 @@ def predict(
 
     with ThreadPoolExecutor() as threads:
         for start in range(0, len(examples), batch_size):
+            # Examples are read and prepared on threads, and stay in their order.
             rows = range(len(examples))[start : start + batch_size]
             usable = []
             for found in threads.map(read, rows):
@@ -71,14 +66,11 @@ def predict(
                     raise found
                 else:
                     skip(str(found))
+            # Copies of the last one fill up a batch; they have no name, and are dropped.
             if usable:
-                batch = _stack([arrays for _, arrays in usable], batch_size)
+                arrays = [arrays for _, arrays in usable]
+                arrays += [arrays[-1]] * (batch_size - len(arrays))
+                batch = {name: np.concatenate([one[name] for one in arrays]) for name in arrays[0]}
                 result = np.asarray(probabilities(params, model.inputs(batch)))
                 for (name, _), row in zip(usable, result, strict=False):
                     yield Prediction(name, row)
-
-
-def _stack(examples: list[Batch], batch_size: int) -> Batch:
-    """One batch of examples, filled up with copies of the last one."""
-    filled = examples + [examples[-1]] * (batch_size - len(examples))
-    return {name: np.concatenate([one[name] for one in filled]) for name in examples[0]}

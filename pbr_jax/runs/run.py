@@ -24,36 +24,21 @@ SUMMARY = "summary.json"
 
 
 class Started(NamedTuple):
-    """A run that is ready to train.
+    """A run that is ready to train."""
 
-    Attributes:
-      run: for `training.loop.train`; it saves into the work directory.
-      train_step: the compiled step.
-      resumed: the checkpoint from which it goes on, None if it begins.
-      notes: what a reader should know of its beginning.
-    """
-
-    run: Run
+    run: Run  # for `training.loop.train`; it saves into the work directory
     train_step: jax.stages.Compiled
-    resumed: int | None
-    notes: list[str]
+    resumed: int | None  # the checkpoint from which it goes on, None if it begins
+    notes: list[str]  # what a reader should know of its beginning
 
 
 def start(
-    config: Config,
-    workdir: Path,
-    parts: Parts,
-    dataset: Dataset,
-    checkpoints: Checkpointer,
+    config: Config, workdir: Path, parts: Parts, dataset: Dataset, checkpoints: Checkpointer
 ) -> Started:
-    """Begins the run in `workdir`, or goes on from its newest sound checkpoint.
+    """Begins the run in `workdir`, or goes on from the newest sound one of its `checkpoints`.
 
-    Args:
-      config: of the run; `check_resume` has found that it may go on with it.
-      workdir: made if it is not there.
-      parts: built from `config`.
-      dataset: as `load_data` gives it.
-      checkpoints: of `workdir`.
+    The folder is made if it is not there. `check_resume` has found that the run may go on with
+    `config`, of which `parts` are built.
 
     Raises:
       CheckpointError: checkpoints are damaged, or there is too little space for new ones.
@@ -70,10 +55,9 @@ def start(
     write_json(workdir / CLASSES, names)
     train_step = compile_step(config, parts)
     run = run._replace(train_step=train_step, save=checkpoints.save, wait=checkpoints.wait)
-    if restored is None:
-        return Started(run, train_step, None, notes)
-    notes.append(f"resumed from checkpoint {restored.step}")
-    return Started(run, train_step, restored.step, notes)
+    resumed = None if restored is None else restored.step
+    notes += [] if resumed is None else [f"resumed from checkpoint {resumed}"]
+    return Started(run, train_step, resumed, notes)
 
 
 def is_complete(config: Config, workdir: Path, checkpoints: Checkpointer) -> bool:
@@ -82,11 +66,7 @@ def is_complete(config: Config, workdir: Path, checkpoints: Checkpointer) -> boo
 
 
 def saved_settings(workdir: Path) -> dict[str, Any]:
-    """The settings with which the run in `workdir` was started.
-
-    Raises:
-      ValueError: it has checkpoints and no settings.
-    """
+    """The settings with which a run was started; raises ValueError where there are none."""
     saved = workdir / CONFIG
     if not saved.is_file():
         raise ValueError(
@@ -97,27 +77,17 @@ def saved_settings(workdir: Path) -> dict[str, Any]:
 
 
 class OpenRun(NamedTuple):
-    """A run and one of its checkpoints.
-
-    Attributes:
-      workdir: of `train.py`.
-      config: as in its `config.json`.
-      parts: what the run is made of.
-      state: as saved after `step` steps.
-      step: of the checkpoint.
-      class_names: what the classes are called.
-    """
+    """A run and one of its checkpoints."""
 
     workdir: Path
-    config: Config
+    config: Config  # as in its `config.json`
     parts: Parts
-    state: TrainState
+    state: TrainState  # as saved after `step` steps
     step: int
     class_names: tuple[str, ...]
 
     @property
     def params(self) -> Any:
-        """The model's parameters."""
         return self.state.params
 
 
@@ -128,10 +98,8 @@ def open_run(
 ) -> OpenRun:
     """Opens a run at its most accurate checkpoint or at its last one that verifies.
 
-    Args:
-      workdir: of `train.py`.
-      checkpoint: "best" is the last one where none was evaluated.
-      notify: receives one message for each checkpoint that is passed over.
+    Where none was evaluated, "best" is the last one. `notify` receives one message for each
+    checkpoint that is passed over.
 
     Raises:
       ValueError: there is no run, or it has no checkpoint yet.
@@ -144,16 +112,15 @@ def open_run(
         restored = checkpoints.restore(from_config.state_shapes(config, parts), step)
     if restored is None:
         raise ValueError(f"{workdir}: has no checkpoint yet")
-    names = _class_names(workdir, config.model.num_classes)
+    # A run from before it saved the names of its classes has numbers.
+    names, file = tuple(map(str, range(config.model.num_classes))), workdir / CLASSES
+    if file.is_file():
+        names = tuple(json.loads(file.read_text()).values())
     return OpenRun(workdir, config, parts, restored.state, restored.step, names)
 
 
 def read_config(workdir: Path) -> Config:
-    """The configuration of the run in `workdir`.
-
-    Raises:
-      ValueError: there is none, or this version cannot read it.
-    """
+    """The configuration of a run; raises ValueError where none is there, or it cannot be read."""
     file = workdir / CONFIG
     if not file.is_file():
         raise ValueError(
@@ -165,11 +132,3 @@ def read_config(workdir: Path) -> Config:
     except ValueError as error:
         raise ValueError(f"{file}: damaged ({error})") from error
     return settings.from_dict(saved, str(file))
-
-
-def _class_names(workdir: Path, num_classes: int) -> tuple[str, ...]:
-    """The names that the run saved; numbers for a run from before it did."""
-    file = workdir / CLASSES
-    if not file.is_file():
-        return tuple(map(str, range(num_classes)))
-    return tuple(json.loads(file.read_text()).values())

@@ -1,12 +1,4 @@
-"""SIGTERM and SIGINT as a flag, so that a run can finish its step, save, and exit.
-
-with StopSignals() as stop:
-    for step in range(steps):
-        ...
-        if stop.requested:
-            save()
-            sys.exit(stop.exit_code)
-"""
+"""SIGTERM and SIGINT as a flag, so that a run can finish its step, save, and exit."""
 
 import signal
 import threading
@@ -20,18 +12,14 @@ class StopSignals:
     """Context manager: the first SIGTERM or SIGINT sets a flag, a second one kills the process.
 
     Outside the main thread, where Python allows no handlers, entering it raises `ValueError`.
-
-    Attributes:
-      received: the first signal; None while there was none.
     """
 
     def __init__(self) -> None:
-        self.received: signal.Signals | None = None
+        self.received: signal.Signals | None = None  # the first
         self._previous: dict[signal.Signals, Any] = {}
 
     @property
     def requested(self) -> bool:
-        """True once a signal asks the run to stop."""
         return self.received is not None
 
     @property

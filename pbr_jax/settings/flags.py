@@ -1,6 +1,7 @@
 """From the words of a command line to a checked configuration."""
 
 import argparse
+import itertools
 import shlex
 import textwrap
 from collections.abc import Sequence
@@ -20,27 +21,20 @@ class Arguments(NamedTuple):
     overrides: tuple[str, ...]  # "a.b=value"
 
 
-class _Words(NamedTuple):
-    overrides: list[str]
-    faults: list[str]
-
-
 def parse_config(spec: str, words: Sequence[str], flags: Sequence[str]) -> Arguments:
     """The configuration that `--config SPEC` and further words ask for.
 
-    Args:
-      spec: FILE or FILE:variant.
-      words: `--config.KEY=VALUE` or `--config.KEY VALUE`; every other word is a fault.
-      flags: of the command, to find the one that was meant.
+    Words are `--config.KEY=VALUE` or `--config.KEY VALUE`; every other word is a fault, for which
+    the nearest of the command's `flags` is named.
 
     Raises:
       ConfigError: naming every unknown flag and every fault of the configuration together.
     """
-    found = _split(words, flags)
-    config, faults = collect(spec, found.overrides)
-    if faults := found.faults + faults:
+    overrides, unknown = _split(words, flags)
+    config, faults = collect(spec, overrides)
+    if faults := unknown + faults:
         raise ConfigError(faults, f"the command line and configuration {spec}", ADVICE)
-    return Arguments(config, spec, tuple(found.overrides))
+    return Arguments(config, spec, tuple(overrides))
 
 
 def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -79,14 +73,15 @@ def default_workdir(config: Config) -> Path:
 
 def next_command(arguments: Arguments, workdir: Path | None = None) -> tuple[str, str]:
     """A command worth trying after this run, and what it shows: the same run by another method."""
+    # Pruning is compared with full fine-tuning, and full fine-tuning with pruning.
     if arguments.config.method == "full":
         method, shows = "prebackrazor", "pruned columns"
         words = train_words(arguments, method)
     else:
-        method, shows = "full", "full fine-tuning"
         # Full fine-tuning prunes nothing and would refuse to be told how.
-        keeps = load(arguments.spec).pruning.keep is not None
-        added = ["pruning.keep=none"] if keeps else []
+        method, shows = "full", "full fine-tuning"
+        file_keeps = load(arguments.spec).pruning.keep is not None
+        added = ["pruning.keep=none"] if file_keeps else []
         words = train_words(arguments, method, ("pruning.", "plan."), added)
     if workdir is not None:
         words += ["--workdir", f"{workdir}-{method}"]
@@ -100,29 +95,29 @@ def train_words(
 
     Overrides that begin with one of `dropped` are left out, and `added` come last.
     """
-    words = ["python", "train.py"]
-    words += ["--config", arguments.spec] if arguments.spec != default_spec() else []
+    spec = ["--config", arguments.spec] if arguments.spec != default_spec() else []
     left_out = ("method=", "memory_budget=", *dropped)
-    others = [word for word in arguments.overrides if not word.startswith(left_out)]
-    return words + [f"--config.{word}" for word in (*others, *added, f"method={method}")]
+    kept = [word for word in arguments.overrides if not word.startswith(left_out)]
+    overrides = [f"--config.{word}" for word in (*kept, *added, f"method={method}")]
+    return ["python", "train.py", *spec, *overrides]
 
 
-def _split(argv: Sequence[str], flags: Sequence[str]) -> _Words:
-    found, words = _Words([], []), list(argv)
+def _split(argv: Sequence[str], flags: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides among words, "a.b=value" each, and a fault for every other word."""
+    overrides: list[str] = []
+    faults, words = [], list(argv)
     while words:
         flag, equals, value = words.pop(0).partition("=")
-        if flag.startswith("--config."):
-            if not equals:
-                if not words or words[0].startswith("--"):
-                    found.faults.append(f"{flag}: has no value; write {flag}=VALUE")
-                    continue
-                value = words.pop(0)
-            found.overrides.append(f"{flag.removeprefix('--config.')}={value}")
-        else:
-            found.faults.append(_unknown_flag(flag, flags))
+        if not flag.startswith("--config."):
+            faults.append(_unknown_flag(flag, flags))
             if flag.startswith("-") and not equals and words and not words[0].startswith("-"):
                 words.pop(0)  # its value
-    return found
+        elif not equals and (not words or words[0].startswith("--")):
+            faults.append(f"{flag}: has no value; write {flag}=VALUE")
+        else:
+            value = value if equals else words.pop(0)
+            overrides.append(f"{flag.removeprefix('--config.')}={value}")
+    return overrides, faults
 
 
 def _unknown_flag(flag: str, flags: Sequence[str]) -> str:
@@ -133,6 +128,7 @@ def _unknown_flag(flag: str, flags: Sequence[str]) -> str:
     head, dot, tail = name.partition(".")
     if close := nearest(head, [known.lstrip("-") for known in flags]):
         return f"{flag}: no such flag; the nearest is --{close}{dot}{tail}"
+    # The name of a setting without its section.
     if close := nearest(name, [entry.key.rpartition(".")[2] for entry in settings()]):
         keys = [entry.key for entry in settings() if f".{entry.key}".endswith(f".{close}")]
         return f"{flag}: no such flag; settings are given as --config.{' or --config.'.join(keys)}"
@@ -144,22 +140,17 @@ def help_text(spec: str, words: Sequence[str], width: int = 100) -> str:
 
     Faults of the configuration are left to the command itself.
     """
-    config, _ = collect(spec, _split(words, ()).overrides)
+    config, _ = collect(spec, _split(words, ())[0])
     lines = [f"Keys, with their values in {spec}:"]
-    section = ""
-    for entry in settings():
-        head = entry.key.partition(".")[0] if "." in entry.key else ""
-        lines += [""] if head != section else []
-        section = head
-        rule, notes = entry.field.metadata["rule"], [entry.field.metadata["comment"]]
-        if not all(choice in notes[0] for choice in choices(entry)):
-            notes.append(" | ".join(choices(entry)))
-        notes += [rule.text.partition(";")[0].removeprefix("must be ")] if rule else []
-        lines += textwrap.wrap(
-            f"  {entry.key + '=' + show(value_at(config, entry.key)):<38} {'; '.join(notes)}",
-            width,
-            subsequent_indent=" " * 41,
-            break_on_hyphens=False,
-            drop_whitespace=True,
-        )
+    for section, entries in itertools.groupby(settings(), lambda e: e.key.rpartition(".")[0]):
+        lines += [""] if section else []
+        for entry in entries:
+            # The names of a choice and the rule, where the comment does not say them already.
+            rule, notes = entry.field.metadata["rule"], [entry.field.metadata["comment"]]
+            if not all(choice in notes[0] for choice in choices(entry)):
+                notes.append(" | ".join(choices(entry)))
+            notes += [rule.text.partition(";")[0].removeprefix("must be ")] if rule else []
+            head = f"{entry.key}={show(value_at(config, entry.key))}"
+            line, indent = f"  {head:<38} {'; '.join(notes)}", " " * 41
+            lines += textwrap.wrap(line, width, subsequent_indent=indent, break_on_hyphens=False)
     return "\n".join(lines)

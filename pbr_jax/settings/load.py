@@ -6,11 +6,12 @@ A configuration file is Python: it defines `get_config(variant: str | None) -> C
 has variants, their names in a module-level `VARIANTS` (a tuple, or a dict with a line on each).
 """
 
+import contextlib
 import dataclasses
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast, get_type_hints
+from typing import Any, get_type_hints
 
 from pbr_jax.configs.common import Config
 from pbr_jax.plans import Keep
@@ -24,13 +25,7 @@ ADVICE = "Correct the file or the flags; `python train.py --help` lists every ke
 
 
 class ConfigError(ValueError):
-    """All faults of a configuration; `faults` has one line for each.
-
-    Args:
-        faults: One line each.
-        where: What the faults are in, such as the path of the file.
-        advice: What to do, the last line of the message.
-    """
+    """All `faults` of a configuration, a line each, `where` they are, and `advice` as last line."""
 
     def __init__(self, faults: Sequence[str], where: str, advice: str = ""):
         self.faults = tuple(faults)
@@ -45,7 +40,7 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
     Raises:
       ConfigError: two or more raised `ValueError` or `OSError`.
     """
-    results, errors = [], []
+    results, errors = [], []  # a call may run although one before it failed
     for call in calls:
         try:
             results.append(call())
@@ -58,20 +53,11 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
     return results
 
 
-class Change(NamedTuple):
-    """A setting that differs between a saved and a new configuration."""
-
-    key: str
-    old: Any
-    new: Any
-    resume_safe: bool  # a resumed run still takes the same course
-
-
 def load(spec: str, overrides: Sequence[str] = ()) -> Config:
     """The configuration of `spec`, `FILE` or `FILE:variant`, with `overrides`, `a.b=value` each.
 
     Raises:
-        ConfigError: naming every fault of the file, the overrides and the values.
+      ConfigError: naming every fault of the file, the overrides and the values.
     """
     config, faults = collect(spec, overrides)
     if faults:
@@ -90,6 +76,7 @@ def collect(spec: str, overrides: Sequence[str]) -> tuple[Config, list[str]]:
     for override in overrides:
         config, fault = _override(config, override)
         faults += [fault] if fault else []
+    # First each value alone, then those that are sound together.
     wrong = rules.field_faults(config)
     faults += wrong.values()
     if loaded is not None:
@@ -97,14 +84,10 @@ def collect(spec: str, overrides: Sequence[str]) -> tuple[Config, list[str]]:
     return config, faults
 
 
-def split_spec(spec: str) -> tuple[Path, str | None]:
-    """`FILE:variant` -> the path and the variant, None when there is none."""
-    path, colon, variant = spec.rpartition(":")
-    return (Path(path), variant) if colon and "/" not in variant else (Path(spec), None)
-
-
 def _execute(spec: str) -> tuple[Config | None, list[str]]:
-    path, variant = split_spec(spec)
+    # A colon in the name of a folder begins no variant.
+    file, colon, tail = spec.rpartition(":")
+    path, variant = (Path(file), tail) if colon and "/" not in tail else (Path(spec), None)
     if not path.is_file():
         return None, [_missing_file(path)]
     namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
@@ -120,9 +103,7 @@ def _execute(spec: str) -> tuple[Config | None, list[str]]:
         return None, [_raised(path, error)]
     if not isinstance(config, Config):
         kind = f"{type(config).__module__}.{type(config).__qualname__}"
-        return None, [
-            f"{path}: get_config returned {kind}; return a Config of pbr_jax.configs.common"
-        ]
+        return None, [f"{path}: get_config returned {kind}; return a pbr_jax.configs.common.Config"]
     wrong = rules.section_faults(config)
     return (None if wrong else config), wrong
 
@@ -135,13 +116,10 @@ def _missing_file(path: Path) -> str:
         if file.stem not in ("__init__", "common")
     ]
     names = {Path(file).stem: file for file in known}
-    close = nearest(path.stem, names)
-    hint = (
-        f"the nearest is {names[close]}"
-        if close
-        else "there are " + ", ".join(dict.fromkeys(known))
-    )
-    return f"{path}: no such configuration file" + (f"; {hint}" if known else "")
+    hint = f"; there are {', '.join(dict.fromkeys(known))}" if known else ""
+    if close := nearest(path.stem, names):
+        hint = f"; the nearest is {names[close]}"
+    return f"{path}: no such configuration file{hint}"
 
 
 def relative(path: Path) -> Path:
@@ -167,9 +145,10 @@ def _raised(path: Path, error: Exception) -> str:
     """The exception with the last line of the file that led to it, and the key probably meant."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-    line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
-    hint = ""
+    line, text, hint = (lines or [None])[-1], str(error), ""
+    if isinstance(error, SyntaxError):
+        line, text = error.lineno, error.msg
+    # A field that a section lacks is most often one that is misspelt.
     if isinstance(error, TypeError) and "unexpected keyword argument" in text:
         close = nearest(text.split("'")[1], [entry.field.name for entry in settings()])
         hint = f"; the nearest is {close}" if close else ""
@@ -181,6 +160,7 @@ def _override(config: Config, override: str) -> tuple[Config, str | None]:
     key, equals, text = override.partition("=")
     if not equals:
         return config, f"{override}: has no value; write {override}=VALUE"
+    # A key as it is, or one site of a key that is a number for each.
     for entry in settings():
         if entry.key == key:
             return _replace(config, key, _parse(text, entry)), None
@@ -203,23 +183,14 @@ def _parse(text: str, entry: Setting) -> Any:
         return None
     if text in choices(entry):
         return text
-    for member in members:
-        if member is bool and text.lower() in ("true", "false"):
-            return text.lower() == "true"
-        if member in (int, float):
-            number = _number(text)
-            if number is not None:
-                return int(number) if member is int and float(number).is_integer() else number
+    if bool in members and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    # 2e3 is a whole number too, and 1 stays one where any number will do.
+    for kind in (int, float) if {int, float} & {*members} else ():
+        with contextlib.suppress(ValueError):
+            number = kind(text)
+            return int(number) if int in members and float(number).is_integer() else number
     return text
-
-
-def _number(text: str) -> float | int | None:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return None
 
 
 def _replace(tree: Any, key: str, value: Any) -> Any:
@@ -233,6 +204,7 @@ def _replace(tree: Any, key: str, value: Any) -> Any:
 def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as nested dictionaries of JSON values, as in `config.json`."""
     tree = dataclasses.asdict(config)
+    # Written site by site; one number, or none, stays as it is.
     if isinstance(keep := config.pruning.keep, Keep):
         tree["pruning"][_KEEP] = {"default": keep.default, **keep.sites}
     return tree
@@ -248,13 +220,10 @@ def as_keep(value: Any) -> Keep:
 def from_dict(saved: dict[str, Any], where: str) -> Config:
     """The inverse of `to_dict`; a key that is not there has its default.
 
-    Args:
-        saved: Content of a `config.json`.
-        where: Its path, for the message.
-
     Raises:
-        ConfigError: naming every key that does not exist and every value that is wrong.
+      ConfigError: naming `where`, every key that does not exist and every value that is wrong.
     """
+    # Only a tree of known keys can become a configuration.
     keys = {entry.key for entry in settings()}
     faults = [rules.unknown_key(key) for key in _flatten(saved) if key not in keys]
     config = Config()
@@ -272,21 +241,9 @@ def _section(kind: type, tree: dict[str, Any]) -> Any:
     values = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            inner = cast(type, hints[name])
-            value = as_keep(value) if name == _KEEP else _section(inner, value)
+            value = as_keep(value) if name == _KEEP else _section(hints[name], value)
         values[name] = value
     return kind(**values)
-
-
-def changes(saved: dict[str, Any], config: Config) -> list[Change]:
-    """What differs between a saved `to_dict` and `config`. A key that either lacks is None."""
-    old, new = _flatten(saved), _flatten(to_dict(config))
-    safe = {entry.key: entry.field.metadata["resume_safe"] for entry in settings()}
-    return [
-        Change(key, old.get(key), new.get(key), safe.get(key, False))
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
-    ]
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -306,19 +263,19 @@ def check_resume(saved: dict[str, Any], config: Config, workdir: Path | str) -> 
     """One line for each harmless change since the run in `workdir` was started.
 
     Raises:
-        ConfigError: a change that would make the resumed run another run; all are named.
+      ConfigError: a change that would make the resumed run another run; all are named.
     """
-    found = changes(saved, config)
-    lines = {change: _describe(change) for change in found}
-    serious = [line for change, line in lines.items() if not change.resume_safe]
-    if serious:
+    old, new = _flatten(saved), _flatten(to_dict(config))
+    changed = {  # a key that either lacks is none there
+        key: f"{key} = {show(new.get(key))}: was {show(old.get(key))}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    }
+    safe = {entry.key for entry in settings() if entry.field.metadata["resume_safe"]}
+    if serious := [line for key, line in changed.items() if key not in safe]:
         raise ConfigError(
             serious,
             f"the configuration: the run in {workdir} was started with other settings",
             f"Resume with the old settings, or start afresh with another --workdir than {workdir}.",
         )
-    return list(lines.values())
-
-
-def _describe(change: Change) -> str:
-    return f"{change.key} = {show(change.new)}: was {show(change.old)}"
+    return list(changed.values())

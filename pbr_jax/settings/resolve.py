@@ -1,7 +1,5 @@
 """What settings mean together: the method with its overrides, and the columns that it keeps."""
 
-import dataclasses
-
 from pbr_jax import methods
 from pbr_jax.configs.common import Config
 from pbr_jax.families import Architecture, find
@@ -15,16 +13,9 @@ def resolve_method(config: Config) -> Method:
     Raises:
       ValueError: overrides do not go with the method; a line for each.
     """
-    p = config.pruning
-    plan = {f.name: getattr(config.plan, f.name) for f in dataclasses.fields(config.plan)}
-    return methods.resolve(
-        config.method,
-        keep=p.keep,
-        policy=p.policy,
-        joint_spar=p.joint_spar,
-        attention_keep=p.attention_keep,
-        **plan,
-    )
+    names = ("keep", "policy", "joint_spar", "attention_keep")
+    pruning = {name: getattr(config.pruning, name) for name in names}
+    return methods.resolve(config.method, **pruning, **vars(config.plan))
 
 
 def architecture(config: Config) -> Architecture:
@@ -40,6 +31,7 @@ def column_budgets(config: Config, method: Method, sizes: Architecture) -> dict[
     """K of each site where a policy chooses columns; not of those that keep all of them."""
     if not method.plan.kind("linear").selects:
         return {}
+    # K of every site; where it is D, nothing is left to choose.
     budgets = {
         name: budget_for(method.plan.keep_at(name), site.columns, config.pruning.group_size)
         for name, site in sizes.sites.items()

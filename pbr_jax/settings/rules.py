@@ -32,11 +32,11 @@ def settings(section: type = Config, prefix: str = "") -> Iterator[Setting]:
     """Every key in the order of the dataclasses."""
     hints = typing.get_type_hints(section)
     for field in dataclasses.fields(section):
-        annotation = hints[field.name]
+        key, annotation = prefix + field.name, hints[field.name]
         if dataclasses.is_dataclass(annotation):
-            yield from settings(typing.cast(type, annotation), f"{prefix}{field.name}.")
-            continue
-        yield Setting(prefix + field.name, annotation, field)
+            yield from settings(typing.cast(type, annotation), f"{key}.")
+        else:
+            yield Setting(key, annotation, field)
 
 
 def alternatives(annotation: Any) -> tuple[Any, ...]:
@@ -59,34 +59,30 @@ def show(value: Any) -> str:
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
     """The most similar of `words`, or None when none is similar."""
-    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
-    return close[0] if close else None
+    return next(iter(difflib.get_close_matches(word, list(words), n=1)), None)
 
 
 def unknown_key(key: str) -> str:
     """The fault for a key that does not exist, with the key that was probably meant."""
-    keys = [entry.key for entry in settings()]
-    inside = [known for known in keys if known.startswith(key + ".")]
-    if inside:
-        return f"{key}: is a section; set one of its keys, such as {inside[0]}"
     section, _, leaf = key.rpartition(".")
-    leaves: dict[str, list[str]] = {}
-    for known in keys:
-        leaves.setdefault(_leaf(known), []).append(known)
-    if leaf in leaves:
-        return f"{key}: key in the wrong section; it is {' or '.join(leaves[leaf])}"
-    at_home = [_leaf(known) for known in keys if known.rpartition(".")[0] == section]
+    known: dict[str, list[str]] = {}  # the last word of a key -> the keys that end so
+    at_home = []
+    for entry in settings():
+        if entry.key.startswith(f"{key}."):
+            return f"{key}: is a section; set one of its keys, such as {entry.key}"
+        place, _, name = entry.key.rpartition(".")
+        known.setdefault(name, []).append(entry.key)
+        at_home += [name] if place == section else []
+    if leaf in known:
+        return f"{key}: key in the wrong section; it is {' or '.join(known[leaf])}"
+    # A key of the same section is more likely meant than one of another.
     if close := nearest(leaf, at_home):
         return f"{key}: no such key; the nearest is {section + '.' if section else ''}{close}"
-    if close := nearest(leaf, leaves):
-        return f"{key}: no such key; the nearest is {' or '.join(leaves[close])}"
+    if close := nearest(leaf, known):
+        return f"{key}: no such key; the nearest is {' or '.join(known[close])}"
     if section and at_home:
         return f"{key}: no such key; {section} has {', '.join(at_home)}"
     return f"{key}: no such key; --help lists them all"
-
-
-def _leaf(key: str) -> str:
-    return key.rpartition(".")[2]
 
 
 def section_faults(config: Config) -> list[str]:
@@ -115,12 +111,13 @@ def field_faults(config: Config) -> dict[str, str]:
 def _field_fault(value: Any, entry: Setting) -> str | None:
     if entry.key in _NAMED:
         return _NAMED[entry.key](value)
+    # The type or the name first: a rule can only judge values of the right type.
     members, names = alternatives(entry.annotation), choices(entry)
     fits = any(_has_type(value, member) for member in members)
     if not fits or (names and value is not None and value not in names):
         hint = nearest(value, names) if isinstance(value, str) else None
         return f"must be {_describe(members, names)}" + (f"; the nearest is {hint}" if hint else "")
-    rule = entry.field.metadata["rule"]
+    rule = entry.field.metadata["rule"]  # the numbers of a keep are checked one by one
     if rule is None or value is None or isinstance(value, Keep) or rule.holds(value):
         return None
     return rule.text
@@ -129,23 +126,23 @@ def _field_fault(value: Any, entry: Setting) -> str | None:
 def _keep_faults(key: str, keep: Keep) -> dict[str, str]:
     """Faults of the numbers in a keep, each under the key that sets it."""
     given = {key: keep.default} | {f"{key}.{site}": share for site, share in keep.sites.items()}
+    # Each is checked as if it were the whole setting.
     entry = Setting(key, float | None, dataclasses.fields(common.Pruning)[0])
     wrong = {name: _field_fault(value, entry) for name, value in given.items()}
     return {name: f"{name} = {show(given[name])}: {f}" for name, f in wrong.items() if f}
 
 
 def _has_type(value: Any, member: Any) -> bool:
-    if member in (None, type(None)):
-        return value is None
     if typing.get_origin(member) is Literal:
         return value in typing.get_args(member)
-    if member is float:
+    if member is float:  # `type`, since a truth value is an int
         return type(value) in (int, float) and math.isfinite(value)
     return type(value) is member
 
 
 def choices(entry: Setting) -> tuple[str, ...]:
     """The names that a setting can take, empty when it is not a choice of names."""
+    # Names that are known to the type checker, or those of a table.
     literals = [m for m in alternatives(entry.annotation) if typing.get_origin(m) is Literal]
     listed = tuple(choice for literal in literals for choice in typing.get_args(literal))
     return listed or entry.field.metadata["choices"]
@@ -160,8 +157,8 @@ def _describe(members: tuple[Any, ...], names: Sequence[str]) -> str:
         type(None): "none",
         Keep: "one per site (such as pruning.keep.fc2=0.1)",
     }
-    words = [*names]
-    words += [kinds[m] for m in members if m in kinds and not (names and m is str)]
+    # Text is no news where the names themselves are listed.
+    words = [*names, *(kinds[m] for m in members if m in kinds and not (names and m is str))]
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]
 
 

@@ -1,97 +1,45 @@
 """Settings that were given and do nothing under the chosen method, optimizer, model or data."""
 
-from collections.abc import Callable
-
 from pbr_jax.configs.common import Config
 from pbr_jax.families import FAMILIES, find
 from pbr_jax.methods import Method
 from pbr_jax.settings.resolve import resolve_method
-from pbr_jax.settings.rules import Setting, settings, show, value_at
+from pbr_jax.settings.rules import settings, show, value_at
 
 
 def unused(config: Config) -> list[str]:
     """A line for every setting that differs from its default and is read by nothing."""
-    method = resolve_method(config)
+    reasons = _reasons(config, resolve_method(config))
     lines = []
     for entry in settings():
         value = value_at(config, entry.key)
-        if _is_default(entry, value):
-            continue
-        if reason := _reason(entry.key, config, method):
-            lines.append(f"{entry.key} = {show(value)} does nothing: {reason}")
+        if value != entry.field.default and entry.key in reasons:
+            lines.append(f"{entry.key} = {show(value)} does nothing: {reasons[entry.key]}")
     return lines
 
 
-def _is_default(entry: Setting, value: object) -> bool:
-    return bool(value == entry.field.default)
-
-
-def _reason(key: str, config: Config, method: Method) -> str | None:
-    """Why nothing reads a setting, or None."""
-    section, _, name = key.rpartition(".")
-    if section == "model":
-        family = find(config.model.family)
-        owned = {field for other in FAMILIES.values() for field in other.settings}
-        if name in owned - {*family.settings}:
-            return f"a {config.model.family} has no {name}"
-    for keys, reads, reason in _READ_IF:
-        if key in keys and not reads(config, method):
-            return reason.format(config=config, method=method)
-    return None
-
-
-def _selects(config: Config, method: Method) -> bool:
-    return method.policy is not None
-
-
-_READ_IF: tuple[tuple[tuple[str, ...], Callable[[Config, Method], bool], str], ...] = (
-    # The keys, whether something reads them, and why nothing does.
-    (
-        ("optimizer.momentum",),
-        lambda config, method: config.optimizer.name == "sgd",
-        "optimizer.name is {config.optimizer.name}",
-    ),
-    (
-        ("optimizer.b1", "optimizer.b2", "optimizer.eps"),
-        lambda config, method: config.optimizer.name == "adamw",
-        "optimizer.name is {config.optimizer.name}",
-    ),
-    (
-        tuple(
-            f"pruning.{name}"
-            for name in ("sampler", "interval", "group_size", "importance_weighting")
-        ),
-        _selects,
-        "method {method.name} draws no columns",
-    ),
-    (
-        ("pruning.step_size", "pruning.offset"),
-        lambda config, method: method.policy == "bandit",
-        "method {method.name} has no bandit over columns",
-    ),
-    (
-        ("pruning.min_prob",),
-        lambda config, method: method.policy in ("bandit", "importance"),
-        "method {method.name} learns no probabilities",
-    ),
-    (
-        ("pruning.attention_keep",),
-        lambda config, method: method.plan.kind("attention").has_own_keep,
-        "method {method.name} has no sparse attention",
-    ),
-    (
-        ("pruning.joint_spar_interval", "pruning.joint_spar_step_size"),
-        lambda config, method: method.joint_spar is not None,
-        "method {method.name} trains all tensors",
-    ),
-    (
-        ("plan.stochastic_codes",),
-        lambda config, method: method.plan.gelu != "dense",
-        "method {method.name} keeps no codes of GELU",
-    ),
-    (
-        ("data.tokenizer", "data.lower_case"),
-        lambda config, method: config.data.source.kind == "text",
-        "data set {config.data.name} has images",
-    ),
-)
+def _reasons(config: Config, method: Method) -> dict[str, str]:
+    """Every key that nothing reads -> why."""
+    optimizer, policy, plan, name = config.optimizer.name, method.policy, method.plan, method.name
+    # What some setting is read by, beside the optimizer and the bandit.
+    learns, spar = policy in ("bandit", "importance"), method.joint_spar is not None
+    sparse, text = plan.kind("attention").has_own_keep, config.data.source.kind == "text"
+    draws = ("sampler", "interval", "group_size", "importance_weighting")
+    of_spar = ("joint_spar_interval", "joint_spar_step_size")
+    table = [  # section, keys, whether something reads them, and why nothing does
+        ("optimizer", ("momentum",), optimizer == "sgd", f"optimizer.name is {optimizer}"),
+        ("optimizer", ("b1", "b2", "eps"), optimizer == "adamw", f"optimizer.name is {optimizer}"),
+        ("pruning", draws, policy is not None, f"method {name} draws no columns"),
+        ("pruning", ("step_size", "offset"), policy == "bandit", f"method {name} has no bandit"),
+        ("pruning", ("min_prob",), learns, f"method {name} learns no probabilities"),
+        ("pruning", ("attention_keep",), sparse, f"method {name} has no sparse attention"),
+        ("pruning", of_spar, spar, f"method {name} trains all tensors"),
+        ("plan", ("stochastic_codes",), plan.gelu != "dense", f"method {name} keeps no GELU codes"),
+        ("data", ("tokenizer", "lower_case"), text, f"data set {config.data.name} has images"),
+    ]
+    found = {f"{of}.{key}": why for of, keys, read, why in table if not read for key in keys}
+    # Fields of the model that other families read, and this one does not.
+    family = config.model.family
+    owned = {field for other in FAMILIES.values() for field in other.settings}
+    others = owned - {*find(family).settings}
+    return found | {f"model.{field}": f"a {family} has no {field}" for field in others}

@@ -18,13 +18,11 @@ def with_method(config: Config, method: str, *, keep_plan: bool = False) -> Conf
         return config
     same = method.partition("/")[0] == config.method.partition("/")[0]
     pruning, preset = config.pruning, methods.resolve(method).plan
-    if not same:
-        # A method that prunes nothing takes no keep, and one that draws no columns takes no policy.
-        pruning = dataclasses.replace(
-            pruning,
-            keep=pruning.keep if preset.keep != Keep(1.0) else None,
-            policy=pruning.policy if preset.kind("linear").selects else None,
-        )
+    # A method that prunes nothing takes no keep, and one that draws no columns takes no policy.
+    if not same and preset.keep == Keep(1.0):
+        pruning = dataclasses.replace(pruning, keep=None)
+    if not same and not preset.kind("linear").selects:
+        pruning = dataclasses.replace(pruning, policy=None)
     plan = config.plan if same or keep_plan else Plan()
     return dataclasses.replace(config, method=method, pruning=pruning, plan=plan)
 
@@ -50,7 +48,7 @@ def candidates(config: Config) -> list[str]:
 
 def joint_spar_suffix(method: str) -> str:
     """`/js50` or the like at the end of a method's name, or nothing."""
-    return method[method.find("/js") :] if "/js" in method else ""
+    return "".join(method.partition("/js")[1:])
 
 
 def split_methods(names: str) -> tuple[list[str], list[str]]:

@@ -1,5 +1,6 @@
 """The beginning of a training, or the point from which it goes on."""
 
+import functools
 from typing import Any, Protocol
 
 import jax
@@ -35,9 +36,8 @@ def begin(
     """A run at its first step, or at a checkpoint, and notes on the weights that it starts from.
 
     Args:
-      config: of the run.
-      parts: built from it, or from a run that differs in the seed only.
-      dataset: with as many classes as the model.
+      config, dataset: of the run, with as many classes as the model.
+      parts: built from `config`, or from a run that differs in the seed only.
       saved: the checkpoint from which it goes on, position of the data included.
       train_step: of `parts`, compiled; None compiles at the first step.
 
@@ -46,6 +46,7 @@ def begin(
     """
     inputs, workers = make_inputs(config), config.data.workers
     batches = data.TrainBatches(dataset.train, inputs, config.batch_size, config.seed, workers)
+    # Parameters are drawn or loaded only where no checkpoint replaces them.
     state: TrainState
     if saved is None:
         params, notes = from_config.init_params(config, parts.model)
@@ -54,15 +55,13 @@ def begin(
         state, start, notes = saved.state, saved.step, []
         best = saved.data_state["best"]
         batches.restore(saved.data_state["batches"])
+    test = functools.partial(data.eval_batches, dataset.test, inputs, config.batch_size, workers)
     run = Run(
         state,
         start,
         config.steps,
         train_step=train_step or jax.jit(parts.train_step, donate_argnums=0),
-        evaluate=make_evaluate(
-            jax.jit(parts.eval_step),
-            lambda: data.eval_batches(dataset.test, inputs, config.batch_size, workers),
-        ),
+        evaluate=make_evaluate(jax.jit(parts.eval_step), test),
         batches=batches,
         schedule=parts.schedule,
         batch_size=config.batch_size,

@@ -1,6 +1,7 @@
 """A configuration as working parts: the one place where settings meet the library."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,41 +18,23 @@ from pbr_jax.settings.resolve import column_budgets, resolve_method
 from pbr_jax.training import pretrained, selection
 from pbr_jax.training.optimizer import Optimizer, learning_rate, make_optimizer
 from pbr_jax.training.state import TrainState, init_state
-from pbr_jax.training.step import (
-    EvalStep,
-    TrainStep,
-    make_eval_step,
-    make_train_step,
-)
+from pbr_jax.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
 from pbr_jax.training.task import Task
 
 
 class Parts(NamedTuple):
-    """What a run is made of.
+    """What a run is made of."""
 
-    Attributes:
-      method: as resolved.
-      family: of the model.
-      architecture: its sizes.
-      task: loss and figures.
-      model: the Flax module, with the method's residual plan.
-      optimizer: with clipping and schedule.
-      selector: chooses columns and tensors.
-      schedule: step -> learning rate.
-      train_step: `(state, batch) -> (state, metrics)`, not yet jitted.
-      eval_step: `(params, batch) -> {"loss" and each figure: sum}`, not yet jitted.
-    """
-
-    method: methods.Method
+    method: methods.Method  # as resolved
     family: Family
     architecture: Architecture
-    task: Task
-    model: nn.Module
-    optimizer: Optimizer
-    selector: selection.Selector
-    schedule: optax.Schedule
-    train_step: TrainStep
-    eval_step: EvalStep
+    task: Task  # loss and figures
+    model: nn.Module  # with the method's residual plan
+    optimizer: Optimizer  # with clipping and schedule
+    selector: selection.Selector  # chooses columns and tensors
+    schedule: optax.Schedule  # step -> learning rate
+    train_step: TrainStep  # `(state, batch) -> (state, metrics)`, not yet jitted
+    eval_step: EvalStep  # `(params, batch) -> {"loss" and each figure: sum}`, not yet jitted
 
 
 def build(config: Config) -> Parts:
@@ -60,25 +43,19 @@ def build(config: Config) -> Parts:
     Raises:
       ValueError: settings that each are valid do not go together.
     """
+    # What is trained: a model under the plan of the method.
     method, family = resolve_method(config), find(config.model.family)
     sizes, task = family.describe(config.model), late(family.task)
-    budgets = column_budgets(config, method, sizes)
-    plan = method.plan
+    budgets, plan = column_budgets(config, method, sizes), method.plan
     if plan.kind("linear").selects:  # a site without a budget is trained dense
         keep = {site: plan.keep_at(site) if site in budgets else 1.0 for site in sizes.sites}
         plan = dataclasses.replace(plan, keep=Keep(**keep))
-    model, o = late(family.build)(config.model, plan), config.optimizer
+    model = late(family.build)(config.model, plan)
+    # Who trains it: the optimizer moves the rows that the selector draws.
+    o = config.optimizer
     schedule = learning_rate(o.learning_rate, config.steps, o.warmup_steps, o.schedule)
-    optimizer = make_optimizer(
-        o.name,
-        schedule,
-        momentum=o.momentum,
-        b1=o.b1,
-        b2=o.b2,
-        eps=o.eps,
-        weight_decay=o.weight_decay,
-        clip_norm=o.clip_norm,
-    )
+    names = ("momentum", "b1", "b2", "eps", "weight_decay", "clip_norm")
+    optimizer = make_optimizer(o.name, schedule, **{name: getattr(o, name) for name in names})
     selector = make_selector(config, method, sizes, budgets)
     train_step = make_train_step(
         model,
@@ -103,25 +80,16 @@ def make_selector(
     """Policies of all sites that have a budget, and of all tensors."""
     p = config.pruning
     learning = pruning.Learning(step_size=p.step_size, min_prob=p.min_prob, offset=p.offset)
+    make = functools.partial(
+        pruning.make_policy, group_size=p.group_size, sampler=p.sampler, learning=learning
+    )
     policies = {}
     for site, budget in budgets.items():
-        assert method.policy is not None
-        policies[site] = pruning.make_policy(
-            method.policy,
-            sizes.sites[site].columns,
-            budget,
-            group_size=p.group_size,
-            sampler=p.sampler,
-            learning=learning,
-        )
-    spar = None
-    if method.joint_spar is not None:
-        spar = pruning.joint_spar(
-            sizes.depth,
-            method.joint_spar,
-            interval=p.joint_spar_interval,
-            step_size=p.joint_spar_step_size,
-        )
+        assert method.policy is not None  # a method without one has no budgets
+        policies[site] = make(method.policy, sizes.sites[site].columns, budget)
+    spar, every, step_size = None, p.joint_spar_interval, p.joint_spar_step_size
+    if (rate := method.joint_spar) is not None:
+        spar = pruning.joint_spar(sizes.depth, rate, interval=every, step_size=step_size)
     joined = pruning.stacked(policies, sizes.depth)
     return selection.make_selector(joined, spar, sizes.depth, [*sizes.sites], (KERNEL, BIAS))
 

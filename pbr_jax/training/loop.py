@@ -37,36 +37,21 @@ class Intervals(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A training, ready to begin or to go on.
+    """A training, ready to begin or to go on."""
 
-    Attributes:
-      state: after `start` steps; `train` donates it.
-      start, steps: finished steps, and those of the whole run.
-      train_step: compiled, its state donated.
-      evaluate: `params -> {"loss" and each figure: mean}` on the test split.
-      batches: at the position of `start`.
-      schedule: step -> learning rate.
-      batch_size: examples of a step.
-      every: intervals.
-      criterion: the figure whose highest value makes the best checkpoint.
-      best: its highest value before `start`; a better one is saved at once.
-      save: keeps a state, see `Save`.
-      wait: returns when what is being saved is on disk.
-    """
-
-    state: TrainState
-    start: int
-    steps: int
-    train_step: TrainStep
-    evaluate: Callable[[Any], Figures]
-    batches: Batches
-    schedule: optax.Schedule
-    batch_size: int
+    state: TrainState  # after `start` steps; `train` donates it
+    start: int  # finished steps
+    steps: int  # of the whole run
+    train_step: TrainStep  # compiled, its state donated
+    evaluate: Callable[[Any], Figures]  # `params -> {"loss" and each figure: mean}`, test split
+    batches: Batches  # at the position of `start`
+    schedule: optax.Schedule  # step -> learning rate
+    batch_size: int  # examples of a step
     every: Intervals
-    criterion: str
-    best: float = -1.0
+    criterion: str  # the figure whose highest value makes the best checkpoint
+    best: float = -1.0  # its highest value before `start`; a better one is saved at once
     save: Save = lambda step, state, position, evaluated: None
-    wait: Callable[[], None] = lambda: None
+    wait: Callable[[], None] = lambda: None  # returns when what is being saved is on disk
 
 
 class Outcome(NamedTuple):
@@ -98,9 +83,7 @@ class Observer:
 
 
 def train(
-    run: Run,
-    observers: Sequence[Observer] = (),
-    stop_requested: Callable[[], bool] = lambda: False,
+    run: Run, observers: Sequence[Observer] = (), stop_requested: Callable[[], bool] = lambda: False
 ) -> Outcome:
     """Runs steps `start + 1 ... steps`.
 
@@ -187,8 +170,7 @@ def check_finite(step: int, metrics: StepMetrics) -> None:
 
 
 def make_evaluate(
-    eval_step: EvalStep,
-    batches: Callable[[], Iterable[Batch]],
+    eval_step: EvalStep, batches: Callable[[], Iterable[Batch]]
 ) -> Callable[[Any], Figures]:
     """`params -> {"loss" and each figure: mean}` over all examples whose `mask` is True."""
 

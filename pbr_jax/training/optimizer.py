@@ -26,10 +26,9 @@ PyTree = Any
 class Rows(NamedTuple):
     """Which slices of a parameter are trained in a step.
 
-    Attributes:
-      slots: int32, indices into as many leading axes, flattened, as it has itself: of a stacked
-        kernel `[L, D, F]`, `[M, K]` for columns of M blocks and `[M]` for blocks. An index past the
-        end is an unused slot.
+    `slots`, int32, are indices into as many leading axes, flattened, as it has itself: of a stacked
+    kernel `[L, D, F]`, `[M, K]` for columns of M blocks and `[M]` for blocks. An index past the end
+    is an unused slot.
     """
 
     slots: jax.Array
@@ -64,19 +63,12 @@ ALL = _All()
 
 
 class Optimizer(NamedTuple):
-    """An Optax transformation, and a description of it for the kernel that does the same.
-
-    Attributes:
-      tx: the transformation.
-      rule: elementwise, its weight decay for kernels only; None where there is no description.
-      schedule: step -> learning rate.
-      clip_norm: largest global norm of the gradient, or None.
-    """
+    """An Optax transformation, and a description of it for the kernel that does the same."""
 
     tx: optax.GradientTransformation
-    rule: Rule | None = None
-    schedule: optax.Schedule = lambda count: 1.0
-    clip_norm: float | None = None
+    rule: Rule | None = None  # elementwise, its decay for kernels only; None: not described
+    schedule: optax.Schedule = lambda count: 1.0  # step -> learning rate
+    clip_norm: float | None = None  # largest global norm of the gradient
 
     def init(self, params: PyTree) -> optax.OptState:
         """The state of `tx` before the first step."""
@@ -84,16 +76,12 @@ class Optimizer(NamedTuple):
 
 
 class Updated(NamedTuple):
-    """What a step makes of the parameters.
-
-    Attributes:
-      params, opt_state: new ones.
-      norms: squared norms of the gradient's slices, before clipping, shaped like the slots of every
-        leaf that has `Rows`; None for the others.
-    """
+    """What a step makes of the parameters."""
 
     params: PyTree
     opt_state: optax.OptState
+    # Squared norms of the gradient's slices, before clipping, shaped like the slots of every leaf
+    # that has `Rows`; None for the others.
     norms: PyTree
 
 
@@ -128,14 +116,13 @@ def make_optimizer(
     Weight decay applies to leaves named `kernel` only: biases, LayerNorm, the class token and the
     embeddings of position are left alone. That of SGD is part of its gradient, behind the clipping.
     """
+    # Innermost first: the rule, its decay, and before both the clipping.
     if name == "sgd":
         tx = optax.sgd(schedule, momentum=momentum or None)
         if weight_decay:
             tx = optax.chain(optax.add_decayed_weights(weight_decay, _is_kernel), tx)
     elif name == "adamw":
-        tx = optax.adamw(
-            schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_is_kernel
-        )
+        tx = optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=_is_kernel)
     else:
         raise ValueError(f"optimizer.name = {name!r}: must be sgd or adamw")
     if clip_norm is not None:
@@ -168,9 +155,8 @@ def update_rows(
     decay) or through the global gradient norm.
 
     Args:
-      optimizer: its state was made for `params`.
+      optimizer, opt_state: the state was made for `params`.
       grads: like `params`; of a leaf that has `Rows` only the slices, in the shape of the slots.
-      opt_state: of `optimizer.tx`.
       params: all parameters.
       rows: like `params`, each leaf a `Rows` or `ALL`.
       apply: bool scalar; where False nothing changes (a step whose gradient is not finite).
@@ -188,6 +174,7 @@ def update_rows(
         tx, lambda _, r: r, opt_state, rows, transform_non_params=lambda _: ALL
     )
     packed_params, packed_state = _gather(rows, params), _gather(state_rows, opt_state)
+    # Optax sees small arrays; where the step is not applied, they go back as they came.
     updates, new_state = tx.update(grads, packed_state, packed_params)
     new_params = optax.apply_updates(packed_params, updates)
     new_params, new_state = jax.tree.map(
@@ -196,14 +183,10 @@ def update_rows(
         (packed_params, packed_state),
     )
     norms = jax.tree.map(
-        lambda r, g: r.norms(g) if isinstance(r, Rows) else None,
-        rows,
-        grads,
-        is_leaf=_is_rows,
+        lambda r, g: r.norms(g) if isinstance(r, Rows) else None, rows, grads, is_leaf=_is_rows
     )
-    return Updated(
-        _scatter(rows, params, new_params), _scatter(state_rows, opt_state, new_state), norms
-    )
+    whole = _scatter(rows, params, new_params)
+    return Updated(whole, _scatter(state_rows, opt_state, new_state), norms)
 
 
 def _refusal(optimizer: Optimizer, params: PyTree) -> str | None:
@@ -241,11 +224,10 @@ def _update_in_place(optimizer: Optimizer, grads, opt_state, params, rows, apply
         if isinstance(selected, Rows):
             return _update_slices(own, now, selected, param, grad, moments)
         new, sums = own.new(param, grad * scale, moments, now)
-        kept = [
-            jnp.where(apply, a, b) for a, b in zip((new, *sums), (param, *moments), strict=True)
-        ]
-        return None, *kept
+        changes = zip((new, *sums), (param, *moments), strict=True)
+        return None, *(jnp.where(apply, after, before) for after, before in changes)
 
+    # Leaf by leaf over trees of one structure; the results become trees again.
     structure: Any
     leaves, structure = jax.tree_util.tree_flatten_with_path(rows, is_leaf=_is_rows)
     trees = params, grads, *(optax.tree.get(opt_state, name) for name in rule.moments)
@@ -262,8 +244,9 @@ def _update_in_place(optimizer: Optimizer, grads, opt_state, params, rows, apply
 
 def _update_slices(rule: Rule, now: Scalars, selected: Rows, param, grad, moments) -> tuple:
     """Norms of the gradient's slices, parameter and moments; a slice may be several rows."""
-    if selected.slots.size == 0:
+    if selected.slots.size == 0:  # the kernel takes no empty grid
         return jnp.zeros(selected.slots.shape, jnp.float32), param, *moments
+    # The kernel sees a matrix, in which a slice is `each` rows that lie side by side.
     each = math.prod(param.shape[selected.slots.ndim : -1])
     slots = selected.slots.reshape(-1, 1) * each + jnp.arange(each, dtype=jnp.int32)[None]
     new, sums, norms = row_update.update_rows(

@@ -1,5 +1,7 @@
 """The linear layers that sites feed, found in a parameter tree and put back."""
 
+import functools
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,27 +13,17 @@ Layers = Mapping[str, dict[str, Any]]  # site -> {"kernel" [L, D, F], "bias" [L,
 
 def layers(tree: PyTree, architecture: Architecture) -> dict[str, dict[str, Any]]:
     """The layer of every site, `{site: {"kernel", "bias"}}`, of parameters or of their like."""
-    return {name: _at(tree, site.path) for name, site in architecture.sites.items()}
+    paths = {name: site.path for name, site in architecture.sites.items()}
+    return {name: functools.reduce(operator.getitem, path, tree) for name, path in paths.items()}
 
 
 def with_layers(tree: PyTree, architecture: Architecture, changed: Layers) -> PyTree:
-    """The tree with other leaves in the layers of these sites; `tree` itself stays."""
+    """The tree with other leaves in the layers of these sites; `tree` itself stays.
+
+    An empty tree becomes a Flax collection that holds the leaves where their layers are.
+    """
     for name, leaves in changed.items():
         tree = _put(tree, architecture.sites[name].path, leaves)
-    return tree
-
-
-def collection(architecture: Architecture, entries: Mapping[str, Any]) -> PyTree:
-    """`{site: entries}` as a Flax collection, each where the site's layer is."""
-    tree: PyTree = {}
-    for name, leaves in entries.items():
-        tree = _put(tree, architecture.sites[name].path, leaves)
-    return tree
-
-
-def _at(tree: PyTree, path: tuple[str, ...]) -> Any:
-    for key in path:
-        tree = tree[key]
     return tree
 
 

@@ -18,7 +18,7 @@ from pbr_jax.families import KERNEL, Architecture
 from pbr_jax.plans import Implementation
 from pbr_jax.training import selection as selecting
 from pbr_jax.training.optimizer import ALL, Optimizer, update_rows
-from pbr_jax.training.sites import collection, layers, with_layers
+from pbr_jax.training.sites import layers, with_layers
 from pbr_jax.training.state import TrainState
 from pbr_jax.training.task import Task
 
@@ -27,19 +27,12 @@ Batch = Mapping[str, jax.Array | np.ndarray]
 
 
 class StepMetrics(NamedTuple):
-    """Scalars of one step, float32 but for `finite`.
+    """Scalars of one step, float32 but for `finite`."""
 
-    Attributes:
-      loss: mean over the batch.
-      figures: means over the batch of what the task counts beside the loss, such as accuracy.
-      grad_norm: global norm of all gradients, before clipping.
-      finite: bool; False means that the update was not applied.
-    """
-
-    loss: jax.Array
-    figures: dict[str, jax.Array]
-    grad_norm: jax.Array
-    finite: jax.Array
+    loss: jax.Array  # mean over the batch
+    figures: dict[str, jax.Array]  # means of what the task counts beside it, such as accuracy
+    grad_norm: jax.Array  # global, before clipping
+    finite: jax.Array  # bool; False means that the update was not applied
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
@@ -55,11 +48,12 @@ def make_loss(model: nn.Module, task: Task, architecture: Architecture) -> Loss:
     """
 
     def loss(trained: PyTree, frozen: PyTree, selection, batch: Batch, key: jax.Array):
+        # The zeros reach the layers beside the columns; the whole kernels take their place.
         packed = layers(trained, architecture)
         rows = {site: packed[site][KERNEL] for site in frozen}
         params = with_layers(trained, architecture, _kernels(frozen))
         entries = selecting.model_variables(selection, rows, architecture.depth)
-        variables = {"params": params, "selection": collection(architecture, entries)}
+        variables = {"params": params, "selection": with_layers({}, architecture, entries)}
         outputs = _outputs(model, variables, batch, train=True, rngs={"dropout": key})
         figures = jax.tree.map(jnp.mean, task.figures(outputs, batch))
         return jnp.mean(task.losses(outputs, batch)), figures
@@ -82,11 +76,8 @@ def make_train_step(
     """The train step `(state, batch) -> (state, metrics)`; jit it with the state donated.
 
     Args:
-      model: of this architecture.
-      task: loss and figures.
-      architecture: where the layers are that sites feed.
-      optimizer: initialised on all parameters.
-      selector: chooses columns and tensors.
+      model, task, architecture: what is trained, and where the layers are that sites feed.
+      optimizer, selector: who moves the rows of parameters, and who chooses them.
       accumulation_steps: micro-batches per step; one selection serves them all.
       interval: steps that draw columns with the same random numbers: the same columns where p
         does not change, and nearly the same ones under a policy that learns.
@@ -181,6 +172,7 @@ def _accumulate(loss, trained, frozen, selection, batch, key, steps: int):
 
     parts = jax.tree.map(lambda a: a.reshape(steps, a.shape[0] // steps, *a.shape[1:]), batch)
     first = jax.tree.map(lambda a: a[0], parts)
+    # A sum needs a place to start, of the shapes that one part gives.
     shapes = jax.eval_shape(gradient, trained, frozen, selection, first, key)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     total, _ = jax.lax.scan(micro, zeros, (jnp.arange(steps), parts))

@@ -12,31 +12,22 @@ Figures = dict[str, jax.Array]
 
 
 class Task(NamedTuple):
-    """Pure functions of a model's outputs `[B, ...]` and a batch.
+    """Pure functions of a model's outputs `[B, ...]` and a batch."""
 
-    Attributes:
-      losses: `(outputs, batch) -> float32 [B]`, one for each example; training descends the mean.
-      figures: `(outputs, batch) -> {name: [B]}`, further values of each example, in [0, 1]; their
-        means are shares, logged and evaluated beside the loss.
-      targets: `batch_size -> {name: shape and dtype}` of what `losses` reads of a batch.
-      best: name of the figure whose highest value makes the best checkpoint.
-    """
-
+    # `(outputs, batch) -> float32 [B]`, one for each example; training descends the mean.
     losses: Callable[[Any, Batch], jax.Array]
+    # `(outputs, batch) -> {name: [B]}`, further values of each example, in [0, 1]; their means are
+    # shares, logged and evaluated beside the loss.
     figures: Callable[[Any, Batch], Figures]
+    # `batch_size -> {name: shape and dtype}` of what `losses` reads of a batch.
     targets: Callable[[int], dict[str, jax.ShapeDtypeStruct]]
-    best: str
+    best: str  # name of the figure whose highest value makes the best checkpoint
 
 
-def _right(logits: jax.Array, batch: Batch) -> Figures:
-    return {"accuracy": jnp.argmax(logits, axis=-1) == batch["label"]}
-
-
+_cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 CLASSIFICATION = Task(
-    losses=lambda logits, batch: optax.softmax_cross_entropy_with_integer_labels(
-        logits, batch["label"]
-    ),
-    figures=_right,
+    losses=lambda logits, batch: _cross_entropy(logits, batch["label"]),
+    figures=lambda logits, batch: {"accuracy": jnp.argmax(logits, axis=-1) == batch["label"]},
     targets=lambda batch_size: {"label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)},
     best="accuracy",
 )

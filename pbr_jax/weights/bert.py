@@ -42,15 +42,16 @@ def huggingface_bert(depth: int) -> list[Line]:
 
 def _companions(params: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
     """`config.json`; its epsilon is that of `pbr_jax.models.bert`."""
-    config = {
-        "architectures": ["BertForSequenceClassification"],
-        "model_type": "bert",
-        "layer_norm_eps": 1e-12,
-        "vocab_size": sizes["vocab"],
-        "max_position_embeddings": sizes["positions"],
-        "type_vocab_size": sizes["types"],
+    return {
+        "config.json": {
+            "architectures": ["BertForSequenceClassification"],
+            "model_type": "bert",
+            "layer_norm_eps": 1e-12,
+            "vocab_size": sizes["vocab"],
+            "max_position_embeddings": sizes["positions"],
+            "type_vocab_size": sizes["types"],
+        }
     }
-    return {"config.json": config}
 
 
 HUGGINGFACE_BERT = Format(
@@ -89,10 +90,9 @@ def _settings(arrays: Arrays, sizes: Sizes, model: Model) -> dict[str, Any]:
 def _fit_positions(arrays: Arrays, lines: Sequence[Line], like: Leaves, sizes: Sizes) -> list[str]:
     """Cuts the positions to the model's length."""
     name = next(line.theirs for line in lines if line.ours == "embedding/position")
-    wanted = sizes["positions"]
-    if name not in arrays or len(arrays[name]) <= wanted:
+    found, wanted = len(arrays.get(name, ())), sizes["positions"]
+    if found <= wanted:  # too few are a fault that the check names
         return []
-    found = len(arrays[name])
     arrays[name] = arrays[name][:wanted]
     return [f"the first {wanted} of {found} positions are used"]
 

@@ -1,6 +1,5 @@
 """Our parameters as files that other programs read; what `weights.read` reads back, bit for bit."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pbr_jax.files import write_json
 from pbr_jax.weights import files, layout
 from pbr_jax.weights.formats import Format, published
 from pbr_jax.weights.layout import Arrays, Sizes
@@ -39,9 +39,7 @@ def save(
       path: of the file ("npz"), or of a directory ("safetensors" for `from_pretrained` of Hugging
         Face's Transformers, "orbax").
       container: "npz", "safetensors" or "orbax".
-      family: name of the model's.
-      params: of the model.
-      sizes: as `Published.sizes` of the family gives them.
+      family, params, sizes: of the model; `Published.sizes` of the family gives the last.
       class_names: label -> name.
 
     Raises:
@@ -57,7 +55,7 @@ def save(
     if container == "npz":
         save_npz(path, family, params, sizes)
     else:
-        _save_huggingface(path, known[container], params, sizes, class_names)
+        _save_huggingface(Path(path), known[container], params, sizes, class_names)
 
 
 def save_npz(
@@ -72,17 +70,22 @@ def save_npz(
     form = next(form for form in published(family).formats if form.container == "npz")
     arrays = to_arrays(form, params, sizes)
     typed = {name: array.astype(dtype, copy=False) for name, array in arrays.items()}
-    files.write_npz(path, typed, compressed)
+    write = np.savez_compressed if compressed else np.savez
+    with Path(path).open("wb") as file:  # a file, since a path would be given another ending
+        write(file, allow_pickle=False, **typed)
 
 
 def _save_huggingface(
-    directory: str | os.PathLike[str],
+    directory: Path,
     form: Format,
     params: Mapping[str, Any],
     sizes: Sizes,
     class_names: Sequence[str],
 ) -> None:
     """`model.safetensors`, `config.json` with the names of the classes, and what else there is."""
+    from safetensors.numpy import save_file
+
+    # Before anything is written: this fails where the layout cannot hold the model.
     companions = form.companions(params, sizes)
     common = {
         "hidden_size": sizes["width"],
@@ -95,23 +98,23 @@ def _save_huggingface(
         "torch_dtype": "float32",
     }
     companions["config.json"] = common | companions["config.json"]
-    directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    files.write_safetensors(directory / files.SAFETENSORS, to_arrays(form, params, sizes))
+    arrays = {n: np.ascontiguousarray(a) for n, a in to_arrays(form, params, sizes).items()}
+    # Hugging Face's loaders want the mark of PyTorch's layout.
+    save_file(arrays, directory / files.SAFETENSORS, {"format": "pt"})
     for name, content in companions.items():
-        _write_json(directory / name, content)
+        write_json(directory / name, content)
 
 
 def save_orbax(
     directory: str | os.PathLike[str], family: str, params: Mapping[str, Any], sizes: Sizes
 ) -> None:
     """Our tree as an Orbax checkpoint `params`, with a description of the model beside it."""
-    directory = Path(directory)
+    import orbax.checkpoint as ocp
+
+    directory = Path(directory).absolute()
     directory.mkdir(parents=True, exist_ok=True)
     arrays = {path: np.asarray(leaf) for path, leaf in layout.flatten(params).items()}
-    files.write_orbax(directory, arrays)
-    _write_json(directory / ARCHITECTURE, {"family": family, "sizes": dict(sizes)})
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory / files.PARAMS, layout.unflatten(arrays))
+    write_json(directory / ARCHITECTURE, {"family": family, "sizes": dict(sizes)})

@@ -7,12 +7,11 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from pbr_jax.weights.layout import Arrays, flatten, unflatten
+from pbr_jax.weights.layout import Arrays, flatten
 
 INDEX = "model.safetensors.index.json"
 SAFETENSORS = "model.safetensors"
@@ -45,6 +44,7 @@ def read(path: str | os.PathLike[str]) -> Arrays:
         return _read_directory(path)
     if not path.is_file():
         raise FileNotFoundError(f"weights {path}: no such file. {_WHERE}")
+    # The first bytes say what it is.
     with path.open("rb") as file:
         start = file.read(64)
     for magic, what in _NO_WEIGHTS.items():
@@ -59,30 +59,6 @@ def read(path: str | os.PathLike[str]) -> Arrays:
     raise ValueError(
         f"weights {path}: neither .npz nor safetensors, by its content; is the download complete?"
     )
-
-
-def write_npz(
-    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], compressed: bool
-) -> None:
-    """Writes an `.npz`, whatever the ending of its name."""
-    write = np.savez_compressed if compressed else np.savez
-    with Path(path).open("wb") as file:
-        write(file, allow_pickle=False, **arrays)
-
-
-def write_safetensors(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes safetensors with the mark of PyTorch's layout, which Hugging Face's loaders want."""
-    from safetensors.numpy import save_file
-
-    save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, path, {"format": "pt"})
-
-
-def write_orbax(directory: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays, whose names are paths, as the Orbax checkpoint `params` of a directory."""
-    import orbax.checkpoint as ocp
-
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(Path(directory).absolute() / PARAMS, unflatten(arrays))
 
 
 def _read_directory(path: Path) -> Arrays:
@@ -100,6 +76,7 @@ def _read_directory(path: Path) -> Arrays:
 def _read_npz(path: Path) -> Arrays:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            # The zip files of PyTorch hold a pickle.
             if not any(name.endswith(".pkl") for name in archive.files):
                 return {name: archive[name] for name in archive.files}
     except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
@@ -130,6 +107,7 @@ def _read_shards(path: Path) -> Arrays:
         raise ValueError(
             f"weights {path}: not the index of a sharded checkpoint (no weight_map: {error})"
         ) from error
+    # All shards are wanted before the first is read, and every array of the index afterwards.
     names = sorted(set(shards.values()))
     if missing := [name for name in names if not (path.parent / name).is_file()]:
         raise FileNotFoundError(

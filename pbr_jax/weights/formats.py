@@ -14,33 +14,23 @@ from pbr_jax.weights.layout import Arrays, Leaves, Line, Sizes, model_sizes
 
 
 class Format(NamedTuple):
-    """A way to name and lay out the weights of one family.
+    """A way to name and lay out the weights of one family."""
 
-    Attributes:
-      name: for readers.
-      family: name of the family whose weights these are.
-      container: kind of file that an export writes, "npz" or "safetensors".
-      table: depth -> a line for every array.
-      block: pattern of what precedes the number of the block in a name.
-      prefix: what names may begin with or not.
-      renamed: endings of names in some files, and what they stand for.
-      unused: pattern of a name that our model does not have -> what it is.
-      companions: `(params, sizes) -> {file name: content}` of the JSON files beside an export. It
-        raises ValueError where the layout cannot hold the model.
-    """
-
-    name: str
-    family: str
-    container: str
-    table: Callable[[int], list[Line]]
-    block: str
-    prefix: str = ""
-    renamed: tuple[tuple[str, str], ...] = ()
-    unused: Mapping[str, str] = {}
+    name: str  # for readers
+    family: str  # name of the family whose weights these are
+    container: str  # kind of file that an export writes, "npz" or "safetensors"
+    table: Callable[[int], list[Line]]  # depth -> a line for every array
+    block: str  # pattern of what precedes the number of the block in a name
+    prefix: str = ""  # what names may begin with or not
+    renamed: tuple[tuple[str, str], ...] = ()  # endings in some files, and what they stand for
+    unused: Mapping[str, str] = {}  # pattern of a name that our model does not have -> what it is
+    # `(params, sizes) -> {file name: content}` of the JSON files beside an export. It raises
+    # ValueError where the layout cannot hold the model.
     companions: Callable[[Mapping[str, Any], Sizes], dict[str, Any]] = lambda params, sizes: {}
 
     def full_name(self, name: str) -> str:
         """`name` as the table writes it, in whatever block; other names as they are."""
+        # The ending first, then the prefix that some files leave out.
         full = name
         for ending, meant in self.renamed:
             if name.endswith(ending):
@@ -63,23 +53,17 @@ class Format(NamedTuple):
 
 
 class Published(NamedTuple):
-    """Public weights of a family; the defaults are those of a family without any.
-
-    Attributes:
-      formats: its layouts.
-      sizes: values of the layouts' words in the configured model.
-      label: `(name of the size, sizes) -> name of a model` such as ViT-B/16, or None without one.
-      settings: `(arrays, sizes, model) -> {field: value}` of `Model` that fit weights, beside the
-        family and the sizes of the blocks.
-      fit_positions: `(arrays, lines, leaves, sizes) -> notes`; changes the position embeddings
-        among the arrays so that they fit the model, where that can be done. It raises ValueError
-        where it should be done and cannot.
-    """
+    """Public weights of a family; the defaults are those of a family without any."""
 
     formats: tuple[Format, ...] = ()
-    sizes: Callable[[Model], dict[str, int]] = model_sizes
+    sizes: Callable[[Model], dict[str, int]] = model_sizes  # values of the layouts' words
+    # `(name of the size, sizes) -> name of a model` such as ViT-B/16, or None without one.
     label: Callable[[str, Sizes], str | None] = lambda size, sizes: None
+    # `(arrays, sizes, model) -> {field: value}` of `Model` that fit weights, beside the family and
+    # the sizes of the blocks.
     settings: Callable[[Arrays, Sizes, Model], dict[str, Any]] = lambda arrays, sizes, model: {}
+    # `(arrays, lines, leaves, sizes) -> notes`; changes the position embeddings among the arrays so
+    # that they fit the model. It raises ValueError where that should be done and cannot.
     fit_positions: Callable[[Arrays, Sequence[Line], Leaves, Sizes], list[str]] = (
         lambda arrays, lines, leaves, sizes: []
     )

@@ -25,21 +25,13 @@ Leaves = Mapping[str, Any]  # path in our tree, such as "blocks/fc1/kernel" -> a
 
 
 class Line(NamedTuple):
-    """One array of theirs.
+    """One array of theirs."""
 
-    Attributes:
-      theirs: its name.
-      ours: path of the leaf that holds it.
-      axes: words, "ours -> theirs"; empty where theirs is the leaf as it is.
-      block: it is this row of the stacked leaf `[L, ...]`; None where the leaf is not stacked.
-      part, parts: it is this one of so many equal parts of the leaf's last axis.
-    """
-
-    theirs: str
-    ours: str
-    axes: str = ""
-    block: int | None = None
-    part: int = 0
+    theirs: str  # its name
+    ours: str  # path of the leaf that holds it
+    axes: str = ""  # words, "ours -> theirs"; empty where theirs is the leaf as it is
+    block: int | None = None  # its row of the stacked leaf `[L, ...]`; None: not stacked
+    part: int = 0  # which of `parts` equal parts of the leaf's last axis it is
     parts: int = 1
 
     def words(self) -> tuple[list[str], list[str]]:
@@ -103,6 +95,7 @@ def from_theirs(lines: Iterable[Line], arrays: Arrays, like: Leaves) -> dict[str
 
     Every element must be spoken of: the lines of a leaf cover its blocks and parts.
     """
+    # Blocks and parts are written into their places of one stacked leaf.
     leaves: dict[str, np.ndarray] = {}
     for line in lines:
         if line.ours not in leaves:
@@ -124,13 +117,10 @@ def infer_sizes(lines: Iterable[Line], arrays: Arrays) -> dict[str, int]:
         if len(shape) == len(words):
             for word, size in zip(words, shape, strict=True):
                 seen.setdefault(word, Counter())[size] += 1
+    # What `_size` computes is no size of its own.
     told = {word: counts.most_common(1)[0][0] for word, counts in seen.items()}
-    return {word: size for word, size in told.items() if not _follows(word)}
-
-
-def _follows(word: str) -> bool:
-    """Whether other words, or the word itself, say its size."""
-    return word.isdigit() or word in ("out", "head_dim")
+    computed = [word for word in told if word.isdigit() or word in ("out", "head_dim")]
+    return {word: size for word, size in told.items() if word not in computed}
 
 
 def _size(word: str, sizes: Sizes) -> int:
@@ -144,11 +134,9 @@ def _size(word: str, sizes: Sizes) -> int:
 
 def _order(source: Sequence[str], target: Sequence[str]) -> list[int]:
     """The axis of `source` for every word of `target`; equal words keep their order."""
-    left = list(enumerate(source))
-    order = []
+    left, order = [*source], []
     for word in target:
-        found = next(pair for pair in left if pair[1] == word)
-        left.remove(found)
-        order.append(found[0])
-    assert not left
+        order.append(left.index(word))
+        left[order[-1]] = ""  # taken
+    assert not any(left)
     return order

@@ -36,8 +36,7 @@ def load(weights: Weights, family: str, sizes: Sizes, initial: Mapping[str, Any]
 
     Args:
       weights: as `weights.read` gives them.
-      family: name of the model's.
-      sizes: of the model, as `Published.sizes` of its family gives them.
+      family, sizes: of the model; `Published.sizes` of the family gives the latter.
       initial: the model's parameter tree.
 
     Raises:
@@ -61,6 +60,7 @@ def _fit(
     """The lines to read, the arrays that they speak of in the model's shapes, and notes."""
     if weights.family != family:
         raise WeightsError(weights.path, [f"they are a {weights.family}, the model is a {family}"])
+    # What is read: lines of ours, without parts that start afresh.
     lines = [line for line in weights.format.table(sizes["depth"]) if line.ours in like]
     fresh = _fresh_parts(weights, lines, sizes)
     kept = [line for line in lines if line.ours.split("/")[0] not in fresh]
@@ -70,14 +70,15 @@ def _fit(
         notes = [*fresh.values(), *published(family).fit_positions(arrays, lines, like, sizes)]
     except ValueError as error:
         raise WeightsError(weights.path, [str(error)]) from error
+    # All that is wrong. A file of our own tree has only the lines of what is there.
     expected = {line.theirs: layout.shape_of(line, like[line.ours], sizes) for line in kept}
-    # Our own tree has the lines of what is there.
     absent = {path for path in like if path.split("/")[0] not in fresh} - {n.ours for n in kept}
     found = [f"missing: {path}" for path in sorted(absent)] + faults(weights, arrays, expected)
     if weights.sizes.get("heads", sizes["heads"]) != sizes["heads"]:
         found.insert(0, f"{weights.sizes['heads']} attention heads, the model has {sizes['heads']}")
     if found:
         raise WeightsError(weights.path, found)
+    # What a reader should know although it fits.
     notes += [f"not used: {', '.join(names)} ({why})" for why, names in weights.unused.items()]
     notes += [
         f"its config.json says {key} = {weights.config[key]}, the model computes {value}"
@@ -89,11 +90,10 @@ def _fit(
 
 def _fresh_parts(weights: Weights, lines: Sequence[Line], sizes: Sizes) -> dict[str, str]:
     """Parts of our tree that keep their initial values, each with a note that says why."""
-    ours = {line.ours.split("/")[0] for line in lines}
-    fresh = {}
-    classes = weights.sizes.get("classes")
-    if "head" in ours and (not weights.names_of("head") or classes != sizes["classes"]):
-        found = f"a head of {classes} classes" if weights.names_of("head") else "no head"
+    ours, fresh = {line.ours.split("/")[0] for line in lines}, {}
+    classes, has_head = weights.sizes.get("classes"), weights.names_of("head")
+    if "head" in ours and (not has_head or classes != sizes["classes"]):
+        found = f"a head of {classes} classes" if has_head else "no head"
         fresh["head"] = f"{found}; the head of {sizes['classes']} classes starts afresh"
     if "pooler" in ours and not weights.names_of("pooler"):
         fresh["pooler"] = "no pooler; it starts afresh"

@@ -30,25 +30,15 @@ _FOREIGN = {  # a pattern that some name begins with -> what such a file is
 
 
 class Weights(NamedTuple):
-    """A file of weights.
-
-    Attributes:
-      path: of the file.
-      format: its layout.
-      arrays: those that `format` knows, under its names, and others under their own.
-      names: name in `arrays` -> name in the file.
-      unused: what it is -> names in the file, of arrays that no model of ours has.
-      sizes: what the words of `format` mean here; no "heads" where only a config would tell.
-      config: `config.json` beside a file in Hugging Face's layout, empty without.
-    """
+    """A file of weights."""
 
     path: Path
-    format: Format
-    arrays: Arrays
-    names: dict[str, str]
-    unused: dict[str, list[str]]
-    sizes: dict[str, int]
-    config: dict[str, Any]
+    format: Format  # its layout
+    arrays: Arrays  # those that `format` knows, under its names, and others under their own
+    names: dict[str, str]  # name in `arrays` -> name in the file
+    unused: dict[str, list[str]]  # what it is -> names in the file, of what no model of ours has
+    sizes: dict[str, int]  # of the words of `format`; no "heads" where only a config would tell
+    config: dict[str, Any]  # `config.json` beside a file in Hugging Face's layout, empty without
 
     @property
     def family(self) -> str:
@@ -73,15 +63,18 @@ def read(path: str | os.PathLike[str]) -> Weights:
     stored = files.read(path)
     if (path / ARCHITECTURE).is_file():
         return _own(path, stored)
+    # A model that is not ours is better named than read by halves.
     for pattern, what in _FOREIGN.items():
         if any(re.match(pattern, name) for name in stored):
             raise ValueError(f"weights {path}: this is {what}; what can be read is {_ours()}")
+    # The layout that knows most of the names.
     form = max(formats(), key=lambda form: _num_known(form, stored))
     if not _num_known(form, stored):
         some = ", ".join(sorted(stored)[:3])
         raise ValueError(
             f"weights {path}: of its {len(stored)} arrays ({some} ...) none belongs to {_ours()}"
         )
+    # Names as the layout has them, and what our model has no place for.
     unused: dict[str, list[str]] = {}
     names = {}
     for name in sorted(stored):
@@ -90,6 +83,7 @@ def read(path: str | os.PathLike[str]) -> Weights:
         else:
             names[form.full_name(name)] = name
     arrays = {full: stored[name] for full, name in names.items()}
+    # The shapes say all sizes but the number of heads, which a config beside the file may say.
     depth = _depth(form, arrays)
     sizes = {"depth": depth} | layout.infer_sizes(form.table(depth), arrays)
     config = _config_beside(path) if form.prefix else {}
@@ -110,6 +104,7 @@ def _ours() -> str:
 
 def own_faults(weights: Weights) -> list[str]:
     """What is missing, superfluous, misshapen or not finite by what the file itself says."""
+    # Where the file is silent about a size, any will do: its arrays are compared with themselves.
     sizes = collections.defaultdict(lambda: 1, weights.sizes)
     absent = [part for part in OPTIONAL if not weights.names_of(part)]
     expected = {
@@ -160,12 +155,8 @@ def _num_known(form: Format, names: Mapping[str, Any]) -> int:
 
 def _depth(form: Format, arrays: Arrays) -> int:
     """The number of blocks, by most of the names that have one."""
-    blocks: dict[str, set[int]] = {}
-    for name in arrays:
-        number = form.block_of(name)
-        if number is not None:
-            blocks.setdefault(form.in_block(name, "0"), set()).add(number)
-    counts = collections.Counter(len(numbers) for numbers in blocks.values())
+    in_blocks = [form.in_block(name, "0") for name in arrays if form.block_of(name) is not None]
+    counts = collections.Counter(collections.Counter(in_blocks).values())
     return counts.most_common(1)[0][0] if counts else 0
 
 
@@ -183,7 +174,6 @@ def _own(path: Path, arrays: Arrays) -> Weights:
     """A directory of `export.save_orbax`: our tree as it is."""
     described = json.loads((path / ARCHITECTURE).read_text())
     lines = [Line(name, name) for name in arrays]
-    table = lambda depth: lines  # noqa: E731
-    form = Format("pbr_jax's own tree", described["family"], "orbax", table, block="\0")
-    names = {name: name for name in arrays}
-    return Weights(path, form, arrays, names, {}, described["sizes"], {})
+    # No name holds "\0": blocks are stacked, and none has a number.
+    form = Format("pbr_jax's own tree", described["family"], "orbax", lambda depth: lines, "\0")
+    return Weights(path, form, arrays, {n: n for n in arrays}, {}, described["sizes"], {})

@@ -22,7 +22,7 @@ def torch_linear(theirs: str, ours: str, axes: str, *where) -> list[Line]:
 
 def torch_block(layer: str, attention: str, i: int) -> list[Line]:
     """The linear layers of block i, which ViT and BERT name alike."""
-    lines = []
+    lines = []  # q, k and v are parts of one layer of ours
     for part, name in enumerate(("query", "key", "value")):
         lines += torch_linear(f"{layer}.{attention}.{name}", "blocks/qkv", "width out", i, part, 3)
     lines += torch_linear(f"{layer}.attention.output.dense", "blocks/proj", "width out", i)

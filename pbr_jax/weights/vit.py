@@ -10,11 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from pbr_jax.configs.common import Model
 from pbr_jax.families.vit import num_tokens
 from pbr_jax.weights.formats import Format, Published
 from pbr_jax.weights.layout import Arrays, Leaves, Line, Sizes, model_sizes
-from pbr_jax.weights.positions import resize_grid
 from pbr_jax.weights.torch_names import torch_block, torch_linear, torch_norm
 
 
@@ -41,16 +43,9 @@ def google_vit(depth: int) -> list[Line]:
         block = f"Transformer/encoderblock_{i}"
         attention = f"{block}/MultiHeadDotProductAttention_1"
         lines += norm(f"{block}/LayerNorm_0", "blocks/norm1", i)
+        axes = ("width heads head_dim", "heads head_dim")
         for part, name in enumerate(("query", "key", "value")):
-            lines += linear(
-                f"{attention}/{name}",
-                "blocks/qkv",
-                "width heads head_dim",
-                "heads head_dim",
-                i,
-                part,
-                3,
-            )
+            lines += linear(f"{attention}/{name}", "blocks/qkv", *axes, i, part, 3)
         lines += linear(f"{attention}/out", "blocks/proj", "heads head_dim width", "width", i)
         lines += norm(f"{block}/LayerNorm_2", "blocks/norm2", i)
         lines += linear(f"{block}/MlpBlock_3/Dense_0", "blocks/fc1", "width mlp_dim", "mlp_dim", i)
@@ -61,14 +56,11 @@ def google_vit(depth: int) -> list[Line]:
 def huggingface_vit(depth: int) -> list[Line]:
     """`ViTForImageClassification`."""
     projection = "vit.embeddings.patch_embeddings.projection"
+    convolution = "patch patch channels width -> width channels patch patch"
     lines = [
         Line("vit.embeddings.cls_token", "cls", "1 1 width"),
         Line("vit.embeddings.position_embeddings", "pos_embedding", "1 positions width"),
-        Line(
-            f"{projection}.weight",
-            "embedding/kernel",
-            "patch patch channels width -> width channels patch patch",
-        ),
+        Line(f"{projection}.weight", "embedding/kernel", convolution),
         Line(f"{projection}.bias", "embedding/bias", "width"),
         *torch_norm("vit.layernorm", "norm"),
         *torch_linear("classifier", "head", "width classes"),
@@ -169,12 +161,41 @@ def _fit_positions(arrays: Arrays, lines: Sequence[Line], like: Leaves, sizes: S
             del arrays[cls]
             positions = arrays[name] = positions[:, 1:]
             notes.append("the class token is not used: the head reads the mean of all tokens")
+    # A misshapen array, or a class token that is missing, is a fault that the check names.
     found = positions.shape[1] if positions.ndim == 3 else wanted
     if found != wanted and (has_class_token or not class_token):
-        arrays[name] = resize_grid(positions, wanted, class_token)
+        arrays[name] = _resize_grid(positions, wanted, class_token)
         sides = (round((n - class_token) ** 0.5) for n in (found, wanted))
         notes.append("positions resized from a grid of {0} x {0} to {1} x {1}".format(*sides))
     return notes
+
+
+def _resize_grid(
+    positions: Float[np.ndarray, "1 n d"], tokens: int, class_token: bool
+) -> Float[np.ndarray, "1 m d"]:
+    """A square grid of positions `[1, N, D]` for another image size, `[1, tokens, D]`.
+
+    Bilinear, with the corners of both grids on each other, as the reference's
+    `scipy.ndimage.zoom(order=1)` (vit_jax/checkpoint.py, `interpolate_posembed`). The position of
+    the class token, which comes first where there is one, stays.
+
+    Raises:
+      ValueError: one of the grids is not square.
+    """
+    first, grid = positions[:, :class_token], positions[0, class_token:]
+    old, new = math.isqrt(len(grid)), math.isqrt(tokens - class_token)
+    for number, side in ((len(grid), old), (tokens - class_token, new)):
+        if side * side != number:
+            raise ValueError(f"{number} patches are no square grid, so positions cannot be resized")
+    # Along each axis, every new place lies between two old ones and takes its share of both.
+    grid = grid.reshape(old, old, -1).astype(np.float32)
+    for axis in (0, 1):
+        place = np.linspace(0, old - 1, new, dtype=np.float64)
+        below = np.minimum(place.astype(int), max(old - 2, 0))
+        above = np.minimum(below + 1, old - 1)
+        share = (place - below).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        grid = grid.take(below, axis) * (1 - share) + grid.take(above, axis) * share
+    return np.concatenate([first.astype(np.float32), grid.reshape(1, new * new, -1)], axis=1)
 
 
 PUBLISHED = Published((GOOGLE_VIT, HUGGINGFACE_VIT), _sizes, _label, _settings, _fit_positions)

@@ -16,6 +16,7 @@ from pbr_jax.bench.cases.case import BenchCase
 from pbr_jax.compare import steps
 from pbr_jax.families import Architecture, Site
 from pbr_jax.gpu import CARDS
+from pbr_jax.models import exact as plain
 from pbr_jax.training import from_config
 
 
@@ -79,7 +80,8 @@ def test_without_a_gpu_a_kernel_is_refused_and_nothing_failed():
 
 
 def test_float64_results_have_the_shapes_of_the_op():
-    known = [case for case in kernels.all_cases() if exact.is_known(case)]
+    cases = [case for case in kernels.all_cases() if "dropout" not in case.shape]
+    known = [case for case in cases if case.op in exact.OPS]
     assert {case.op for case in known} == set(exact.OPS)
     for case in known:
         run = functools.partial(case.run, implementation="xla")
@@ -93,8 +95,7 @@ def test_float64_results_have_the_shapes_of_the_op():
 
 @pytest.mark.slow
 def test_a_step_of_a_padded_bert_has_the_gradient_of_a_plain_one_in_float64():
-    with fakes.quick_compiles():
-        (found,) = checks.check_steps(fakes.bert_config("full"), ["prebackrazor"])
+    (found,) = checks.check_steps(fakes.bert_config("full"), ["prebackrazor"])
     assert found["passed"] and 0 < found["to_float64"] < 1e-5
     assert found["rows"] == pytest.approx(32 / 80)  # 8 of 16, 16, 16 and 32 columns
 
@@ -103,10 +104,10 @@ def test_the_plain_vit_computes_what_ours_does():
     config = fakes.config("full")
     parts = from_config.build(config)
     params, batch = steps.random_params(config, parts), steps.random_batch(config)
-    ours = fakes.quick_jit(parts.model.apply)({"params": params}, batch["image"])
+    ours = jax.jit(parts.model.apply)({"params": params}, batch["image"])
     with jax.numpy_rank_promotion("allow"):
-        plain = fakes.quick_jit(lambda params: exact.vit_logits(config, params, batch))(params)
-    assert checks.relative_error(ours, plain) < 1e-5
+        expected = jax.jit(lambda params: plain.vit_logits(config, params, batch))(params)
+    assert checks.relative_error(ours, expected) < 1e-5
 
 
 def test_a_gradient_that_is_wrong_in_a_moved_row_is_seen():

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from fakes import quick_jit
 from measures import assert_close
 
 from pbr_jax import cli
@@ -25,8 +24,8 @@ def arrays():
 
 def test_sorting_packs_the_same_elements():
     x = jnp.round(4 * arrays()[0]) / 4  # with ties
-    sort = quick_jit(lambda x: linear.pack_by_sorting(x, 0.3, jnp.float16))
-    count = quick_jit(lambda x: residuals.pack_elements(x, 0.3, jnp.float16))
+    sort = jax.jit(lambda x: linear.pack_by_sorting(x, 0.3, jnp.float16))
+    count = jax.jit(lambda x: residuals.pack_elements(x, 0.3, jnp.float16))
     found, expected = sort(x), count(x)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype
@@ -37,7 +36,7 @@ def test_sorting_packs_the_same_elements():
 def test_a_variant_has_the_weight_gradient_of_its_method(name):
     x, kernel, bias, dy = arrays()
     variant = linear.variants(SHAPE, 0.5)[name](kernel, bias)
-    run = quick_jit(lambda *args: linear._run(variant.pair, *args))
+    run = jax.jit(lambda *args: linear._run(variant.pair, *args))
     y, (grads, dx) = run(variant.params, x, dy)
     x64, kernel64, dy64 = (np.asarray(a, np.float64) for a in (x, kernel, dy))
     assert_close(y, x64 @ kernel64 + np.asarray(bias, np.float64), 1e-6)

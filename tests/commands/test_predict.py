@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import quick_jit
 from PIL import Image
 from saved_runs import NAMES, bert_run, vit_run
 from scipy import special
@@ -56,7 +55,7 @@ def predict(workdir, *words):
     return cli.main(["predict", str(workdir), *map(str, words)])
 
 
-@quick_jit(static_argnums=0)
+@jax.jit(static_argnums=0)
 def evaluate(model, params, inputs):
     return model.apply({"params": params}, inputs)
 

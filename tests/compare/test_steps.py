@@ -12,8 +12,7 @@ from pbr_jax.training import from_config
 
 @pytest.fixture(scope="module")
 def prepared():
-    with fakes.quick_compiles():
-        return prepare(fakes.config("full", batch_size=2))
+    return prepare(fakes.config("full", batch_size=2))
 
 
 @pytest.mark.parametrize("config", [fakes.config("full"), fakes.bert_config("full")])
@@ -59,7 +58,6 @@ def test_the_plan_of_a_step_is_bytes_by_purpose(prepared):
 
 
 def test_without_a_device_that_reports_it_only_the_plan_is_known():
-    with fakes.quick_compiles():
-        found = steps.memory_here(fakes.config("full", batch_size=2))
+    found = steps.memory_here(fakes.config("full", batch_size=2))
     assert found["running"] is None and found["compiling"] is None
     assert found["peak_bytes"] > found["temp_bytes"] > 0 and found["saved_bytes"] > 0

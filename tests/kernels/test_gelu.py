@@ -8,7 +8,6 @@ import numpy as np
 import oracles
 import pytest
 import scipy.special
-from fakes import quick_jit
 from measures import as_jax, assert_close, normal, relative_error
 
 from pbr_jax.gpu import CARDS
@@ -23,7 +22,7 @@ SMALL = Blocks(rows=4, columns=8)
 DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
 
 
-@functools.partial(quick_jit, static_argnames=("bits", "approximate"))
+@functools.partial(jax.jit, static_argnames=("bits", "approximate"))
 def run(u, columns=None, *, bits=2, approximate=False):
     return kernel.gelu(
         u,
@@ -81,9 +80,9 @@ class TestOp:
         def forward(name):
             return gelu.forward(u, gelu.Settings("code2", False, name), columns=columns)
 
-        expected = quick_jit(lambda: forward("xla"))()
+        expected = jax.jit(lambda: forward("xla"))()
         with dispatch.interpreted():
-            found = quick_jit(lambda: forward("triton"))()
+            found = jax.jit(lambda: forward("triton"))()
         for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             assert one.shape == other.shape and one.dtype == other.dtype
             assert relative_error(one, other) <= 1e-6

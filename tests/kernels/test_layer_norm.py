@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from fakes import quick_jit
 from measures import as_jax, assert_close, normal, relative_error
 
 from pbr_jax.gpu import CARDS
@@ -24,7 +23,7 @@ SMALL = Blocks(rows=1, columns=512, num_blocks=3)
 DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
 
 
-@functools.partial(quick_jit, static_argnames=("int8",))
+@functools.partial(jax.jit, static_argnames=("int8",))
 def run(x, scale, bias, dy, skip=None, int8=False):
     """Output, the normalised input and its scales, and all gradients."""
     interpret = jax.default_backend() != "gpu"
@@ -107,9 +106,9 @@ class TestOp:
             y, pullback = jax.vjp(norm, x, scale, bias)
             return y, *pullback(dy)
 
-        expected = quick_jit(lambda: both("xla"))()
+        expected = jax.jit(lambda: both("xla"))()
         with dispatch.interpreted():
-            found = quick_jit(lambda: both("triton"))()
+            found = jax.jit(lambda: both("triton"))()
         for one, other in zip(found, expected, strict=True):
             assert one.shape == other.shape and one.dtype == other.dtype
             assert relative_error(one, other) <= 5e-6

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from fakes import quick_jit
 from measures import as_jax, assert_close, implemented, normal, relative_error
 
 from pbr_jax.gpu import CARDS
@@ -39,7 +38,7 @@ def exact(seed, *shape):
     return np.clip(np.round(2 * normal(seed, *shape)), -8, 8) / 4
 
 
-@functools.partial(quick_jit, static_argnames=("bits", "approximate"))
+@functools.partial(jax.jit, static_argnames=("bits", "approximate"))
 def forward(x, w, bias, columns=None, *, bits, approximate=False):
     steps = gelu_codes.nearest_steps(bits, approximate) if bits else None
     return kernel.linear_gelu(
@@ -47,7 +46,7 @@ def forward(x, w, bias, columns=None, *, bits, approximate=False):
     )
 
 
-@functools.partial(quick_jit, static_argnames=("levels", "approximate"))
+@functools.partial(jax.jit, static_argnames=("levels", "approximate"))
 def gradient(dy, w, saved, *, levels, approximate=False):
     return kernel.linear_gelu_gradient(
         dy, w, saved, levels, approximate=approximate, blocks=SMALL, interpret=not ON_GPU
@@ -111,7 +110,7 @@ class TestOp:
 
         with implemented():
             args = (as_jax(self.X, dtype), as_jax(self.W), as_jax(self.BIAS), self.COLUMNS)
-            return quick_jit(both)(*args)
+            return jax.jit(both)(*args)
 
     @pytest.mark.parametrize("kind", ["dense", "code2", "code3"])
     def test_equals_the_code_of_xla(self, kind):

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import quick_jit
 from measures import as_jax, assert_close, normal, relative_error
 
 from pbr_jax.gpu import CARDS
@@ -23,7 +22,7 @@ ROUNDING = 3e-6
 DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
 
 
-@functools.partial(quick_jit, static_argnames=("blocks",))
+@functools.partial(jax.jit, static_argnames=("blocks",))
 def run(x, dy, blocks=SMALL):
     interpret = jax.default_backend() != "gpu"
     return weight_gradient(x, dy, blocks=blocks, interpret=interpret)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import bert, columns, param_shapes, quick_jit, random_params
+from fakes import bert, columns, param_shapes, random_params
 from measures import assert_close, value_and_pullback
 
 from pbr_jax.configs.common import MODEL_SIZES
@@ -64,7 +64,7 @@ def reference(params, batch, *, heads=2):
         return linear(jnp.tanh(linear(x[:, 0], params["pooler"])), params["head"])
 
 
-@quick_jit(static_argnums=0)
+@jax.jit(static_argnums=0)
 def evaluate(model, params, batch):
     return model.apply({"params": params}, batch)
 
@@ -77,7 +77,7 @@ def test_forward_is_that_of_a_plain_bert():
     params = random_params(bert())
     actual = evaluate(bert(), params, inputs())
     assert actual.dtype == jnp.float32
-    assert_close(actual, quick_jit(reference)(params, inputs()), 1e-5)
+    assert_close(actual, jax.jit(reference)(params, inputs()), 1e-5)
 
 
 def test_padding_changes_nothing():

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import bert, columns, param_shapes, quick_jit, random_params, vit
+from fakes import bert, columns, param_shapes, random_params, vit
 from measures import assert_close, equations, value_and_pullback
 
 from pbr_jax.configs.common import MODEL_SIZES
@@ -60,7 +60,7 @@ def reference(params, pictures, *, heads=2, patch=2, pool="cls"):
         return linear(x[:, 0] if pool == "cls" else x.mean(1), params["head"])
 
 
-@quick_jit(static_argnums=0)
+@jax.jit(static_argnums=0)
 def evaluate(model, params, pictures):
     return model.apply({"params": params}, pictures)
 
@@ -76,7 +76,7 @@ def test_forward_is_that_of_a_plain_vit(pool):
     assert ("cls" in params) == (pool == "cls")
     actual = evaluate(model, params, images())
     assert actual.dtype == jnp.float32
-    plain = quick_jit(functools.partial(reference, pool=pool))(params, images())
+    plain = jax.jit(functools.partial(reference, pool=pool))(params, images())
     assert_close(actual, plain, 1e-5)
 
 
@@ -168,7 +168,7 @@ def test_names_and_shapes_of_the_parameters(pool):
 
 def test_parameters_start_as_they_should():
     model = vit()
-    params = quick_jit(model.init)(jax.random.key(0), images(1))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), images(1))["params"]
     for site, fan in (("qkv", 16 + 48), ("proj", 32), ("fc1", 48), ("fc2", 48)):
         first, second = params["blocks"][site]["kernel"]
         assert not np.array_equal(first, second)
@@ -263,7 +263,7 @@ def test_bfloat16_activations_keep_float32_parameters_and_logits():
     assert {leaf.dtype for leaf in jax.tree.leaves(param_shapes(model))} == {jnp.dtype("float32")}
     actual = evaluate(model, params, images())
     assert actual.dtype == jnp.float32
-    expected = quick_jit(reference)(params, images())
+    expected = jax.jit(reference)(params, images())
     assert_close(actual, expected, 0.05)
     assert np.abs(actual - expected).max() > 1e-4  # the activations were rounded
 
@@ -272,7 +272,7 @@ def test_dropout_follows_its_key_and_only_in_training():
     model = vit(dropout=0.5)
     params = random_params(model)
 
-    @quick_jit
+    @jax.jit
     def train(seed):
         rngs = {"dropout": jax.random.key(seed)}
         return model.apply({"params": params}, images(), train=True, rngs=rngs)

@@ -101,14 +101,6 @@ def test_vmaps():
         np.testing.assert_allclose(row, project(alone, 8, 0.01), rtol=1e-6)
 
 
-def test_padding_stays_at_zero_and_changes_nothing():
-    simplex = make_simplex(24, 8, 0.05)
-    log_weights = random_log_weights(5, 32, 2.0)
-    probs = np.asarray(project_onto(jnp.asarray(log_weights), simplex))
-    np.testing.assert_array_equal(probs[24:], 0.0)
-    np.testing.assert_allclose(probs[:24], project(log_weights[:24], 8, 0.05), rtol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("budget", "min_prob", "message"),
     [

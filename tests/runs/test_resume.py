@@ -201,11 +201,10 @@ def copy_up_to(step: int, source: Path, workdir: Path, shift: int) -> Path:
 
 
 def test_the_position_of_the_data_matters(program, straight, tmp_path):
-    """Resumed as it was, a run ends with the same bits; one batch farther, with others."""
-    same, moved = (copy_up_to(150, straight, tmp_path / str(n), shift=n) for n in (0, 1))
-    outputs = program.finish(program.start(same), program.start(moved))
-    assert [resumed_step(output) for output in outputs] == [150, 150]
-    assert differing(content(same), content(straight)) == []
+    """Resumed one batch farther, a run ends with other bits; as it was, with the same, as above."""
+    moved = copy_up_to(150, straight, tmp_path / "moved", shift=1)
+    (output,) = program.finish(program.start(moved))
+    assert resumed_step(output) == 150
     changed = differing(content(moved), content(straight))
     assert "data" in changed and any(name.startswith("params/") for name in changed)
 

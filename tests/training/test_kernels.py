@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 import pytest
-from fakes import batch, bert_config, config, quick_jit, random_params, token_batch
+from fakes import batch, bert_config, config, random_params, token_batch
 from measures import assert_close, equations, implemented
 
 from pbr_jax.configs.common import Optimizer
@@ -25,7 +25,7 @@ def two_steps(settings, examples, implementation):
     kernels = {
         str(e.params["name"]) for e in equations(jaxpr.jaxpr) if "pallas" in str(e.primitive)
     }
-    step = quick_jit(parts.train_step)
+    step = jax.jit(parts.train_step)
     for _ in range(2):
         state, metrics = step(state, examples)
     return jax.tree.map(lambda new, old: new - old, state.params, params), metrics.loss, kernels

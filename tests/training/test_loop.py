@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from fakes import batch, config, quick_jit, random_params
+from fakes import batch, config, random_params
 
 from pbr_jax.runs.checkpoints import Checkpointer
 from pbr_jax.training import from_config
@@ -241,7 +241,7 @@ def test_a_run_that_diverges_leaves_a_finite_checkpoint(tmp_path):
             state,
             0,
             10,
-            train_step=quick_jit(parts.train_step, donate_argnums=0),
+            train_step=jax.jit(parts.train_step, donate_argnums=0),
             evaluate=None,
             batches=Batches(examples),
             schedule=lambda count: 0.1,

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import quick_jit
 
 from pbr_jax import pruning
 from pbr_jax.training.selection import (
@@ -59,7 +58,7 @@ def gradients(selection, columns=COLUMNS, seed=0):
 def both():
     """A selector of columns and tensors, its initial state, and its compiled `select`."""
     selector = selector_of(spar=joint())
-    return selector, selector.init(), quick_jit(selector.select)
+    return selector, selector.init(), jax.jit(selector.select)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +117,7 @@ def test_selecting_moves_no_column_policy(both, drawn):
 
 def test_tensors_are_drawn_anew_only_once_per_interval():
     selector = selector_of(spar=joint(interval=3), sizes={})
-    select = quick_jit(selector.select)
+    select = jax.jit(selector.select)
     state, seen = selector.init(), []
     for step in range(12):
         state, selection = select(jax.random.key(step), state, jnp.asarray(step))
@@ -131,7 +130,7 @@ def test_tensors_are_drawn_anew_only_once_per_interval():
 def test_policies_of_frozen_blocks_do_not_learn(both, drawn):
     selector, start, _ = both
     state, selection = drawn[0]
-    new = quick_jit(selector.update)(state, selection, gradients(selection), jnp.asarray(0))
+    new = jax.jit(selector.update)(state, selection, gradients(selection), jnp.asarray(0))
     for site in COLUMNS:
         flags = np.isin(np.arange(BLOCKS), selection.active[site]["kernel"])
         for name in ("probs", "counts"):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fakes import CLASSES, batch, config, param_shapes, quick_jit, random_params
+from fakes import CLASSES, batch, config, param_shapes, random_params
 from measures import equations
 
 from pbr_jax.configs.common import Keep, Optimizer, Pruning
@@ -30,7 +30,7 @@ def start(settings, params=None):
 
 def compiled(settings):
     parts, state = start(settings)
-    return quick_jit(parts.train_step), state
+    return jax.jit(parts.train_step), state
 
 
 def same_bits(a, b):
@@ -76,7 +76,7 @@ def test_metrics_are_those_of_the_batch(pruned):
     _, metrics = step(state, batch())
     parts = from_config.build(config("prebackrazor/js50"))
     images = jnp.asarray(batch()["image"])
-    logits = quick_jit(parts.model.apply)({"params": state.params}, images)
+    logits = jax.jit(parts.model.apply)({"params": state.params}, images)
     labels = batch()["label"]
     log_probs = jax.nn.log_softmax(logits)
     loss = -np.mean(np.asarray(log_probs)[np.arange(8), labels])
@@ -164,7 +164,7 @@ def test_weighted_rows_average_to_the_dense_gradient():
         blocks = grads["blocks"]
         return blocks, parts.selector.unbias(drawn, selection, blocks), selection
 
-    @quick_jit
+    @jax.jit
     def mean(keys):
         def rows(key):
             plain, weighted, selection = packed(key)
@@ -184,7 +184,7 @@ def test_weighted_rows_average_to_the_dense_gradient():
     dense_loss = make_loss(full.model, full.task, full.architecture)
     _, nothing = full.selector.select(jax.random.key(0), full.selector.init(), state.step)
     key = jax.random.key(0)
-    dense = quick_jit(jax.grad(lambda p: dense_loss(p, {}, nothing, examples, key)[0]))
+    dense = jax.jit(jax.grad(lambda p: dense_loss(p, {}, nothing, examples, key)[0]))
     expected = dense(state.params)["blocks"]
     for site, (plain, weighted) in averages.items():
         gradient = np.asarray(expected[site]["kernel"])
@@ -215,7 +215,7 @@ def adamw():
     settings = config("prebackrazor/js50", optimizer=ADAMW, pruning=pruning)
     parts, state = start(settings)
     with jax.numpy_dtype_promotion("standard"):  # for Optax's Adam
-        step = quick_jit(parts.train_step, donate_argnums=0)
+        step = jax.jit(parts.train_step, donate_argnums=0)
         return step.lower(state, from_config.batch_specs(settings)).compile(), state
 
 
@@ -311,13 +311,13 @@ def test_columns_stay_for_an_interval():
 
 def test_evaluation_counts_only_what_the_mask_allows():
     parts, state = start(config("full"))
-    evaluate = quick_jit(make_eval_step(parts.model, parts.task))
+    evaluate = jax.jit(make_eval_step(parts.model, parts.task))
     examples = batch(4)
     padded = {name: np.concatenate([a, a]) for name, a in examples.items()}
     padded["image"][4:] = 7.0
     sums = evaluate(state.params, padded | {"mask": np.arange(8) < 4})
     images = jnp.asarray(examples["image"])
-    logits = np.asarray(quick_jit(parts.model.apply)({"params": state.params}, images))
+    logits = np.asarray(jax.jit(parts.model.apply)({"params": state.params}, images))
     picked = jax.nn.log_softmax(logits)[np.arange(4), examples["label"]]
     assert float(sums["loss"]) == pytest.approx(float(-picked.sum()), rel=1e-5)
     assert int(sums["accuracy"]) == np.sum(logits.argmax(1) == examples["label"])

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import param_shapes, quick_jit, random_params, vit, words
+from fakes import param_shapes, random_params, vit, words
 from measures import assert_close
 from published import ATTENTION, WIDTH, google_vit, google_vit_logits
 from scipy import ndimage
@@ -40,7 +40,7 @@ def test_a_published_file_computes_its_own_logits(write):
     params, notes = load(write(arrays))
     assert notes == []
     images = np.random.default_rng(1).standard_normal((3, 4, 4, 3))
-    apply = quick_jit(vit().apply)
+    apply = jax.jit(vit().apply)
     actual = apply({"params": params}, jnp.asarray(images, jnp.float32))
     assert_close(actual, google_vit_logits(arrays, images), 2e-6)
 

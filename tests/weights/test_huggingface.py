@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from fakes import bert, quick_jit, random_params, vit, words
+from fakes import bert, random_params, vit, words
 from measures import assert_close
 from published import (
     as_huggingface_vit,
@@ -65,7 +65,7 @@ def test_a_bert_file_computes_its_own_logits(bert_arrays, write):
         "token_types": generator.integers(0, 2, (3, 6)).astype(np.int32),
         "lengths": np.array([6, 2, 4], np.int32),
     }
-    logits = quick_jit(bert().apply)({"params": params}, jax.tree.map(jnp.asarray, batch))
+    logits = jax.jit(bert().apply)({"params": params}, jax.tree.map(jnp.asarray, batch))
     assert_close(logits, huggingface_bert_logits(bert_arrays, batch), 5e-6)
 
 

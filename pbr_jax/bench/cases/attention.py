@@ -18,29 +18,18 @@ _KEEP = 0.2
 
 def bench_cases() -> list[BenchCase]:
     """Forward alone, and forward and backward with each residual that has a kernel; bfloat16."""
-    kinds = ("flash", "qkv", "channels")
     return [
-        *[_forward(*shape) for shape in (VIT, *BERTS)],
-        *[_both(*VIT, kind=kind) for kind in kinds],
-        *[
-            _both(*shape, kind="flash", padded=padded)
-            for shape in BERTS
-            for padded in (False, True)
-        ],
+        *(_forward(*load) for load in (VIT, *BERTS)),
+        *(_both(*VIT, kind=kind) for kind in ("flash", "qkv", "channels")),
+        *(_both(*load, kind="flash", padded=padded) for load in BERTS for padded in (False, True)),
     ]
 
 
 def _forward(shape: str, batch: int, tokens: int) -> BenchCase:
     x = jax.ShapeDtypeStruct((batch, HEADS, tokens, _HEAD), jnp.bfloat16)
-    return BenchCase(
-        op="attention, forward",
-        shape=shape,
-        run=attention,
-        args=(x, x, x),
-        flops=2 * _product(x),
-        num_bytes=4 * 2 * x.size,
-        rivals={"cudnn": cudnn},
-    )
+    cost = {"num_bytes": 4 * 2 * x.size, "flops": 2 * _product(x)}
+    rivals = {"cudnn": cudnn}
+    return BenchCase("attention, forward", shape, attention, (x, x, x), **cost, rivals=rivals)
 
 
 def _both(shape: str, batch: int, tokens: int, *, kind: str, padded: bool = False) -> BenchCase:
@@ -53,10 +42,8 @@ def _both(shape: str, batch: int, tokens: int, *, kind: str, padded: bool = Fals
             lengths = jnp.full((batch,), tokens, jnp.int32)
             seeds = dropout_seeds(jax.random.split(jax.random.key(0), batch))
             told = {"visibility": Visibility(lengths=lengths, seeds=seeds), "dropout": 0.1}
-        op = functools.partial(
-            attention, kind=kind, keep=_KEEP, implementation=implementation, **told
-        )
-        return _with_gradients(op, do, q, k, v)
+        told |= {"kind": kind, "keep": _KEEP, "implementation": implementation}
+        return with_gradients(functools.partial(attention, **told), q, k, v, do)
 
     # Seven products: q k^T and p v, then q k^T again, and one for each of dp, dv, dq and dk. With
     # few channels those of dp, dq, dk and the second q k^T shrink.
@@ -69,7 +56,7 @@ def _both(shape: str, batch: int, tokens: int, *, kind: str, padded: bool = Fals
         flops=int((3 + 4 * share) * _product(x)),
         # q, k, v in and the output; what was kept of them and the cotangent in, three gradients.
         num_bytes=int((4 + 3 * share + 4) * 2 * x.size),
-        rivals={} if padded else {"cudnn": functools.partial(_backward_order, cudnn)},
+        rivals={} if padded else {"cudnn": functools.partial(with_gradients, cudnn)},
         figures=functools.partial(_cosines, run) if kind == "channels" else None,
     )
 
@@ -79,13 +66,10 @@ def _product(x: jax.ShapeDtypeStruct) -> int:
     return 2 * x.size * x.shape[2]
 
 
-def _with_gradients(op, do, q, k, v):
+def with_gradients(op, q, k, v, do):
+    """The output of `op(q, k, v)` and its gradients for the cotangent `do`."""
     out, pullback = jax.vjp(op, q, k, v)
     return out, *pullback(do)
-
-
-def _backward_order(op, q, k, v, do):
-    return _with_gradients(op, do, q, k, v)
 
 
 def cudnn(q, k, v):
@@ -97,8 +81,8 @@ def cudnn(q, k, v):
 def _cosines(run, q, k, v, do) -> dict[str, jax.Array]:
     """Cosines of the gradients of q, k and v with the exact ones, over all samples."""
     approximate, exact = (run(q, k, v, do, kind=kind)[1:] for kind in ("channels", "qkv"))
-    names = ("cosine of dq", "cosine of dk", "cosine of dv")
-    return {n: cosine(a, b) for n, a, b in zip(names, approximate, exact, strict=True)}
+    each = zip(("dq", "dk", "dv"), approximate, exact, strict=True)
+    return {f"cosine of {name}": cosine(a, b) for name, a, b in each}
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Case of `pbr bench kernels`: an op on the shapes of a real model."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,34 +10,27 @@ from pbr_jax.plans import Implementation
 
 
 class BenchCase(NamedTuple):
-    """One op on one set of shapes.
+    """One op on one set of shapes."""
 
-    Attributes:
-      op: what it computes, "weight gradient".
-      shape: whose shapes these are, "fc1 of ViT-B/16, batch 128".
-      run: `run(*arrays, implementation=...)`, jittable.
-      args: shapes and dtypes of its arrays; uint8 are any bytes, other integers indices
-        below `index_limit`.
-      flops: of its matrix products, as few as there can be.
-      num_bytes: that must at least move to and from memory.
-      index_limit: for random integers, drawn without repetition along the last axis.
-      donate: which arguments may be overwritten.
-      rivals: other implementations to time, name -> `run(*arrays)`.
-      kernel: the implementation to compare with XLA; `kernel_use` reads those of "triton" only.
-      figures: other figures to print, `figures(*arrays) -> {name: value}`: errors, cosines.
-    """
-
-    op: str
-    shape: str
-    run: Callable[..., Any]
+    op: str  # what it computes: "weight gradient"
+    shape: str  # whose shapes these are: "fc1 of ViT-B/16, batch 128"
+    run: Callable[..., Any]  # `run(*arrays, implementation=...)`, jittable
+    # uint8 are any bytes, other integers are indices below `index_limit`.
     args: tuple[jax.ShapeDtypeStruct, ...]
-    flops: int
-    num_bytes: int
-    index_limit: int = 0
-    donate: tuple[int, ...] = ()
-    rivals: Mapping[str, Callable[..., Any]] = {}
+    num_bytes: int  # that must at least move to and from memory
+    flops: int = 0  # of its matrix products, as few as there can be
+    index_limit: int = 0  # of random integers, drawn without repetition along the last axis
+    donate: tuple[int, ...] = ()  # arguments that may be overwritten
+    rivals: Mapping[str, Callable[..., Any]] = {}  # other things to time, name -> `run(*arrays)`
+    # What is compared with XLA; `kernel_use` reads kernels of "triton" only.
     kernel: Implementation = "triton"
+    # Other figures to print, errors and cosines: `figures(*arrays) -> {name: value}`.
     figures: Callable[..., Mapping[str, jax.Array]] | None = None
+
+
+def results(run: Callable[..., Any], *args: jax.ShapeDtypeStruct) -> list[jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of all that `run` of a case gives for `args`."""
+    return jax.tree.leaves(jax.eval_shape(functools.partial(run, implementation="xla"), *args))
 
 
 def num_bytes(*specs: jax.ShapeDtypeStruct) -> int:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from pbr_jax.bench.cases.case import BenchCase, num_bytes
+from pbr_jax.bench.cases.case import BenchCase, num_bytes, results
 from pbr_jax.bench.cases.shapes import HIDDEN, VIT, WIDTH
 from pbr_jax.ops import gelu, layer_norm, linear, linear_gelu, residuals
 from pbr_jax.ops.layer_norm_kinds import Normalized
@@ -33,15 +33,8 @@ def _layer_norm_forward() -> BenchCase:
         settings = layer_norm.Settings("int8", implementation=implementation)
         return layer_norm.forward({"scale": scale, "bias": bias}, x, settings)
 
-    results = jax.eval_shape(lambda *args: run(*args, implementation="xla"), x, scale, scale)
-    return BenchCase(
-        op="LayerNorm, forward, int8",
-        shape=_VIT,
-        run=run,
-        args=(x, scale, scale),
-        flops=0,
-        num_bytes=num_bytes(x, *jax.tree.leaves(results)),
-    )
+    moved = num_bytes(x, *results(run, x, scale, scale))
+    return BenchCase("LayerNorm, forward, int8", _VIT, run, (x, scale, scale), moved)
 
 
 def _layer_norm_backward() -> BenchCase:
@@ -53,33 +46,21 @@ def _layer_norm_backward() -> BenchCase:
         residual = Normalized(x_hat, rstd)
         return layer_norm.backward({"scale": scale, "bias": scale}, residual, dy, settings, skip)
 
-    return BenchCase(
-        op="LayerNorm, backward and residual addition",
-        shape=_VIT,
-        run=run,
-        args=(dy, dy, dy, rstd, scale),
-        flops=0,
-        num_bytes=num_bytes(dy, dy, dy, dy, rstd),
-    )
+    op = "LayerNorm, backward and residual addition"
+    moved = num_bytes(dy, dy, dy, dy, rstd)  # three are read, the gradient is written
+    return BenchCase(op, _VIT, run, (dy, dy, dy, rstd, scale), moved)
 
 
 def _gelu() -> BenchCase:
     u = _SPEC((_BATCH, _TOKENS, HIDDEN), jnp.bfloat16)
-    columns = _SPEC((budget_for(0.1, u.shape[-1]),), jnp.int32)
+    columns = _SPEC((budget_for(0.1, HIDDEN),), jnp.int32)
 
     def run(u, columns, *, implementation):
         return gelu.forward(u, gelu.Settings("code2", False, implementation), columns=columns)
 
-    results = jax.eval_shape(lambda *args: run(*args, implementation="xla"), u, columns)
-    return BenchCase(
-        op="GELU, 2-bit codes and packed columns",
-        shape=_VIT,
-        run=run,
-        args=(u, columns),
-        flops=0,
-        num_bytes=num_bytes(u, *jax.tree.leaves(results)),
-        index_limit=u.shape[-1],
-    )
+    op = "GELU, 2-bit codes and packed columns"
+    moved = num_bytes(u, *results(run, u, columns))
+    return BenchCase(op, _VIT, run, (u, columns), moved, index_limit=HIDDEN)
 
 
 def _linear_gelu() -> BenchCase:
@@ -91,18 +72,19 @@ def _linear_gelu() -> BenchCase:
         settings = gelu.Settings("code2", False, implementation)
         return linear_gelu.forward(x, w, bias, settings, columns=columns)
 
+    # What fusing the two is worth.
     def product_then_kernel(x, w, bias, columns):
         u = linear.project(x, w, bias)
         return gelu.forward(u, gelu.Settings("code2", False, "triton"), columns=columns)
 
-    results = jax.eval_shape(lambda *args: run(*args, implementation="xla"), x, w, bias, columns)
+    args = (x, w, bias, columns)
     return BenchCase(
-        op="fc1 with GELU, 2-bit codes and packed columns",
-        shape=_VIT,
-        run=run,
-        args=(x, w, bias, columns),
+        "fc1 with GELU, 2-bit codes and packed columns",
+        _VIT,
+        run,
+        args,
+        num_bytes(x, w, *results(run, *args)),
         flops=2 * x.size * HIDDEN,
-        num_bytes=num_bytes(x, w, *jax.tree.leaves(results)),
         index_limit=HIDDEN,
         rivals={"xla product, GELU kernel": product_then_kernel},
     )
@@ -110,21 +92,16 @@ def _linear_gelu() -> BenchCase:
 
 def _linear_gelu_gradient() -> BenchCase:
     dy, w = _SPEC((_BATCH, _TOKENS, WIDTH), jnp.bfloat16), _SPEC((HIDDEN, WIDTH), jnp.bfloat16)
+    # Two planes of bits for each channel, eight channels a byte.
     planes = _SPEC((_BATCH, _TOKENS, 2, HIDDEN // 8), jnp.uint8)
 
     def run(dy, w, planes, *, implementation):
         settings = gelu.Settings("code2", False, implementation)
         return linear_gelu.input_gradient(dy, w, planes, settings)
 
-    result = _SPEC((_BATCH, _TOKENS, HIDDEN), jnp.bfloat16)
-    return BenchCase(
-        op="input gradient of fc2 times that of GELU, 2-bit codes",
-        shape=_VIT,
-        run=run,
-        args=(dy, w, planes),
-        flops=2 * dy.size * HIDDEN,
-        num_bytes=num_bytes(dy, w, planes, result),
-    )
+    op = "input gradient of fc2 times that of GELU, 2-bit codes"
+    moved = num_bytes(dy, w, planes, _SPEC((_BATCH, _TOKENS, HIDDEN), jnp.bfloat16))
+    return BenchCase(op, _VIT, run, (dy, w, planes), moved, flops=2 * dy.size * HIDDEN)
 
 
 def _elements(name: str, shape: tuple[int, ...]) -> BenchCase:
@@ -133,13 +110,6 @@ def _elements(name: str, shape: tuple[int, ...]) -> BenchCase:
     def run(x, *, implementation):
         return residuals.pack_elements(x, 0.1, implementation=implementation)
 
-    results = jax.eval_shape(lambda x: run(x, implementation="xla"), x)
-    return BenchCase(
-        op="BackRazor's selection",
-        shape=f"{name} of {_VIT}",
-        run=run,
-        args=(x,),
-        flops=0,
-        num_bytes=num_bytes(x, *results),
-        kernel="jax_triton",
-    )
+    moved = num_bytes(x, *results(run, x))
+    name = f"{name} of {_VIT}"
+    return BenchCase("BackRazor's selection", name, run, (x,), moved, kernel="jax_triton")

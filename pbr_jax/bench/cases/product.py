@@ -26,15 +26,13 @@ def bench_cases() -> list[BenchCase]:
 def _case(name: str, left: tuple[int, int], right: tuple[int, int]) -> BenchCase:
     """`x y` in bfloat16."""
     x, y = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in (left, right))
-    return BenchCase(
-        op="matrix product, x y",
-        shape=f"{name} of {VIT.name}",
-        run=lambda x, y, *, implementation: x @ y,
-        args=(x, y),
-        flops=2 * left[0] * left[1] * right[1],
-        num_bytes=num_bytes(x, y) + 2 * left[0] * right[1],
-        kernel="xla",
-    )
+
+    def run(x, y, *, implementation):
+        return x @ y
+
+    name, moved = f"{name} of {VIT.name}", num_bytes(x, y) + 2 * left[0] * right[1]
+    flops = 2 * x.size * right[1]
+    return BenchCase("matrix product, x y", name, run, (x, y), moved, flops, kernel="xla")
 
 
 def _weight_gradient(name: str, rows: int, features: int) -> BenchCase:
@@ -44,12 +42,6 @@ def _weight_gradient(name: str, rows: int, features: int) -> BenchCase:
     def run(x, dy, *, implementation):
         return jnp.einsum("tk,tf->kf", x, dy, preferred_element_type=jnp.float32)
 
-    return BenchCase(
-        op="matrix product, x^T dy",
-        shape=f"{name} of {VIT.name}",
-        run=run,
-        args=(x, dy),
-        flops=2 * _TOKENS * rows * features,
-        num_bytes=num_bytes(x, dy) + 4 * rows * features,
-        kernel="xla",
-    )
+    name, moved = f"{name} of {VIT.name}", num_bytes(x, dy) + 4 * rows * features
+    flops = 2 * x.size * features
+    return BenchCase("matrix product, x^T dy", name, run, (x, dy), moved, flops, kernel="xla")
