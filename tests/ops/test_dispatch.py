@@ -91,7 +91,9 @@ class TestMeshOfSeveralDevices:
                 assert kernel(op=op).choose(None) == "xla"
             assert kernel(op=op).choose(None) == "xla"  # a second warning would be an error
 
-    @pytest.mark.parametrize("quiet", [kernel("x: is bad"), kernel(preferred=False)], ids=str)
+    @pytest.mark.parametrize(
+        "quiet", [kernel("x: is bad"), kernel(preferred=False)], ids=["refuses", "not preferred"]
+    )
     def test_nothing_is_said_of_a_kernel_that_would_not_run_anyway(self, quiet):
         assert quiet.choose(None) == "xla"
         assert kernel().choose("xla") == "xla"
