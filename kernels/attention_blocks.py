@@ -54,7 +54,7 @@ _SMALLEST: dict[Pass, dict[Case, Blocks]] = {
     "keys": {
         (64, 2): Blocks(32, 128, num_warps=8, num_stages=2),
         (128, 2): Blocks(32, 64, num_warps=8, num_stages=2),
-        (64, 4): Blocks(32, 32, num_warps=4, num_stages=2),
+        (64, 4): Blocks(32, 32, num_warps=8, num_stages=2),
         (128, 4): Blocks(32, 32, num_warps=8, num_stages=2),
     },
 }
