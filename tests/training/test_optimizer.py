@@ -115,7 +115,7 @@ def check_norms(norms, packed):
     assert norms["norm"] == {"scale": None} and norms["head"] == {"kernel": None}
     for name in rows["fc"]:
         squares = np.square(np.asarray(grads["fc"][name], np.float64))
-        expected = squares.reshape(squares.shape[0], -1).sum(axis=1)
+        expected = squares.sum(axis=tuple(range(rows["fc"][name].slots.ndim, squares.ndim)))
         np.testing.assert_allclose(norms["fc"][name], expected, rtol=1e-5)
 
 
