@@ -30,12 +30,12 @@ class JointSpar(NamedTuple):
     """Pure functions, all jittable; `step` is an int32 scalar that counts from 0.
 
     Attributes:
-        init: () -> state.
-        sample: (key, state, step) -> state; draws `active` anew when step % interval == 0. The key
-            is consumed.
-        update: (state, squared gradient norms float32 [M] of the active tensors, step) -> state;
-            counts, and at the last step of an interval moves the probabilities: they are then still
-            those that the set was drawn with.
+      init: () -> state.
+      sample: (key, state, step) -> state; draws `active` anew when step % interval == 0. The key
+        is consumed.
+      update: (state, squared gradient norms float32 [M] of the active tensors, step) -> state;
+        counts, and at the last step of an interval moves the probabilities: they are then still
+        those that the set was drawn with.
     """
 
     init: Callable[[], JointSparState]
@@ -54,14 +54,14 @@ def joint_spar(
     """Makes the policy of one kernel name.
 
     Args:
-        num_blocks: L.
-        rate: fraction of the blocks that train; M = round(rate * L), at least 1.
-        interval: steps between draws.
-        step_size: of the bandit, in units of 1 / (largest squared norm of the round).
-        min_prob: lower bound of a probability.
+      num_blocks: L.
+      rate: fraction of the blocks that train; M = round(rate * L), at least 1.
+      interval: steps between draws.
+      step_size: of the bandit, in units of 1 / (largest squared norm of the round).
+      min_prob: lower bound of a probability.
 
     Raises:
-        ValueError: for a number outside its range.
+      ValueError: for a number outside its range.
     """
     if num_blocks < 1:
         raise ValueError(f"num_blocks = {num_blocks}: must be at least 1")

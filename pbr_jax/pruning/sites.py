@@ -1,8 +1,8 @@
 """The policies of all sites in all blocks: sites of one width draw and learn at once.
 
 One after the other they would be hundreds of small operations: to compile, and to launch on a GPU.
-Sites that differ in K alone share one array `[sites, L, A]`. Those that differ in D do not: padding
-them to the widest would spare a third more of the compilation, and more than double the work.
+Sites that differ in K alone share one array `[sites, L, A]`. Those that differ in D do not: padded
+to the widest they would compile faster, but a step would mostly sort and project padding.
 """
 
 import dataclasses
