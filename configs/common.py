@@ -129,6 +129,7 @@ else:
     _FIELDS = [_plan_field(f) for f in dataclasses.fields(ResidualPlan) if f.name not in _SET_THERE]
     _DOC = {"__doc__": "What each site keeps for the backward pass; None = the method's choice."}
     Plan = dataclasses.make_dataclass("Plan", _FIELDS, frozen=True, kw_only=True, namespace=_DOC)
+    Plan.__module__ = __name__  # where another process finds it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

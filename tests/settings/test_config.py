@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import shlex
 from pathlib import Path
 
@@ -270,6 +271,11 @@ def test_values_in_the_file_are_checked_like_overrides(tmp_path):
     faults = faults_of(write(tmp_path, text))
     assert faults[0] == "steps = many: must be a whole number"
     assert faults[1].startswith("pruning.keep = 2: must be in (0, 1]")
+
+
+def test_a_configuration_reaches_another_process():
+    config = load(DIGITS, ["plan.gelu=code2", "pruning.keep.fc2=0.1"])
+    assert pickle.loads(pickle.dumps(config)) == config
 
 
 def test_named_size_fills_in_the_shape():
