@@ -41,6 +41,8 @@ class TestGelu:
         assert_close(du, DY * oracles.gelu_derivative(U, approximate), self.TOLERANCE[approximate])
 
     def test_derivative_is_accurate_point_by_point(self, approximate):
+        # tanh is that of LLVM's optimiser; the suite's set-up turns it off again.
+        jax.config.update("jax_disable_most_optimizations", False)
         slope = exact_jit(functools.partial(derivative, approximate=approximate))(as_jax(U))
         error = np.abs(np.asarray(slope) - oracles.gelu_derivative(U, approximate))
         assert error.max() <= self.TOLERANCE[approximate]
