@@ -1,13 +1,18 @@
 """Settings of the whole suite: CPU, strict arrays, checked shapes, and the GPU compiler's tests."""
 
 import collections
+import importlib.metadata
 import os
 
 # Before JAX is imported, and for processes that a test starts. Compiling is most of the suite's
-# time. Without LLVM's optimisation and XLA's fusion emitters it takes a quarter on the CPU.
+# time. Without LLVM's optimisation and XLA's fusion emitters it takes a quarter on the CPU. jaxlib
+# 0.11 has no switch for the emitters: it ends the process at a flag that it does not know.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(os.environ["JAX_PLATFORMS"] == "cpu"))
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+    )
 
 import hypothesis
 import jax
