@@ -90,6 +90,7 @@ def resolve(
             f"method = {name!r}: must be one of {', '.join(METHODS)}, optionally followed by"
             " /chunks4, /js50 or the like"
         )
+    # The plan: the method's own, then the suffix, then the overrides.
     preset, faults = PRESETS[base], []
     given = {field: value for field, value in plan_fields.items() if value is not None}
     if keep is not None:
@@ -103,6 +104,7 @@ def resolve(
     if match["chunks"]:
         given.setdefault("batch_chunks", int(match["chunks"]))
     plan = dataclasses.replace(preset.plan, **given)
+    # The policy: only columns are chosen, and only a method with a policy says by whom.
     selects = plan.kind("linear").selects
     if selects and preset.policy is None:
         faults.append(

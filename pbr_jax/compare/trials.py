@@ -77,6 +77,7 @@ def run_trial(
     Raises:
       Diverged: the loss or gradient of a step was not finite.
     """
+    # A trial stops, saves and reports at its evaluations only, whatever its configuration says.
     every = contestant.config.eval_every
     config = dataclasses.replace(
         contestant.config, seed=seed, log_every=every, checkpoint_every=every
@@ -85,6 +86,7 @@ def run_trial(
     with Checkpointer(folder, keep=1) as checkpoints:
         saved = checkpoints.restore(from_config.state_shapes(config, parts))
         if saved is not None:
+            # The curve is part of what a trial resumes.
             curve.points = [Point(**point) for point in saved.data_state["curve"]]
 
         def save(step: int, state: TrainState, position: dict[str, Any], evaluated: Any) -> None:

@@ -106,6 +106,7 @@ def attention(
       ValueError: shapes or dtypes do not fit, `dropout` is out of range or without seeds, `kind` is
         unknown or needs a half-block, or the named implementation cannot run.
     """
+    # What cannot run is refused, before anything is traced.
     if plans.kind("attention", kind).recomputes_heads:
         raise ValueError(
             f"kind = {kind!r}: needs the layer that makes q, k and v, which only a half-block has;"
@@ -127,6 +128,7 @@ def attention(
             " with dropout_seeds, or set dropout to 0 in evaluation"
         )
     check(visibility, (*q.shape[:3], k.shape[2]), causal)
+    # A pattern for each sample, and no residual for what is not used.
     mask = visibility.mask
     if mask is not None:  # every leaf of `aux` has the leading axis B
         mask = jnp.broadcast_to(mask, (q.shape[0], *mask.shape[1:]))
