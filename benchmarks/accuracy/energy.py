@@ -17,11 +17,12 @@ import numpy as np
 from arms import ARMS
 from study import CONFIG, versions
 
-from pbr_jax.compare.trials import prepare, train_batches
+from pbr_jax.compare.trials import prepare
 from pbr_jax.files import write_json
 from pbr_jax.plans import SITES
 from pbr_jax.settings import load as configuration
 from pbr_jax.training import from_config
+from pbr_jax.training.begin import train_batches
 from pbr_jax.training.inputs import load_data
 from pbr_jax.training.step import make_loss
 

@@ -38,6 +38,7 @@ from pbr_jax.runs.progress import make_bar
 from pbr_jax.settings import load as configuration
 from pbr_jax.settings.flags import add_config
 from pbr_jax.settings.variants import split_methods, with_method
+from pbr_jax.training.begin import train_batches
 from pbr_jax.training.inputs import load_data
 
 _WIDE = 104  # characters that the whole table takes
@@ -126,7 +127,7 @@ def _record_cost(
     comparison: Comparison, full: trials.Prepared, one: trials.Prepared, dataset: data.Dataset
 ) -> None:
     # All methods step on the first batch of the data.
-    batch = next(trials.train_batches(one.config, dataset))
+    batch = next(train_batches(one.config, dataset))
     seconds, to_full = time_against(full, one, batch)
     comparison.record_cost(
         one.config.method,

@@ -16,7 +16,6 @@ from pbr_jax.memory.use import MemoryUse, memory_use
 from pbr_jax.runs.checkpoints import Checkpointer
 from pbr_jax.training import from_config
 from pbr_jax.training.begin import begin, compile_step
-from pbr_jax.training.inputs import make_inputs
 from pbr_jax.training.loop import Observer, train
 from pbr_jax.training.state import TrainState
 from pbr_jax.training.step import StepMetrics
@@ -127,9 +126,3 @@ class _Curve(Observer):
         loss = statistics.fmean(map(float, self._losses))
         self.points.append(Point(step, self._seconds, loss, test["accuracy"]))
         self._losses = []
-
-
-def train_batches(config: Config, dataset: data.Dataset) -> data.TrainBatches:
-    """The batches of a run, as `train.py` has them."""
-    how = (make_inputs(config), config.batch_size, config.seed, config.data.workers)
-    return data.TrainBatches(dataset.train, *how)

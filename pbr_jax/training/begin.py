@@ -26,6 +26,12 @@ class Saved(Protocol):
     def data_state(self) -> dict[str, Any]: ...
 
 
+def train_batches(config: Config, dataset: data.Dataset) -> data.TrainBatches:
+    """The batches of a run, from its first."""
+    how = (make_inputs(config), config.batch_size, config.seed, config.data.workers)
+    return data.TrainBatches(dataset.train, *how)
+
+
 def begin(
     config: Config,
     parts: Parts,
@@ -44,8 +50,7 @@ def begin(
     Raises:
       WeightsError: the configured weights do not fit.
     """
-    inputs, workers = make_inputs(config), config.data.workers
-    batches = data.TrainBatches(dataset.train, inputs, config.batch_size, config.seed, workers)
+    batches = train_batches(config, dataset)
     # Parameters are drawn or loaded only where no checkpoint replaces them.
     state: TrainState
     if saved is None:
@@ -55,7 +60,8 @@ def begin(
         state, start, notes = saved.state, saved.step, []
         best = saved.data_state["best"]
         batches.restore(saved.data_state["batches"])
-    test = functools.partial(data.eval_batches, dataset.test, inputs, config.batch_size, workers)
+    how = (make_inputs(config), config.batch_size, config.data.workers)
+    test = functools.partial(data.eval_batches, dataset.test, *how)
     run = Run(
         state,
         start,
