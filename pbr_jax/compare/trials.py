@@ -44,6 +44,7 @@ class Point(NamedTuple):
     step: int
     seconds: float  # of training so far, evaluations excluded
     loss: float  # mean training loss since the point before
+    test_loss: float
     accuracy: float  # on the test split
 
 
@@ -124,5 +125,5 @@ class _Curve(Observer):
         self, step: int, state: TrainState, test: dict[str, float], improved: bool
     ) -> None:
         loss = statistics.fmean(map(float, self._losses))
-        self.points.append(Point(step, self._seconds, loss, test["accuracy"]))
+        self.points.append(Point(step, self._seconds, loss, test["loss"], test["accuracy"]))
         self._losses = []

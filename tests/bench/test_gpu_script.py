@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from pbr_jax import cli
+from pbr_jax.bench.kernels import find_cases
 from pbr_jax.settings import flags
 
 FILE = pathlib.Path(__file__).parents[2] / "benchmarks/gpu.py"
@@ -47,6 +48,7 @@ def test_every_item_is_a_command_that_takes_its_words(gpu, tiny, monkeypatch):
         assert cli.main([*item.words, "--out", "file.json"]) == 0, item
         arguments = getattr(called[-1], "arguments", None)
         assert arguments is None or isinstance(arguments, flags.Arguments)
+        assert find_cases(getattr(called[-1], "only", ""))
     assert len(called) == len(listed)
 
 
