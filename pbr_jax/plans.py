@@ -159,8 +159,8 @@ class ResidualPlan:
     )
     implementation: str | None = _field(
         None,
-        "kernels of linear, attention and optimizer; none = the best known for the device",
-        choices=tuple(IMPLEMENTATIONS),
+        "kernels of every op and of the update; none = the best known for the device",
+        choices=("xla", "triton"),  # jax_triton is one kernel's, and no op runs by it
     )
 
     def __post_init__(self) -> None:
