@@ -84,7 +84,7 @@ def systematic(
 
     The arms lie end to end, in random order, on a line of length `budget`, each as long as its
     probability; a comb of unit spacing at one uniform offset picks the arms that it hits. An arm
-    is never longer than the spacing, so no arm is hit twice. It stands in for lines 4-5 of
+    is never longer than the spacing, so no arm is hit twice. It stands in for lines 5-6 of
     Algorithm 1, whose sets differ in size from draw to draw.
 
     Args:
@@ -144,7 +144,7 @@ def bernoulli_slots(num_arms: int, budget: int, multiple: int = 8) -> int:
 def bernoulli(
     key: jax.Array, probs: jax.Array, capacity: int | np.int32 | jax.Array, slots: int
 ) -> jax.Array:
-    """Independent draws (Algorithm 1, lines 4-5), in a fixed number of slots.
+    """Independent draws (Algorithm 1, lines 5-6), in a fixed number of slots.
 
     When more arms are drawn than fit, the ones to drop are chosen uniformly at random.
 
