@@ -15,6 +15,7 @@ from pathlib import Path
 from pbr_jax import data
 from pbr_jax.data import check
 from pbr_jax.data.check import Findings
+from pbr_jax.data.records import label_faults
 from pbr_jax.datasets import SOURCES, Kind
 
 
@@ -40,7 +41,9 @@ def main(args: argparse.Namespace) -> int:
     # Rows are all read to begin with; images are decoded below, broken or not.
     kind = SOURCES[name].kind
     on_error: data.OnError = "skip" if kind == "text" else "stop"
-    dataset = data.load(name, path, test_split=args.test_split, on_error=on_error)
+    dataset = data.load(
+        name, path, test_split=args.test_split, on_error=on_error, any_labels=True
+    )
     train, test = check.examine(dataset.train), check.examine(dataset.test)
     # Faults of both ways to read, in the order of the files.
     faults = [fault for skipped in dataset.skipped for fault in skipped.faults]
@@ -49,12 +52,12 @@ def main(args: argparse.Namespace) -> int:
     print("\n".join(_table(dataset.class_names, kind, train, test)))
     if repeated := check.shared(train, test):
         print(f"\n{repeated} of {len(test.digests)} test examples are in training too")
-    unseen = [dataset.class_names[label] for label in test.counts.keys() - train.counts.keys()]
-    if unseen:
-        print(f"\nnever seen in training, but tested: {', '.join(sorted(unseen))}")
+    wrong = label_faults(dataset.class_names, train.counts, test.counts)
+    if wrong:
+        print("", *wrong, sep="\n")
     if faults:
         print(f"\n{len(faults)} cannot be used:", *faults, sep="\n  ")
-    return 1 if faults or unseen else 0
+    return 1 if faults or wrong else 0
 
 
 def _table(class_names: tuple[str, ...], kind: Kind, train: Findings, test: Findings) -> list[str]:
