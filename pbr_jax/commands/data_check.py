@@ -41,9 +41,7 @@ def main(args: argparse.Namespace) -> int:
     # Rows are all read to begin with; images are decoded below, broken or not.
     kind = SOURCES[name].kind
     on_error: data.OnError = "skip" if kind == "text" else "stop"
-    dataset = data.load(
-        name, path, test_split=args.test_split, on_error=on_error, any_labels=True
-    )
+    dataset = data.load(name, path, test_split=args.test_split, on_error=on_error, any_labels=True)
     train, test = check.examine(dataset.train), check.examine(dataset.test)
     # Faults of both ways to read, in the order of the files.
     faults = [fault for skipped in dataset.skipped for fault in skipped.faults]
