@@ -5,8 +5,9 @@
     pbr data check my_arrays.npz
 
 Prints the examples of each split and class, the sizes of the images or the words of the texts,
-every image or row that cannot be used, and how many test examples are in training too. The exit
-code is 1 if something cannot be used, or a class is tested that training never shows.
+every image or row that cannot be used, what is left out as no example, and how many test examples
+are in training too. The exit code is 1 if something cannot be used, or a class is tested that
+training never shows.
 """
 
 import argparse
@@ -38,9 +39,10 @@ def main(args: argparse.Namespace) -> int:
                 f"{path}: must be an .npz file, or a folder that holds train/CLASS/*.jpg, "
                 "train.csv or train.jsonl"
             )
-    # Rows are all read to begin with; images are decoded below, broken or not.
+    # Rows and arrays are all read to begin with; files are decoded below, broken or not.
     kind = SOURCES[name].kind
-    on_error: data.OnError = "skip" if kind == "text" else "stop"
+    in_files = kind == "image" and "affine" not in SOURCES[name].augments
+    on_error: data.OnError = "stop" if in_files else "skip"
     dataset = data.load(name, path, test_split=args.test_split, on_error=on_error, any_labels=True)
     train, test = check.examine(dataset.train), check.examine(dataset.test)
     # Faults of both ways to read, in the order of the files.
@@ -51,8 +53,8 @@ def main(args: argparse.Namespace) -> int:
     if repeated := check.shared(train, test):
         print(f"\n{repeated} of {len(test.digests)} test examples are in training too")
     wrong = label_faults(dataset.class_names, train.counts, test.counts)
-    if wrong:
-        print("", *wrong, sep="\n")
+    if wrong or dataset.remarks:
+        print("", *wrong, *dataset.remarks, sep="\n")
     if faults:
         print(f"\n{len(faults)} cannot be used:", *faults, sep="\n  ")
     return 1 if faults or wrong else 0

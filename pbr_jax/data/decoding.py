@@ -131,8 +131,9 @@ def _instead(content: bytes) -> str:
 
 def _turn(file: ImageFile.ImageFile) -> Image.Transpose | None:
     """What makes an image upright; None for one that is, or that has no sound note of it."""
-    if file.format == "PNG":
-        file.load()  # its notes may stand behind its pixels
+    # In other files notes may stand behind the pixels, or Pillow follows them when it loads these.
+    if not isinstance(file, JpegImageFile):
+        file.load()
     try:
         return _TURNS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged notes do not make an image unusable
