@@ -17,12 +17,16 @@ from pbr_jax.data.check import Findings
 from pbr_jax.data.records import label_faults
 from pbr_jax.datasets import SOURCES, Kind
 from pbr_jax.files import user_path
+from pbr_jax.training.inputs import input_notes
+
+_LONGEST = 512  # tokens of a text, as published BERTs have it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", metavar="NAME|PATH", help=f"{', '.join(SOURCES)}, or a path")
     parser.add_argument("--path", help="where a data set that has a name lies, as data.path")
     parser.add_argument("--test-split", help="the split that evaluation reads, as data.test_split")
+    parser.add_argument("--tokenizer", metavar="FILE", help="says if its words suit the texts")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -38,12 +42,15 @@ def main(args: argparse.Namespace) -> int:
                 f"{path}: must be an .npz file, or a folder that holds train/CLASS/*.jpg, "
                 "train.csv or train.jsonl"
             )
+    if args.tokenizer is not None and SOURCES[name].kind != "text":
+        raise ValueError(f"--tokenizer {args.tokenizer}: {name} has no texts")
     # Rows are all read to begin with; images are decoded below, broken or not.
     kind = SOURCES[name].kind
     on_error: data.OnError = "skip" if kind == "text" else "stop"
-    dataset = data.load(
-        name, path, test_split=args.test_split, on_error=on_error, any_labels=True
-    )
+    dataset = data.load(name, path, test_split=args.test_split, on_error=on_error, any_labels=True)
+    notes = list(dataset.remarks)
+    if args.tokenizer is not None:
+        notes += input_notes(data.TextInputs(args.tokenizer, _LONGEST), dataset.train)
     train, test = check.examine(dataset.train), check.examine(dataset.test)
     # Faults of both ways to read, in the order of the files.
     faults = [fault for skipped in dataset.skipped for fault in skipped.faults]
@@ -53,8 +60,8 @@ def main(args: argparse.Namespace) -> int:
     if repeated := check.shared(train, test):
         print(f"\n{repeated} of {len(test.digests)} test examples are in training too")
     wrong = label_faults(dataset.class_names, train.counts, test.counts)
-    if wrong:
-        print("", *wrong, sep="\n")
+    if wrong or notes:
+        print("", *wrong, *notes, sep="\n")
     if faults:
         print(f"\n{len(faults)} cannot be used:", *faults, sep="\n  ")
     return 1 if faults or wrong else 0

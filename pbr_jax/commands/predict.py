@@ -23,7 +23,7 @@ from pbr_jax.runs.predict import Prediction, predict
 from pbr_jax.runs.progress import progress
 from pbr_jax.runs.run import open_run
 from pbr_jax.settings.flags import add_run
-from pbr_jax.training.inputs import make_inputs
+from pbr_jax.training.inputs import input_notes, make_inputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +49,8 @@ def main(args: argparse.Namespace) -> int:
     # Files are prepared as in evaluation, even where training reads arrays.
     data = dataclasses.replace(run.config.data, augment="off")
     inputs = make_inputs(dataclasses.replace(run.config, data=data))
+    for note in input_notes(inputs, examples):
+        print(note, file=sys.stderr)
     faults: list[str] = []
     skip = faults.append if args.skip else None
     predictions = predict(run.parts.model, run.params, examples, inputs, batch_size, skip)

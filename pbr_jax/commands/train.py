@@ -32,7 +32,7 @@ from pbr_jax.settings.flags import Arguments
 from pbr_jax.settings.unused import unused
 from pbr_jax.settings.variants import fully_fine_tuned
 from pbr_jax.training import from_config
-from pbr_jax.training.inputs import load_data, make_inputs
+from pbr_jax.training.inputs import input_notes, load_data, make_inputs
 from pbr_jax.training.loop import train
 
 
@@ -61,8 +61,8 @@ def main(args: argparse.Namespace) -> int:
     next_command = flags.next_command(arguments._replace(config=config), args.workdir)
 
     # Faults of the data and of their preparation are told at once.
-    dataset, _ = settings.at_once(lambda: load_data(config), lambda: make_inputs(config))
-    notes += dataset.notes
+    dataset, inputs = settings.at_once(lambda: load_data(config), lambda: make_inputs(config))
+    notes += dataset.notes + input_notes(inputs, dataset.train)
     if config.data.max_test is not None:
         notes.append(f"evaluation on the first {len(dataset.test)} test examples only")
     parts = from_config.build(config)

@@ -92,10 +92,12 @@ def settle(
     """
     if on_error == "stop" and faults:
         count = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        # Where nothing would be left, to leave them out is no advice.
+        skip = ", or leave them out with data.on_error=skip" if len(faults) < total else ""
         raise ValueError(
             f"{faults[0]}{count}\n"
             f"{len(faults)} of {total} {what} of {where} cannot be used\n"
-            "Repair or remove them, or leave them out with data.on_error=skip."
+            f"Repair or remove them{skip}."
         )
     if len(faults) == total:
         shown = "".join(f"\n{fault}" for fault in faults[:3])

@@ -112,6 +112,7 @@ class Dataset(NamedTuple):
     test: Records
     class_names: tuple[str, ...]
     skipped: tuple[Skipped, ...] = ()
+    remarks: tuple[str, ...] = ()  # lines about the classes
 
     @property
     def num_classes(self) -> int:
@@ -120,8 +121,8 @@ class Dataset(NamedTuple):
 
     @property
     def notes(self) -> list[str]:
-        """Lines for the user about what was left out."""
-        return [str(skipped) for skipped in self.skipped if skipped.faults]
+        """Lines for the user about what was left out, and about the classes."""
+        return [*(str(skipped) for skipped in self.skipped if skipped.faults), *self.remarks]
 
 
 def label_faults(
