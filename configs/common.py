@@ -228,7 +228,9 @@ class Data:
         None, "vocab.txt or tokenizer.json of a text model, from where its weights are from"
     )
     lower_case: bool | None = setting(
-        None, "lower-case the text, with vocab.txt; none = true; tokenizer.json says so itself"
+        None,
+        "lower-case the text, with vocab.txt; none = as tokenizer_config.json beside it says, or "
+        "else true; tokenizer.json says so itself",
     )
 
     @property

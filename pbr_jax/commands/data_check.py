@@ -11,19 +11,23 @@ training never shows.
 """
 
 import argparse
-from pathlib import Path
 
 from pbr_jax import data
 from pbr_jax.data import check
 from pbr_jax.data.check import Findings
 from pbr_jax.data.records import label_faults
 from pbr_jax.datasets import SOURCES, Kind
+from pbr_jax.files import user_path
+from pbr_jax.training.inputs import input_notes
+
+_LONGEST = 512  # tokens of a text, as published BERTs have it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", metavar="NAME|PATH", help=f"{', '.join(SOURCES)}, or a path")
     parser.add_argument("--path", help="where a data set that has a name lies, as data.path")
     parser.add_argument("--test-split", help="the split that evaluation reads, as data.test_split")
+    parser.add_argument("--tokenizer", metavar="FILE", help="says if its words suit the texts")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -31,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
     # One argument is a name or a path; a path is given the name of what lies there.
     name, path = args.what, args.path
     if name not in SOURCES:
-        if not Path(name).expanduser().exists():
+        if not user_path(name).exists():
             raise ValueError(f"{data.unknown(name)}; nor is it a path")
         name, path = check.guess_name(args.what), args.what
         if name is None:
@@ -39,11 +43,16 @@ def main(args: argparse.Namespace) -> int:
                 f"{path}: must be an .npz file, or a folder that holds train/CLASS/*.jpg, "
                 "train.csv or train.jsonl"
             )
+    if args.tokenizer is not None and SOURCES[name].kind != "text":
+        raise ValueError(f"--tokenizer {args.tokenizer}: {name} has no texts")
     # Rows and arrays are all read to begin with; files are decoded below, broken or not.
     kind = SOURCES[name].kind
     in_files = kind == "image" and "affine" not in SOURCES[name].augments
     on_error: data.OnError = "stop" if in_files else "skip"
     dataset = data.load(name, path, test_split=args.test_split, on_error=on_error, any_labels=True)
+    notes = list(dataset.remarks)
+    if args.tokenizer is not None:
+        notes += input_notes(data.TextInputs(args.tokenizer, _LONGEST), dataset.train)
     train, test = check.examine(dataset.train), check.examine(dataset.test)
     # Faults of both ways to read, in the order of the files.
     faults = [fault for skipped in dataset.skipped for fault in skipped.faults]
@@ -53,8 +62,8 @@ def main(args: argparse.Namespace) -> int:
     if repeated := check.shared(train, test):
         print(f"\n{repeated} of {len(test.digests)} test examples are in training too")
     wrong = label_faults(dataset.class_names, train.counts, test.counts)
-    if wrong or dataset.remarks:
-        print("", *wrong, *dataset.remarks, sep="\n")
+    if wrong or notes:
+        print("", *wrong, *notes, sep="\n")
     if faults:
         print(f"\n{len(faults)} cannot be used:", *faults, sep="\n  ")
     return 1 if faults or wrong else 0

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pbr_jax.data.records import Skipped
 from pbr_jax.datasets import OnError
+from pbr_jax.files import user_path
 from pbr_jax.reading import read_lines
 
 _EVALUATION = ("test", "val", "validation", "valid", "dev")
@@ -26,7 +27,7 @@ def existing_folder(path: str | None, holds: str) -> Path:
     """
     if path is None:
         raise ValueError(f"data.path = none: must be a folder that holds {holds}")
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     if not folder.is_dir():
         kind = "is no folder" if folder.exists() else "no such folder"
         raise ValueError(f"data.path = {path}: {kind}; must be a folder that holds {holds}")
@@ -108,10 +109,12 @@ def settle(
     """
     if on_error == "stop" and faults:
         count = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        # Where nothing would be left, to leave them out is no advice.
+        skip = ", or leave them out with data.on_error=skip" if len(faults) < total else ""
         raise ValueError(
             f"{faults[0]}{count}\n"
             f"{len(faults)} of {total} {what} of {where} cannot be used\n"
-            "Repair or remove them, or leave them out with data.on_error=skip."
+            f"Repair or remove them{skip}."
         )
     if len(faults) == total:
         shown = "".join(f"\n{fault}" for fault in faults[:3])

@@ -1,13 +1,12 @@
 """Arrays of the user's own, in one `.npz` file."""
 
-from pathlib import Path
-
 import numpy as np
 
 from pbr_jax import npz
 from pbr_jax.data.arrays import NUMBER_THEM, ArrayRecords, check_images, usable
 from pbr_jax.data.folders import settle
 from pbr_jax.data.records import Dataset, Request, Skipped
+from pbr_jax.files import user_path
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -26,7 +25,7 @@ def load(request: Request) -> Dataset:
     path = request.path
     if path is None:
         raise ValueError("data.path = none: npz needs the path of its file")
-    place = Path(path).expanduser()
+    place = user_path(path)
     if not place.exists():
         raise ValueError(f"data.path = {path}: no such file; np.savez writes one")
     try:

@@ -7,7 +7,7 @@ from pbr_jax import npz
 from pbr_jax.data.arrays import check_images, usable
 from pbr_jax.data.image_files import ENDINGS, find_images, notes, read_image
 from pbr_jax.data.records import ImageRecord, Record, TextRecord
-from pbr_jax.data.tables import read_rows
+from pbr_jax.data.tables import Fault, read_rows
 from pbr_jax.datasets import Kind
 
 TEXTS = (".csv", ".jsonl")
@@ -87,6 +87,6 @@ def _texts(path: Path) -> Sequence[Item]:
         what = "no such file" if not path.exists() else f"must be one of {', '.join(TEXTS)}"
         raise ValueError(f"{path}: {what}; the model of this run reads texts")
     return [
-        row if isinstance(row, str) else TextRecord(row.text_a, row.text_b, 0, row.name)
+        row.text if isinstance(row, Fault) else TextRecord(row.text_a, row.text_b, 0, row.name)
         for row in read_rows(path, labelled=False)
     ]

@@ -1,7 +1,11 @@
 """Data of a configuration: the data set, and the function that makes batches of its examples."""
 
+import contextlib
+
 from pbr_jax import data
 from pbr_jax.configs.common import Config
+
+_SAMPLE = 200  # texts that are looked at before the first step
 
 
 def load_data(config: Config) -> data.Dataset:
@@ -42,3 +46,14 @@ def make_inputs(config: Config) -> data.Prepare:
             )
         return inputs
     return data.ImageInputs(m.image_size, m.channels, d.augment or d.source.augments[0])
+
+
+def input_notes(inputs: data.Prepare, records: data.Records) -> list[str]:
+    """Lines for the user on how the first of the texts are prepared; images have none."""
+    if not isinstance(inputs, data.TextInputs):
+        return []
+    sample = []
+    for row in range(min(len(records), _SAMPLE)):
+        with contextlib.suppress(ValueError):  # one that cannot be used is told when its turn comes
+            sample.append(records[row])
+    return [*inputs.notes, *inputs.remarks(sample)]

@@ -2,9 +2,16 @@
 
 import numpy as np
 import pytest
-from small_data import downloaded, truncate, write_cifar100, write_cub, write_image_folder
+from small_data import (
+    downloaded,
+    truncate,
+    write_cifar100,
+    write_cub,
+    write_image_folder,
+    write_vocabulary,
+)
 
-from pbr_jax import cli
+from pbr_jax import cli, data
 
 
 def words(capsys):
@@ -50,6 +57,34 @@ def test_check_lists_every_bad_row(tmp_path, capsys):
     assert [line.partition(": ")[0] for line in lines[-5:]] == [
         f"{tmp_path / 'train.csv'}:{line}" for line in (3, 4, 6, 7, 8)
     ]
+
+
+def test_check_shows_bad_rows_beside_labels_of_no_use(tmp_path, capsys):
+    (tmp_path / "train.csv").write_text('text,label\na,x\na,y\n"a" b,z\n')
+    (tmp_path / "test.csv").write_text("text,label\na,x\na,z\n")
+    assert cli.main(["data", "check", str(tmp_path)]) == 1
+    lines = words(capsys)
+    assert [line for line in lines if line.startswith("test labels never seen in training: z (1 ")]
+    assert lines[-1].startswith(f"{tmp_path / 'train.csv'}:4: a quote ")
+    # So does training, where it leaves that row out.
+    with pytest.raises(ValueError, match=r"never seen in training: z .*\nskipped 1 of 3 rows"):
+        data.load("csv", str(tmp_path), on_error="skip")
+    (tmp_path / "test.csv").write_text("text,label\na,x\n")
+    (tmp_path / "train.csv").write_text("text,label\na,x\nz,x\n")
+    assert cli.main(["data", "check", str(tmp_path)]) == 1
+    assert "all labels are x: a classifier needs two classes or more" in capsys.readouterr().out
+
+
+def test_check_says_whether_a_tokenizer_suits_the_texts(tmp_path, capsys):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("text,label\nun homme marche,x\nun homme,y\n")
+    vocabulary = write_vocabulary(tmp_path)
+    assert cli.main(["data", "check", str(tmp_path), "--tokenizer", vocabulary]) == 0
+    assert "100% of the tokens of the first 2 texts are [UNK], such as un: " in "".join(
+        words(capsys)
+    )
+    assert cli.main(["data", "check", "digits", "--tokenizer", vocabulary]) == 2
+    assert "digits has no texts" in capsys.readouterr().err
 
 
 def test_check_reads_arrays(tmp_path, capsys):

@@ -181,6 +181,15 @@ def test_rows_of_text_with_and_without_a_second_one(bert, tmp_path, capsys):
     assert_rows(capsys.readouterr().out, names, text_probabilities(bert, *texts))
 
 
+def test_texts_of_unknown_words_are_told(bert, tmp_path, capsys):
+    file = tmp_path / "texts.csv"
+    file.write_text('text\nun homme marche\n"bad" row\n')
+    assert predict(bert[0], file, "--skip") == 0
+    captured = capsys.readouterr()
+    assert "100% of the tokens of the first 1 texts are [UNK], such as un: " in captured.err
+    assert captured.out.count("\n") == 2
+
+
 def test_a_bad_row_stops_or_is_skipped(bert, tmp_path, capsys):
     file = tmp_path / "texts.jsonl"
     file.write_text('{"text": "a man"}\n{"txt": "a"}\n{"text": ""}\nno\n')

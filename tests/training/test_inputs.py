@@ -11,7 +11,7 @@ from pbr_jax import data
 from pbr_jax.configs import digits
 from pbr_jax.configs.common import Data
 from pbr_jax.training.from_config import batch_specs
-from pbr_jax.training.inputs import load_data, make_inputs
+from pbr_jax.training.inputs import input_notes, load_data, make_inputs
 
 
 def configured(model=(), **settings):
@@ -57,6 +57,10 @@ def test_texts_become_what_bert_reads(tmp_path):
     config = bert_config(data=texts)
     batch = batch_of(config)
     assert (batch["lengths"] == 8).all() and set(batch["label"]) <= set(range(4))
+    texts = load_data(config).train
+    assert input_notes(make_inputs(config), texts) == []
+    short = dataclasses.replace(config, model=dataclasses.replace(config.model, max_length=7))
+    assert "12 of the first 12 texts are cut" in input_notes(make_inputs(short), texts)[0]
     small = dataclasses.replace(config.model, vocab_size=len(VOCABULARY) - 1)
     with pytest.raises(ValueError, match=rf"model\.vocab_size = .* has {len(VOCABULARY)} words"):
         make_inputs(dataclasses.replace(config, model=small))
