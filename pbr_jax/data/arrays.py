@@ -49,7 +49,7 @@ def check_images(name: str, images: np.ndarray) -> None:
     """
     if images.dtype.kind not in "buif":
         raise ValueError(f"{name} are {images.dtype}: must be uint8, or floats in [0, 1]")
-    if advice := _layout(images.shape):
+    if (advice := _layout(images.shape)) is not None:
         raise ValueError(
             f"{name} have shape {images.shape}: must be [N, height, width, channels]{advice}"
         )

@@ -1,9 +1,12 @@
 """`pbr data check` and `pbr data prepare`, from the command line."""
 
+import os
+
 import numpy as np
 import pytest
 from small_data import (
     downloaded,
+    image_bytes,
     truncate,
     write_cifar100,
     write_cub,
@@ -94,6 +97,36 @@ def test_check_reads_arrays(tmp_path, capsys):
     np.savez(tmp_path / "own.npz", **arrays, test_images=images + 1, test_labels=labels)
     assert cli.main(["data", "check", str(tmp_path / "own.npz")]) == 0
     assert {"npz: 2 classes, image", "width 6 6", "height 5 5"} <= set(words(capsys))
+
+
+def test_check_counts_what_training_sees_and_says_what_it_leaves_out(tmp_path, capsys):
+    root = write_image_folder(tmp_path)
+    ant = root / "train" / "ant"
+    (ant / ".ipynb_checkpoints").mkdir()
+    (ant / ".ipynb_checkpoints" / "0-checkpoint.jpg").write_bytes(image_bytes())
+    (ant / "notes.txt").write_text("no image")
+    (ant / "linked").symlink_to(root / "test" / "ant" / "more")
+    (ant / "9.JFIF").write_bytes(image_bytes(seed=99))
+    (root / "train" / "stray.png").write_bytes(image_bytes("PNG"))
+    (ant / "8.jpg").write_bytes(b"")
+    os.mkfifo(ant / "7.jpg")
+    assert cli.main(["data", "check", str(root)]) == 1
+    lines = words(capsys)
+    trained = data.load("image_folder", str(root), on_error="skip")
+    counts = np.bincount(trained.train.labels)
+    assert counts.tolist() == [6, 4]
+    assert {f"examples {len(trained.train)} 8", "ant 6 4", "bee 4 4"} <= set(lines)
+    # The words are the same, for what is no image and for images that cannot be used.
+    assert set(trained.remarks) <= set(lines) and len(trained.remarks) == 1
+    assert set(trained.skipped[0].faults) <= set(lines) and len(trained.skipped[0].faults) == 2
+
+
+def test_check_says_that_one_class_is_too_few(tmp_path, capsys):
+    root = write_image_folder(tmp_path, classes=("ant",))
+    assert cli.main(["data", "check", str(root)]) == 1
+    assert "ant 4 4" in words(capsys)
+    with pytest.raises(ValueError, match="all labels are ant: a classifier needs two classes"):
+        data.load("image_folder", str(root))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import json
 
 import jax
@@ -150,12 +151,23 @@ def test_skipping_counts_and_names_what_is_left_out(vit, broken, pictures, capsy
     assert predict(vit[0], broken[0], "--skip") == 1
 
 
+def saved(**arrays) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("folder", None, "a folder without images"),
         ("texts.csv", b"text\na\n", "text, but the model of this run reads images"),
         ("own.npz", b"PK", r"own.npz: not a readable .npz file"),
+        ("own.npz", saved(images=np.zeros((2, 4, 4, 1), int)), "images are int64: must be uint8"),
+        ("own.npz", saved(images=np.full((2, 4, 4, 1), np.nan)), "own.npz[0]: has NaN or infinity"),
+        ("own.npz", saved(images=np.zeros((0, 4, 4, 1))), "images are empty"),
+        ("own.npz", saved(images=np.zeros((2, 4, 4, 2))), "has 2 channels"),
+        ("own.npz", saved(pictures=np.zeros(1)), "no array images or test_images; it has pictures"),
     ],
 )
 def test_what_is_no_image_is_refused(vit, tmp_path, capsys, name, content, message):

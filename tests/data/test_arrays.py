@@ -5,6 +5,9 @@ Every message's advice is followed, and must then be enough.
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays as hypothesis_arrays
 
 from pbr_jax import cli, data
 from pbr_jax.data import unlabelled
@@ -148,6 +151,36 @@ def test_the_first_gap_between_ids_is_named(tmp_path):
     many = np.arange(5001).astype(bytes)
     named = save(tmp_path, labels=np.array([0, 1, 5000, 0, 1, 5000]), class_names=many)
     assert data.load("npz", str(named)).class_names[-1] == "5000"
+
+
+DTYPES = ["?", "u1", "i1", "u2", "i8", "u8", "f2", "f4", "f8", "c8", "U2", "S2", "M8[D]", "O"]
+ANY = st.sampled_from(DTYPES).flatmap(
+    lambda dtype: hypothesis_arrays(
+        np.dtype(dtype),
+        st.sampled_from([(2, 3, 3, 1), (2, 1, 5, 5), (2,), (0,)])
+        | st.lists(st.integers(0, 3), max_size=5).map(tuple),
+        elements=st.integers(0, 5) if dtype == "O" else None,
+    )
+)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@settings(max_examples=60)
+@given(ANY | st.just(DIGITS[:2]), ANY | st.just(LABELS[:2]), ANY | st.none())
+def test_any_arrays_are_a_data_set_or_a_message(tmp_path_factory, images, labels, class_names):
+    others = {} if class_names is None else {"class_names": class_names}
+    path = save(tmp_path_factory.getbasetemp(), images, labels, **others)
+    texts = []
+    for read in (lambda: data.load("npz", str(path)), lambda: unlabelled.find([path], "image")):
+        try:
+            texts.append(read())
+        except ValueError as error:
+            texts.append(str(error))
+    trained, predicted = texts
+    for text in filter(lambda one: isinstance(one, str), texts):
+        assert any(word in text for word in ("images", "label", "class")) and len(text) < 800
+    # What prediction refuses, training refuses too.
+    assert isinstance(trained, str) or not isinstance(predicted, str)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint64, np.int16])

@@ -69,3 +69,12 @@ def test_texts_become_what_bert_reads(tmp_path):
 def test_another_number_of_classes_is_told():
     with pytest.raises(ValueError, match=r"digits has 10 classes; set model\.num_classes=10"):
         load_data(configured({"num_classes": 7}))
+
+
+def test_evaluation_on_a_part_has_all_classes_and_says_so():
+    dataset = load_data(configured(max_test=30))
+    assert np.bincount(dataset.test.labels).tolist() == [3] * 10
+    assert dataset.notes == ["evaluation on 30 of 450 test examples, of all 10 classes"]
+    with pytest.raises(ValueError, match=r"data\.max_test = 9: .* has 10 classes; must be 10 or"):
+        load_data(configured(max_test=9))
+    assert load_data(configured()).notes == []
