@@ -16,21 +16,22 @@ class ArrayRecords:
     """Images, uint8 in 0..255 or floats in [0, 1], and their labels from 0, as `Records`.
 
     Raises:
-      ValueError: with the first thing that is wrong with the arrays; names the split.
+      ValueError: with all that is wrong with the arrays; names the split.
     """
 
     def __init__(
         self, name: str, images: Images, labels: Labels, num_classes: int | None = None
     ) -> None:
-        check_images(f"{name} images", images)
-        _check_labels(name, labels, len(images), num_classes)
-        wrong = ~usable(images)
-        if wrong.any():
-            raise ValueError(
-                f"{name} images have NaN or infinity in {wrong.sum()} of {len(images)} examples, "
-                f"first in example {int(np.argmax(wrong))}: repair them, or leave them out with "
+        faults = image_faults(f"{name} images", images)
+        faults += _label_faults(name, labels, len(images) if images.ndim else 0, num_classes)
+        if not faults and not (good := usable(images)).all():
+            faults.append(
+                f"{name} images have NaN or infinity in {(~good).sum()} of {len(images)} examples, "
+                f"first in example {int(np.argmin(good))}: repair them, or leave them out with "
                 "data.on_error=skip"
             )
+        if faults:
+            raise ValueError("\n".join(faults))
         self.name, self.images, self.labels = name, images, labels
 
     def __len__(self) -> int:
@@ -41,32 +42,32 @@ class ArrayRecords:
         return ImageRecord(self.images[index], int(self.labels[index]), name)
 
 
-def check_images(name: str, images: np.ndarray) -> None:
-    """Raises `ValueError`, with what cures it, where an array as a whole is not of images.
+def image_faults(name: str, images: np.ndarray) -> list[str]:
+    """Lines that say why an array as a whole is not of images, with what cures it; none if it is.
 
     It must be [N, height, width, channels] of uint8, or of floats in [0, 1]. Single images may
     still have NaN or infinity, see `usable`.
     """
     if images.dtype.kind not in "buif":
-        raise ValueError(f"{name} are {images.dtype}: must be uint8, or floats in [0, 1]")
+        return [f"{name} are {images.dtype}: must be uint8, or floats in [0, 1]"]
+    faults = []
     if (advice := _layout(images.shape)) is not None:
-        raise ValueError(
-            f"{name} have shape {images.shape}: must be [N, height, width, channels]{advice}"
-        )
+        shape = f"{name} have shape {images.shape}"
+        faults.append(f"{shape}: must be [N, height, width, channels]{advice}")
     if images.size == 0:
-        raise ValueError(f"{name} are empty: shape {images.shape}; write the array again")
+        return faults or [f"{name} are empty: shape {images.shape}; write the array again"]
     if images.dtype == np.uint8:  # whose values are all good
-        return
-    floats, good = images.dtype.kind == "f", usable(images)
-    finite = images if good.all() else images[good]
-    low, high = (finite.min(), finite.max()) if len(finite) else (0, 0)
+        return faults
+    floats = images.dtype.kind == "f"
+    finite = images[np.isfinite(images)] if floats and not np.isfinite(images).all() else images
+    low, high = (finite.min(), finite.max()) if finite.size else (0, 0)
     if floats and low >= 0 and high <= 1:
-        return
+        return faults
     if floats:
         what = f"lie in [{low:.4g}, {high:.4g}]: floats must lie in [0, 1]"
     else:
         what = f"are {images.dtype}: must be uint8, or floats in [0, 1]"
-    raise ValueError(f"{name} {what}; {_scale(images.dtype, float(low), float(high))}")
+    return [*faults, f"{name} {what}; {_scale(images.dtype, float(low), float(high))}"]
 
 
 def _layout(shape: tuple[int, ...]) -> str | None:
@@ -108,20 +109,21 @@ def usable(images: Images) -> Bool[np.ndarray, " N"]:
     return np.isfinite(images).all(axis=(1, 2, 3))
 
 
-def _check_labels(name: str, labels: np.ndarray, count: int, num_classes: int | None) -> None:
+def _label_faults(name: str, labels: np.ndarray, count: int, num_classes: int | None) -> list[str]:
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(
+        return [
             f"{name} labels are {labels.dtype} of shape {labels.shape}: must be integers of "
             f"shape [N]{_label_advice(labels)}"
-        )
+        ]
     if count != len(labels):
-        raise ValueError(f"{name} has {count} images and {len(labels)} labels: must agree")
+        return [f"{name} has {count} images and {len(labels)} labels: must agree"]
     # Limits come last: they mean nothing before the shapes agree.
-    low, high = labels.min(), labels.max()
-    if low < 0 or (num_classes is not None and high >= num_classes):
-        wanted = "0 or more" if num_classes is None else f"in 0..{num_classes - 1}"
-        row = int(np.argmin(labels) if low < 0 else np.argmax(labels))
-        raise ValueError(f"{name} label {labels[row]} of example {row}: must be {wanted}")
+    low, high = (labels.min(), labels.max()) if count else (0, 0)
+    if low >= 0 and (num_classes is None or high < num_classes):
+        return []
+    wanted = "0 or more" if num_classes is None else f"in 0..{num_classes - 1}"
+    row = int(np.argmin(labels) if low < 0 else np.argmax(labels))
+    return [f"{name} label {labels[row]} of example {row}: must be {wanted}"]
 
 
 def _label_advice(labels: np.ndarray) -> str:

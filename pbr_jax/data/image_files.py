@@ -22,6 +22,7 @@ _WHY = {
     "hidden file": "hidden files",
     "file of another ending": "files of other endings",
     "file beside the class folders": "files beside the class folders",
+    "link that leads nowhere": "links that lead nowhere",
     "link to a folder that is read already": "links to folders that are read already",
     "folder named like an image, without one": "folders named like images, without one",
 }
@@ -54,7 +55,7 @@ def find_images(folder: Path) -> Found:
     left_out: LeftOut = collections.Counter()
     home = Path(os.path.realpath(folder))
     read = {home, *home.parents}  # a link to one of these would lead back to here
-    folders, links = [folder], []
+    folders, links = [folder], list[Path]()
     named_like_images = []
     while folders or links:
         # Links come last, so that what is also there without one keeps that path.
@@ -77,6 +78,8 @@ def find_images(folder: Path) -> Found:
                 links.append(path)
             elif is_image(path):
                 files.append(path)
+            elif not path.exists():
+                left_out["link that leads nowhere", entry.name] += 1
             else:
                 left_out["file of another ending", path.suffix.lower() or "none"] += 1
     for place in named_like_images:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from pbr_jax import npz
-from pbr_jax.data.arrays import NUMBER_THEM, ArrayRecords, check_images, usable
+from pbr_jax.data.arrays import NUMBER_THEM, ArrayRecords, image_faults, usable
 from pbr_jax.data.folders import settle
 from pbr_jax.data.records import Dataset, Request, Skipped
 from pbr_jax.files import user_path
@@ -35,7 +35,7 @@ def load(request: Request) -> Dataset:
             raise ValueError(f"{path}: no array {', '.join(missing)}; it has {there}")
     except ValueError as error:
         raise ValueError(f"data.path = {error}") from error
-    skipped = ()
+    skipped: tuple[Skipped, ...] = ()
     if request.on_error == "skip":
         skipped = tuple(_skip(found, split, path) for split in ("train", "test"))
     # Checked twice: without class names their number comes from these labels, which must be sound.
@@ -54,11 +54,11 @@ def load(request: Request) -> Dataset:
 def _skip(found: dict[str, np.ndarray], split: str, path: str) -> Skipped:
     """Leaves out the images of a split that cannot be used, and their labels."""
     images, labels = f"{split}_images", f"{split}_labels"
-    check_images("training images" if split == "train" else "test images", found[images])
-    keep = usable(found[images])
+    # Where all of them are wrong they are refused with the rest, not left out.
+    keep = np.ones(1, bool) if image_faults(images, found[images]) else usable(found[images])
     faults = [f"{images}[{row}]: has NaN or infinity" for row in np.flatnonzero(~keep)]
     skipped = settle(faults, len(keep), "images", f"{path}, {images}", "skip")
-    if faults and len(found[labels]) == len(keep):  # otherwise the labels are refused as they are
+    if faults and found[labels].shape[:1] == keep.shape:
         found[images], found[labels] = found[images][keep], found[labels][keep]
     return skipped
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pbr_jax import npz
-from pbr_jax.data.arrays import check_images, usable
+from pbr_jax.data.arrays import image_faults, usable
 from pbr_jax.data.image_files import ENDINGS, find_images, notes, read_image
 from pbr_jax.data.records import ImageRecord, Record, TextRecord
 from pbr_jax.data.tables import Fault, read_rows
@@ -74,7 +74,8 @@ def _arrays(path: Path) -> Sequence[Item]:
     if name is None:
         raise ValueError(f"{path}: no array images or test_images; it has {', '.join(there)}")
     images = npz.read(path, (name,))[name]
-    check_images(f"{path}: {name}", images)
+    if faults := image_faults(f"{path}: {name}", images):
+        raise ValueError("\n".join(faults))
     # As in training; a single image may still be left out.
     return [
         ImageRecord(image, 0, f"{path}[{row}]") if good else f"{path}[{row}]: has NaN or infinity"

@@ -64,6 +64,15 @@ def test_wrong_images_are_refused_everywhere_with_advice_that_works(
         assert len(unlabelled.find([repaired], "image")) == 6
 
 
+def test_all_faults_of_arrays_are_told_at_once(tmp_path):
+    path = save(tmp_path, COLOUR.transpose(0, 3, 1, 2).astype(float), np.eye(3)[LABELS])
+    with pytest.raises(ValueError, match="labels are") as raised:
+        data.load("npz", str(path))
+    advice = "transpose(0, 2, 3, 1)", "images.round().astype(np.uint8)", "labels.argmax(axis=1)"
+    for line, words in zip(str(raised.value).splitlines(), advice, strict=True):
+        assert words in line
+
+
 @pytest.mark.parametrize("images", [DIGITS, COLOUR, DIGITS / 255, (DIGITS / 255).astype("f2")])
 def test_sound_images_pass(tmp_path, images):
     path = save(tmp_path, images)
@@ -166,12 +175,22 @@ ANY = st.sampled_from(DTYPES).flatmap(
 
 @pytest.mark.filterwarnings("ignore:overflow")
 @settings(max_examples=60)
-@given(ANY | st.just(DIGITS[:2]), ANY | st.just(LABELS[:2]), ANY | st.none())
-def test_any_arrays_are_a_data_set_or_a_message(tmp_path_factory, images, labels, class_names):
+@given(
+    ANY | st.just(DIGITS[:2]),
+    ANY | st.just(LABELS[:2]),
+    ANY | st.none(),
+    st.sampled_from(["stop", "skip"]),
+)
+def test_any_arrays_are_a_data_set_or_a_message(
+    tmp_path_factory, images, labels, class_names, on_error
+):
     others = {} if class_names is None else {"class_names": class_names}
     path = save(tmp_path_factory.getbasetemp(), images, labels, **others)
     texts = []
-    for read in (lambda: data.load("npz", str(path)), lambda: unlabelled.find([path], "image")):
+    for read in (
+        lambda: data.load("npz", str(path), on_error=on_error),
+        lambda: unlabelled.find([path], "image"),
+    ):
         try:
             texts.append(read())
         except ValueError as error:

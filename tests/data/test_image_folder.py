@@ -211,8 +211,11 @@ def test_linked_folders_are_followed_once_and_without_loops(folder, tmp_path):
     (ant / "e_more").symlink_to("more")
     (folder / "train" / "cow").symlink_to(tmp_path / "store")
     tree(folder, "test/cow/0.jpg")
+    (ant / "f_gone").symlink_to(tmp_path / "unmounted")
     dataset = data.load("image_folder", str(folder))
     names = names_of(dataset.train)
+    (note,) = dataset.notes
+    assert "2 links that lead nowhere (f_gone), " in note and "(a_link, b_again, " in note
     # What was there keeps its path and its order.
     assert [name for name in names if name in before] == before
     new = sorted(set(names) - set(before))
