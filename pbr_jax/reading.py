@@ -56,7 +56,7 @@ def read_bytes(path: Path | str, most: int) -> bytes:
     """
     size = regular_size(path)
     if size > most:
-        raise ValueError(f"{shown(path)}: has {size} bytes, more than the {most} that are read")
+        raise ValueError(f"{shown(path)}: has {size} bytes; at most {most} are read")
     try:
         return Path(path).read_bytes()
     except OSError as error:

@@ -44,7 +44,7 @@ def test_too_large_a_file_is_not_read(tmp_path):
     path = tmp_path / "x.png"
     path.write_bytes(b"12345")
     assert read_bytes(path, 5) == b"12345"
-    with pytest.raises(ValueError, match=r"x\.png: has 5 bytes, more than the 4 that are read"):
+    with pytest.raises(ValueError, match=r"x\.png: has 5 bytes; at most 4 are read"):
         read_bytes(path, 4)
 
 

@@ -159,7 +159,7 @@ def test_a_file_of_more_bytes_than_any_image_is_not_read(tmp_path):
     path = tmp_path / "x.bmp"
     with path.open("wb") as file:
         file.truncate(2**29 + 1)
-    with pytest.raises(ValueError, match=r"x\.bmp: has 536870913 bytes, more than"):
+    with pytest.raises(ValueError, match=r"x\.bmp: has 536870913 bytes; at most 536870912"):
         read_image(str(path))
 
 
