@@ -74,6 +74,10 @@ def test_tokenizer_json_gives_the_same(vocabulary, tmp_path):
     with pytest.raises(ValueError, match=r"data\.lower_case = false: .*tokenizer\.json decides"):
         TextInputs(str(path), 10, lower_case=False)
     without = json.loads(path.read_text())
+    without["model"]["vocab"]["a"] = 4_000_000_000
+    path.write_text(json.dumps(without))
+    with pytest.raises(ValueError, match="has token 4000000000"):
+        TextInputs(str(path), 10)
     del without["model"]["vocab"]["[CLS]"]
     without["post_processor"] = None
     without["added_tokens"] = []
@@ -222,7 +226,7 @@ def test_unknown_words_and_texts_that_are_cut_are_told(vocabulary, tmp_path):
     assert line == "2 of the first 2 texts are cut at model.max_length = 8 tokens"
 
 
-@hypothesis.settings(max_examples=60)
+@hypothesis.settings(max_examples=25)
 @hypothesis.given(st.lists(st.text(st.characters(codec="utf-8"), max_size=4), max_size=8))
 def test_any_text_is_a_vocabulary(tmp_path_factory, words):
     path = tmp_path_factory.getbasetemp() / "any_vocab.txt"
