@@ -213,7 +213,7 @@ class Data:
         None, "split that evaluation reads; none = the usual one, or the only one beside train"
     )
     max_test: int | None = setting(
-        None, "evaluate on so many examples, the first of the split; none = on all", AT_LEAST_ONE
+        None, "evaluate on so many examples, of all classes; none = on all", AT_LEAST_ONE
     )
     on_error: OnError = setting(
         "stop", "what to do about broken images and rows; skip counts them and leaves them out"

@@ -5,8 +5,9 @@
     pbr data check my_arrays.npz
 
 Prints the examples of each split and class, the sizes of the images or the words of the texts,
-every image or row that cannot be used, and how many test examples are in training too. The exit
-code is 1 if something cannot be used, or a class is tested that training never shows.
+every image or row that cannot be used, what is left out as no example, and how many test examples
+are in training too. The exit code is 1 if something cannot be used, or a class is tested that
+training never shows.
 """
 
 import argparse
@@ -44,9 +45,10 @@ def main(args: argparse.Namespace) -> int:
             )
     if args.tokenizer is not None and SOURCES[name].kind != "text":
         raise ValueError(f"--tokenizer {args.tokenizer}: {name} has no texts")
-    # Rows are all read to begin with; images are decoded below, broken or not.
+    # Rows and arrays are all read to begin with; files are decoded below, broken or not.
     kind = SOURCES[name].kind
-    on_error: data.OnError = "skip" if kind == "text" else "stop"
+    in_files = kind == "image" and "affine" not in SOURCES[name].augments
+    on_error: data.OnError = "stop" if in_files else "skip"
     dataset = data.load(name, path, test_split=args.test_split, on_error=on_error, any_labels=True)
     notes = list(dataset.remarks)
     if args.tokenizer is not None:

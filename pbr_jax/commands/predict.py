@@ -65,8 +65,8 @@ def main(args: argparse.Namespace) -> int:
     else:
         write_text(args.csv, text)
     # Standard output is for the predictions alone.
-    for fault in faults:
-        print(f"skipped: {fault}", file=sys.stderr)
+    for note in [*(f"skipped: {fault}" for fault in faults), *examples.notes]:
+        print(note, file=sys.stderr)
     where = "" if args.csv is None else f"; wrote {args.csv}"
     print(
         f"{len(examples) - len(faults)} of {len(examples)} examples predicted with checkpoint"

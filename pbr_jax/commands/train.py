@@ -63,8 +63,6 @@ def main(args: argparse.Namespace) -> int:
     # Faults of the data and of their preparation are told at once.
     dataset, inputs = settings.at_once(lambda: load_data(config), lambda: make_inputs(config))
     notes += dataset.notes + input_notes(inputs, dataset.train)
-    if config.data.max_test is not None:
-        notes.append(f"evaluation on the first {len(dataset.test)} test examples only")
     parts = from_config.build(config)
     # Memory is on the screen before anything is compiled.
     use, full_use = memory_use(config), memory_use(fully_fine_tuned(config))

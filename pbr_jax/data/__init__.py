@@ -17,21 +17,22 @@ from pbr_jax.data.images import ImageInputs
 from pbr_jax.data.loader import TrainBatches, eval_batches
 from pbr_jax.data.records import (
     Batch,
+    ChosenRecords,
     Dataset,
-    FirstRecords,
     Prepare,
     Records,
     Request,
     check_labels,
 )
+from pbr_jax.data.sample import sample
 from pbr_jax.data.text import TextInputs
 from pbr_jax.datasets import SOURCES, OnError
 
 __all__ = [
     "SOURCES",
     "Batch",
+    "ChosenRecords",
     "Dataset",
-    "FirstRecords",
     "ImageInputs",
     "OnError",
     "Prepare",
@@ -42,6 +43,7 @@ __all__ = [
     "eval_batches",
     "load",
     "prepare",
+    "sample",
 ]
 
 

@@ -52,23 +52,23 @@ class Records(Protocol):
     def __getitem__(self, index: int, /) -> Record: ...
 
 
-class FirstRecords:
-    """The first `number` of other records, or all of them where there are no more."""
+class ChosenRecords:
+    """Some rows of other records."""
 
-    def __init__(self, records: Records, number: int) -> None:
-        self._records, self._number = records, min(number, len(records))
+    def __init__(self, records: Records, rows: Int[np.ndarray, " N"]) -> None:
+        self._records, self._rows = records, rows
 
     @property
     def labels(self) -> Int[np.ndarray, " N"] | None:
-        """Labels of the first records, or None where those of all are unknown."""
+        """Labels of the chosen rows, or None where those of all are unknown."""
         labels = self._records.labels
-        return None if labels is None else labels[: self._number]
+        return None if labels is None else labels[self._rows]
 
     def __len__(self) -> int:
-        return self._number
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> Record:
-        return self._records[index]
+        return self._records[int(self._rows[index])]
 
 
 # Records to the arrays of a batch; changed at random when a generator is given.
@@ -112,7 +112,7 @@ class Dataset(NamedTuple):
     test: Records
     class_names: tuple[str, ...]
     skipped: tuple[Skipped, ...] = ()
-    remarks: tuple[str, ...] = ()  # lines about the classes
+    remarks: tuple[str, ...] = ()  # lines about the classes, and about what is no example
 
     @property
     def num_classes(self) -> int:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pbr_jax.data.csv_rows import read_csv
-from pbr_jax.data.folders import class_names, evaluation_split, existing_folder, settle
+from pbr_jax.data.folders import class_names, composed, evaluation_split, existing_folder, settle
 from pbr_jax.data.labels import label_fault, label_remarks, one_spelling
 from pbr_jax.data.lines import Line, json_rows, read_lines
 from pbr_jax.data.records import Dataset, Request, Skipped, TextRecord, shown
@@ -44,9 +44,9 @@ class TextRecords:
     """Texts in memory, as `Records`."""
 
     def __init__(self, rows: list[Row], classes: tuple[str, ...]) -> None:
-        number = {name: label for label, name in enumerate(classes)}
+        number = {composed(name): label for label, name in enumerate(classes)}
         self._rows = rows
-        self.labels = np.array([number[row.label] for row in rows], np.int32)
+        self.labels = np.array([number[composed(row.label)] for row in rows], np.int32)
 
     def __len__(self) -> int:
         return len(self._rows)

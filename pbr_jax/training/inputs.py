@@ -12,7 +12,8 @@ def load_data(config: Config) -> data.Dataset:
     """Reads the data set that `config` names, with as many classes as the model.
 
     Raises:
-      ValueError: it cannot be read, or has another number of classes.
+      ValueError: it cannot be read, has another number of classes, or is tested on fewer examples
+        than it has classes.
     """
     d = config.data
     dataset = data.load(d.name, d.path, test_split=d.test_split, on_error=d.on_error)
@@ -22,7 +23,8 @@ def load_data(config: Config) -> data.Dataset:
             f"{dataset.num_classes} classes; set model.num_classes={dataset.num_classes}"
         )
     if d.max_test is not None:
-        dataset = dataset._replace(test=data.FirstRecords(dataset.test, d.max_test))
+        test, which = data.sample(dataset.test, d.max_test)
+        dataset = dataset._replace(test=test, remarks=(*dataset.remarks, which))
     return dataset
 
 

@@ -155,7 +155,7 @@ def test_skipping_counts_and_names_what_is_left_out(vit, broken, pictures, capsy
     [
         ("folder", None, "a folder without images"),
         ("texts.csv", b"text\na\n", "text, but the model of this run reads images"),
-        ("own.npz", b"PK", r"own.npz: not an .npz file with images"),
+        ("own.npz", b"PK", r"own.npz: not a readable .npz file"),
     ],
 )
 def test_what_is_no_image_is_refused(vit, tmp_path, capsys, name, content, message):
