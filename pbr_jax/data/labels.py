@@ -38,6 +38,11 @@ def label_remarks(folder: Path, labels: Iterable[str], names: Sequence[str]) -> 
             f"{folder}: {_some(several)} is written with composed and with decomposed accents; "
             "both are one class"
         )
+    cases = collections.Counter(name.casefold() for name in names)
+    if several := [name for name in names if cases[name.casefold()] > 1]:
+        remarks.append(
+            f"{folder}: {_some(several)} are different classes: they differ in capital letters"
+        )
     whole = [name for name in names if _POINT.fullmatch(name) and float(name).is_integer()]
     if whole:
         remarks.append(
