@@ -16,21 +16,25 @@ from pathlib import Path
 from pbr_jax.data.lines import COLUMNS, Line
 from pbr_jax.data.records import shown
 
+_AGAIN = 100  # lines of a row that is read again: each of many may open a quote
 _LONGEST_FIELD = 2**31 - 1  # characters; what a C long holds on every system
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 class _Cursor:
-    """Lines for the reader of the standard library, which can be sent back; `next` from 0."""
+    """Lines for the reader of the standard library, which can be sent back; `next` from 0.
+
+    Before line `end` it says that there are no more.
+    """
 
     def __init__(self, lines: Sequence[str]) -> None:
-        self.lines, self.next = lines, 0
+        self.lines, self.next, self.end = lines, 0, len(lines)
 
     def __iter__(self) -> "_Cursor":
         return self
 
     def __next__(self) -> str:
-        if self.next == len(self.lines):
+        if self.next == self.end:
             raise StopIteration
         self.next += 1
         return self.lines[self.next - 1]
@@ -71,10 +75,12 @@ def _long_fields() -> Iterator[None]:
 def _rows(reader: Iterator[list[str]], cursor: _Cursor, columns: Sequence[str]) -> Iterator[Line]:
     lines, labels = cursor.lines, _Labels(cursor.lines[cursor.next :], columns)
     swallowed = 0  # lines before this one were taken by a row that cannot be read
+    again = 0  # lines before this one are read for the second time
     broken: Line | None = None  # that row, while the lines behind it are its own
     while (first := cursor.next) < len(lines):
         fields: list[str] = []
         fault = ""
+        cursor.end = min(len(lines), first + _AGAIN if first < again else len(lines))
         try:
             fields = next(reader)
             if cursor.next > first + 1 and labels.end_each(lines[first : cursor.next]):
@@ -85,6 +91,7 @@ def _rows(reader: Iterator[list[str]], cursor: _Cursor, columns: Sequence[str]) 
         if fault:
             if broken:
                 yield broken
+            again = max(again, cursor.next)
             cursor.next = first + 1
             broken = Line(first + 1, first + 1, ValueError(fault))
             continue
@@ -103,6 +110,8 @@ def _rows(reader: Iterator[list[str]], cursor: _Cursor, columns: Sequence[str]) 
         content: dict[str, str] | ValueError = dict(zip(columns, fields, strict=False))
         if not fits:
             content = ValueError(f"{len(fields)} fields, but the header has {len(columns)}")
+        elif [name.removeprefix("\ufeff") for name in fields] == columns:
+            content = ValueError("the header once more, as of a second file")
         elif rest:
             content = ValueError("the end of a row whose quote is not closed where it should be")
         yield Line(first + 1, cursor.next, content)

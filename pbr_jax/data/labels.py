@@ -1,11 +1,11 @@
 """Labels of a table as they are written: scores, names of rows, two spellings of one name."""
 
+import collections
 import re
-import unicodedata
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pbr_jax.data.folders import composed
 from pbr_jax.data.records import shown
 
 _POINT = re.compile(r"[+-]?[0-9]*\.[0-9]+(e[+-]?[0-9]+)?", re.IGNORECASE)
@@ -29,21 +29,19 @@ def label_fault(labels: Sequence[str]) -> str | None:
     return None
 
 
-def one_spelling(labels: Iterable[str]) -> dict[str, str]:
-    """The composed form of each label that is there with composed and with decomposed accents."""
-    forms = defaultdict(set)
-    for label in labels:
-        forms[unicodedata.normalize("NFC", label)].add(label)
-    return {label: form for form, found in forms.items() if len(found) > 1 for label in found}
-
-
-def label_remarks(folder: Path, names: Sequence[str], spelling: dict[str, str]) -> tuple[str, ...]:
-    """Lines for the user about classes that may not be what was meant."""
+def label_remarks(folder: Path, labels: Iterable[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Lines for the user about classes, by their `names`, that may not be what was meant."""
     remarks = []
-    if spelling:
+    forms = collections.Counter(map(composed, {*labels}))
+    if several := sorted(form for form, count in forms.items() if count > 1):
         remarks.append(
-            f"{folder}: {_some(sorted({*spelling.values()}))} is written with composed and with "
-            "decomposed accents; both are one class"
+            f"{folder}: {_some(several)} is written with composed and with decomposed accents; "
+            "both are one class"
+        )
+    cases = collections.Counter(name.casefold() for name in names)
+    if several := [name for name in names if cases[name.casefold()] > 1]:
+        remarks.append(
+            f"{folder}: {_some(several)} are different classes: they differ in capital letters"
         )
     whole = [name for name in names if _POINT.fullmatch(name) and float(name).is_integer()]
     if whole:

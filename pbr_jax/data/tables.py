@@ -15,7 +15,7 @@ import numpy as np
 
 from pbr_jax.data.csv_rows import read_csv
 from pbr_jax.data.folders import class_names, composed, evaluation_split, existing_folder, settle
-from pbr_jax.data.labels import label_fault, label_remarks, one_spelling
+from pbr_jax.data.labels import label_fault, label_remarks
 from pbr_jax.data.lines import Line, json_rows, read_lines
 from pbr_jax.data.records import Dataset, Request, Skipped, TextRecord, shown
 from pbr_jax.datasets import OnError
@@ -70,15 +70,11 @@ def load(request: Request) -> Dataset:
     train_rows, train_skipped = _read(folder / f"train.{suffix}", on_error)
     test_rows, test_skipped = _read(folder / f"{test}.{suffix}", on_error)
     # Rows first: the number of a label is its place among those of both splits.
-    spelling = one_spelling({row.label for row in (*train_rows, *test_rows)})
-    train_rows, test_rows = (
-        [row._replace(label=spelling.get(row.label, row.label)) for row in rows]
-        for rows in (train_rows, test_rows)
-    )
-    names = class_names({row.label for row in (*train_rows, *test_rows)}, folder)
+    labels = {row.label for row in (*train_rows, *test_rows)}
+    names = class_names(labels, folder)
     train, tested = TextRecords(train_rows, names), TextRecords(test_rows, names)
     skipped = (train_skipped, test_skipped)
-    return Dataset(train, tested, names, skipped, label_remarks(folder, names, spelling))
+    return Dataset(train, tested, names, skipped, label_remarks(folder, labels, names))
 
 
 def _read(file: Path, on_error: OnError) -> tuple[list[Row], Skipped]:

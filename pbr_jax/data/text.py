@@ -11,6 +11,7 @@ from pbr_jax.data.records import Batch, TextRecord, shown
 from pbr_jax.data.vocabulary import load_tokenizer, normalization
 
 _SHORTEST = 5  # [CLS] a [SEP] b [SEP]
+_MOST_WORDS = 2**24  # the vocabularies of published models have less than a million words
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 _CHARACTERS = 20  # of a text for each token that fits, in a sample: more than words have
 
@@ -59,6 +60,11 @@ class TextInputs:
         self._tokenizer.enable_truncation(max_length, strategy="longest_first")
         # A vocabulary may have gaps: its largest number counts, not its number of words.
         self.vocab_size = max(words.values()) + 1
+        if self.vocab_size > _MOST_WORDS:
+            raise ValueError(
+                f"data.tokenizer = {path}: has token {self.vocab_size - 1}, which is "
+                f"not below {_MOST_WORDS}; not of a BERT"
+            )
 
     @property
     def normalization(self) -> dict[str, bool]:

@@ -24,6 +24,7 @@ _CLASSES = {
     *("PreTrainedTokenizer", "TokenizersBackend"),
 }
 _FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "do_basic_tokenize")
+_WORDS = 5000  # that are looked at
 _CONFIG_BYTES = 2**26  # those of known models have less than 2**21
 
 
@@ -47,10 +48,13 @@ def load_tokenizer(path: str, lower_case: bool | None) -> Loaded:
       ValueError: the file, or the one beside it, is missing or no such file; names it.
     """
     file = user_path(path)
-    if not file.exists() or file.is_dir():
-        what = "is a folder" if file.is_dir() else "no such file"
+    if file.is_dir():
+        inside = [name for name in ("tokenizer.json", "vocab.txt") if (file / name).is_file()]
+        advice = f"set data.tokenizer={file / inside[-1]}" if inside else "give a file in it"
+        raise ValueError(f"data.tokenizer = {path}: is a folder; {advice}")
+    if not file.exists():
         raise ValueError(
-            f"data.tokenizer = {path}: {what}; take vocab.txt or tokenizer.json from where "
+            f"data.tokenizer = {path}: no such file; take vocab.txt or tokenizer.json from where "
             "the model's weights are from, such as huggingface.co/google-bert/bert-base-uncased"
         )
     if file.suffix == ".json" and lower_case is not None:
@@ -74,7 +78,28 @@ def load_tokenizer(path: str, lower_case: bool | None) -> Loaded:
             f"{str(said).lower()}, as the model was trained; the setting is followed"
         )
     lower = next((value for value in (lower_case, said) if value is not None), True)
-    return Loaded(_word_pieces(words, lower, beside), notes, longest)
+    tokenizer = _word_pieces(words, lower, beside)
+    notes += [] if said is not None else _unlike(words, tokenizer, lower, path)
+    return Loaded(tokenizer, notes, longest)
+
+
+def _unlike(words: dict[str, int], tokenizer: Any, lower: bool, path: str) -> list[str]:
+    """A line if the words look as if texts were changed otherwise when they were collected."""
+    some = [word for word in words if not word.startswith("[")]
+    some = some[:: len(some) // _WORDS + 1]
+    change = tokenizer.normalizer.normalize_str
+    lost = [word for word in some if change(word).strip() != word.strip()]
+    if lower and len(lost) > len(some) / 10:
+        return [
+            f"{path}: {len(lost) / len(some):.0%} of its words, such as {shown(lost[-1])}, are in "
+            "no text that is lower-cased; if the model is a cased one, set data.lower_case=false"
+        ]
+    if not lower and some and all(word == word.lower() for word in some):
+        return [
+            f"{path}: no word has a capital letter, but texts keep theirs; if the model is an "
+            "uncased one, set data.lower_case=true"
+        ]
+    return []
 
 
 def _word_pieces(words: dict[str, int], lower: bool, beside: dict[str, Any]) -> Any:

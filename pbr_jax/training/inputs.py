@@ -4,6 +4,8 @@ import contextlib
 
 from pbr_jax import data
 from pbr_jax.configs.common import Config
+from pbr_jax.data.records import TextRecord
+from pbr_jax.data.unlabelled import Unlabelled
 
 _SAMPLE = 200  # texts that are looked at before the first step
 
@@ -48,12 +50,14 @@ def make_inputs(config: Config) -> data.Prepare:
     return data.ImageInputs(m.image_size, m.channels, d.augment or d.source.augments[0])
 
 
-def input_notes(inputs: data.Prepare, records: data.Records) -> list[str]:
+def input_notes(inputs: data.Prepare, records: data.Records | Unlabelled) -> list[str]:
     """Lines for the user on how the first of the texts are prepared; images have none."""
     if not isinstance(inputs, data.TextInputs):
         return []
     sample = []
     for row in range(min(len(records), _SAMPLE)):
         with contextlib.suppress(ValueError):  # one that cannot be used is told when its turn comes
-            sample.append(records[row])
+            record = records[row]
+            assert isinstance(record, TextRecord)
+            sample.append(record)
     return [*inputs.notes, *inputs.remarks(sample)]

@@ -74,6 +74,10 @@ def test_tokenizer_json_gives_the_same(vocabulary, tmp_path):
     with pytest.raises(ValueError, match=r"data\.lower_case = false: .*tokenizer\.json decides"):
         TextInputs(str(path), 10, lower_case=False)
     without = json.loads(path.read_text())
+    without["model"]["vocab"]["a"] = 4_000_000_000
+    path.write_text(json.dumps(without))
+    with pytest.raises(ValueError, match="has token 4000000000"):
+        TextInputs(str(path), 10)
     del without["model"]["vocab"]["[CLS]"]
     without["post_processor"] = None
     without["added_tokens"] = []
@@ -134,6 +138,19 @@ def test_of_equal_words_the_last_counts_and_both_lines_are_named(tmp_path):
     inputs = TextInputs(str(path), 8)
     assert tokens_of(inputs, "a b") == [6, 5]
     assert inputs.notes[0].startswith(f"{path}: lines 5 and 7 are both a; the later one")
+
+
+def test_words_that_look_like_another_casing_are_told(vocabulary, tmp_path):
+    (note,) = TextInputs(vocabulary, 8, lower_case=False).notes
+    assert "no word has a capital letter" in note and "set data.lower_case=true" in note
+    path = tmp_path / "cased.txt"
+    path.write_text("\n".join([*SPECIAL, "a", "A", "\u4e2d", "b"]))
+    (note,) = TextInputs(str(path), 8).notes
+    assert "25% of its words, such as A, are in no text that is lower-cased" in note
+    assert "set data.lower_case=false" in note
+    assert TextInputs(str(path), 8, lower_case=False).notes == []
+    with pytest.raises(ValueError, match=r"is a folder; set data\.tokenizer=.*vocab\.txt$"):
+        TextInputs(str(tmp_path), 8)
 
 
 def write_config(folder, **settings):
@@ -222,7 +239,7 @@ def test_unknown_words_and_texts_that_are_cut_are_told(vocabulary, tmp_path):
     assert line == "2 of the first 2 texts are cut at model.max_length = 8 tokens"
 
 
-@hypothesis.settings(max_examples=60)
+@hypothesis.settings(max_examples=25)
 @hypothesis.given(st.lists(st.text(st.characters(codec="utf-8"), max_size=4), max_size=8))
 def test_any_text_is_a_vocabulary(tmp_path_factory, words):
     path = tmp_path_factory.getbasetemp() / "any_vocab.txt"
@@ -233,7 +250,7 @@ def test_any_text_is_a_vocabulary(tmp_path_factory, words):
     assert known == {word: number for number, word in enumerate(lines) if word}
 
 
-@hypothesis.settings(max_examples=60)
+@hypothesis.settings(max_examples=40)
 @hypothesis.given(st.sampled_from(["vocab.txt", "tokenizer.json"]), st.binary(max_size=40))
 def test_any_bytes_are_a_tokenizer_or_an_error(tmp_path_factory, name, content):
     path = tmp_path_factory.getbasetemp() / f"any_{name}"

@@ -58,9 +58,9 @@ def test_texts_become_what_bert_reads(tmp_path):
     batch = batch_of(config)
     assert (batch["lengths"] == 8).all() and set(batch["label"]) <= set(range(4))
     texts = load_data(config).train
-    assert input_notes(make_inputs(config), texts) == []
-    short = dataclasses.replace(config, model=dataclasses.replace(config.model, max_length=7))
-    assert "12 of the first 12 texts are cut" in input_notes(make_inputs(short), texts)[0]
+    assert "12 of the first 12 texts are cut" in input_notes(make_inputs(config), texts)[0]
+    long = dataclasses.replace(config, model=dataclasses.replace(config.model, max_length=12))
+    assert input_notes(make_inputs(long), texts) == []
     small = dataclasses.replace(config.model, vocab_size=len(VOCABULARY) - 1)
     with pytest.raises(ValueError, match=rf"model\.vocab_size = .* has {len(VOCABULARY)} words"):
         make_inputs(dataclasses.replace(config, model=small))
