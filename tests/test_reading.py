@@ -5,7 +5,6 @@ import socket
 
 import pytest
 
-from pbr_jax.host import available_memory
 from pbr_jax.reading import read_bytes, read_lines
 
 
@@ -79,13 +78,3 @@ def test_other_encodings_are_named(tmp_path, content, message):
     (tmp_path / "classes.txt").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_lines(tmp_path / "classes.txt")
-
-
-def test_a_limit_of_the_system_counts_without_what_is_only_cached(tmp_path, monkeypatch):
-    for name, text in (("max", "5000"), ("current", "4000"), ("stat", "inactive_file 1500\n")):
-        (tmp_path / f"memory.{name}").write_text(text)
-    limit = (f"{tmp_path}/memory.max", f"{tmp_path}/memory.current", "inactive_file")
-    monkeypatch.setattr("pbr_jax.host._LIMITS", (limit,))
-    assert available_memory() == 2500
-    (tmp_path / "memory.max").write_text("max\n")
-    assert available_memory() is None or available_memory() > 2**20
