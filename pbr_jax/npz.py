@@ -123,8 +123,8 @@ def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype]:
         raise _Fault(f"{name} is no array of NumPy's; np.savez writes one") from error
     if dtype.hasobject:
         raise _Fault(
-            f"array {name} holds Python objects, which are never unpickled; convert it first, such "
-            f"as with {name}.astype(np.int64) or {name}.astype(str)"
+            f"array {name} holds Python objects, which are never unpickled; where they are numbers "
+            f"or arrays of one shape, np.array(list({name})) makes one array of them"
         )
     return shape, dtype
 

@@ -77,7 +77,7 @@ def test_only_what_is_wanted_is_looked_at(tmp_path):
         (archive({"a.npy": array_file((-2, -3), content=bytes(24))}), r"shape \(-2, -3\)"),
         (archive({"a.npy": array_file((10**15,), "<U0")}), r"shape \(1000000000000000,\) of <U0"),
         (archive({"a.npy": array_file((10**4000,))}), "a should have shape"),
-        (stored(a=np.array([None, 1])), r"array a holds Python objects.* a\.astype"),
+        (stored(a=np.array([None, 1])), r"array a holds Python objects.* np\.array\(list\(a"),
         (archive({"a.npy": array_file((1,), content=bytes(4))}, zipfile.ZIP_LZMA), "LZMA"),
     ],
 )
@@ -163,7 +163,7 @@ def changed(draw):
     return bytes(content)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.binary(max_size=300) | st.builds(b"PK\3\4".__add__, st.binary()) | spoilt() | changed())
 def test_any_bytes_are_arrays_or_an_error_that_names_the_file(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.npz"

@@ -1,6 +1,7 @@
 """Image files of the user's own: `PATH/train/CLASS/*.jpg` and `PATH/test/CLASS/*.jpg`."""
 
 import collections
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -80,12 +81,15 @@ def _classes(folder: Path) -> tuple[dict[str, list[Path]], LeftOut]:
     """
     found: dict[str, list[Path]] = {}
     left_out: LeftOut = collections.Counter()
+    home = Path(os.path.realpath(folder))
     for entry in entries(folder):
         place = folder / entry.name
         if is_hidden(entry.name):
             left_out += hidden(entry)
         elif not place.is_dir():
             left_out["file beside the class folders", entry.name] += 1
+        elif home.is_relative_to(os.path.realpath(place)):  # all classes as one
+            left_out["link to a folder that is read already", entry.name] += 1
         else:
             files, others = find_images(place)
             if not files:

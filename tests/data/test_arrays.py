@@ -64,6 +64,15 @@ def test_wrong_images_are_refused_everywhere_with_advice_that_works(
         assert len(unlabelled.find([repaired], "image")) == 6
 
 
+def test_arrays_of_python_objects_are_named_and_can_be_converted(tmp_path):
+    objects = np.empty(6, object)
+    objects[:] = list(DIGITS)
+    with pytest.raises(ValueError, match=r"data\.path = .* train_images holds Python objects"):
+        data.load("npz", str(save(tmp_path, objects)))
+    repaired = save(tmp_path, np.array(list(objects)))
+    assert data.load("npz", str(repaired)).train.images.tobytes() == DIGITS.tobytes()
+
+
 def test_all_faults_of_arrays_are_told_at_once(tmp_path):
     path = save(tmp_path, COLOUR.transpose(0, 3, 1, 2).astype(float), np.eye(3)[LABELS])
     with pytest.raises(ValueError, match="labels are") as raised:

@@ -212,10 +212,11 @@ def test_linked_folders_are_followed_once_and_without_loops(folder, tmp_path):
     (folder / "train" / "cow").symlink_to(tmp_path / "store")
     tree(folder, "test/cow/0.jpg")
     (ant / "f_gone").symlink_to(tmp_path / "unmounted")
+    (folder / "train" / "all").symlink_to(".")
     dataset = data.load("image_folder", str(folder))
     names = names_of(dataset.train)
     (note,) = dataset.notes
-    assert "2 links that lead nowhere (f_gone), " in note and "(a_link, b_again, " in note
+    assert "2 links that lead nowhere (f_gone), " in note and "(a_link, all, b_again " in note
     # What was there keeps its path and its order.
     assert [name for name in names if name in before] == before
     new = sorted(set(names) - set(before))
@@ -267,6 +268,8 @@ def test_accents_may_be_composed_or_not(folder):
     tree(folder, f"train/{forms[0]}/0.jpg", f"test/{forms[1]}/0.jpg")
     dataset = data.load("image_folder", str(folder))
     assert dataset.num_classes == 3 and dataset.train.labels[-1] == dataset.test.labels[-1] == 2
+    tree(folder, f"train/{forms[1]}/1.jpg")
+    assert data.load("image_folder", str(folder)).train.labels.tolist()[-2:] == [2, 2]
     for form in forms:
         (folder / "classes.txt").write_text(f"bee\n{form}\nant\n", "utf-8")
         dataset = data.load("image_folder", str(folder))
