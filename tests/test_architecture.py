@@ -17,13 +17,13 @@ PROGRAM = TESTS.parent / "train.py"
 # A part may import the parts of its own line and of the lines above it.
 CHAIN = [
     # Light: names, tables and settings, without JAX.
-    {"datasets", "files", "plans"},
+    {"datasets", "files", "plans", "reading"},
     {"methods"},
     {"configs"},
     {"families"},
     {"settings"},
     # The library.
-    {"gpu", "measure", "pruning", "freeze", "weights"},
+    {"gpu", "measure", "npz", "pruning", "freeze", "weights"},
     {"kernels"},
     {"ops"},
     {"layers"},

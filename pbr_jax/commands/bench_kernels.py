@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     cases = kernels.find_cases(args.only)
-    report.check_positive("--rounds", args.rounds)
+    report.check_rounds(args.rounds)
 
     # With a GPU and no named card there are times.
     if args.card is None and jax.default_backend() == "gpu":

@@ -12,6 +12,7 @@ import jax
 from pbr_jax import data
 from pbr_jax.configs.common import Config
 from pbr_jax.gpu import memory as compiled_memory
+from pbr_jax.memory.room import check_room
 from pbr_jax.memory.use import MemoryUse, memory_use
 from pbr_jax.runs.checkpoints import Checkpointer
 from pbr_jax.training import from_config
@@ -56,7 +57,12 @@ class Trial(NamedTuple):
 
 
 def prepare(config: Config) -> Prepared:
-    """Builds and compiles `config` for the device at hand."""
+    """Builds and compiles `config` for the device at hand.
+
+    Raises:
+      ValueError: it needs more memory than there is.
+    """
+    check_room(config)
     parts = from_config.build(config)
     step, use = compile_step(config, parts), memory_use(config)
     return Prepared(config, parts, step, use, compiled_memory(step).peak_bytes)

@@ -18,16 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_MAX_BUDGET = 2**15 - 1  # budget * 2**16 must fit in int32
+from pbr_jax.plans import MOST_DRAWN
+
 _OVERFLOW_PROBABILITY = 1e-4
 
 
 def check_systematic_budget(budget: int) -> None:
     """Raises ValueError when the cumulative sums of `systematic` would overflow int32."""
-    if budget > _MAX_BUDGET:
+    if budget > MOST_DRAWN:  # budget * 2**16 must fit in int32
         raise ValueError(
             f"budget = {budget}: systematic sampling counts in int32 and takes at most "
-            f"{_MAX_BUDGET}; use a smaller keep, a group_size, or sampler='bernoulli'"
+            f"{MOST_DRAWN}; use a smaller keep, a group_size, or sampler='bernoulli'"
         )
 
 

@@ -1,14 +1,21 @@
 """Data of a configuration: the data set, and the function that makes batches of its examples."""
 
+import contextlib
+
 from pbr_jax import data
 from pbr_jax.configs.common import Config
+from pbr_jax.data.records import TextRecord
+from pbr_jax.data.unlabelled import Unlabelled
+
+_SAMPLE = 200  # texts that are looked at before the first step
 
 
 def load_data(config: Config) -> data.Dataset:
     """Reads the data set that `config` names, with as many classes as the model.
 
     Raises:
-      ValueError: it cannot be read, or has another number of classes.
+      ValueError: it cannot be read, has another number of classes, or is tested on fewer examples
+        than it has classes.
     """
     d = config.data
     dataset = data.load(d.name, d.path, test_split=d.test_split, on_error=d.on_error)
@@ -18,7 +25,8 @@ def load_data(config: Config) -> data.Dataset:
             f"{dataset.num_classes} classes; set model.num_classes={dataset.num_classes}"
         )
     if d.max_test is not None:
-        dataset = dataset._replace(test=data.FirstRecords(dataset.test, d.max_test))
+        test, which = data.sample(dataset.test, d.max_test)
+        dataset = dataset._replace(test=test, remarks=(*dataset.remarks, which))
     return dataset
 
 
@@ -40,3 +48,16 @@ def make_inputs(config: Config) -> data.Prepare:
             )
         return inputs
     return data.ImageInputs(m.image_size, m.channels, d.augment or d.source.augments[0])
+
+
+def input_notes(inputs: data.Prepare, records: data.Records | Unlabelled) -> list[str]:
+    """Lines for the user on how the first of the texts are prepared; images have none."""
+    if not isinstance(inputs, data.TextInputs):
+        return []
+    sample = []
+    for row in range(min(len(records), _SAMPLE)):
+        with contextlib.suppress(ValueError):  # one that cannot be used is told when its turn comes
+            record = records[row]
+            assert isinstance(record, TextRecord)
+            sample.append(record)
+    return [*inputs.notes, *inputs.remarks(sample)]

@@ -106,7 +106,7 @@ def test_the_command_that_breaks_or_hangs_is_noted(gpu, tmp_path):
     broken = gpu.Item("linear", "broken", ("bench", "linear", "--rounds", "0"), 100)
     kind, content = gpu.run(broken, 100, tmp_path)
     assert kind == "failed" and content["reason"] == "exit code 2"
-    assert "--rounds 0: must be 1 or more" in content["said"][-1]
+    assert "--rounds 0: must be from 1 to" in content["said"][-1]
     assert content["command"] == "pbr bench linear --rounds 0"
     kind, content = gpu.run(broken, 0.01, tmp_path)
     assert kind == "failed" and content["reason"] == "took more than 0 s"

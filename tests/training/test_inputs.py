@@ -11,7 +11,7 @@ from pbr_jax import data
 from pbr_jax.configs import digits
 from pbr_jax.configs.common import Data
 from pbr_jax.training.from_config import batch_specs
-from pbr_jax.training.inputs import load_data, make_inputs
+from pbr_jax.training.inputs import input_notes, load_data, make_inputs
 
 
 def configured(model=(), **settings):
@@ -57,6 +57,10 @@ def test_texts_become_what_bert_reads(tmp_path):
     config = bert_config(data=texts)
     batch = batch_of(config)
     assert (batch["lengths"] == 8).all() and set(batch["label"]) <= set(range(4))
+    texts = load_data(config).train
+    assert "12 of the first 12 texts are cut" in input_notes(make_inputs(config), texts)[0]
+    long = dataclasses.replace(config, model=dataclasses.replace(config.model, max_length=12))
+    assert input_notes(make_inputs(long), texts) == []
     small = dataclasses.replace(config.model, vocab_size=len(VOCABULARY) - 1)
     with pytest.raises(ValueError, match=rf"model\.vocab_size = .* has {len(VOCABULARY)} words"):
         make_inputs(dataclasses.replace(config, model=small))
@@ -65,3 +69,12 @@ def test_texts_become_what_bert_reads(tmp_path):
 def test_another_number_of_classes_is_told():
     with pytest.raises(ValueError, match=r"digits has 10 classes; set model\.num_classes=10"):
         load_data(configured({"num_classes": 7}))
+
+
+def test_evaluation_on_a_part_has_all_classes_and_says_so():
+    dataset = load_data(configured(max_test=30))
+    assert np.bincount(dataset.test.labels).tolist() == [3] * 10
+    assert dataset.notes == ["evaluation on 30 of 450 test examples, of all 10 classes"]
+    with pytest.raises(ValueError, match=r"data\.max_test = 9: .* has 10 classes; must be 10 or"):
+        load_data(configured(max_test=9))
+    assert load_data(configured()).notes == []
