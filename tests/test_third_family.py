@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pbr_jax import cli
+from pbr_jax.gpu import GpuCompilerMissing
 from pbr_jax.runs.metrics import read_metrics
 from pbr_jax.runs.run import open_run
 
@@ -40,6 +41,10 @@ def finished(tmp_path_factory):
     return workdir
 
 
+def missing_compiler():
+    raise GpuCompilerMissing("the compiler is not installed")
+
+
 def test_it_learns_and_its_bandits_do(finished):
     lines = [line for line in read_metrics(finished) if line["split"] == "train"]
     assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
@@ -69,7 +74,11 @@ def test_it_resumes_with_the_same_bits(finished, tmp_path):
     assert all(jax.tree.leaves(same))
 
 
-def test_it_is_fitted_to_a_card(capsys):
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_it_is_fitted_to_a_card(compiled, capsys, monkeypatch):
+    """By the formula, and by the compiler."""
+    if not compiled:
+        monkeypatch.setattr("pbr_jax.memory.budget.require_compiler", missing_compiler)
     run("fit", "--gpu", "8GiB", "--methods", "full,prebackrazor", "--json")
     full, pruned = json.loads(capsys.readouterr().out)["rows"]
     assert full["fits"] and pruned["fits"]

@@ -74,12 +74,12 @@ def test_the_literal_algorithm_learns_at_no_step_size():
             return probs, regret(probs)
 
         start = jnp.full((NUM_ARMS,), BUDGET / NUM_ARMS)
-        return jax.lax.scan(step, start, jax.random.split(jax.random.key(3), STEPS))[1]
+        return jax.lax.scan(step, start, jax.random.split(jax.random.key(3), steps))[1]
 
-    step_sizes = 10.0 ** jnp.arange(-8.0, -1.0)
+    steps, step_sizes = STEPS // 2, 10.0 ** jnp.arange(-8.0, 0.0, 2.0)
     regrets = np.asarray(jax.jit(jax.vmap(run))(step_sizes))
-    assert regrets.shape == (7, STEPS)
-    assert regrets[:, -STEPS // 4 :].mean(axis=1).min() > 2.5  # uniform sampling has 3.06
+    assert regrets.shape == (4, steps)
+    assert regrets[:, -steps // 4 :].mean(axis=1).min() > 2.5  # uniform sampling has 3.06
 
 
 @pytest.mark.parametrize("offset", ["none", "paper", "minimum"])

@@ -35,7 +35,9 @@ def two_steps(settings, examples, implementation):
 @pytest.mark.parametrize(
     ("settings", "examples"),
     [
-        (config("prebackrazor++", optimizer=SGD), batch()),
+        pytest.param(
+            config("prebackrazor++", optimizer=SGD), batch(), marks=pytest.mark.exhaustive
+        ),
         (config("fast/js50", optimizer=SGD), batch()),
         (BERT, token_batch()),
     ],
