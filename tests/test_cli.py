@@ -91,10 +91,10 @@ def test_the_extra_that_brings_a_package_is_named(monkeypatch):
     assert cli._extra_of("numpy") == cli._extra_of("other") == ""
 
 
-def pbr(*words, **streams):
-    """`pbr` in a process of its own, as installed."""
-    program = "import sys; from pbr_jax.cli import main; sys.exit(main())"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | streams.pop("env", {})
+def pbr(*words, first="pass", **streams):
+    """`pbr` in a process of its own, as installed, with the statement `first` before it."""
+    program = f"import sys; from pbr_jax.cli import main; {first}; sys.exit(main())"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": ""}
     command = [sys.executable, "-c", program, *words]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, **streams)
 
@@ -115,7 +115,8 @@ def test_an_output_that_is_full_is_named():
 
 
 def test_a_terminal_of_few_letters_and_a_closed_output_do(tmp_path):
-    program = "import sys; from pbr_jax.cli import main; print(main([])); print('\u00b7', '\udcff')"
+    program = "import sys; from pbr_jax.cli import main; print(main([])); "
+    program += r"print('\u00b7', '\udcff')"
     command = [sys.executable, "-c", program]
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -124,10 +125,13 @@ def test_a_terminal_of_few_letters_and_a_closed_output_do(tmp_path):
     assert (closed.returncode, closed.stderr) == (0, b"")
 
 
-def test_an_interrupt_in_the_first_seconds_is_a_line():
-    """It comes while libraries are imported, which may turn it into another error."""
-    with pbr("fit", "--gpu", "h100", stdout=subprocess.PIPE) as process:
-        time.sleep(0.7)
+@pytest.mark.parametrize("seconds", [0.0, 0.3])
+def test_an_interrupt_in_the_first_seconds_is_a_line(seconds):
+    """It comes while libraries are imported, and some of them turn it into an ImportError."""
+    ready = "print(flush=True)"
+    with pbr("fit", "--gpu", "h100", first=ready, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        time.sleep(seconds)
         process.send_signal(signal.SIGINT)
         error = process.stderr.read().decode()
     assert process.returncode == 130

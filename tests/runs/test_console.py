@@ -199,9 +199,9 @@ def test_a_pipe_without_a_reader_is_told_and_the_last_words_go_to_standard_error
         running.logged(metrics(60))
         running.message("not read")
         assert not running.has_reader
-        running.last_words("SIGPIPE: saved checkpoint 60")
         running.finish(SUMMARY, "runs/x", ("command", "why"))
         os.dup2(os.open(os.devnull, os.O_WRONLY), writing)  # what the stream holds still
+    running.last_words("SIGPIPE: saved checkpoint 60")
     assert "SIGPIPE: saved checkpoint 60" in capsys.readouterr().err
 
 
