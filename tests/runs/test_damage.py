@@ -8,10 +8,11 @@ import pytest
 from fakes import config
 from saved_runs import vit_run
 
+from pbr_jax.files import DamagedFile
 from pbr_jax.report import figures
 from pbr_jax.report.page import write_report
 from pbr_jax.runs import run
-from pbr_jax.runs.checkpoints import Checkpointer, CheckpointError
+from pbr_jax.runs.checkpoints import Checkpointer, Restored
 from pbr_jax.runs.events import Events
 from pbr_jax.runs.history import PruningHistory
 from pbr_jax.runs.metrics import SUMMARY_KEYS, MetricsWriter, write_csv, write_summary
@@ -68,59 +69,71 @@ DAMAGES = {
     "a folder": become_a_folder,
     "removed": remove,
 }
-FILES = (
-    *("config.json", "classes.json", "metrics.jsonl", "metrics.csv", "summary.json"),
-    *("pruning.npz", "report.html", "events.out.tfevents.*", "checkpoints/best"),
-    *("checkpoints/2/manifest.json", "checkpoints/2/state/*", "checkpoints/2/data/*"),
+BESIDE = (
+    *("metrics.jsonl", "metrics.csv", "summary.json", "pruning.npz", "report.html"),
+    *("events.out.tfevents.*", "checkpoints/best"),
 )
+OF_A_CHECKPOINT = ("manifest.json", "state/*", "data/*")
 
 
-def refusal(action):
-    """What `action` refused, if it did; any other error passes."""
-    try:
-        action()
-    except (ValueError, CheckpointError) as error:
-        return str(error)
-    return ""
+def copy(made, folder, pattern, damage, arrays=False):
+    """A copy of the run with its largest file of `pattern` damaged; returns both."""
+    workdir = folder / damage
+    skipped = () if arrays else ("state", "data")
+    shutil.copytree(made, workdir, symlinks=True, ignore=shutil.ignore_patterns(*skipped))
+    path = max(workdir.glob(pattern), key=lambda path: path.stat().st_size)
+    if not path.is_dir() or DAMAGES[damage] in (become_a_folder, remove):
+        DAMAGES[damage](path)
+    return workdir, path
 
 
-def resume(workdir, said):
-    """All that a training reads before it goes on, but for the data."""
-    run.saved_settings(workdir)
-    with Checkpointer(workdir / "checkpoints", 2, said.append) as checkpoints:
-        run.finished(SETTINGS, workdir, checkpoints, said.append)
-        assert checkpoints.restore(SHAPES()).step in (1, 2)
-        checkpoints._link_best()
-    for observer in (MetricsWriter, PruningHistory):
-        observer(workdir, 2, said.append)
-    Events(workdir, 2).close()
-
-
-@functools.cache
-def SHAPES():
-    return from_config.state_shapes(SETTINGS, from_config.build(SETTINGS))
-
-
-@pytest.mark.parametrize("pattern", FILES)
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_run_goes_on_or_is_refused_by_name(made, tmp_path, monkeypatch, pattern, damage):
+@pytest.mark.parametrize("pattern", BESIDE)
+def test_what_lies_beside_the_checkpoints_never_stops_a_run(made, tmp_path, monkeypatch, pattern):
+    """The report may be refused, by the name of the file; as a file of a run it may fail, too."""
     for name in ("curves", "memory", "columns"):  # drawing takes most of the time of a page
         monkeypatch.setattr(figures, name, lambda *args: "")
-    workdir = tmp_path / "run"
-    shutil.copytree(made, workdir, symlinks=True)
-    path = max(workdir.glob(pattern), key=lambda path: path.stat().st_size)
-    if path.is_dir() and damage not in ("a folder", "removed"):
-        pytest.skip("it is a folder")
-    DAMAGES[damage](path)
-    said = []
-    refused = [
-        refusal(functools.partial(write_report, workdir)),
-        refusal(functools.partial(run.open_run, workdir, "last", said.append)),
-        refusal(functools.partial(run.open_run, workdir, "best", said.append)),
-        refusal(functools.partial(resume, workdir, said)),
-    ]
-    for text in filter(None, refused):
-        assert path.name in text
-    # What only accompanies a run never stops it.
-    if pattern not in ("config.json", "classes.json"):
-        assert refused[1:] == ["", "", ""]
+    for damage in DAMAGES:
+        workdir, path = copy(made, tmp_path, pattern, damage)
+        try:
+            write_report(workdir)
+        except (DamagedFile, IsADirectoryError) as error:
+            assert path.name in str(error), damage  # noqa: PT017
+        said = []
+        with Checkpointer(workdir / "checkpoints", 2, said.append) as checkpoints:
+            run.finished(SETTINGS, workdir, checkpoints, said.append)
+            checkpoints._link_best()
+        for observer in (MetricsWriter, PruningHistory):
+            observer(workdir, 2, said.append)
+        Events(workdir, 2).close()
+        assert not said or path.name in said[0], damage
+
+
+@pytest.mark.parametrize("pattern", ["config.json", "classes.json"])
+def test_settings_and_classes_that_are_damaged_are_refused_by_name(
+    made, tmp_path, monkeypatch, pattern
+):
+    monkeypatch.setattr(from_config, "build", lambda config: None)
+    monkeypatch.setattr(from_config, "state_shapes", lambda config, parts: None)
+    restored = Restored(2, None, {})
+    monkeypatch.setattr(Checkpointer, "restore", lambda self, shapes, step: restored)
+    for damage in DAMAGES:
+        workdir, _ = copy(made, tmp_path, pattern, damage)
+        if (pattern, damage) == ("classes.json", "removed"):
+            assert run.open_run(workdir).class_names == ("0", "1", "2", "3")
+            continue
+        with pytest.raises(ValueError, match=pattern):
+            run.open_run(workdir)
+        if pattern == "config.json":
+            with pytest.raises(ValueError, match=pattern):
+                run.saved_settings(workdir)
+
+
+@pytest.mark.parametrize("pattern", OF_A_CHECKPOINT)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(made, tmp_path, pattern):
+    for damage in DAMAGES:
+        workdir, path = copy(made, tmp_path, f"checkpoints/2/{pattern}", damage, True)
+        with Checkpointer(workdir / "checkpoints", 2) as checkpoints:
+            found, faults = checkpoints._newest_verified()
+        assert found.step == 1
+        if not path.is_dir() or pattern == "manifest.json":  # of a folder a file within is named
+            assert path.name in str(faults[2]), damage
