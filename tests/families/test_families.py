@@ -92,5 +92,5 @@ def test_a_module_of_ones_own_may_fail_in_any_way(tmp_path, monkeypatch, text, t
 
 
 def test_a_relative_place_is_none():
-    with pytest.raises(ValueError, match="cannot be imported .TypeError: "):
+    with pytest.raises(ValueError, match=r"cannot be imported .TypeError: "):
         families.find("..x:y")
