@@ -170,7 +170,7 @@ def _warmup(config: Config) -> Faults:
     if warmup >= steps:
         yield (
             f"optimizer.warmup_steps = {warmup}: must be below steps = {steps}; "
-            f"set optimizer.warmup_steps={steps // 10} for a tenth of them"
+            f"set optimizer.warmup_steps={steps // 10}, or another that is"
         )
 
 
