@@ -151,7 +151,8 @@ class _Labels:
     """The labels of a file as its lines show them one by one, whatever quotes say."""
 
     def __init__(self, lines: Sequence[str], columns: Sequence[str]) -> None:
-        self._lines, self._columns = lines, columns
+        self._lines, self._width = lines, len(columns)
+        self._place = columns.index("label") if "label" in columns else None
         self._counts: Counter[str] | None = None
 
     def end_each(self, lines: Sequence[str]) -> bool:
@@ -159,18 +160,17 @@ class _Labels:
 
         A text over several lines never is, but by chance. Rows that a quote holds together are.
         """
-        if "label" not in self._columns:
-            return False
-        inside = self._count(lines)
-        if "" in inside:
-            return False
-        if self._counts is None:
-            self._counts = self._count(self._lines)
+        inside: Counter[str] = Counter()
+        for line in lines:
+            if not (label := self._label(line)):
+                return False
+            inside[label] += 1
+        if self._counts is None:  # all lines are looked at once, and few files need it
+            self._counts = Counter(map(self._label, self._lines))
         return all(self._counts[label] > count for label, count in inside.items())
 
-    def _count(self, lines: Sequence[str]) -> Counter[str]:
-        """Labels, each with its number of lines; "" of the lines that are no rows."""
-        place, width = self._columns.index("label"), len(self._columns)
-        read = csv.reader(lines, quoting=csv.QUOTE_NONE)
-        rows = ("" if len(fields) != width else fields[place].strip(' "') for fields in read)
-        return Counter(rows)
+    def _label(self, line: str) -> str:
+        fields = line.split(",")
+        if self._place is None or len(fields) != self._width:
+            return ""
+        return fields[self._place].strip(' "\r\n')

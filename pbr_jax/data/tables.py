@@ -66,6 +66,12 @@ def load(request: Request) -> Dataset:
     suffix, on_error = request.name, request.on_error
     folder = existing_folder(request.path, f"train.{suffix} and test.{suffix}")
     found = sorted(file.stem for file in folder.glob(f"*.{suffix}"))
+    # A file of another name or format is probably the one that was meant.
+    near = sorted(p.name for p in folder.iterdir() if p.name.lower().startswith("train"))
+    if "train" not in found and near:
+        raise ValueError(
+            f"{folder}: has {shown(near[0])}, but no train.{suffix}; rename or convert it"
+        )
     test = evaluation_split(found, request.test_split, str(folder))
     train_rows, train_skipped = _read(folder / f"train.{suffix}", on_error)
     test_rows, test_skipped = _read(folder / f"{test}.{suffix}", on_error)

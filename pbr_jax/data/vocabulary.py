@@ -4,7 +4,7 @@
     tokenizer_config.json  beside it, if it is there: how texts are changed before they are cut
     tokenizer.json         all of that in one file
 
-Texts must be cut as they were when the model was trained, so these files decide, and not we.
+Texts must be cut as they were when the model was trained, so these files decide.
 """
 
 import json
@@ -190,10 +190,8 @@ def _config_beside(file: Path) -> dict[str, Any]:
 
 
 def normalization(tokenizer: Any) -> dict[str, bool]:
-    """What a tokenizer does to a text before it cuts it, as `tokenizer_config.json` says it.
-
-    Found by trying, since a `tokenizer.json` may say the same in several ways.
-    """
+    """What a tokenizer does to a text before it cuts it, as `tokenizer_config.json` says it."""
+    # Found by trying: a `tokenizer.json` may say the same in several ways.
     done = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
     return {
         "do_lower_case": "a" in done("A"),

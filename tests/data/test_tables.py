@@ -332,6 +332,13 @@ def test_foreign_files_and_folders_are_named(tmp_path):
         read_rows(file)
 
 
+@pytest.mark.parametrize("name", ["Train.csv", "train.CSV", "train.tsv", "train.csv.gz"])
+def test_a_file_of_nearly_the_right_name_is_named(tmp_path, name):
+    (tmp_path / name).write_text("text,label\n")
+    with pytest.raises(ValueError, match=rf"has {name}, but no train\.csv; rename or convert it"):
+        data.load("csv", str(tmp_path))
+
+
 SCORES = ["0.0", "1.25", "2.6", "3.0", "3.8", "4.4", "4.75", "5.0"]
 
 
