@@ -89,7 +89,7 @@ def size_in_bytes(text: str) -> int | None:
 
 
 SIZE = Rule(
-    "must be a size with its unit from 1MB to 1000TB, such as 8GiB, 24GB or 512MiB",
+    "must be a size with its unit, such as 8GiB, 24GB or 512MiB, from 1MB to 1000TB",
     lambda text: size_in_bytes(text) is not None,
 )
 

@@ -94,7 +94,7 @@ class Keep:
     default: float | None  # of the sites that are not given
     _given: tuple[tuple[str, float], ...]
 
-    def __init__(self, default: float | None = None, **sites: float | None) -> None:
+    def __init__(self, default: float | None = None, /, **sites: float | None) -> None:
         given = sorted((site, share) for site, share in sites.items() if share is not None)
         object.__setattr__(self, "default", default)
         object.__setattr__(self, "_given", tuple(given))

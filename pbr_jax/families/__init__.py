@@ -34,8 +34,9 @@ def find(name: str) -> Family:
         )
     try:
         family = late(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+    except (Exception, SystemExit) as error:  # whatever a module does as it is imported
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"cannot be imported ({why}); is its folder on PYTHONPATH?") from error
     if not isinstance(family, Family):
         raise ValueError(f"is a {type(family).__name__}; must be a pbr_jax.families.Family")
     return family

@@ -105,7 +105,7 @@ def _execute(spec: str) -> tuple[Config | None, list[str]]:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             exec(compile(path.read_bytes(), str(path), "exec"), namespace)
-            make = namespace.get("get_config")
+            make: Any = namespace.get("get_config")
             if fault := _make_fault(make) or _variant_fault(variant, namespace.get("VARIANTS")):
                 return None, [f"{path}{fault}"]
             config = make(variant)
@@ -259,7 +259,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 def as_keep(value: Any) -> Keep:
     """A keep that is one number, a dictionary of `config.json`, none or a `Keep`, as a `Keep`."""
     if isinstance(value, dict):
-        return Keep(**value)
+        return Keep(value.get("default"), **{k: v for k, v in value.items() if k != "default"})
     return value if isinstance(value, Keep) else Keep(value)
 
 

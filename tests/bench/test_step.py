@@ -11,8 +11,8 @@ from pbr_jax.bench import step
 
 @pytest.fixture(scope="module")
 def found():
-    """Of a batch that rematerialisation, in 4 parts, cannot take."""
-    methods = ["full", "prebackrazor", "remat"]
+    """Of a batch that rematerialisation, if in 4 parts, cannot take."""
+    methods = ["full", "prebackrazor", "remat/chunks4"]
     return step.measure(fakes.config("full", batch_size=6), methods, rounds=2)
 
 
@@ -27,8 +27,8 @@ def test_methods_step_in_turn_and_their_memory_is_the_compilers(found):
 
 
 def test_what_cannot_run_is_named_and_the_others_are_timed(found):
-    assert list(found["refused"]) == ["remat"]
-    assert "must divide the batch of 6" in found["refused"]["remat"]
+    assert list(found["refused"]) == ["remat/chunks4"]
+    assert "must divide the batch of 6" in found["refused"]["remat/chunks4"]
 
 
 def test_the_command_takes_settings_and_writes_what_was_measured(
@@ -44,7 +44,7 @@ def test_the_command_takes_settings_and_writes_what_was_measured(
     words += ["--methods", "full,remat,full", "--out", str(tmp_path / "folder/step.json")]
     assert cli.main(["bench", "step", *words]) == 0
     out = capsys.readouterr().out
-    assert "| prebackrazor |" in out and "Not run: remat: batch_chunks = 4" in out
+    assert "| prebackrazor |" in out and "Not run: remat/chunks4: batch_chunks = 4" in out
     written = json.loads((tmp_path / "folder/step.json").read_text())
     assert written["seconds"] == found["seconds"]
     assert written["command"].startswith("pbr bench step --config configs/vit_b16.py ")

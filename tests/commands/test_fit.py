@@ -101,9 +101,11 @@ def test_a_failing_compile_is_named_and_the_exit_code_is_1(pbr_fit):
 
 
 def test_a_batch_that_cannot_be_cut_is_no_failure(pbr_fit):
-    code, out, _ = pbr_fit("--gpu", "h100", "--methods", METHODS, "--config.batch_size=6")
+    methods = f"{METHODS},lean/chunks4"
+    code, out, _ = pbr_fit("--gpu", "h100", "--methods", methods, "--config.batch_size=6")
     assert code == 0
-    assert "lean: batch_size = 6: must be a multiple of 4" in out
+    assert "lean/chunks4: batch_size = 6: must be a multiple of 4" in out
+    assert "lean: batch_size" not in out
 
 
 @pytest.mark.parametrize(

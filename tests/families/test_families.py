@@ -71,3 +71,26 @@ def test_importing_them_imports_no_jax():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("1 / 0", "cannot be imported .ZeroDivisionError: division by zero."),
+        ("raise SystemExit(3)", "cannot be imported .SystemExit: 3."),
+        ("def f(:", "cannot be imported .SyntaxError: "),
+        ("", "cannot be imported .AttributeError: .*FAMILY"),
+        ("FAMILY = 3", "is a int; must be a pbr_jax.families.Family"),
+    ],
+)
+def test_a_module_of_ones_own_may_fail_in_any_way(tmp_path, monkeypatch, text, told):
+    name = f"own_family_{len(text)}"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=told):
+        families.find(f"{name}:FAMILY")
+
+
+def test_a_relative_place_is_none():
+    with pytest.raises(ValueError, match=r"cannot be imported .TypeError: "):
+        families.find("..x:y")

@@ -51,17 +51,17 @@ def rows():
 
     done = []
     card = sized_card("2MB", 2_000_000)
-    names = ("full", "backrazor", "fast", "fast/js50", "tiny")
+    names = ("full", "backrazor", "fast", "fast/js50", "tiny/chunks8", "tiny")
     run = config("full", batch_size=12)
     target = fit.Target(card, 500_000, measure)
-    found = fit.fit_methods(run, names, target, {"tiny": 0.5}, done=done.append)
+    found = fit.fit_methods(run, names, target, {"tiny/chunks8": 0.5}, done=done.append)
     assert sorted(row.method for row in done) == sorted(names)
     assert threading.get_ident() not in threads
     return {row.method: row for row in found}
 
 
 def test_rows_come_in_their_order_and_say_what_fits(rows):
-    assert list(rows) == ["full", "backrazor", "fast", "fast/js50", "tiny"]
+    assert list(rows) == ["full", "backrazor", "fast", "fast/js50", "tiny/chunks8", "tiny"]
     for name in ("full", "fast"):
         row = rows[name]
         assert row.fits == (row.need.peak_bytes <= 1_500_000)
@@ -80,9 +80,13 @@ def test_a_method_that_does_not_compile_is_named_and_the_others_go_on(rows):
 
 
 def test_a_batch_that_cannot_be_cut_is_said_and_the_largest_still_found(rows):
-    assert rows["tiny"].indivisible
-    assert rows["tiny"].fault == "batch_size = 12: must be a multiple of 8"
-    assert rows["tiny"].largest_batch > 0 and rows["tiny"].largest_batch % 8 == 0
+    asked, own = rows["tiny/chunks8"], rows["tiny"]
+    assert asked.indivisible
+    assert asked.fault == "batch_size = 12: must be a multiple of 8"
+    assert asked.largest_batch > 0 and asked.largest_batch % 8 == 0
+    # Chunks that nobody asked for give way to the batch, and are as many as they can be at most.
+    assert not own.indivisible and own.need is not None and not own.fault
+    assert own.largest_batch == asked.largest_batch
 
 
 def test_the_fastest_that_fits(rows):
