@@ -23,7 +23,7 @@ _READERS = {
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 # Larger arrays that shrink more than so many times hold one value over and over.
-_LARGE, _RATIO = 2**28, 500
+_LARGE, _RATIO = 2**28, 200
 
 
 class _Fault(Exception):

@@ -68,7 +68,9 @@ def decode(
     x, y = image.width / width, image.height / height
     left, top, right, bottom = box
     part = (round(left * x), round(top * y), round(right * x), round(bottom * y))
-    return image.crop(part).resize((size, size), Image.Resampling.BILINEAR)
+    if part != (0, 0, *image.size):
+        image = image.crop(part)
+    return image.resize((size, size), Image.Resampling.BILINEAR)
 
 
 def decoded_size(content: bytes, name: str) -> tuple[int, int]:
@@ -155,5 +157,5 @@ def _pixels(file: ImageFile.ImageFile, turn: Image.Transpose | None, mode: str) 
     elif file.mode == "P":
         # A palette may be of colours with transparency, which "RGB" alone has no place for.
         image = file.convert("RGBA")
-    image = image.convert(mode)
+    image = image if image.mode == mode else image.convert(mode)  # which would be a copy
     return image if turn is None else image.transpose(turn)

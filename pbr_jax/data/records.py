@@ -56,19 +56,19 @@ class ChosenRecords:
     """Some rows of other records."""
 
     def __init__(self, records: Records, rows: Int[np.ndarray, " N"]) -> None:
-        self._records, self._rows = records, rows
+        self._all, self._rows = records, rows
 
     @property
     def labels(self) -> Int[np.ndarray, " N"] | None:
         """Labels of the chosen rows, or None where those of all are unknown."""
-        labels = self._records.labels
+        labels = self._all.labels
         return None if labels is None else labels[self._rows]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Record:
-        return self._records[int(self._rows[index])]
+        return self._all[int(self._rows[index])]
 
 
 # Records to the arrays of a batch; changed at random when a generator is given.

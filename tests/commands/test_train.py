@@ -230,7 +230,10 @@ def test_image_files_are_trained_on_and_broken_ones_counted(start, tmp_path, cap
     assert f"skipped 1 of 18 images of {images / 'train'}" in capsys.readouterr().out
     # Both batches hold 16 of the 18, this one among them.
     assert start(tmp_path / "stop", *words) == 2
-    assert f"{broken}: not a readable image (image file is truncated" in capsys.readouterr().err
+    assert (
+        f"{broken}: not a readable image (cut short: image file is truncated"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_program_beside_the_package_is_the_same_command(finished):
