@@ -198,7 +198,7 @@ def error_text(error: Exception) -> str:
     kind = type(error).__name__
     if not isinstance(error, _FORESEEN):
         place = f" at {ours[-1].filename}:{ours[-1].lineno}" if ours else ""
-        return f"{kind}: {error}{place}\nThis is a fault of pbr_jax; run again with --debug."
+        return f"{kind}: {error}{place}\nThis was not foreseen; run again with --debug to see more."
     if isinstance(error, OSError) and error.strerror:
         names = " -> ".join(str(n) for n in (error.filename, error.filename2) if n is not None)
         return f"{names or kind}: {error.strerror}"
