@@ -16,7 +16,6 @@ import select
 import shlex
 import shutil
 import sys
-import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,16 +59,16 @@ def main(argv: Sequence[str] | None = None, commands: Mapping[str, str] = COMMAN
     Whatever ends a command is printed to stderr without its traceback, unless `--debug` is given:
     an error of the user's, of files or of the device (code 2), and one that nobody foresaw, with
     its place in this package (code 1). An interrupt gives 130; a reader of the output that is gone,
-    as after `| head`, gives 141 and no word.
+    as after `| head`, gives 141 and no word. Without `argv` this is the program, of which an
+    interrupt is the end: JAX may crash where it was interrupted, and threads compile on.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     _prepare_streams()
-    threads = {*threading.enumerate()}
     try:
         with interruptible():
             code = _chosen(words, commands)
     except KeyboardInterrupt:
-        if any(not thread.daemon for thread in {*threading.enumerate()} - threads):
+        if argv is None:
             leave("interrupted", 130)
         _say("interrupted")
         code = 130
@@ -198,7 +197,7 @@ def error_text(error: Exception) -> str:
     kind = type(error).__name__
     if not isinstance(error, _FORESEEN):
         place = f" at {ours[-1].filename}:{ours[-1].lineno}" if ours else ""
-        return f"{kind}: {error}{place}\nThis is a fault of pbr_jax; run again with --debug."
+        return f"{kind}: {error}{place}\nThis was not foreseen; run again with --debug to see more."
     if isinstance(error, OSError) and error.strerror:
         names = " -> ".join(str(n) for n in (error.filename, error.filename2) if n is not None)
         return f"{names or kind}: {error.strerror}"

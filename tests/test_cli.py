@@ -114,6 +114,22 @@ def test_an_output_that_is_full_is_named():
     assert (error, process.returncode) == (b"standard output: No space left on device\n", 2)
 
 
+def test_a_gpu_that_is_asked_for_and_not_there_is_a_line():
+    """JAX would print the traceback of its plugin, and then end with an empty AssertionError."""
+    from pbr_jax.gpu.presence import gpu_is_present
+
+    if gpu_is_present():
+        pytest.skip("there is one")
+    environment = {**os.environ, "JAX_PLATFORMS": "cuda"}
+    program = "import sys; from pbr_jax.cli import main; sys.exit(main(['fit', '--gpu', 'h100']))"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == (
+        "JAX_PLATFORMS=cuda: no NVIDIA GPU is here; unset it, or set JAX_PLATFORMS=cpu\n"
+    )
+
+
 def test_a_terminal_of_few_letters_and_a_closed_output_do(tmp_path):
     program = "import sys; from pbr_jax.cli import main; print(main([])); "
     program += r"print('\u00b7', '\udcff')"
