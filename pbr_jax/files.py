@@ -1,4 +1,7 @@
-"""Files that are always whole: a reader sees the old content or the new one, never a part."""
+"""Paths as users type them, and files that are always whole.
+
+A reader sees the old content of a file or the new one, never a part.
+"""
 
 import json
 import os
@@ -6,6 +9,27 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+
+def user_path(text: str | os.PathLike[str]) -> Path:
+    """The path that a user typed; `~` and `~name` at its beginning are home folders.
+
+    Variables such as `$HOME` are left to the shell. Messages show the text as it was typed.
+
+    Raises:
+      FileNotFoundError: it begins with `~`, and no such home folder is known.
+    """
+    path = Path(text)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        # A file may be called so: editors name a draft `~$draft.csv`.
+        if path.exists():
+            return path
+        advice = "set HOME, or write" if path.parts[0] == "~" else "write"
+        raise FileNotFoundError(
+            f"{text}: no home folder is known for {path.parts[0]}; {advice} the path in full"
+        ) from None
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:

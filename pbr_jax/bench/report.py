@@ -6,14 +6,13 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import jaxlib
 
 from pbr_jax import __version__
-from pbr_jax.files import write_json
+from pbr_jax.files import user_path, write_json
 from pbr_jax.measure import text
 from pbr_jax.measure.timing import Ceilings
 
@@ -25,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int | None = None) ->
             "--rounds", type=int, default=rounds, help="that are timed, default %(default)s"
         )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the same JSON to a file")
+    parser.add_argument(
+        "--out", type=user_path, metavar="FILE", help="write the same JSON to a file"
+    )
 
 
 def check_positive(flag: str, *numbers: int) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from pbr_jax.bench import linear, report
+from pbr_jax.files import user_path
 
 _KEEPS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--keeps", type=float, nargs="+", default=_KEEPS, metavar="KEEP")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="the paper's Figure 1")
+    parser.add_argument("--figure", type=user_path, metavar="FILE.png", help="the paper's Figure 1")
     report.add_arguments(parser, rounds=21)
 
 

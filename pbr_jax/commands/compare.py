@@ -31,7 +31,7 @@ from pbr_jax.compare import trials
 from pbr_jax.compare.steps import memory_in_own_process, time_against
 from pbr_jax.compare.table import HEADER, Comparison, Result, cells, csv_text
 from pbr_jax.configs.common import Config
-from pbr_jax.files import write_text
+from pbr_jax.files import user_path, write_text
 from pbr_jax.gpu import gpu_is_present
 from pbr_jax.measure.text import markdown
 from pbr_jax.runs.progress import make_bar
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = "names, joined by commas; default: all"
     parser.add_argument("--methods", default=",".join(METHODS), help=names)
     parser.add_argument("--seeds", type=int, default=1, help="runs of each method, default 1")
-    parser.add_argument("--out", type=Path, help="folder; default runs/compare-NAME")
+    parser.add_argument("--out", type=user_path, help="folder; default runs/compare-NAME")
     shown = "print JSON, and progress on standard error"
     parser.add_argument("--json", action="store_true", help=shown)
 

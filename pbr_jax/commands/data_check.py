@@ -10,12 +10,12 @@ code is 1 if something cannot be used, or a class is tested that training never 
 """
 
 import argparse
-from pathlib import Path
 
 from pbr_jax import data
 from pbr_jax.data import check
 from pbr_jax.data.check import Findings
 from pbr_jax.datasets import SOURCES, Kind
+from pbr_jax.files import user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def main(args: argparse.Namespace) -> int:
     # One argument is a name or a path; a path is given the name of what lies there.
     name, path = args.what, args.path
     if name not in SOURCES:
-        if not Path(name).expanduser().exists():
+        if not user_path(name).exists():
             raise ValueError(f"{data.unknown(name)}; nor is it a path")
         name, path = check.guess_name(args.what), args.what
         if name is None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pbr_jax import weights as public
 from pbr_jax.configs.common import Config
-from pbr_jax.files import write_json
+from pbr_jax.files import user_path, write_json
 from pbr_jax.runs.run import OpenRun, open_run
 from pbr_jax.settings.flags import add_run
 
@@ -25,7 +25,7 @@ from pbr_jax.settings.flags import add_run
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     parser.add_argument("--to", required=True, choices=("safetensors", "npz", "orbax"))
-    parser.add_argument("--out", type=Path, metavar="PATH", help="default in RUN/export")
+    parser.add_argument("--out", type=user_path, metavar="PATH", help="default in RUN/export")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -55,7 +55,7 @@ def write(run: OpenRun, form: str, out: Path) -> None:
 def _copy_tokenizer(config: Config, out: Path) -> None:
     """The vocabulary beside the weights, and what Hugging Face's tokenizer must know of it."""
     assert config.data.tokenizer is not None  # a run on text has one
-    source = Path(config.data.tokenizer).expanduser()
+    source = user_path(config.data.tokenizer)
     shutil.copy(source, out / ("tokenizer.json" if source.suffix == ".json" else "vocab.txt"))
     settings = {
         "tokenizer_class": "BertTokenizer",

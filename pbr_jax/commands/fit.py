@@ -20,6 +20,7 @@ from pathlib import Path
 import rich.console
 
 from pbr_jax.configs.common import SIZE, Config, size_in_bytes
+from pbr_jax.files import user_path
 from pbr_jax.gpu import CARDS, Card, find_card, parse_target_config, present_card, sized_card
 from pbr_jax.memory import fit
 from pbr_jax.memory.budget import RESERVE, measure_for
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(CARDS)}, or a memory such as 8GiB; default: the GPU of this machine",
     )
     parser.add_argument(
-        "--gpu-file", type=Path, metavar="FILE", help="a card described as docs/fit.md says"
+        "--gpu-file", type=user_path, metavar="FILE", help="a card described as docs/fit.md says"
     )
     parser.add_argument("--methods", metavar="A,B", help="instead of all methods and plans")
     parser.add_argument(
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--times",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="what `pbr bench step --out FILE` measured on this card, in place of arithmetic",
     )

@@ -16,10 +16,9 @@ import dataclasses
 import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 from pbr_jax.data import unlabelled
-from pbr_jax.files import write_text
+from pbr_jax.files import user_path, write_text
 from pbr_jax.runs.predict import Prediction, predict
 from pbr_jax.runs.progress import progress
 from pbr_jax.runs.run import open_run
@@ -29,8 +28,10 @@ from pbr_jax.training.inputs import make_inputs
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="images or texts")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="where to write; default stdout")
+    parser.add_argument("paths", nargs="+", type=user_path, metavar="PATH", help="images or texts")
+    parser.add_argument(
+        "--csv", type=user_path, metavar="FILE", help="where to write; default stdout"
+    )
     parser.add_argument("--top", type=int, default=1, metavar="K", help="classes per example")
     parser.add_argument("--skip", action="store_true", help="leave out what cannot be used")
     parser.add_argument("--batch-size", type=int, metavar="B", help="default that of training")

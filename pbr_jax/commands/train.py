@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from pbr_jax.configs.common import Config
+from pbr_jax.files import user_path
 from pbr_jax.gpu import memory as compiled_memory
 from pbr_jax.memory.budget import explain_out_of_memory, settle
 from pbr_jax.memory.use import MemoryUse, memory_use
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_config(parser)
     parser.add_argument(
         "--workdir",
-        type=Path,
+        type=user_path,
         metavar="DIR",
         help="where the run is kept, default runs/NAME-METHOD; the run that is there is resumed",
     )

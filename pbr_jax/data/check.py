@@ -3,7 +3,6 @@
 import collections
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from pbr_jax.data.images import image_size
 from pbr_jax.data.records import ImageRecord, Records
 from pbr_jax.datasets import SOURCES
+from pbr_jax.files import user_path
 
 
 class Findings(NamedTuple):
@@ -24,7 +24,7 @@ class Findings(NamedTuple):
 
 def guess_name(path: str) -> str | None:
     """Name, for `pbr_jax.data.load`, of the data set at a path of the user's; None if unknown."""
-    place = Path(path).expanduser()
+    place = user_path(path)
     found = (name for name, source in SOURCES.items() if source.is_at and source.is_at(place))
     return next(found, None)
 

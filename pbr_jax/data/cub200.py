@@ -16,6 +16,7 @@ from pathlib import Path
 from pbr_jax.data import tfds
 from pbr_jax.data.image_folder import FileRecords, sound
 from pbr_jax.data.records import Dataset, Request, Skipped
+from pbr_jax.files import user_path
 
 ARCHIVE = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
 FOLDER = "CUB_200_2011"
@@ -86,7 +87,7 @@ def prepare(name: str, path: str | None = None, archive: str | None = None) -> P
         raise ValueError(
             f"{name}: needs --archive FILE; download {ARCHIVE} (1.2 GB) with a browser first"
         )
-    file = Path(archive).expanduser()
+    file = user_path(archive)
     if not file.is_file():
         raise ValueError(f"--archive {archive}: no such file; download {ARCHIVE} with a browser")
     _check_archive(file)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pbr_jax.data.records import Skipped
 from pbr_jax.datasets import OnError
+from pbr_jax.files import user_path
 
 _EVALUATION = ("test", "val", "validation", "valid", "dev")
 
@@ -23,7 +24,7 @@ def existing_folder(path: str | None, holds: str) -> Path:
     """
     if path is None:
         raise ValueError(f"data.path = none: must be a folder that holds {holds}")
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     if not folder.is_dir():
         kind = "is a file" if folder.is_file() else "no such folder"
         raise ValueError(f"data.path = {path}: {kind}; must be a folder that holds {holds}")

@@ -6,6 +6,7 @@ import numpy as np
 
 from pbr_jax.data.arrays import ArrayRecords
 from pbr_jax.data.records import Dataset, Request
+from pbr_jax.files import user_path
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -24,9 +25,10 @@ def load(request: Request) -> Dataset:
     path = request.path
     if path is None:
         raise ValueError("data.path = none: npz needs the path of its file")
+    place = user_path(path)
     # All arrays at once: a damaged file is noticed here, and closed again.
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        with place.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             found = {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
         raise ValueError(f"data.path = {path}: no such file; np.savez writes one") from error

@@ -4,12 +4,12 @@ Words are cut into pieces by WordPiece. `N` tokens of a row.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pbr_jax.data.records import Batch, TextRecord
+from pbr_jax.files import user_path
 
 _SHORTEST = 5  # [CLS] a [SEP] b [SEP]
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -70,7 +70,7 @@ def _load(path: str, lower_case: bool | None) -> Any:
     """The tokenizer in a file; raises `ValueError` as `TextInputs` does."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-    file = Path(path).expanduser()
+    file = user_path(path)
     if not file.is_file():
         raise ValueError(
             f"data.tokenizer = {path}: no such file; take vocab.txt or tokenizer.json from where "

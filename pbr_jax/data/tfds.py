@@ -18,11 +18,12 @@ import numpy as np
 from pbr_jax.data.folders import evaluation_split
 from pbr_jax.data.records import Dataset, ImageRecord, Record, Request, TextRecord
 from pbr_jax.datasets import SOURCES, Tfds
+from pbr_jax.files import user_path
 
 
 def data_dir(path: str | None) -> Path:
     """The folder of prepared data sets: `path`, or where TFDS has it."""
-    return Path(path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return user_path(path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def load(request: Request) -> Dataset:

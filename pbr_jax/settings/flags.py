@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pbr_jax.configs.common import Config
+from pbr_jax.files import user_path
 from pbr_jax.settings.load import ADVICE, ConfigError, collect, default_spec, load
 from pbr_jax.settings.rules import choices, nearest, settings, show, value_at
 
@@ -53,7 +54,7 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Adds `RUN` and `--checkpoint` to a command of `pbr`, for `pbr_jax.runs.run.open_run`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="work directory of a training")
+    parser.add_argument("run", type=user_path, metavar="RUN", help="work directory of a training")
     parser.add_argument(
         "--checkpoint",
         choices=("best", "last"),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from pbr_jax.configs.common import Config
+from pbr_jax.files import user_path
 from pbr_jax.plans import Keep
 from pbr_jax.settings import rules
 from pbr_jax.settings.rules import Setting, alternatives, choices, nearest, settings, show
@@ -87,7 +88,11 @@ def collect(spec: str, overrides: Sequence[str]) -> tuple[Config, list[str]]:
 def _execute(spec: str) -> tuple[Config | None, list[str]]:
     # A colon in the name of a folder begins no variant.
     file, colon, tail = spec.rpartition(":")
-    path, variant = (Path(file), tail) if colon and "/" not in tail else (Path(spec), None)
+    named, variant = (file, tail) if colon and "/" not in tail else (spec, None)
+    try:
+        path = user_path(named)
+    except OSError as error:
+        return None, [str(error)]
     if not path.is_file():
         return None, [_missing_file(path)]
     namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}

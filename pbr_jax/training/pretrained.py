@@ -6,6 +6,7 @@ from typing import Any
 from pbr_jax import weights as public
 from pbr_jax.configs.common import MODEL_SIZES, SHAPE, Model
 from pbr_jax.families import find
+from pbr_jax.files import user_path
 from pbr_jax.settings.rules import show
 from pbr_jax.weights import Weights, WeightsError, published
 
@@ -14,7 +15,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 def find_weights(name: str) -> Path:
     """The path as given, or, where there is none, the file of that name that the package ships."""
-    path, shipped = Path(name), _PACKAGE / name
+    path, shipped = user_path(name), _PACKAGE / name
     return shipped if shipped.is_file() and not path.exists() else path
 
 
