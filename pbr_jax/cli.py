@@ -7,16 +7,22 @@ finds all that was typed as `args.command_line`.
 """
 
 import argparse
+import contextlib
 import importlib
+import io
+import os
+import re
 import shlex
 import shutil
 import sys
+import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from pbr_jax import __version__
+from pbr_jax.runs.signals import interruptible, leave
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -48,23 +54,78 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None, commands: Mapping[str, str] = COMMANDS) -> int:
-    """Runs the command that `argv` names; returns its exit code, 2 after an error of the user's.
+    """Runs the command that `argv` names; returns its exit code.
 
-    An `ArithmeticError` (a run that diverged), `OSError`, `RuntimeError` or `ValueError` is printed
-    to stderr without its traceback, unless `--debug` is given. Other exceptions pass.
+    Whatever ends a command is printed to stderr without its traceback, unless `--debug` is given:
+    an error of the user's, of files or of the device (code 2), and one that nobody foresaw, with
+    its place in this package (code 1). An interrupt gives 130; a reader of the output that is gone,
+    as after `| head`, gives 141 and no word.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    _prepare_streams()
+    threads = {*threading.enumerate()}
+    code = 0
+    try:
+        with interruptible():
+            code = _chosen(words, commands)
+            sys.stdout.flush()  # what it cannot take is noticed here, and not when Python ends
+    except KeyboardInterrupt:
+        if any(not thread.daemon for thread in {*threading.enumerate()} - threads):
+            leave("interrupted", 130)
+        code = 130
+        _say("interrupted")
+    except BrokenPipeError as error:
+        open_streams = [_flush(stream) for stream in (sys.stdout, sys.stderr)]
+        if all(open_streams):  # a pipe to somebody else
+            _say(error_text(error))
+        code = code or (2 if all(open_streams) else 141)
+    except OSError as error:
+        code = code or 2
+        _say(f"standard output: {error.strerror}")
+    for stream in (sys.stdout, sys.stderr):
+        _flush(stream)
+    return code
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr)
+
+
+def _chosen(words: Sequence[str], commands: Mapping[str, str]) -> int:
     name = next((n for n in (" ".join(words[:2]), *words[:1]) if n in commands), None)
     if name is None:
         return _usage(commands, words)
     try:
         return _run(name, words)
-    except (ArithmeticError, OSError, RuntimeError, ValueError) as error:
-        if "--debug" in words:
-            traceback.print_exc()
-        else:
-            print(error_text(error), file=sys.stderr)
-        return 2
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # the one place where errors end
+        _say(traceback.format_exc() if "--debug" in words else error_text(error))
+        return 2 if isinstance(error, _FORESEEN) else 1
+
+
+def _prepare_streams() -> None:
+    """Has output streams take any text: one that was closed, or cannot encode a character."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # the shell's `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # until the program ends
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush(stream: TextIO) -> bool:
+    """Whether the stream takes what it holds; from one that does not it goes nowhere."""
+    try:
+        stream.flush()
+    except OSError:
+        # It would be tried again, and complained of, when the interpreter ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        return False
+    return True
 
 
 def _run(name: str, words: Sequence[str]) -> int:
@@ -120,16 +181,49 @@ def _usage(commands: Mapping[str, str], words: Sequence[str]) -> int:
     return 2
 
 
+# What users, files and devices cause. Others are mistakes of this package.
+_FORESEEN = (ArithmeticError, ImportError, MemoryError, OSError, RuntimeError, ValueError)
+
+
 def error_text(error: Exception) -> str:
     """The lines printed for an error.
 
     One raised inside a library also names its type, and how to see where it happened: its message
-    was not written for the reader of a command line.
+    was not written for the reader of a command line. One that nobody foresaw names its place, too.
     """
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    if raised_in.resolve().is_relative_to(_PACKAGE):
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if Path(f.filename).resolve().is_relative_to(_PACKAGE)]
+    kind = type(error).__name__
+    if not isinstance(error, _FORESEEN):
+        place = f" at {ours[-1].filename}:{ours[-1].lineno}" if ours else ""
+        return f"{kind}: {error}{place}\nThis is a fault of pbr_jax; run again with --debug."
+    if isinstance(error, OSError) and error.strerror:
+        names = " -> ".join(str(n) for n in (error.filename, error.filename2) if n is not None)
+        if names:
+            return f"{names}: {error.strerror}"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        return f"{error}; it comes with: pip install {_extra_of(package) or package}"
+    if isinstance(error, MemoryError):
+        advice = "a smaller batch_size, fewer data.workers or less data need less"
+        return f"this machine's memory did not suffice ({error or kind}); {advice}"
+    if frames[-1:] == ours[-1:]:
         return str(error)
-    return f"{type(error).__name__}: {error}\nRun again with --debug to see where it happened."
+    return f"{kind}: {error}\nRun again with --debug to see where it happened."
+
+
+def _extra_of(package: str) -> str:
+    """`'pbr_jax[cuda]'` for a package that an extra brings; empty if none does."""
+    import importlib.metadata
+
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for line in importlib.metadata.requires("pbr_jax") or ():
+            needed, _, condition = line.partition(";")
+            named = re.match(r"[\w-]+", needed)
+            extra = re.search(r"extra == ['\"](.*?)['\"]", condition)
+            if named and extra and named[0].replace("-", "_") == package:
+                return f"'pbr_jax[{extra[1]}]'"
+    return ""
 
 
 if __name__ == "__main__":

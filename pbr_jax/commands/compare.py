@@ -34,7 +34,7 @@ from pbr_jax.configs.common import Config
 from pbr_jax.files import user_path, write_text
 from pbr_jax.gpu import gpu_is_present
 from pbr_jax.measure.text import markdown
-from pbr_jax.runs.progress import make_bar
+from pbr_jax.runs.progress import Terminal, make_bar
 from pbr_jax.settings import load as configuration
 from pbr_jax.settings.flags import add_config
 from pbr_jax.settings.variants import split_methods, with_method
@@ -156,7 +156,7 @@ def _display(
     comparison: Comparison, methods: Sequence[str], as_json: bool
 ) -> Iterator[rich.progress.Progress]:
     """The table, which fills as results come in, above a progress bar."""
-    console = rich.console.Console(file=sys.stderr if as_json else sys.stdout, highlight=False)
+    console = Terminal(file=sys.stderr if as_json else sys.stdout, highlight=False)
     if not console.is_terminal:
         console.width = _WIDE
     progress = make_bar(console)

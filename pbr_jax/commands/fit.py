@@ -17,16 +17,14 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import rich.console
-
 from pbr_jax.configs.common import SIZE, Config, size_in_bytes
-from pbr_jax.files import user_path
+from pbr_jax.files import DamagedFile, read_bytes, user_path
 from pbr_jax.gpu import CARDS, Card, find_card, parse_target_config, present_card, sized_card
 from pbr_jax.memory import fit
 from pbr_jax.memory.budget import RESERVE, measure_for
 from pbr_jax.memory.cost import read_times
 from pbr_jax.memory.table import Table, print_table, to_json, to_markdown
-from pbr_jax.runs.progress import progress
+from pbr_jax.runs.progress import Terminal, progress
 from pbr_jax.settings.flags import add_config
 from pbr_jax.settings.load import ConfigError
 from pbr_jax.settings.variants import method_names, split_methods
@@ -73,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
     elif args.markdown:
         print(to_markdown(table))
     else:
-        print_table(table, rich.console.Console(highlight=False), args.arguments)
+        print_table(table, Terminal(highlight=False), args.arguments)
     if not any(row.fits for row in rows):
         print(table.smallest_need(), file=sys.stderr)
     failed = any(row.fault and not row.indivisible for row in rows)
@@ -105,8 +103,6 @@ def _times(file: Path, card: Card, config: Config) -> Mapping[str, float]:
         return read_times(file, card, config)
     except ValueError as error:
         raise ValueError(f"--times {error}") from None
-    except OSError as error:
-        raise ValueError(f"--times {file}: {error.strerror}") from None
 
 
 def _card(gpu: str | None, file: Path | None) -> Card:
@@ -114,9 +110,11 @@ def _card(gpu: str | None, file: Path | None) -> Card:
         raise ValueError("--gpu and --gpu-file: give one of them")
     if file is not None:
         try:
-            return parse_target_config(file.read_text(encoding="utf-8"), str(file))
-        except OSError as error:
-            raise ValueError(f"--gpu-file {file}: {error.strerror}") from None
+            text = read_bytes(file, "give a file as docs/fit.md says").decode()
+        except ValueError as error:  # no file, or no UTF-8
+            fault = error if isinstance(error, DamagedFile) else f"{file}: is not UTF-8"
+            raise ValueError(f"--gpu-file {fault}") from None
+        return parse_target_config(text, str(file))
     # Nothing given: the card of this machine. Else a size, or a name of the table.
     if gpu is None:
         if (card := present_card()) is not None:

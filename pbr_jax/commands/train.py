@@ -7,9 +7,10 @@ The same command again resumes where the run was.
 """
 
 import argparse
-import json
+import signal
 import statistics
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from pbr_jax.gpu import memory as compiled_memory
 from pbr_jax.memory.budget import explain_out_of_memory, settle
 from pbr_jax.memory.use import MemoryUse, memory_use
 from pbr_jax.report.page import write_report
-from pbr_jax.runs import metrics, run
+from pbr_jax.runs import history, metrics, run
 from pbr_jax.runs.checkpoints import Checkpointer
 from pbr_jax.runs.console import Console
-from pbr_jax.runs.history import PruningHistory
+from pbr_jax.runs.events import Events
+from pbr_jax.runs.extras import Extras
 from pbr_jax.runs.signals import StopSignals
 from pbr_jax.settings import flags
 from pbr_jax.settings import load as settings
@@ -33,7 +35,7 @@ from pbr_jax.settings.unused import unused
 from pbr_jax.settings.variants import fully_fine_tuned
 from pbr_jax.training import from_config
 from pbr_jax.training.inputs import load_data, make_inputs
-from pbr_jax.training.loop import train
+from pbr_jax.training.loop import Observer, train
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +54,9 @@ def main(args: argparse.Namespace) -> int:
     arguments: Arguments = args.arguments
     config = arguments.config
     workdir: Path = args.workdir or flags.default_workdir(config)
-    checkpoints = Checkpointer(workdir / "checkpoints", config.keep_checkpoints, print)
+    console = Console(config.steps)
+    say = console.message
+    checkpoints = Checkpointer(workdir / "checkpoints", config.keep_checkpoints, say)
     # A run that goes on keeps its settings but for those that may change.
     saved = run.saved_settings(workdir) if checkpoints.steps() else None
     config, notes = settle(config, saved)
@@ -69,37 +73,74 @@ def main(args: argparse.Namespace) -> int:
     # Memory is on the screen before anything is compiled.
     use, full_use = memory_use(config), memory_use(fully_fine_tuned(config))
     full = None if use == full_use else full_use
-    with explain_out_of_memory(config), StopSignals() as stop, checkpoints:
-        console = Console(config.steps)
+    extras = Extras(say)
+    with explain_out_of_memory(config), StopSignals(say) as stop, checkpoints:
         console.header(headline(config, parts), config.method, use, full)
-        if run.is_complete(config, workdir, checkpoints):
-            console.message(f"this run is complete; delete {workdir} to start it afresh")
-            summary = json.loads((workdir / run.SUMMARY).read_text())
+        summary = run.finished(config, workdir, checkpoints, say)
+        if summary is not None:
+            say(f"this run is complete; delete {workdir} to start it afresh")
             console.finish(summary, workdir, next_command, full)
             return 0
-        started = run.start(config, workdir, parts, dataset, checkpoints)
+        start = stop.during("the compilation", run.start)
+        started: run.Started = start(config, workdir, parts, dataset, checkpoints)
         for note in notes + started.notes:
-            console.message(note)
+            say(note)
         compiled = compiled_memory(started.train_step)
         console.compiled(compiled)
-        history = PruningHistory(workdir, started.resumed)
-        writer = metrics.MetricsWriter(workdir, started.resumed)
-        with console, writer:
-            outcome = train(started.run, (writer, console, history), lambda: stop.requested)
+        going = started.run._replace(
+            evaluate=stop.during("the evaluation and the next step", started.run.evaluate),
+            save=stop.during("the checkpoint", started.run.save),
+            wait=stop.during("the checkpoint", started.run.wait),
+        )
+
+        def stopping() -> bool:
+            if not console.has_reader:
+                stop.request(signal.SIGPIPE)
+            return stop.requested
+
+        writers = _writers(extras, workdir, started.resumed, say)
+        with console, extras:
+            outcome = train(going, (*writers, console), stopping)
+        # A run that was at its end and had only lost its summary.
+        test = outcome.test
+        if not (test or outcome.stopped):
+            test = started.run.evaluate(outcome.state.params)
     # A signal leaves a checkpoint and no summary, so that the run counts as unfinished.
     if outcome.stopped:
         assert stop.received is not None
-        console.message(
-            f"{stop.received.name}: saved checkpoint {outcome.step}; the same command resumes"
-        )
+        if lost := extras.report():
+            say(lost)
+        saved_step = f"saved checkpoint {outcome.step}; the same command resumes"
+        console.last_words(f"{stop.received.name}: {saved_step}")
         return stop.exit_code
 
-    summary = summarize(config, workdir, use, full_use, compiled.peak_bytes)
+    lines: list[dict[str, Any]] = []
+    with extras.attempt(metrics.FILE):
+        lines = metrics.read_metrics(workdir)
+    measured = (use, full_use, compiled.peak_bytes)
+    summary = summarize(config, lines, test["accuracy"], started.run.best, *measured)
     summary["seconds"] = time.monotonic() - began
-    metrics.write_summary(workdir, summary)
-    write_report(workdir)
+    with extras.attempt(metrics.SUMMARY):
+        metrics.write_summary(workdir, summary)
+    with extras.attempt("report.html"):
+        write_report(workdir)
     console.finish(summary, workdir, next_command, full)
+    if lost := extras.report():
+        say(lost)
     return 0
+
+
+def _writers(
+    extras: Extras, workdir: Path, resumed: int | None, say: Callable[[str], None]
+) -> list[Observer]:
+    """What writes the files beside the checkpoints; without any of them the run goes on."""
+    writers = [
+        extras.observe(metrics.FILE, lambda: metrics.MetricsWriter(workdir, resumed, say)),
+        extras.observe("TensorBoard's events", lambda: Events(workdir, resumed)),
+        extras.observe(history.FILE, lambda: history.PruningHistory(workdir, resumed, say)),
+    ]
+    extras.at_end("metrics.csv", lambda: metrics.write_csv(workdir))
+    return writers
 
 
 def headline(config: Config, parts: from_config.Parts) -> str:
@@ -113,19 +154,31 @@ def headline(config: Config, parts: from_config.Parts) -> str:
 
 
 def summarize(
-    config: Config, workdir: Path, use: MemoryUse, full: MemoryUse, compiled_peak_bytes: int
+    config: Config,
+    lines: Sequence[Mapping[str, Any]],
+    accuracy: float,
+    best_before: float,
+    use: MemoryUse,
+    full: MemoryUse,
+    compiled_peak_bytes: int,
 ) -> dict[str, Any]:
-    """The content of `summary.json`; accuracy and speed are of the whole run, resumed or not."""
-    lines = metrics.read_metrics(workdir)
-    seconds = statistics.median(r["seconds_per_step"] for r in lines if r["split"] == "train")
-    accuracies = [r["accuracy"] for r in lines if r["split"] == "test"]
+    """The content of `summary.json`; accuracy and speed are of the whole run, resumed or not.
+
+    Args:
+      lines: those of `metrics.jsonl`, as far as they are there.
+      accuracy: after the last step.
+      best_before: the best accuracy before this process, if any.
+    """
+    known = [r["accuracy"] for r in lines if r["split"] == "test" and r.get("accuracy") is not None]
+    paces = [r["seconds_per_step"] for r in lines if r.get("seconds_per_step")]
+    seconds = statistics.median(paces) if paces else None
     return {
         "method": config.method,
-        "accuracy": accuracies[-1],
-        "best_accuracy": max(accuracies),
+        "accuracy": accuracy,
+        "best_accuracy": max(accuracy, best_before, *known),
         "steps": config.steps,
         "seconds_per_step": seconds,
-        "examples_per_second": config.batch_size / seconds,
+        "examples_per_second": None if seconds is None else config.batch_size / seconds,
         "activation_bytes": use.activations,
         "compiled_peak_bytes": compiled_peak_bytes,
         "memory": use._asdict(),

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import math
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 from scipy import stats
 
-from pbr_jax.files import write_json
+from pbr_jax.files import NUMBER, read_json, write_json
 from pbr_jax.measure.text import format_bytes, format_seconds
 
 
@@ -37,6 +38,14 @@ class Result(NamedTuple):
     seeds: int = 0  # that have been run
 
 
+_POINT = {"step": int, "seconds": NUMBER, "loss": (*NUMBER, type(None)), "accuracy": NUMBER}
+_FORM = {
+    "setting": dict,
+    "costs": {...: {...: (*NUMBER, list)}},
+    "trials": {...: {...: {"accuracy": NUMBER, "curve": [_POINT]}}},
+}
+
+
 class Comparison:
     """The growing JSON file of a comparison.
 
@@ -44,18 +53,19 @@ class Comparison:
     method -> seed -> accuracy and curve.
 
     Raises:
-      ValueError: the file is of another setting; the message names what differs.
+      DamagedFile: the file cannot be read.
+      ValueError: it is of another setting; the message names what differs.
     """
 
     def __init__(self, path: Path, setting: Mapping[str, Any]) -> None:
         self.path = path
         self.content: dict[str, Any] = {"setting": dict(setting), "costs": {}, "trials": {}}
-        if not path.is_file():
+        if not os.path.lexists(path):
             return
-        self.content = json.loads(path.read_text(encoding="utf-8"))
+        self.content = read_json(path, _FORM, "take another --out, or remove it to measure anew")
         there, here = self.content["setting"], json.loads(json.dumps(dict(setting)))
         if there != here:
-            differing = sorted(k for k in here if there.get(k) != here[k])
+            differing = sorted(k for k in here | there if there.get(k, ...) != here.get(k, ...))
             raise ValueError(
                 f"{path} is a comparison with other {', '.join(differing)}; take another --out, or"
                 " remove it"

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -66,9 +67,13 @@ def measure_for(card: Card, *, cache: bool = True) -> Iterator[tuple[fit.Measure
     except GpuCompilerMissing as error:
         missing = str(error)
     # Without the compiler there is nothing to remember either.
+    folder = cache_folder() if cache and not missing else None
     with contextlib.nullcontext(fit.estimated) if missing else fit.compiled(card) as measure:
-        remembers = cache and not missing
-        yield (cached(measure, card, cache_folder()) if remembers else measure), missing
+        yield (cached(measure, card, folder, _warn) if folder else measure), missing
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 @contextlib.contextmanager

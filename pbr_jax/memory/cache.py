@@ -5,16 +5,16 @@ of JAX and its plugin, and every source file of this package. Each is a small fi
 user's cache folder; one that is damaged is as good as absent.
 """
 
-import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from pbr_jax.configs.common import Config
-from pbr_jax.files import write_text
+from pbr_jax.files import DamagedFile, read_json, write_text
 from pbr_jax.gpu import Card, MemoryReport, target_config
 from pbr_jax.memory.fit import Measure
 from pbr_jax.settings.rules import settings
@@ -23,17 +23,24 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _NOT_IN_THE_PROGRAM = ("seed", "memory_budget", "data.path", "model.weights")
 
 
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/pbr_jax/fit`, by default below `~/.cache`."""
+def cache_folder() -> Path | None:
+    """`$XDG_CACHE_HOME/pbr_jax/fit`, by default below `~/.cache`; None without a home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base else Path.home() / ".cache") / "pbr_jax" / "fit"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "pbr_jax" / "fit"
+    except RuntimeError:  # Python finds no home
+        return None
 
 
-def cached(measure: Measure, card: Card, folder: Path) -> Measure:
+def cached(
+    measure: Measure, card: Card, folder: Path, say: Callable[[str], None] = lambda text: None
+) -> Measure:
     """Wraps `measure` for `card` so that it remembers reports in `folder`.
 
-    The folder is made if it does not exist. One that cannot be written remembers nothing.
+    The folder is made if it does not exist. One that cannot be written remembers nothing, which
+    `say` is told once.
     """
+    say_once = functools.cache(say)
 
     def remembered(config: Config) -> MemoryReport:
         key = cache_key(config, card)
@@ -41,9 +48,11 @@ def cached(measure: Measure, card: Card, folder: Path) -> Measure:
         found = _read(path, key)
         if found is None:
             found = measure(config)
-            with contextlib.suppress(OSError):
+            try:
                 folder.mkdir(parents=True, exist_ok=True)
                 write_text(path, json.dumps({"key": key, "report": found._asdict()}))
+            except OSError as error:
+                say_once(f"{folder}: {error.strerror}; what is compiled is not kept")
         return found
 
     return remembered
@@ -79,11 +88,12 @@ def source_digest() -> str:
 
 
 def _read(path: Path, key: str) -> MemoryReport | None:
+    sizes = dict.fromkeys(MemoryReport._fields, int)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        # Two keys of one hash, or a file that someone moved.
-        if found["key"] != key:
-            return None
-        return MemoryReport(**{name: int(size) for name, size in found["report"].items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        found = read_json(path, {"key": str, "report": sizes}, "it is made anew")
+    except DamagedFile:
         return None
+    # Two keys of one hash, or a file that someone moved.
+    if found["key"] != key:
+        return None
+    return MemoryReport(**{name: found["report"][name] for name in MemoryReport._fields})

@@ -15,7 +15,6 @@ or words before the first block. So the seconds are less than any card needs; ra
 are what to use. `calibrated` puts measured ones in their place where the user has them.
 """
 
-import json
 import math
 import statistics
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ import jax.numpy as jnp
 
 from pbr_jax.configs.common import Config
 from pbr_jax.families import Architecture
+from pbr_jax.files import NUMBER, DamagedFile, read_json
 from pbr_jax.gpu import Card
 from pbr_jax.memory.use import MemoryUse
 from pbr_jax.plans import ResidualPlan
@@ -115,25 +115,24 @@ def read_times(file: Path, card: Card, config: Config) -> dict[str, float]:
     Each is the median of the ratios within rounds.
 
     Raises:
-      ValueError: the file is none of these, or of another card, model, dtype or batch.
-      OSError: it cannot be read.
+      DamagedFile: the file is none of these, or cannot be read.
+      ValueError: it is of another card, model, dtype or batch.
     """
     model = config.model
     wanted: dict[str, Any] = {"device": card.description, "batch": config.batch_size}
     wanted |= {name: getattr(model, name) for name in ("family", "size", "dtype")}
-    text = file.read_text(encoding="utf-8")
+    advice = "give what `pbr bench step --out FILE` wrote"
+    form = {**dict.fromkeys(wanted, object), "seconds": {"full": [NUMBER], ...: [NUMBER]}}
+    found = read_json(file, form, advice)
+    differing = [f"{k} = {found[k]}, not {v}" for k, v in wanted.items() if found[k] != v]
+    full = found["seconds"]["full"]
     try:
-        found = json.loads(text)
-        differing = [f"{k} = {found[k]}, not {v}" for k, v in wanted.items() if found[k] != v]
-        full = found["seconds"]["full"]
         ratios = {
             method: statistics.median(s / f for s, f in zip(seconds, full, strict=True))
             for method, seconds in found["seconds"].items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{file}: no times of steps; give what `pbr bench step --out FILE` wrote"
-        ) from error
+    except (ValueError, ArithmeticError) as error:  # of another length, none, or zero
+        raise DamagedFile(f"{file}: no times of steps ({error}); {advice}") from error
     if differing:
         raise ValueError(f"{file}: was measured with {', '.join(differing)}; measure this one")
     return ratios

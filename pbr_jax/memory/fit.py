@@ -136,9 +136,12 @@ def fit_methods(
         return found
 
     # One more than processors: a compilation is not parallel in all of its parts.
-    with ThreadPoolExecutor(min(4, (os.cpu_count() or 1) + 1)) as pool:
+    pool = ThreadPoolExecutor(min(4, (os.cpu_count() or 1) + 1))
+    try:
         # Pruned methods come last and take longest: begun first, they end beside the others.
         rows = list(pool.map(find, reversed(names)))[::-1]
+    finally:  # an interrupt does not wait for compilations
+        pool.shutdown(wait=False, cancel_futures=True)
     ratios = {row.method: row.time for row in rows if row.time is not None}
     times = cost.calibrated(ratios, measured_times)
     measured = times.keys() & measured_times.keys()

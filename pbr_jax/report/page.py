@@ -6,7 +6,7 @@ Nothing is loaded from elsewhere, and the page follows the reader's light or dar
 """
 
 import html
-import json
+import os
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from pbr_jax.files import write_text
+from pbr_jax.files import read_json, write_text
 from pbr_jax.measure.text import format_bytes, format_ratio, format_seconds
 from pbr_jax.memory.use import MemoryUse
 from pbr_jax.runs.history import Columns, read_columns
-from pbr_jax.runs.metrics import read_metrics
+from pbr_jax.runs.metrics import SUMMARY, read_metrics, read_summary
 
 
 def write_report(workdir: Path | str) -> Path:
@@ -30,28 +30,21 @@ def write_report(workdir: Path | str) -> Path:
     fields of a `MemoryUse`, of this run and of full fine-tuning.
 
     Raises:
-      ValueError: `workdir` is no work directory, or a file in it is damaged.
+      ValueError: `workdir` is no work directory.
+      DamagedFile: a file in it is damaged.
     """
     workdir = Path(workdir)
-    config = _read_json(workdir / "config.json")
-    if config is None:
+    if not os.path.lexists(workdir / "config.json"):
         raise ValueError(
             f"workdir = {workdir}: has no config.json, so no run was started there; "
             f"give the folder that train.py printed"
         )
+    advice = "copy that of a run with the same settings"
+    config = read_json(workdir / "config.json", {}, advice)
+    summary = read_summary(workdir) if os.path.lexists(workdir / SUMMARY) else {}
     path = workdir / "report.html"
-    summary = _read_json(workdir / "summary.json") or {}
     write_text(path, _page(config, summary, read_metrics(workdir), read_columns(workdir)))
     return path
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: is not JSON: {error.msg}") from error
 
 
 def _page(
@@ -86,7 +79,7 @@ def _page(
     if evaluations:
         rows = []
         for e in evaluations:
-            loss = "not finite" if e["loss"] is None else f"{e['loss']:.4f}"
+            loss = "not finite" if e.get("loss") is None else f"{e['loss']:.4f}"
             rows.append([str(e["step"]), loss, f"{e['accuracy']:.2%}"])
         table = _table(("step", "test loss", "test accuracy"), rows)
         sections.append(_details("Evaluations", table))
@@ -137,9 +130,9 @@ def _memory(summary: Mapping[str, Any]) -> list[str]:
 
     method = summary["method"]
     # Full fine-tuning is drawn for comparison, unless this is it.
-    uses = {method: MemoryUse(**summary["memory"])}
+    uses = {method: _use(summary["memory"])}
     if summary.get("full_memory") and method != "full":
-        uses["full fine-tuning"] = MemoryUse(**summary["full_memory"])
+        uses["full fine-tuning"] = _use(summary["full_memory"])
     rows = [[name, *map(format_bytes, (*use, use.total))] for name, use in uses.items()]
     return [
         _section(
@@ -151,6 +144,10 @@ def _memory(summary: Mapping[str, Any]) -> list[str]:
             _table(("", *MemoryUse._fields, "total"), rows),
         )
     ]
+
+
+def _use(saved: Mapping[str, int]) -> MemoryUse:
+    return MemoryUse(**{name: saved[name] for name in MemoryUse._fields})
 
 
 def _site_table(columns: Columns) -> tuple[tuple[str, ...], list[list[str]]]:

@@ -76,6 +76,7 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         self._manager: ocp.CheckpointManager | None = None
         self._pending: _Pending | None = None
         self._writing = False
+        self._links = True  # whether the link `best` can be written
         # Steps newer than the newest verified one and what is wrong with them; None before
         # `restore` has looked.
         self._faults: dict[int, manifest.BrokenCheckpoint] | None = None
@@ -337,12 +338,17 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         )
 
     def _link_best(self) -> None:
-        best = self.best_step()
-        if best is not None:
+        best, link = self.best_step(), self.directory / "best"
+        if best is None or not self._links:
+            return
+        try:
             temporary = self.directory / "best.tmp"
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(str(best))
-            temporary.replace(self.directory / "best")
+            temporary.replace(link)
+        except OSError as error:  # a disk without links; nothing of ours reads it
+            self._links = False
+            self.notify(f"{link} cannot be written: {error.strerror}; the run goes on without")
 
     def _temporary(self, step: int) -> Path:
         return self.directory / f"{step}{ocp.utils.TMP_DIR_SUFFIX}"

@@ -1,9 +1,11 @@
 """The console of a run: memory first, then progress, evaluations and the outcome.
 
 On a terminal progress is a live bar; into a file or a pipe it is a line now and then. Everything is
-printed through one `Console`, so that a message never tears the bar.
+printed through one `Console`, so that a message never tears the bar. Nobody need read it: a full
+disk or a terminal that is gone costs the text, and a pipe without a reader is told to the run.
 """
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -43,6 +45,33 @@ def memory_in_use() -> str:
     return f"RAM {format_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}"
 
 
+class _Outlet:
+    """A stream for `rich` whose faults cost the text, and nothing else."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.has_reader = True  # False once a pipe has lost its other end
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, action: Callable[[], Any]) -> None:
+        try:
+            if self.has_reader:
+                action()
+        except BrokenPipeError:
+            self.has_reader = False
+        except (OSError, ValueError):  # a full disk, a terminal that is gone, a closed file
+            pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class Console(Observer):
     """Prints one run. Use as a context manager around the loop: leaving it ends the bar.
 
@@ -61,7 +90,9 @@ class Console(Observer):
         pause: float = 10.0,  # seconds between two lines of progress where there is no bar
     ):
         file = sys.stdout if file is None else file
-        self._out = rich.console.Console(file=file, highlight=False, force_terminal=live)
+        self._outlet = _Outlet(file)
+        outlet: Any = self._outlet  # what `rich` asks of a stream
+        self._out = rich.console.Console(file=outlet, highlight=False, force_terminal=live)
         self._live = file.isatty() and not self._out.is_dumb_terminal if live is None else live
         self._steps = steps
         self._memory, self._clock, self._pause = memory, clock, pause
@@ -85,8 +116,20 @@ class Console(Observer):
             self._bar.stop()
             self._bar = None
 
+    @property
+    def has_reader(self) -> bool:
+        """False once the pipe that it prints into has lost its other end."""
+        return self._outlet.has_reader
+
     def message(self, text: str, style: str = "") -> None:
         self._out.print(Text(text, style=style), soft_wrap=True)
+
+    def last_words(self, text: str) -> None:
+        """Prints how a run ended; on standard error where standard output has no reader."""
+        self.message(text)
+        if not self.has_reader:
+            with contextlib.suppress(OSError, ValueError):
+                print(text, file=sys.stderr, flush=True)
 
     def header(
         self, title: str, method: str, memory: MemoryUse, full: MemoryUse | None = None
@@ -166,8 +209,9 @@ class Console(Observer):
         activations are compared with those of `full` fine-tuning.
         """
         took = f" in {format_seconds(summary['seconds'])}" if summary.get("seconds") else ""
-        pace = f"{format_seconds(summary['seconds_per_step'])} per step"
-        lines = [("done", f"{summary['method']}, {summary['steps']} steps{took}, {pace}")]
+        pace = summary["seconds_per_step"]
+        paced = "" if pace is None else f", {format_seconds(pace)} per step"
+        lines = [("done", f"{summary['method']}, {summary['steps']} steps{took}{paced}")]
         if summary["accuracy"] is not None:
             lines.append(("accuracy", f"{summary['accuracy']:.1%} on the test split"))
         # Memory is what this package is for: it is compared.

@@ -1,12 +1,14 @@
 """History of the policies of a run: `pruning.npz`, from which the report draws its picture."""
 
 import io
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from pbr_jax.files import write_bytes
+from pbr_jax.files import DamagedFile, read_bytes, set_aside, write_bytes
 from pbr_jax.training.loop import Observer
 from pbr_jax.training.selection import SelectorState
 from pbr_jax.training.state import TrainState
@@ -24,44 +26,75 @@ class Columns(NamedTuple):
 
 
 def read_columns(workdir: Path | str) -> Columns | None:
-    """The content of `pruning.npz`, None without one; raises ValueError if it is damaged."""
-    path = Path(workdir) / FILE
-    if not path.is_file():
+    """The content of `pruning.npz`, None without one; raises DamagedFile."""
+    path, advice = Path(workdir) / FILE, "remove it; only a picture depends on it"
+    if not os.path.lexists(path):
         return None
-    with np.load(path) as arrays:
-        sites = [name.removeprefix("probs/") for name in arrays.files if name.startswith("probs/")]
-        missing = {"steps", *(f"counts/{site}" for site in sites)} - {*arrays.files}
-        if missing:
-            raise ValueError(f"{path}: lacks {', '.join(sorted(missing))}")
-        found = Columns(
-            arrays["steps"],
-            {site: arrays[f"probs/{site}"] for site in sites},
-            {site: arrays[f"counts/{site}"] for site in sites},
-        )
+    try:
+        with np.load(io.BytesIO(read_bytes(path, advice)), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except DamagedFile:
+        raise
+    except Exception as error:  # NumPy, zipfile and zlib have many words for damaged bytes
+        kind = type(error).__name__
+        raise DamagedFile(f"{path}: is damaged ({kind}: {error}); {advice}") from error
+    if fault := _fault(arrays):
+        raise DamagedFile(f"{path}: {fault}; {advice}")
+    sites = _sites(arrays)
+    found = Columns(
+        arrays["steps"],
+        {site: arrays[f"probs/{site}"] for site in sites},
+        {site: arrays[f"counts/{site}"] for site in sites},
+    )
+    return found if sites and len(found.steps) else None
+
+
+def _sites(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    return [name.removeprefix("probs/") for name in arrays if name.startswith("probs/")]
+
+
+def _fault(arrays: Mapping[str, np.ndarray]) -> str:
+    """What is wrong with the arrays of a history; "" if nothing is."""
+    sites = _sites(arrays)
+    missing = {"steps", *(f"counts/{site}" for site in sites)} - {*arrays}
+    if missing:
+        return f"lacks {', '.join(sorted(missing))}"
+    steps = arrays["steps"]
+    if steps.ndim != 1 or any(array.dtype.kind not in "iuf" for array in arrays.values()):
+        return "must hold numbers, and steps in one dimension"
     for site in sites:
-        expected = (len(found.steps), *found.counts[site].shape)
-        if found.probs[site].shape != expected:
-            raise ValueError(
-                f"{path}: probs/{site} has shape {found.probs[site].shape}, must be {expected}: "
+        probs, counts = arrays[f"probs/{site}"], arrays[f"counts/{site}"]
+        expected = (len(steps), *counts.shape)
+        if counts.ndim != 2 or probs.shape != expected:
+            return (
+                f"probs/{site} has shape {probs.shape}, must be {expected}: "
                 f"snapshots, blocks and columns as in steps and counts/{site}"
             )
-    return found if sites and len(found.steps) else None
+    return ""
 
 
 class PruningHistory(Observer):
     """Snapshots of every site's probabilities, on disk after each one.
 
     Nothing is written for a method without policies. Snapshots after `resume_step` are dropped;
-    None drops all.
+    None drops all. A damaged file is set aside, which `notify` is told, and the history begins
+    anew.
     """
 
-    def __init__(self, workdir: Path, resume_step: int | None):
+    def __init__(
+        self, workdir: Path, resume_step: int | None, notify: Callable[[str], None] = print
+    ):
         self._path = workdir / FILE
         self._steps: list[int] = []
         self._probs: dict[str, list[np.ndarray]] = {}
+        try:
+            found = read_columns(workdir)
+        except DamagedFile as error:
+            found = None
+            notify(f"{error}\nIt is now {set_aside(self._path)}.")
         if resume_step is None:
             self._path.unlink(missing_ok=True)
-        elif (found := read_columns(workdir)) is not None:
+        elif found is not None:
             kept = int(np.sum(found.steps <= resume_step))
             self._steps = found.steps[:kept].tolist()
             self._probs = {site: list(probs[:kept]) for site, probs in found.probs.items()}

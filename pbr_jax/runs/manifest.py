@@ -17,9 +17,15 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import PyTree
 
-from pbr_jax.files import write_text
+from pbr_jax.files import DamagedFile, read_json, write_text
 
 FILE_NAME = "manifest.json"
+_BODY = {
+    "step": int,
+    "metrics": (dict, type(None)),
+    "tree": {...: str},
+    "files": {...: {"sha256": str, "bytes": int}},
+}
 
 
 class Manifest(NamedTuple):
@@ -90,15 +96,16 @@ def read(directory: Path) -> Manifest:
         why = "it cannot be verified" if any(directory.iterdir()) else "the directory is empty"
         raise BrokenCheckpoint(f"{path} is missing ({why})")
     try:
-        document = json.loads(path.read_text())
-        body, digest = document["body"], document["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BrokenCheckpoint(f"{path} is damaged ({error})") from error
+        document = read_json(path, {"body": _BODY, "sha256": str}, "the step is not used")
+    except DamagedFile as error:
+        raise BrokenCheckpoint(str(error)) from error
+    body, digest = document["body"], document["sha256"]
     if _digest(body) != digest:
         raise BrokenCheckpoint(f"{path} is damaged (its own sha256 differs)")
     if str(body["step"]) != directory.name:
         raise BrokenCheckpoint(f"{path} belongs to step {body['step']}")
-    return Manifest(**body)
+    # A newer version may say more of a step.
+    return Manifest(**{name: body[name] for name in Manifest._fields})
 
 
 def verify(directory: Path) -> Manifest:

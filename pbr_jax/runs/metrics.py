@@ -1,23 +1,37 @@
-"""The files in which a run keeps its numbers: `metrics.jsonl`, TensorBoard events, `summary.json`.
+"""The files in which a run keeps its numbers: `metrics.jsonl`, `metrics.csv`, `summary.json`.
 
 Each line of `metrics.jsonl` is one record, `{"split": "train" | "test", "step": int, ...}`, on disk
 as soon as it is written. A resumed run first removes what an interrupted one wrote after the
 checkpoint, so that every step has one record and a curve has no second branch.
 """
 
-import contextlib
 import csv
+import io
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pbr_jax.files import write_json, write_text
+from pbr_jax.files import (
+    NUMBER,
+    Appended,
+    DamagedFile,
+    misfit,
+    read_bytes,
+    read_json,
+    set_aside,
+    write_json,
+    write_text,
+)
+from pbr_jax.memory.use import MemoryUse
 from pbr_jax.training.loop import Observer
 from pbr_jax.training.state import TrainState
 
 Split = Literal["train", "test"]
+FILE = "metrics.jsonl"
+SUMMARY = "summary.json"
 SUMMARY_KEYS = (
     "method",
     "accuracy",  # fraction in [0, 1] on the test split
@@ -26,31 +40,32 @@ SUMMARY_KEYS = (
     "activation_bytes",  # what is saved between forward and backward pass
     "compiled_peak_bytes",  # of the compiled train step, arguments included
 )
+_KNOWN = (*NUMBER, type(None))  # a figure, or None for what is unknown or not finite
+_RECORD = {"split": str, "step": int, ...: _KNOWN}
 
 
-class MetricsWriter(Observer, contextlib.AbstractContextManager["MetricsWriter", None]):
-    """Appends records to `metrics.jsonl` and to TensorBoard events in `workdir`.
+class MetricsWriter(Observer):
+    """Appends records to `metrics.jsonl` in `workdir`.
 
     Records after `resume_step`, the step of the restored checkpoint, are removed; None removes all.
-
-    Raises:
-      ValueError: `metrics.jsonl` has a broken line before its last one.
+    A file with broken lines is set aside, which `notify` is told; its sound ones are kept.
     """
 
-    def __init__(self, workdir: Path | str, resume_step: int | None = None):
-        # tensorboardX takes a while to import and only training needs it.
-        from tensorboardX import SummaryWriter
-
-        self.workdir = Path(workdir)
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        path = self.workdir / "metrics.jsonl"
+    def __init__(
+        self,
+        workdir: Path | str,
+        resume_step: int | None = None,
+        notify: Callable[[str], None] = print,
+    ):
+        path = Path(workdir) / FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        records, fault = _read(path)
+        if fault:
+            notify(f"{fault}\nIt is now {set_aside(path)}; {len(records)} sound lines are kept.")
         # What an interrupted run wrote after its checkpoint will be written again.
         last = -1 if resume_step is None else resume_step
-        kept = [record for record in read_metrics(workdir) if record["step"] <= last]
-        write_text(path, "".join(map(_line, kept)))
-        self._file = path.open("a", encoding="utf-8")
-        # TensorBoard itself hides events from purge_step on.
-        self._events = SummaryWriter(str(self.workdir), purge_step=last + 1, flush_secs=10)
+        write_text(path, "".join(_line(record) for record in records if record["step"] <= last))
+        self._file = Appended(path)
 
     def logged(self, line: dict[str, float]) -> None:
         self.write(line)
@@ -62,20 +77,10 @@ class MetricsWriter(Observer, contextlib.AbstractContextManager["MetricsWriter",
 
     def write(self, metrics: Mapping[str, float], split: Split = "train") -> None:
         """Appends one record: of numbers, among them `step`; what is not finite becomes null."""
-        self._file.write(_line({"split": split, **metrics}))
-        self._file.flush()
-        for name, value in metrics.items():
-            if name != "step":
-                self._events.add_scalar(f"{split}/{name}", value, int(metrics["step"]))
+        self._file.append(_line({"split": split, **metrics}).encode())
 
     def close(self) -> None:
-        """Closes the files and writes all records as one table, `metrics.csv`."""
         self._file.close()
-        self._events.close()
-        write_csv(self.workdir)
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 def read_metrics(workdir: Path | str) -> list[dict[str, Any]]:
@@ -84,24 +89,36 @@ def read_metrics(workdir: Path | str) -> list[dict[str, Any]]:
     A last line without its end was cut off when the run was killed, and is left out.
 
     Raises:
-      ValueError: naming the file and the line that is no record.
+      DamagedFile: naming the file and the line that is no record.
     """
-    path = Path(workdir) / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    records = []
-    *lines, _cut_off = path.read_text(encoding="utf-8").split("\n")
+    records, fault = _read(Path(workdir) / FILE)
+    if fault:
+        advice = "Remove that line, or move the file away; the checkpoints do not depend on it."
+        raise DamagedFile(f"{fault}\n{advice}")
+    return records
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """The sound records of a file, and its first fault; "" if it has none."""
+    if not os.path.lexists(path):
+        return [], ""
+    try:
+        *lines, _cut_off = read_bytes(path, "the checkpoints do not depend on it").split(b"\n")
+    except DamagedFile as error:
+        return [], str(error)
+    records, faults = [], []
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            record["step"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}, line {number}: no record of metrics: {line[:80]!r}\n"
-                f"Remove that line, or move the file away; the checkpoints do not depend on it."
-            ) from error
-        records.append(record)
-    return records
+            fault = misfit(record, _RECORD)
+        except (ValueError, RecursionError) as error:
+            fault = str(error)
+        if fault:
+            shown = line[:80].decode(errors="replace")
+            faults.append(f"{path}, line {number}: no record of metrics: {shown!r}")
+        else:
+            records.append(record)
+    return records, next(iter(faults), "")
 
 
 def _line(record: Mapping[str, Any]) -> str:
@@ -114,11 +131,11 @@ def write_csv(workdir: Path | str) -> None:
     """Writes `metrics.csv`: a row per record, a column per name, empty where a record lacks it."""
     records = read_metrics(workdir)
     names = list(dict.fromkeys(name for record in records for name in record))
-    path = Path(workdir) / "metrics.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, names)
-        table.writeheader()
-        table.writerows(records)
+    text = io.StringIO()
+    table = csv.DictWriter(text, names)
+    table.writeheader()
+    table.writerows(records)
+    write_text(Path(workdir) / "metrics.csv", text.getvalue())
 
 
 def write_summary(workdir: Path | str, summary: Mapping[str, Any]) -> None:
@@ -129,4 +146,20 @@ def write_summary(workdir: Path | str, summary: Mapping[str, Any]) -> None:
     accuracy = summary["accuracy"]
     if accuracy is not None and not 0 <= accuracy <= 1:
         raise ValueError(f"summary: accuracy = {accuracy} must be a fraction in [0, 1]")
-    write_json(Path(workdir) / "summary.json", summary)
+    write_json(Path(workdir) / SUMMARY, summary)
+
+
+def read_summary(workdir: Path | str) -> dict[str, Any]:
+    """The content of `summary.json`, as `write_summary` wrote it; raises DamagedFile."""
+    advice = "remove it, and the same training command makes it anew"
+    path = Path(workdir) / SUMMARY
+    form = dict.fromkeys(SUMMARY_KEYS, _KNOWN)
+    form |= {"method": str, "steps": int, "activation_bytes": NUMBER}
+    summary = read_json(path, form, advice)
+    # What only the report shows may be missing, but not be something else.
+    uses = {name: dict.fromkeys(MemoryUse._fields, NUMBER) for name in ("memory", "full_memory")}
+    seen = {"seconds": _KNOWN, "examples_per_second": _KNOWN, **uses}
+    fault = misfit(summary, {name: form for name, form in seen.items() if name in summary})
+    if fault:
+        raise DamagedFile(f"{path}: {fault}; {advice}")
+    return summary

@@ -54,7 +54,8 @@ def predict(
         except ValueError as error:
             return error
 
-    with ThreadPoolExecutor() as threads:
+    threads = ThreadPoolExecutor()
+    try:
         for start in range(0, len(examples), batch_size):
             # Examples are read and prepared on threads, and stay in their order.
             rows = range(len(examples))[start : start + batch_size]
@@ -74,3 +75,5 @@ def predict(
                 result = np.asarray(probabilities(params, model.inputs(batch)))
                 for (name, _), row in zip(usable, result, strict=False):
                     yield Prediction(name, row)
+    finally:  # an interrupt does not wait for examples that are being read
+        threads.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,7 @@
-"""Progress bars of every command, of one look: a bar over the line, a count, and what goes on."""
+"""Progress bars of every command, of one look: a bar over the line, a count, and what goes on.
+
+What `rich` draws goes through `Terminal`, so that a reader who is gone is seen where others are.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -6,6 +9,13 @@ from collections.abc import Callable, Iterator
 import rich.console
 import rich.progress
 from rich.table import Column
+
+
+class Terminal(rich.console.Console):
+    """A console that passes `BrokenPipeError` on; `rich` itself would end the program."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # it is called where the exception is handled
 
 
 def make_bar(
@@ -39,7 +49,7 @@ def progress(description: str, total: int) -> Iterator[Callable[[str], None]]:
 
     It may be called on any thread.
     """
-    with make_bar(rich.console.Console(stderr=True), transient=True) as bar:
+    with make_bar(Terminal(stderr=True), transient=True) as bar:
         task = bar.add_task(description, total=total)
 
         def done(name: str) -> None:

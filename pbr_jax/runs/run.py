@@ -1,6 +1,6 @@
 """A work directory: started or gone on with by training, opened by prediction and export."""
 
-import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -9,8 +9,9 @@ import jax
 
 from pbr_jax.configs.common import Config
 from pbr_jax.data import Dataset
-from pbr_jax.files import write_json
+from pbr_jax.files import DamagedFile, read_json, write_json
 from pbr_jax.runs.checkpoints import Checkpointer
+from pbr_jax.runs.metrics import SUMMARY, read_summary
 from pbr_jax.settings import load as settings
 from pbr_jax.training import from_config
 from pbr_jax.training.begin import begin, compile_step
@@ -20,7 +21,6 @@ from pbr_jax.training.state import TrainState
 
 CLASSES = "classes.json"
 CONFIG = "config.json"
-SUMMARY = "summary.json"
 
 
 class Started(NamedTuple):
@@ -60,9 +60,20 @@ def start(
     return Started(run, train_step, resumed, notes)
 
 
-def is_complete(config: Config, workdir: Path, checkpoints: Checkpointer) -> bool:
-    """Whether the run in `workdir` has had its last step and said so."""
-    return config.steps in checkpoints.steps() and (workdir / SUMMARY).is_file()
+def finished(
+    config: Config, workdir: Path, checkpoints: Checkpointer, notify: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """The summary of the run in `workdir`, or None if it has not had its last step and said so.
+
+    A summary that is damaged is named to `notify`: going on from the last step makes it anew.
+    """
+    if config.steps not in checkpoints.steps() or not os.path.lexists(workdir / SUMMARY):
+        return None
+    try:
+        return read_summary(workdir)
+    except DamagedFile as error:
+        notify(str(error))
+        return None
 
 
 def saved_settings(workdir: Path) -> dict[str, Any]:
@@ -73,7 +84,7 @@ def saved_settings(workdir: Path) -> dict[str, Any]:
             f"{workdir} has checkpoints but no {CONFIG}, so they may be of another run;"
             " take another --workdir"
         )
-    return json.loads(saved.read_text())
+    return _read_config(workdir)
 
 
 class OpenRun(NamedTuple):
@@ -114,8 +125,8 @@ def open_run(
         raise ValueError(f"{workdir}: has no checkpoint yet")
     # A run from before it saved the names of its classes has numbers.
     names, file = tuple(map(str, range(config.model.num_classes))), workdir / CLASSES
-    if file.is_file():
-        names = tuple(json.loads(file.read_text()).values())
+    if os.path.lexists(file):
+        names = _read_classes(file, len(names))
     return OpenRun(workdir, config, parts, restored.state, restored.step, names)
 
 
@@ -127,8 +138,19 @@ def read_config(workdir: Path) -> Config:
             f"{workdir}: not a run, there is no config.json; give the work directory of train.py,"
             " such as runs/digits-lean"
         )
-    try:
-        saved = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file}: damaged ({error})") from error
-    return settings.from_dict(saved, str(file))
+    return settings.from_dict(_read_config(workdir), str(file))
+
+
+def _read_config(workdir: Path) -> dict[str, Any]:
+    advice = "copy that of a run with the same settings, or take another work directory"
+    form = {"name": str, "method": str, "model": dict, "data": dict, "optimizer": dict}
+    return read_json(workdir / CONFIG, form, advice)
+
+
+def _read_classes(file: Path, count: int) -> tuple[str, ...]:
+    """The names of the `count` classes of a run, in the order of their labels."""
+    advice = "remove it, and classes have numbers for names"
+    saved = read_json(file, dict.fromkeys(map(str, range(count)), str), advice)
+    if len(saved) != count:
+        raise DamagedFile(f"{file}: names {len(saved)} classes, the model has {count}; {advice}")
+    return tuple(saved[str(label)] for label in range(count))

@@ -246,7 +246,10 @@ def _section(kind: type, tree: dict[str, Any]) -> Any:
     values = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            value = as_keep(value) if name == _KEEP else _section(hints[name], value)
+            if name == _KEEP:
+                value = as_keep(value)
+            elif dataclasses.is_dataclass(section := hints[name]):
+                value = _section(section, value)
         values[name] = value
     return kind(**values)
 

@@ -111,7 +111,7 @@ def train(
             observer.stepped(step, metrics)
         last = step == run.steps
         stopping = stop_requested()  # asked once: a signal that comes later waits for the next step
-        logging = last or stopping or step % every.log == 0
+        logging = last or step % every.log == 0  # a stop leaves no line that a straight run lacks
         evaluating = last or step % every.evaluate == 0
         saving = last or stopping or step % every.save == 0
         if not (logging or evaluating or saving):

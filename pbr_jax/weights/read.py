@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pbr_jax.files import read_json
 from pbr_jax.weights import files, layout
 from pbr_jax.weights.formats import Format, formats
 from pbr_jax.weights.layout import Arrays, Line
@@ -172,8 +173,9 @@ def _config_beside(path: Path) -> dict[str, Any]:
 
 def _own(path: Path, arrays: Arrays) -> Weights:
     """A directory of `export.save_orbax`: our tree as it is."""
-    described = json.loads((path / ARCHITECTURE).read_text())
+    form = {"family": str, "sizes": dict}
+    described = read_json(path / ARCHITECTURE, form, "export the model again")
     lines = [Line(name, name) for name in arrays]
     # No name holds "\0": blocks are stacked, and none has a number.
-    form = Format("pbr_jax's own tree", described["family"], "orbax", lambda depth: lines, "\0")
-    return Weights(path, form, arrays, {n: n for n in arrays}, {}, described["sizes"], {})
+    layout = Format("pbr_jax's own tree", described["family"], "orbax", lambda depth: lines, "\0")
+    return Weights(path, layout, arrays, {n: n for n in arrays}, {}, described["sizes"], {})
