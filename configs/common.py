@@ -52,6 +52,27 @@ SIZE = Rule(
     "must be a size with its unit, such as 8GiB, 24GB or 512MiB",
     lambda text: size_in_bytes(text) is not None,
 )
+
+
+def channel_numbers(value: float | str) -> tuple[float, ...]:
+    """`0.5`, or one for each channel as `0.485,0.456,0.406`; empty where it is neither."""
+    try:
+        return tuple(float(word) for word in str(value).split(","))
+    except ValueError:
+        return ()
+
+
+def _each_in(least: float, most: float) -> Callable[[float | str], bool]:
+    def holds(value: float | str) -> bool:
+        numbers = channel_numbers(value)
+        return bool(numbers) and all(least <= number <= most for number in numbers)
+
+    return holds
+
+
+_CHANNELS = "as pixels are, or one for each channel, joined by commas"
+MEAN = Rule(f"must be a number in [0, 1], {_CHANNELS}", _each_in(0, 1))
+STD = Rule(f"must be a number in [0.001, 1], {_CHANNELS}", _each_in(0.001, 1))
 RATE = Rule("must be in (0, 1]; 0.5 trains half of the tensors at a time", FRACTION.holds)
 
 
@@ -62,13 +83,15 @@ def setting(
     *,
     choices: Iterable[str] = (),
     resume_safe: bool = False,
+    settled: bool = False,
 ) -> Any:
     """A dataclass field with its comment, its rule, and the names that it can take.
 
     `resume_safe` says that a run may be resumed with another value, and still takes the same
-    course as if it had never stopped.
+    course as if it had never stopped. `settled` says that none is settled when a run starts, and
+    that the run keeps what it was then.
     """
-    known = {"comment": comment, "rule": rule, "resume_safe": resume_safe}
+    known = {"comment": comment, "rule": rule, "resume_safe": resume_safe, "settled": settled}
     metadata = known | {"choices": tuple(choices)}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -229,6 +252,19 @@ class Data:
     )
     lower_case: bool | None = setting(
         None, "lower-case the text, with vocab.txt; none = true; tokenizer.json says so itself"
+    )
+    mean: float | str | None = setting(
+        None,
+        "mean of pixels in [0, 1], which is subtracted, such as 0.5, or 0.485,0.456,0.406 for red, "
+        "green and blue; none = what lies beside model.weights says, else 0.5",
+        MEAN,
+        settled=True,
+    )
+    std: float | str | None = setting(
+        None,
+        "deviation of pixels, by which they are then divided; none = as for mean",
+        STD,
+        settled=True,
     )
 
     @property
