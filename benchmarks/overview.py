@@ -22,7 +22,9 @@ def rows() -> list[Result]:
     steps = json.loads((RESULTS / "fit_vit_b16.json").read_text())["cards"]["h200"]
     accuracy: dict[str, float] = {}
     for name in ("digits_accuracy.json", "digits_defaults.json"):  # the latter goes first
-        for method, seeds in json.loads((RESULTS / name).read_text())["runs"].items():
+        content = json.loads((RESULTS / name).read_text())
+        # `pbr compare` writes trials; these two files are older, and call them runs.
+        for method, seeds in content.get("trials", content.get("runs", {})).items():
             accuracy[method] = statistics.fmean(run["accuracy"] for run in seeds.values())
     return [
         Result(

@@ -23,15 +23,54 @@ class Rule(NamedTuple):
 
     text: str
     holds: Callable[[Any], bool]
+    least: float | None = None  # of numbers
+    most: float | None = None
+
+    @property
+    def phrase(self) -> str:
+        """The rule in a few words, such as "from 1 to 1e9"."""
+        return self.text.partition(";")[0].removeprefix("must be ")
 
 
-POSITIVE = Rule("must be above 0", lambda value: value > 0)
-NOT_NEGATIVE = Rule("must be 0 or more", lambda value: value >= 0)
-AT_LEAST_ONE = Rule("must be 1 or more", lambda value: value >= 1)
-BELOW_ONE = Rule("must be in [0, 1)", lambda value: 0 <= value < 1)
-FRACTION = Rule("must be in (0, 1]", lambda value: 0 < value <= 1)
-KEEP = Rule('must be in (0, 1]; 0.1 keeps 10 % of the columns, the paper\'s "90 %"', FRACTION.holds)
-TWO_OR_MORE = Rule("must be 2 or more", lambda value: value >= 2)
+def within(least: float, most: float, *, or_zero: bool = False, why: str = "") -> Rule:
+    """The rule of a number from `least` to `most`, both included; `why` ends its text."""
+    zero = "0, or " if or_zero else ""
+    text = f"must be {zero}from {_short(least)} to {_short(most)}" + (f"; {why}" if why else "")
+    holds = lambda value: least <= value <= most or (or_zero and value == 0)  # noqa: E731
+    return Rule(text, holds, least, most)
+
+
+def _short(number: float) -> str:
+    """A number in as few characters as it can be typed in, such as 1e9."""
+    short = f"{number:g}".replace("e+0", "e").replace("e-0", "e-").replace("e+", "e")
+    return short if float(short) == number else str(number)
+
+
+# What is beyond a bound means nothing, or breaks something later: steps are counted in int32, a key
+# is made of 32 bits of the seed, and float32 loses a number that is smaller or larger.
+STEPS = within(1, 10**9)
+NO_STEPS = within(0, 10**9)
+SEED = within(0, 2**32 - 1, why="a larger one would be cut to its last 32 bits")
+BATCH = within(1, 10**6)
+COUNT = within(1, 10**9)  # of examples or files
+POSITIVE = within(1e-30, 1e30)
+SIDE = within(1, 2**14)  # pixels
+WIDTH = within(1, 2**16)
+CLASSES = within(2, 10**7)
+MOST_COLUMNS = 2**18  # of the widest activation
+BELOW_ONE = within(0, 0.9999999)  # the largest numbers below 1 are 1 in float32
+FRACTION = within(1e-6, 1)
+KEEP = within(1e-6, 1, why='0.1 keeps 10 % of the columns, the paper\'s "90 %"')
+RATE = within(1e-6, 1, why="0.5 trains half of the tensors at a time")
+# A name is part of the name of a folder, which has at most 255 bytes.
+NAME = Rule(
+    "must be 1 to 200 printable characters",
+    lambda text: bool(text.strip()) and text.isprintable() and len(text.encode()) <= 200,
+)
+PATH = Rule(
+    "must be a path of 1 to 4096 characters",
+    lambda text: bool(text.strip()) and len(text) <= 4096 and "\0" not in text,
+)
 # Decimal units as cards are sold by, binary ones as they are built.
 _UNITS = {"b": 1} | {
     f"{prefix}{unit}": base**power
@@ -41,15 +80,16 @@ _UNITS = {"b": 1} | {
 
 
 def size_in_bytes(text: str) -> int | None:
-    """`8GiB` or `24 GB` in bytes; None when it is no size above 0."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]+)", text.strip().lower())
+    """`8GiB` or `24 GB` in bytes; None when it is no size, or not one from 1 MB to 1 PB."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]+)", text.strip().lower(), re.ASCII)
     if match is None or match[2] not in _UNITS:
         return None
-    return round(float(match[1]) * _UNITS[match[2]]) or None
+    size = float(match[1]) * _UNITS[match[2]]
+    return round(size) if 10**6 <= size <= 10**15 else None
 
 
 SIZE = Rule(
-    "must be a size with its unit, such as 8GiB, 24GB or 512MiB",
+    "must be a size with its unit from 1MB to 1000TB, such as 8GiB, 24GB or 512MiB",
     lambda text: size_in_bytes(text) is not None,
 )
 
@@ -62,18 +102,18 @@ def channel_numbers(value: float | str) -> tuple[float, ...]:
         return ()
 
 
-def _each_in(least: float, most: float) -> Callable[[float | str], bool]:
+def _each_within(least: float, most: float) -> Rule:
+    one = within(least, most)
+
     def holds(value: float | str) -> bool:
-        numbers = channel_numbers(value)
-        return bool(numbers) and all(least <= number <= most for number in numbers)
+        return bool(numbers := channel_numbers(value)) and all(map(one.holds, numbers))
 
-    return holds
+    text = f"{one.text}, as pixels are; one number, or one for each channel, joined by commas"
+    return Rule(text, holds, least, most)
 
 
-_CHANNELS = "as pixels are, or one for each channel, joined by commas"
-MEAN = Rule(f"must be a number in [0, 1], {_CHANNELS}", _each_in(0, 1))
-STD = Rule(f"must be a number in [0.001, 1], {_CHANNELS}", _each_in(0.001, 1))
-RATE = Rule("must be in (0, 1]; 0.5 trains half of the tensors at a time", FRACTION.holds)
+MEAN = _each_within(0, 1)
+STD = _each_within(0.001, 1)
 
 
 def setting(
@@ -114,8 +154,10 @@ class Pruning:
     )
     step_size: float = setting(1e-3, "step size of the bandit", POSITIVE)
     min_prob: float | None = setting(None, "least probability; none = the policy's own", FRACTION)
-    interval: int = setting(1, "steps between two draws of columns", AT_LEAST_ONE)
-    group_size: int = setting(1, "contiguous columns that are chosen together", AT_LEAST_ONE)
+    interval: int = setting(1, "steps between two draws of columns", STEPS)
+    group_size: int = setting(
+        1, "contiguous columns that are chosen together", within(1, MOST_COLUMNS)
+    )
     offset: Literal["none", "paper"] = setting(
         "none", "constant in the bandit loss; paper = Algorithm 2 to the letter, does not learn"
     )
@@ -126,14 +168,14 @@ class Pruning:
     joint_spar: float | None = setting(
         None, "share of parameter tensors trained at a time; none = the method's own", RATE
     )
-    joint_spar_interval: int = setting(20, "steps between two draws of tensors", AT_LEAST_ONE)
+    joint_spar_interval: int = setting(20, "steps between two draws of tensors", STEPS)
     joint_spar_step_size: float = setting(1e-3, "step size of the bandit over tensors", POSITIVE)
 
 
 def _plan_field(field: dataclasses.Field) -> tuple[str, Any, Any]:
     """A field of `ResidualPlan` as a setting that is open."""
-    least = field.metadata.get("at_least")
-    rule = None if least is None else Rule(f"must be {least} or more", lambda n: n >= least)
+    bounds = field.metadata.get("bounds")
+    rule = None if bounds is None else within(*bounds)
     names = field.metadata.get("choices", ())
     made = setting(None, field.metadata["comment"], rule, choices=names)
     return field.name, Optional[field.type], made  # noqa: UP045 (the type is known at run time)
@@ -170,16 +212,16 @@ class Model:
     size: Literal["Ti", "S", "B", "L"] | None = setting(
         None, "named size; then width, depth, heads and mlp_dim stay none"
     )
-    width: int | None = setting(None, "channels of a token", AT_LEAST_ONE)
-    depth: int | None = setting(None, "number of blocks", AT_LEAST_ONE)
-    heads: int | None = setting(None, "attention heads; divides width", AT_LEAST_ONE)
-    mlp_dim: int | None = setting(None, "hidden width of the MLP", AT_LEAST_ONE)
-    patch: int = setting(16, "side of a patch in pixels; divides image_size", AT_LEAST_ONE)
-    image_size: int = setting(224, "side of the image in pixels", AT_LEAST_ONE)
-    channels: int = setting(3, "colour channels of the image", AT_LEAST_ONE)
-    vocab_size: int = setting(30522, "words of the vocabulary", AT_LEAST_ONE)
-    max_length: int = setting(512, "tokens to which texts are cut or filled up", AT_LEAST_ONE)
-    num_classes: int = setting(1000, "number of classes", TWO_OR_MORE)
+    width: int | None = setting(None, "channels of a token", WIDTH)
+    depth: int | None = setting(None, "number of blocks", within(1, 1000))
+    heads: int | None = setting(None, "attention heads; divides width", within(1, 1024))
+    mlp_dim: int | None = setting(None, "hidden width of the MLP", within(1, MOST_COLUMNS))
+    patch: int = setting(16, "side of a patch in pixels; divides image_size", SIDE)
+    image_size: int = setting(224, "side of the image in pixels", SIDE)
+    channels: int = setting(3, "colour channels of the image", within(1, 1024))
+    vocab_size: int = setting(30522, "words of the vocabulary", within(1, 10**7))
+    max_length: int = setting(512, "tokens to which texts are cut or filled up", within(1, 2**20))
+    num_classes: int = setting(1000, "number of classes", CLASSES)
     dropout: float = setting(
         0.0,
         "dropout rate of the residual branches; for bert also of embeddings, attention and pooler",
@@ -190,6 +232,7 @@ class Model:
     weights: str | None = setting(
         None,
         "pretrained weights to start from, a file or directory (docs/weights.md); none = random",
+        PATH,
     )
 
     def resolved(self) -> "Model":
@@ -231,12 +274,15 @@ class Data:
         None,
         "file of npz, folder of others; none = $TFDS_DATA_DIR or ~/tensorflow_datasets, for those "
         "that `pbr data prepare` readies",
+        PATH,
     )
     test_split: str | None = setting(
-        None, "split that evaluation reads; none = the usual one, or the only one beside train"
+        None,
+        "split that evaluation reads; none = the usual one, or the only one beside train",
+        NAME,
     )
     max_test: int | None = setting(
-        None, "evaluate on so many examples, the first of the split; none = on all", AT_LEAST_ONE
+        None, "evaluate on so many examples, of all classes; none = on all", COUNT
     )
     on_error: OnError = setting(
         "stop", "what to do about broken images and rows; skip counts them and leaves them out"
@@ -246,12 +292,16 @@ class Data:
         "random changes of training images: affine = small shifts, rotations and scales; crop = a "
         f"random part, resized; none = affine for {_listed(_ARRAYS)}, crop for image files",
     )
-    workers: int = setting(0, "threads that prepare batches ahead", NOT_NEGATIVE, resume_safe=True)
+    workers: int = setting(
+        0, "threads that prepare batches ahead", within(0, 256), resume_safe=True
+    )
     tokenizer: str | None = setting(
-        None, "vocab.txt or tokenizer.json of a text model, from where its weights are from"
+        None, "vocab.txt or tokenizer.json of a text model, from where its weights are from", PATH
     )
     lower_case: bool | None = setting(
-        None, "lower-case the text, with vocab.txt; none = true; tokenizer.json says so itself"
+        None,
+        "lower-case the text, with vocab.txt; none = as tokenizer_config.json beside it says, or "
+        "else true; tokenizer.json says so itself",
     )
     mean: float | str | None = setting(
         None,
@@ -278,26 +328,32 @@ class Optimizer:
     """Optimizer, learning-rate schedule and gradient handling."""
 
     name: Literal["sgd", "adamw"] = setting("sgd", "sgd = with momentum")
-    learning_rate: float = setting(0.01, "highest learning rate of the schedule", POSITIVE)
+    learning_rate: float = setting(
+        0.01, "highest learning rate of the schedule", within(1e-30, 1e6)
+    )
     momentum: float = setting(0.9, "momentum of sgd", BELOW_ONE)
     b1: float = setting(0.9, "decay of the first moment of adamw", BELOW_ONE)
     b2: float = setting(0.999, "decay of the second moment of adamw", BELOW_ONE)
-    eps: float = setting(1e-8, "added to the denominator of adamw", POSITIVE)
-    weight_decay: float = setting(0.0, "of kernels: decoupled for adamw, L2 for sgd", NOT_NEGATIVE)
+    eps: float = setting(1e-8, "added to the denominator of adamw", within(1e-30, 1))
+    weight_decay: float = setting(
+        0.0, "of kernels: decoupled for adamw, L2 for sgd", within(1e-30, 1000, or_zero=True)
+    )
     clip_norm: float | None = setting(1.0, "largest global gradient norm; none = off", POSITIVE)
-    warmup_steps: int = setting(0, "steps of linear warm-up, part of steps", NOT_NEGATIVE)
+    warmup_steps: int = setting(0, "steps of linear warm-up, part of steps", NO_STEPS)
     schedule: Literal["cosine", "linear", "constant"] = setting(
         "cosine", "learning rate after the warm-up: falls to zero, or stays"
     )
-    accumulation_steps: int = setting(1, "parts of a batch, whose gradients add up", AT_LEAST_ONE)
+    accumulation_steps: int = setting(1, "parts of a batch, whose gradients add up", BATCH)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """One run."""
 
-    name: str = setting("run", "names the run, and its default work directory", resume_safe=True)
-    seed: int = setting(0, "seed of parameters, data order, dropout and columns", NOT_NEGATIVE)
+    name: str = setting(
+        "run", "names the run, and its default work directory", NAME, resume_safe=True
+    )
+    seed: int = setting(0, "seed of parameters, data order, dropout and columns", SEED)
     method: str = setting(
         "lean",
         "residual plan; a suffix such as /js50 trains 50 % of the tensors at a time",
@@ -306,16 +362,14 @@ class Config:
     memory_budget: str | None = setting(
         None, "train by the fastest plan that fits in this much memory, in place of method", SIZE
     )
-    steps: int = setting(1000, "optimizer steps", AT_LEAST_ONE)
-    batch_size: int = setting(64, "examples per optimizer step", AT_LEAST_ONE)
-    eval_every: int = setting(100, "steps between two evaluations", AT_LEAST_ONE, resume_safe=True)
-    checkpoint_every: int = setting(
-        100, "steps between checkpoints", AT_LEAST_ONE, resume_safe=True
-    )
+    steps: int = setting(1000, "optimizer steps", STEPS)
+    batch_size: int = setting(64, "examples per optimizer step", BATCH)
+    eval_every: int = setting(100, "steps between two evaluations", STEPS, resume_safe=True)
+    checkpoint_every: int = setting(100, "steps between checkpoints", STEPS, resume_safe=True)
     keep_checkpoints: int = setting(
-        2, "latest checkpoints that stay on disk, beside the best", AT_LEAST_ONE, resume_safe=True
+        2, "latest checkpoints that stay on disk, beside the best", COUNT, resume_safe=True
     )
-    log_every: int = setting(10, "steps between lines of metrics", AT_LEAST_ONE, resume_safe=True)
+    log_every: int = setting(10, "steps between lines of metrics", STEPS, resume_safe=True)
     pruning: Pruning = Pruning()
     plan: Plan = Plan()  # noqa: RUF009 (it is a frozen dataclass too)
     model: Model = Model()

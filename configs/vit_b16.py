@@ -65,7 +65,7 @@ def _smoke() -> Config:
         checkpoint_every=2,
         log_every=1,
         model=_vit_b16(num_classes=10, weights=None),
-        data=Data(name="digits", augment="affine", max_test=8),
+        data=Data(name="digits", augment="affine", max_test=10),
         optimizer=Optimizer(learning_rate=0.01, clip_norm=1.0, warmup_steps=1),
     )
 

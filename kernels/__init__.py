@@ -1,4 +1,5 @@
 """Kernels for GPUs, refs in and refs out; imported as `pbr_jax.kernels`, never as `kernels`.
 
-All take `blocks`, a cut of their module's `TILES`, and `interpret`: run in Pallas' interpreter.
+What can be cut in more than one way takes `blocks`, an entry of its module's `TILES`. `interpret`
+runs a kernel in Pallas' interpreter.
 """

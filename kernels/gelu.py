@@ -20,7 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from pbr_jax.kernels.tiles import Blocks, Part
+from pbr_jax.kernels.tiles import Blocks, Part, places
 
 _BITS_PER_BYTE = 8
 
@@ -171,10 +171,7 @@ def gelu(
             chosen = triton.load(
                 columns_ref[0].at[slots.slice], mask=slots.inside, other=num_features
             )
-            at = (
-                lax.broadcast_in_dim(tokens.indices, shape, (0,)),
-                lax.broadcast_in_dim(chosen, shape, (1,)),
-            )
+            at = places(tokens.indices, chosen)
             read = rows & (chosen < num_features)[None]
             wide = triton.load(u_ref.at[at], mask=read, other=0).astype(jnp.float32)
             triton.store(

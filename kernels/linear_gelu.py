@@ -19,8 +19,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from pbr_jax.kernels.gelu import Steps, derivative, look_up, value
-from pbr_jax.kernels.linear_tiles import SLICES, call, places, products, tile
-from pbr_jax.kernels.tiles import Blocks, Part, both
+from pbr_jax.kernels.linear_tiles import SLICES, call, products, tile
+from pbr_jax.kernels.tiles import Blocks, Part, both, places
 
 
 def linear_gelu(

@@ -12,7 +12,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from pbr_jax.kernels.tiles import Blocks, Part, both, load
+from pbr_jax.kernels.tiles import Blocks, Part, both, load, places
 
 SLICES = 8  # bits of a byte
 
@@ -108,12 +108,6 @@ def products(x_ref, w_ref, parts, features: Features, blocks: Blocks, *, transpo
     shape = (blocks.rows, SLICES * blocks.columns)
     zeros = tuple(jnp.zeros(shape, jnp.float32) for _ in parts)
     return lax.fori_loop(0, pl.cdiv(num_inner, blocks.depth), multiply, zeros)
-
-
-def places(rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Indices of all elements in these rows and columns."""
-    shape = (rows.size, columns.size)
-    return lax.broadcast_in_dim(rows, shape, (0,)), lax.broadcast_in_dim(columns, shape, (1,))
 
 
 def call(kernel, name: str, x, num_features: int, blocks: Blocks, out_shape, interpret: bool):

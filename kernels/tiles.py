@@ -61,6 +61,12 @@ def both(rows: Any, columns: Any) -> jax.Array:
     return rows.inside[:, None] & columns.inside[None]
 
 
+def places(rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Indices of all elements in these rows and columns."""
+    shape = (rows.size, columns.size)
+    return lax.broadcast_in_dim(rows, shape, (0,)), lax.broadcast_in_dim(columns, shape, (1,))
+
+
 def load(ref: Any, rows: Part, columns: Part) -> jax.Array:
     """A tile of `ref`, zero behind the ends."""
     return triton.load(ref.at[rows.slice, columns.slice], mask=both(rows, columns), other=0)

@@ -52,7 +52,7 @@ def _glue(name: str, *texts: str, classes: int = 2, split: str = "validation") -
 SOURCES: dict[str, Source] = {
     "digits": Source("image", "digits", 10, _ARRAYS),
     # A path is guessed to hold the first of these that it looks like.
-    "npz": Source("image", "npz", None, _ARRAYS, lambda p: p.suffix == ".npz"),
+    "npz": Source("image", "npz", None, _ARRAYS, lambda p: p.suffix.lower() == ".npz"),
     "image_folder": Source("image", "image_folder", None, _FILES, lambda p: (p / "train").is_dir()),
     "csv": Source("text", "tables", is_at=lambda p: any(p.glob("*.csv"))),
     "jsonl": Source("text", "tables", is_at=lambda p: any(p.glob("*.jsonl"))),

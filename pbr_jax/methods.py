@@ -58,7 +58,7 @@ PRESETS: dict[str, Method] = {
     )
 }
 METHODS: tuple[str, ...] = tuple(PRESETS)
-SUFFIXES = re.compile(r"(/chunks(?P<chunks>[1-9][0-9]*))?(/js(?P<percent>[1-9][0-9]?))?")
+SUFFIXES = re.compile(r"(/chunks(?P<chunks>[1-9][0-9]{0,5}))?(/js(?P<percent>[1-9][0-9]?))?")
 
 
 def resolve(
@@ -96,8 +96,8 @@ def resolve(
     if keep is not None:
         if preset.plan.keep == Keep(1.0):
             faults.append(
-                f"pruning.keep = {keep}: method {name!r} prunes nothing; choose another method or"
-                " drop keep"
+                f"pruning.keep = {keep}: method {name!r} prunes nothing; set pruning.keep=none, or"
+                " choose another method"
             )
         keep = keep if isinstance(keep, Keep) else Keep(keep)
         given["keep"] = keep.with_defaults(preset.plan.keep)
@@ -108,13 +108,13 @@ def resolve(
     selects = plan.kind("linear").selects
     if selects and preset.policy is None:
         faults.append(
-            f"plan.linear = {plan.linear!r}: method {name!r} has no policy to choose columns; take"
-            " a method that has one, such as prebackrazor"
+            f"plan.linear = {plan.linear!r}: method {name!r} has no policy to choose columns; set"
+            " plan.linear=none, or a method that has one, such as method=prebackrazor"
         )
     if policy is not None and not (selects and preset.policy):
         faults.append(
             f"pruning.policy = {policy!r}: method {name!r} with plan.linear = {plan.linear!r} lets"
-            " no policy choose columns"
+            " no policy choose columns; set pruning.policy=none"
         )
     if faults:
         raise ValueError("\n".join(faults))

@@ -14,7 +14,7 @@ from typing import IO
 
 import numpy as np
 
-from pbr_jax.host import available_memory
+from pbr_jax.measure.memory import host_room
 from pbr_jax.measure.text import format_bytes
 from pbr_jax.reading import foreign, regular_size
 
@@ -52,12 +52,12 @@ def read(path: Path | str, wanted: Collection[str] | None = None) -> dict[str, n
         chosen = {name: members[name] for name in members if wanted is None or name in wanted}
         sizes = {name: _size(archive, name, member) for name, member in chosen.items()}
         # Bounded before the first byte is unpacked.
-        total, free = sum(sizes.values()), available_memory()
-        if free is not None and total > free:
+        total, room = sum(sizes.values()), host_room()
+        if room is not None and total > room.free:
             largest = max(sizes, key=sizes.__getitem__)
             raise _Fault(
                 f"its arrays take {format_bytes(total)} of memory, {format_bytes(sizes[largest])} "
-                f"of it for {largest}, and {format_bytes(free)} are available; store fewer or "
+                f"of it for {largest}, and {format_bytes(room.free)} are free; store fewer or "
                 "smaller ones"
             )
         return {name: _array(archive, name, member) for name, member in chosen.items()}
@@ -123,8 +123,8 @@ def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype]:
         raise _Fault(f"{name} is no array of NumPy's; np.savez writes one") from error
     if dtype.hasobject:
         raise _Fault(
-            f"array {name} holds Python objects, which are never unpickled; convert it first, such "
-            f"as with {name}.astype(np.int64) or {name}.astype(str)"
+            f"array {name} holds Python objects, which are never unpickled; where they are numbers "
+            f"or arrays of one shape, np.array(list({name})) makes one array of them"
         )
     return shape, dtype
 

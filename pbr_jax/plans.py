@@ -88,15 +88,16 @@ class Keep:
     """Fraction kept at each site, in (0, 1]; the paper's pruning ratio is 1 - keep.
 
     `Keep(0.1, fc1=0.4)` keeps 40 % at `fc1` and 10 % elsewhere. A model names its sites. A site is
-    open, None, if it is neither given nor has a default to take.
+    open, None, if it is neither given nor has a default to take; None for a site does not give it.
     """
 
     default: float | None  # of the sites that are not given
     _given: tuple[tuple[str, float], ...]
 
-    def __init__(self, default: float | None = None, **sites: float) -> None:
+    def __init__(self, default: float | None = None, **sites: float | None) -> None:
+        given = sorted((site, share) for site, share in sites.items() if share is not None)
         object.__setattr__(self, "default", default)
-        object.__setattr__(self, "_given", tuple(sorted(sites.items())))
+        object.__setattr__(self, "_given", tuple(given))
 
     def __getitem__(self, site: str) -> float | None:
         return self.sites.get(site, self.default)
@@ -118,7 +119,7 @@ class Keep:
 
 
 def _field(default: Any, comment: str, **rule: Any) -> Any:
-    """A field of a plan: its comment for `--help`, and its rule, `choices` or `at_least`."""
+    """A field of a plan: its comment for `--help`, and its rule, `choices` or `bounds`."""
     return dataclasses.field(default=default, metadata={"comment": comment, **rule})
 
 
@@ -137,7 +138,7 @@ class ResidualPlan:
     outside and bring their own number. A site that `keep` leaves open is kept whole.
 
     Raises:
-      ValueError: a kind or an implementation is unknown, or `batch_chunks` is below 1.
+      ValueError: a kind or an implementation is unknown, or `batch_chunks` is out of bounds.
     """
 
     linear: str = _kind_field("linear", "dense", "inputs of linear layers")
@@ -149,7 +150,7 @@ class ResidualPlan:
     )
     recompute: bool = _field(False, "keep the block input only and recompute the rest")
     batch_chunks: int = _field(
-        1, "run each block in so many parts of the batch: smaller transients", at_least=1
+        1, "run each block in so many parts of the batch: smaller transients", bounds=(1, 10**6)
     )
     keep: Keep = _field(  # noqa: RUF009 (it returns a dataclass field)
         Keep(1.0), "fraction of columns or elements kept at each site"
@@ -159,8 +160,8 @@ class ResidualPlan:
     )
     implementation: str | None = _field(
         None,
-        "kernels of linear, attention and optimizer; none = the best known for the device",
-        choices=tuple(IMPLEMENTATIONS),
+        "kernels of every op and of the update; none = the best known for the device",
+        choices=("xla", "triton"),  # jax_triton is one kernel's, and no op runs by it
     )
 
     def __post_init__(self) -> None:
@@ -169,8 +170,11 @@ class ResidualPlan:
             value, rule = getattr(self, field.name), field.metadata
             if "choices" in rule and value is not field.default:
                 _check_name(field.name, value, rule["choices"])
-            if "at_least" in rule and value < rule["at_least"]:
-                raise ValueError(f"{field.name} = {value}: must be at least {rule['at_least']}")
+            least, most = rule.get("bounds", (None, None))
+            if least is not None and not least <= value <= most:
+                raise ValueError(
+                    f"{field.name} = {value}: must be at least {least} and at most {most}"
+                )
         object.__setattr__(self, "keep", self.keep.with_defaults(Keep(1.0)))
 
     def keep_at(self, site: str) -> float:
@@ -182,6 +186,10 @@ class ResidualPlan:
     def kind(self, op: str) -> Any:
         """The object behind the kind that this plan names for `op`."""
         return kind(op, getattr(self, op))
+
+
+MOST_DRAWN = 2**15 - 1
+"""Columns, or groups of them, that systematic sampling draws at most: it counts in int32."""
 
 
 def budget_for(keep: float, num_columns: int, group_size: int = 1) -> int:
@@ -203,4 +211,5 @@ def budget_for(keep: float, num_columns: int, group_size: int = 1) -> int:
         )
     multiple = math.lcm(8, group_size)
     # The slack keeps 0.07 * 800 = 56.00000000000001 from being rounded up to 64.
-    return min(num_columns, multiple * math.ceil(keep * num_columns / multiple - 1e-9))
+    groups = max(1, math.ceil(keep * num_columns / multiple - 1e-9))
+    return min(num_columns, multiple * groups)

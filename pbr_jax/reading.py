@@ -25,6 +25,11 @@ _FOREIGN = {
 _TEXT_BYTES = 2**26  # lists of names and words are far smaller
 
 
+def shown(path: Path | str) -> str:
+    """A path as it can be printed: bytes that are not UTF-8 are shown as `\\xe9`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def regular_size(path: Path | str) -> int:
     """Number of bytes of the regular file at `path`, or at the end of a link.
 
@@ -35,11 +40,11 @@ def regular_size(path: Path | str) -> int:
         found = os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         cause = error.strerror if isinstance(error, OSError) else str(error)
-        target = f"; a link to {os.readlink(path)}" if os.path.islink(path) else ""
-        raise ValueError(f"{path}: cannot be read ({cause}{target})") from error
+        target = f"; a link to {shown(os.readlink(path))}" if os.path.islink(path) else ""
+        raise ValueError(f"{shown(path)}: cannot be read ({cause}{target})") from error
     if not stat.S_ISREG(found.st_mode):
         kind = _KINDS.get(stat.S_IFMT(found.st_mode), "a special file")
-        raise ValueError(f"{path}: is {kind}, not a file")
+        raise ValueError(f"{shown(path)}: is {kind}, not a file")
     return found.st_size
 
 
@@ -51,11 +56,11 @@ def read_bytes(path: Path | str, most: int) -> bytes:
     """
     size = regular_size(path)
     if size > most:
-        raise ValueError(f"{path}: has {size} bytes, more than the {most} that are read")
+        raise ValueError(f"{shown(path)}: has {size} bytes; at most {most} are read")
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+        raise ValueError(f"{shown(path)}: cannot be read ({error.strerror})") from error
 
 
 def read_lines(path: Path | str) -> list[str]:

@@ -1,8 +1,10 @@
 """Settings of the whole suite: CPU, strict arrays, checked shapes, and the GPU compiler's tests."""
 
 import collections
+import gc
 import importlib.metadata
 import os
+import pathlib
 
 # Before JAX is imported, and for processes that a test starts. Compiling is most of the suite's
 # time. Without LLVM's optimisation and XLA's fusion emitters it takes a quarter on the CPU. jaxlib
@@ -14,6 +16,13 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
         os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
     )
 
+# Equal programs are compiled once: by all processes of a run, and for the next run too.
+# `pytest --cache-clear` empties the folder.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".pytest_cache/d/jax")
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 import hypothesis
 import jax
 import jaxtyping
@@ -25,6 +34,9 @@ jaxtyping.install_import_hook(["pbr_jax.ops", "pbr_jax.pruning"], "beartype.bear
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# What JAX keeps of traces and programs is no garbage, and is not worth searching often.
+gc.set_threshold(100_000, 50, 100)
 
 # The first call of a jitted function compiles, so no deadline; the same examples in every run.
 hypothesis.settings.register_profile("pbr_jax", deadline=None, derandomize=True, database=None)

@@ -39,5 +39,5 @@ pip install "$(echo "$SCRATCH"/dist/*.whl)[test]"
 cd "$SCRATCH/elsewhere"
 python -c 'import importlib.util as u; assert u.find_spec("tensorflow") is None, "TensorFlow came along"'
 python -c 'import pbr_jax; assert "site-packages" in pbr_jax.__file__, pbr_jax.__file__; print(pbr_jax.__file__)'
-pytest -q -m "installed and not slow"
+pytest -q -m "installed and not slow and not exhaustive"
 pbr train --config "$(python -c 'import pbr_jax, pathlib; print(pathlib.Path(pbr_jax.__file__).parent / "configs/digits.py:tiny")')"

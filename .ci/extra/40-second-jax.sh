@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The newest JAX that is supported, on Python 3.12: the tests that can differ there.
+# The newest JAX that is supported, on Python 3.12: the tests that can differ there, and the exhaustive
+# ones, which a plain `pytest` leaves out.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source .ci/lib.sh
@@ -21,4 +22,4 @@ fresh_venv "$SCRATCH/venv" "$python"
 cd "$SCRATCH/clone"
 pip install ".[test]" "jax==0.11.2"
 python -c 'import sys, jax; print("Python", sys.version.split()[0], "jax", jax.__version__)'
-pytest -q -m "jax_version"
+pytest -q -m "jax_version or exhaustive"

@@ -18,12 +18,14 @@ from arms import ARMS
 from study import CONFIG, versions
 
 from pbr_jax.compare.trials import prepare
+from pbr_jax.families import KERNEL
 from pbr_jax.files import write_json
 from pbr_jax.plans import SITES
 from pbr_jax.settings import load as configuration
 from pbr_jax.training import from_config
 from pbr_jax.training.begin import train_batches
 from pbr_jax.training.inputs import load_data
+from pbr_jax.training.sites import layers
 from pbr_jax.training.step import make_loss
 
 OUT = Path("benchmarks/results/accuracy_energy.json")
@@ -35,7 +37,7 @@ def trace(arm: str, seed: int) -> list[dict[str, Any]]:
     """Captured and best share of every site, mean over blocks, along one run."""
     config = configuration.load(CONFIG, (*ARMS[arm].settings, f"seed={seed}"))
     one, full = prepare(config), from_config.build(configuration.load(CONFIG, ["method=full"]))
-    loss, selector = make_loss(full.model, full.model.depth), one.parts.selector
+    loss, selector = make_loss(full.model, full.task, full.architecture), one.parts.selector
     key = jax.random.key(0)  # of dropout, which is off
     _, everything = full.selector.select(key, full.selector.init(), jnp.asarray(0))
 
@@ -44,9 +46,10 @@ def trace(arm: str, seed: int) -> list[dict[str, Any]]:
         select_key, _ = jax.random.split(jax.random.fold_in(state.key, state.step))  # as the step
         _, selection = selector.select(select_key, state.pruning, state.step)
         grads = jax.grad(lambda p: loss(p, {}, everything, batch, key)[0])(state.params)
+        kernels = layers(grads, full.architecture)
         found = {}
-        for site in SITES:
-            energy = jnp.sum(jnp.square(grads["blocks"][site]["kernel"]), axis=-1)
+        for site in full.architecture.sites:
+            energy = jnp.sum(jnp.square(kernels[site][KERNEL]), axis=-1)
             columns = selection.columns[site]
             captured = jnp.take_along_axis(energy, columns, axis=-1).sum(-1)
             best = jax.lax.top_k(energy, columns.shape[-1])[0].sum(-1)

@@ -29,9 +29,11 @@ from arms import ARMS, QUESTIONS, Arm
 from pbr_jax import __version__
 from pbr_jax.compare.trials import Prepared, prepare, run_trial
 from pbr_jax.configs.common import Pruning
+from pbr_jax.families import KERNEL
 from pbr_jax.files import write_json
 from pbr_jax.settings import load as configuration
 from pbr_jax.training.inputs import load_data
+from pbr_jax.training.sites import layers, with_layers
 
 COMMAND = "python benchmarks/accuracy/study.py"
 OUT = Path("benchmarks/results/accuracy_glyphs.json")
@@ -88,12 +90,12 @@ def _decayed(one: Prepared) -> Step:
     @functools.partial(jax.jit, donate_argnums=0)
     def decay(opt_state: Any, columns: Any) -> Any:
         trace = optax.tree.get(opt_state, "trace")
-        kernels = {site: trace["blocks"][site]["kernel"] for site in columns}
-        blocks = {
-            site: trace["blocks"][site] | {"kernel": _decay_others(kernels[site], rows, momentum)}
+        found = layers(trace, one.parts.architecture)
+        decayed = {
+            site: {KERNEL: _decay_others(found[site][KERNEL], rows, momentum)}
             for site, rows in columns.items()
         }
-        return optax.tree.set(opt_state, trace=trace | {"blocks": trace["blocks"] | blocks})
+        return optax.tree.set(opt_state, trace=with_layers(trace, one.parts.architecture, decayed))
 
     def step(state: Any, batch: Any) -> Any:
         columns = chosen(state)

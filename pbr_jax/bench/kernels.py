@@ -28,8 +28,12 @@ def all_cases() -> list[BenchCase]:
 
 
 def find_cases(only: str) -> list[BenchCase]:
-    """Cases whose op and shape contain a text."""
-    return [case for case in all_cases() if only in f"{case.op}, {case.shape}"]
+    """Cases whose op and shape contain a text; raises ValueError where none does."""
+    found = [case for case in all_cases() if only in f"{case.op}, {case.shape}"]
+    if not found:
+        names = ", ".join(sorted({case.op for case in all_cases()}))
+        raise ValueError(f"--only {only}: no case has this in its name; there are {names}")
+    return found
 
 
 def figures(cases: Sequence[BenchCase], card: str) -> list[dict[str, Any]]:

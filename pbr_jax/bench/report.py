@@ -3,18 +3,23 @@
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jaxlib
 
 from pbr_jax import __version__
+from pbr_jax.configs.common import within
 from pbr_jax.files import user_path, write_json
 from pbr_jax.measure import text
 from pbr_jax.measure.timing import Ceilings
+from pbr_jax.settings.flags import number_faults
+
+_MOST_ELEMENTS = 10**12  # of all dimensions together
 
 
 def add_arguments(parser: argparse.ArgumentParser, rounds: int | None = None) -> None:
@@ -29,11 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int | None = None) ->
     )
 
 
-def check_positive(flag: str, *numbers: int) -> None:
-    """Raises ValueError unless all that was given for `flag` is 1 or more."""
-    if min(numbers) < 1:
-        each = " each" if len(numbers) > 1 else ""
-        raise ValueError(f"{flag} {' '.join(map(str, numbers))}: must be 1 or more{each}")
+def check_rounds(rounds: int) -> None:
+    """Raises ValueError unless the number of rounds is one that can be timed."""
+    if faults := number_faults("--rounds", within(1, 10**5), rounds):
+        raise ValueError(*faults)
+
+
+def check_shape(shape: Sequence[int]) -> None:
+    """Raises ValueError unless arrays of that shape can be made."""
+    faults = number_faults("--shape", within(1, 10**6), *shape)
+    if not faults and (size := math.prod(shape)) > _MOST_ELEMENTS:
+        faults = [f"--shape {' '.join(map(str, shape))}: {size} elements; at most {_MOST_ELEMENTS}"]
+    if faults:
+        raise ValueError(*faults)
 
 
 def finish(

@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    report.check_positive("--rounds", args.rounds)
-    report.check_positive("--shape", *args.shape)
+    report.check_rounds(args.rounds)
+    report.check_shape(args.shape)
     shape = attention.AttentionShape(*args.shape)
     found = attention.measure(shape, args.keeps, args.dtype, args.rounds)
     return report.finish(

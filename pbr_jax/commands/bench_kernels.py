@@ -26,10 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     cases = kernels.find_cases(args.only)
-    if not cases:
-        names = ", ".join(sorted({case.op for case in kernels.all_cases()}))
-        raise ValueError(f"--only {args.only}: no case has this in its name; there are {names}")
-    report.check_positive("--rounds", args.rounds)
+    report.check_rounds(args.rounds)
 
     # With a GPU and no named card there are times.
     if args.card is None and jax.default_backend() == "gpu":

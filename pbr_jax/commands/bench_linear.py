@@ -40,10 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    report.check_positive("--rounds", args.rounds)
+    report.check_rounds(args.rounds)
     batch = 128 if jax.default_backend() == "gpu" else 8
     *inputs, features = shape = args.shape or [batch, 197, 768, 768]
-    report.check_positive("--shape", *shape)
+    report.check_shape(shape)
     found = linear.measure(linear.LayerShape(*shape), args.keeps, args.dtype, args.rounds)
     if args.figure:
         _draw(found, args.figure)

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    report.check_positive("--rounds", args.rounds)
+    report.check_rounds(args.rounds)
     found = profile.measure(args.arguments.config, args.rounds)
     # What the kernels do not explain of a step is the host, or time between kernels.
     wall = statistics.median(found["seconds"])

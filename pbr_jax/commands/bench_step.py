@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     methods = step.checked_methods(args.methods)
-    report.check_positive("--rounds", args.rounds)
+    report.check_rounds(args.rounds)
     found = step.measure(args.arguments.config, methods, args.rounds)
     # The least that a full step could take, by its matrix products alone.
     least = found["dense_flops"] / found["ceilings"]["flops"]

@@ -30,13 +30,13 @@ from pbr_jax import __version__, data
 from pbr_jax.compare import trials
 from pbr_jax.compare.steps import memory_in_own_process, time_against
 from pbr_jax.compare.table import HEADER, Comparison, Result, cells, csv_text
-from pbr_jax.configs.common import Config
+from pbr_jax.configs.common import SEED, Config, within
 from pbr_jax.files import user_path, write_text
 from pbr_jax.gpu import gpu_is_present
 from pbr_jax.measure.text import markdown
 from pbr_jax.runs.progress import Terminal, make_bar
+from pbr_jax.settings import flags
 from pbr_jax.settings import load as configuration
-from pbr_jax.settings.flags import add_config
 from pbr_jax.settings.variants import split_methods, with_method
 from pbr_jax.training.begin import train_batches
 from pbr_jax.training.inputs import load_data
@@ -51,7 +51,7 @@ METHODS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config(parser)
+    flags.add_config(parser)
     names = "names, joined by commas; default: all"
     parser.add_argument("--methods", default=",".join(METHODS), help=names)
     parser.add_argument("--seeds", type=int, default=1, help="runs of each method, default 1")
@@ -63,8 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     config = args.arguments.config
     methods, faults = split_methods(args.methods)
-    if args.seeds < 1:
-        faults.append(f"--seeds {args.seeds}: must be 1 or more")
+    faults += (wrong := flags.number_faults("--seeds", within(1, 1000), args.seeds))
+    if not wrong and not SEED.holds(config.seed + args.seeds - 1):
+        faults.append(
+            f"--seeds {args.seeds}: the last is {config.seed + args.seeds - 1}; set a smaller"
+            f" --config.seed: a seed must be {SEED.phrase}"
+        )
     if faults:
         raise ValueError("\n".join(faults))
     out = args.out or Path("runs") / f"compare-{config.name}"

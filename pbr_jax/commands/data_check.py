@@ -5,8 +5,9 @@
     pbr data check my_arrays.npz
 
 Prints the examples of each split and class, the sizes of the images or the words of the texts,
-every image or row that cannot be used, and how many test examples are in training too. The exit
-code is 1 if something cannot be used, or a class is tested that training never shows.
+every image or row that cannot be used, what is left out as no example, and how many test examples
+are in training too. The exit code is 1 if something cannot be used, or a class is tested that
+training never shows.
 """
 
 import argparse
@@ -14,14 +15,19 @@ import argparse
 from pbr_jax import data
 from pbr_jax.data import check
 from pbr_jax.data.check import Findings
+from pbr_jax.data.records import label_faults
 from pbr_jax.datasets import SOURCES, Kind
 from pbr_jax.files import user_path
+from pbr_jax.training.inputs import input_notes
+
+_LONGEST = 512  # tokens of a text, as published BERTs have it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", metavar="NAME|PATH", help=f"{', '.join(SOURCES)}, or a path")
     parser.add_argument("--path", help="where a data set that has a name lies, as data.path")
     parser.add_argument("--test-split", help="the split that evaluation reads, as data.test_split")
+    parser.add_argument("--tokenizer", metavar="FILE", help="says if its words suit the texts")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -37,10 +43,16 @@ def main(args: argparse.Namespace) -> int:
                 f"{path}: must be an .npz file, or a folder that holds train/CLASS/*.jpg, "
                 "train.csv or train.jsonl"
             )
-    # Rows are all read to begin with; images are decoded below, broken or not.
+    if args.tokenizer is not None and SOURCES[name].kind != "text":
+        raise ValueError(f"--tokenizer {args.tokenizer}: {name} has no texts")
+    # Rows and arrays are all read to begin with; files are decoded below, broken or not.
     kind = SOURCES[name].kind
-    on_error: data.OnError = "skip" if kind == "text" else "stop"
-    dataset = data.load(name, path, test_split=args.test_split, on_error=on_error)
+    in_files = kind == "image" and "affine" not in SOURCES[name].augments
+    on_error: data.OnError = "stop" if in_files else "skip"
+    dataset = data.load(name, path, test_split=args.test_split, on_error=on_error, any_labels=True)
+    notes = list(dataset.remarks)
+    if args.tokenizer is not None:
+        notes += input_notes(data.TextInputs(args.tokenizer, _LONGEST), dataset.train)
     train, test = check.examine(dataset.train), check.examine(dataset.test)
     # Faults of both ways to read, in the order of the files.
     faults = [fault for skipped in dataset.skipped for fault in skipped.faults]
@@ -49,12 +61,12 @@ def main(args: argparse.Namespace) -> int:
     print("\n".join(_table(dataset.class_names, kind, train, test)))
     if repeated := check.shared(train, test):
         print(f"\n{repeated} of {len(test.digests)} test examples are in training too")
-    unseen = [dataset.class_names[label] for label in test.counts.keys() - train.counts.keys()]
-    if unseen:
-        print(f"\nnever seen in training, but tested: {', '.join(sorted(unseen))}")
+    wrong = label_faults(dataset.class_names, train.counts, test.counts)
+    if wrong or notes:
+        print("", *wrong, *notes, sep="\n")
     if faults:
         print(f"\n{len(faults)} cannot be used:", *faults, sep="\n  ")
-    return 1 if faults or unseen else 0
+    return 1 if faults or wrong else 0
 
 
 def _table(class_names: tuple[str, ...], kind: Kind, train: Findings, test: Findings) -> list[str]:

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from pbr_jax import data
 from pbr_jax import weights as public
 from pbr_jax.configs.common import Config
 from pbr_jax.files import user_path, write_json
@@ -63,9 +64,8 @@ def _copy_tokenizer(config: Config, out: Path) -> None:
     assert config.data.tokenizer is not None  # a run on text has one
     source = user_path(config.data.tokenizer)
     shutil.copy(source, out / ("tokenizer.json" if source.suffix == ".json" else "vocab.txt"))
-    settings = {
-        "tokenizer_class": "BertTokenizer",
-        "model_max_length": config.model.max_length,
-        "do_lower_case": config.data.lower_case is not False,
-    }
+    # Transformers changes texts as this file says, whatever a tokenizer.json says.
+    longest = config.model.max_length
+    used = data.TextInputs(str(source), longest, config.data.lower_case).normalization
+    settings = {"tokenizer_class": "BertTokenizer", "model_max_length": longest, **used}
     write_json(out / "tokenizer_config.json", settings)

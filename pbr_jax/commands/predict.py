@@ -17,13 +17,14 @@ import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
+from pbr_jax.configs.common import BATCH
 from pbr_jax.data import unlabelled
 from pbr_jax.files import user_path, write_text
 from pbr_jax.runs.predict import Prediction, predict
 from pbr_jax.runs.progress import progress
 from pbr_jax.runs.run import open_run
-from pbr_jax.settings.flags import add_run
-from pbr_jax.training.inputs import make_inputs
+from pbr_jax.settings.flags import add_run, number_faults
+from pbr_jax.training.inputs import input_notes, make_inputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,13 +44,17 @@ def main(args: argparse.Namespace) -> int:
     if not 1 <= args.top <= len(run.class_names):
         raise ValueError(f"--top {args.top}: must be between 1 and {len(run.class_names)} classes")
     batch_size = run.config.batch_size if args.batch_size is None else args.batch_size
-    if batch_size < 1:
-        raise ValueError(f"--batch-size {batch_size}: must be 1 or more")
+    if faults := number_faults("--batch-size", BATCH, batch_size):
+        raise ValueError(*faults)
     examples = unlabelled.find(args.paths, run.parts.family.reads)
+    # The last batch is filled up: one larger than all examples would be filled for nothing.
+    batch_size = min(batch_size, max(run.config.batch_size, len(examples)))
     # Files are prepared as in evaluation, even where training reads arrays.
     data = dataclasses.replace(run.config.data, augment="off")
     inputs = make_inputs(dataclasses.replace(run.config, data=data))
-    faults: list[str] = []
+    for note in input_notes(inputs, examples):
+        print(note, file=sys.stderr)
+    faults = []
     skip = faults.append if args.skip else None
     predictions = predict(run.parts.model, run.params, examples, inputs, batch_size, skip)
     # Nothing is written before the last example is predicted: an output is whole or not there.
@@ -63,8 +68,8 @@ def main(args: argparse.Namespace) -> int:
     else:
         write_text(args.csv, text)
     # Standard output is for the predictions alone.
-    for fault in faults:
-        print(f"skipped: {fault}", file=sys.stderr)
+    for note in [*(f"skipped: {fault}" for fault in faults), *examples.notes]:
+        print(note, file=sys.stderr)
     where = "" if args.csv is None else f"; wrote {args.csv}"
     print(
         f"{len(examples) - len(faults)} of {len(examples)} examples predicted with checkpoint"

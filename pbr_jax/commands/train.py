@@ -20,6 +20,7 @@ from pbr_jax.configs.common import Config
 from pbr_jax.files import user_path
 from pbr_jax.gpu import memory as compiled_memory
 from pbr_jax.memory.budget import explain_out_of_memory, settle
+from pbr_jax.memory.room import check_room
 from pbr_jax.memory.use import MemoryUse, memory_use
 from pbr_jax.report.page import write_report
 from pbr_jax.runs import history, metrics, run
@@ -31,10 +32,11 @@ from pbr_jax.runs.signals import StopSignals
 from pbr_jax.settings import flags
 from pbr_jax.settings import load as settings
 from pbr_jax.settings.flags import Arguments
+from pbr_jax.settings.resolve import chunk_notes
 from pbr_jax.settings.unused import unused
 from pbr_jax.settings.variants import fully_fine_tuned
 from pbr_jax.training import from_config
-from pbr_jax.training.inputs import load_data, make_inputs, settled
+from pbr_jax.training.inputs import input_notes, load_data, make_inputs, settled
 from pbr_jax.training.loop import Observer, train
 
 
@@ -65,11 +67,11 @@ def main(args: argparse.Namespace) -> int:
     notes += more + unused(config)
     next_command = flags.next_command(arguments._replace(config=config), args.workdir)
 
-    # Faults of the data and of their preparation are told at once.
-    dataset, _ = settings.at_once(lambda: load_data(config), lambda: make_inputs(config))
-    notes += dataset.notes
-    if config.data.max_test is not None:
-        notes.append(f"evaluation on the first {len(dataset.test)} test examples only")
+    # Faults of memory, of the data and of their preparation are told at once.
+    tight, dataset, inputs = settings.at_once(
+        lambda: check_room(config), lambda: load_data(config), lambda: make_inputs(config)
+    )
+    notes += chunk_notes(config) + tight + dataset.notes + input_notes(inputs, dataset.train)
     parts = from_config.build(config)
     # Memory is on the screen before anything is compiled.
     use, full_use = memory_use(config), memory_use(fully_fine_tuned(config))

@@ -12,6 +12,7 @@ import jax
 from pbr_jax import data
 from pbr_jax.configs.common import Config
 from pbr_jax.gpu import memory as compiled_memory
+from pbr_jax.memory.room import check_room
 from pbr_jax.memory.use import MemoryUse, memory_use
 from pbr_jax.runs.checkpoints import Checkpointer
 from pbr_jax.training import from_config
@@ -44,6 +45,7 @@ class Point(NamedTuple):
     step: int
     seconds: float  # of training so far, evaluations excluded
     loss: float  # mean training loss since the point before
+    test_loss: float
     accuracy: float  # on the test split
 
 
@@ -55,7 +57,12 @@ class Trial(NamedTuple):
 
 
 def prepare(config: Config) -> Prepared:
-    """Builds and compiles `config` for the device at hand."""
+    """Builds and compiles `config` for the device at hand.
+
+    Raises:
+      ValueError: it needs more memory than there is.
+    """
+    check_room(config)
     parts = from_config.build(config)
     step, use = compile_step(config, parts), memory_use(config)
     return Prepared(config, parts, step, use, compiled_memory(step).peak_bytes)
@@ -124,5 +131,5 @@ class _Curve(Observer):
         self, step: int, state: TrainState, test: dict[str, float], improved: bool
     ) -> None:
         loss = statistics.fmean(map(float, self._losses))
-        self.points.append(Point(step, self._seconds, loss, test["accuracy"]))
+        self.points.append(Point(step, self._seconds, loss, test["loss"], test["accuracy"]))
         self._losses = []

@@ -17,21 +17,22 @@ from pbr_jax.data.images import ImageInputs
 from pbr_jax.data.loader import TrainBatches, eval_batches
 from pbr_jax.data.records import (
     Batch,
+    ChosenRecords,
     Dataset,
-    FirstRecords,
     Prepare,
     Records,
     Request,
     check_labels,
 )
+from pbr_jax.data.sample import sample
 from pbr_jax.data.text import TextInputs
 from pbr_jax.datasets import SOURCES, OnError
 
 __all__ = [
     "SOURCES",
     "Batch",
+    "ChosenRecords",
     "Dataset",
-    "FirstRecords",
     "ImageInputs",
     "OnError",
     "Prepare",
@@ -42,11 +43,17 @@ __all__ = [
     "eval_batches",
     "load",
     "prepare",
+    "sample",
 ]
 
 
 def load(
-    name: str, path: str | None = None, *, test_split: str | None = None, on_error: OnError = "stop"
+    name: str,
+    path: str | None = None,
+    *,
+    test_split: str | None = None,
+    on_error: OnError = "stop",
+    any_labels: bool = False,
 ) -> Dataset:
     """Reads a data set, or finds its examples where reading them all would take long.
 
@@ -55,13 +62,15 @@ def load(
       path: the file or folder of the user's own, or the folder of prepared data sets.
       test_split: the split that evaluation reads; None is the usual one, or the only one.
       on_error: what is done about images and rows that cannot be used.
+      any_labels: reads labels of which no classifier can be trained, too.
 
     Raises:
       ValueError: an unknown name (with the nearest one), a data set that is not there (with the
         command that prepares it), or wrong data (with file and line).
     """
     dataset: Dataset = _reader(name).load(Request(name, path, test_split, on_error))
-    check_labels(dataset)
+    if not any_labels:
+        check_labels(dataset)
     return dataset
 
 

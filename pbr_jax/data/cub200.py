@@ -17,6 +17,7 @@ from pbr_jax.data import tfds
 from pbr_jax.data.image_folder import FileRecords, sound
 from pbr_jax.data.records import Dataset, Request, Skipped
 from pbr_jax.files import user_path
+from pbr_jax.reading import read_lines
 
 ARCHIVE = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
 FOLDER = "CUB_200_2011"
@@ -44,6 +45,10 @@ def load(request: Request) -> Dataset:
 
     # Each table goes by the number of an image, or of a class; both count from 1.
     files, labels, names, training = (_table(folder / table) for table in _TABLES)
+    if not files.keys() == labels.keys() == training.keys() or not {*labels.values()} <= {*names}:
+        raise ValueError(
+            f"{folder}: {', '.join(_TABLES)} do not agree; remove the folder and prepare it again"
+        )
 
     def split(flag: str) -> tuple[FileRecords, Skipped]:
         rows = [number for number in files if training[number] == flag]
@@ -59,14 +64,14 @@ def load(request: Request) -> Dataset:
 def _table(file: Path) -> dict[str, str]:
     """Reads a file with a number and a value on each line."""
     try:
-        lines = file.read_text("utf-8").splitlines()
-    except OSError as error:
-        raise ValueError(
-            f"{file}: cannot be read ({error.strerror}); remove {file.parent} and prepare it again"
-        ) from error
+        lines = read_lines(file)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove {file.parent} and prepare it again") from error
     table: dict[str, str] = {}
     for line_number, line in enumerate(lines, start=1):
         number, _, value = line.strip().partition(" ")
+        if not number:  # behind the end of the last line
+            continue
         if not value:
             raise ValueError(f"{file}:{line_number}: must have a number and a value")
         table[number] = value

@@ -10,6 +10,7 @@ import numpy as np
 
 from pbr_jax.data.arrays import ArrayRecords
 from pbr_jax.data.records import Dataset, Request
+from pbr_jax.data.sample import shares
 
 NUM_TEST = 450
 _SPLIT_SEED = 0
@@ -62,15 +63,9 @@ def load_classes(classes: Sequence[int]) -> Dataset:
 
 
 def stratified_split(labels: np.ndarray, num_test: int, seed: int) -> np.ndarray:
-    """A mask with `num_test` true entries, spread over the classes in proportion to their sizes.
-
-    Shares are rounded down, and what is left goes to the classes with the largest remainders.
-    """
+    """A mask with `num_test` true entries, spread over the classes in proportion to their sizes."""
     classes, counts = np.unique(labels, return_counts=True)
-    shares = num_test * counts
-    quota = shares // len(labels)
-    largest_remainders = np.argsort(-(shares % len(labels)), kind="stable")
-    quota[largest_remainders[: num_test - quota.sum()]] += 1
+    quota = shares(counts, num_test)
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     in_test = np.zeros(len(labels), bool)
     for label, number in zip(classes, quota, strict=True):

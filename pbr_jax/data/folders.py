@@ -4,14 +4,17 @@
 
 `train` and the others are folders of images or files of text. `classes.txt` has one class a line,
 in the order of their labels; without it the classes are sorted, as numbers if all of them are.
+Names that differ only in how their accents are written are one class.
 """
 
+import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from pbr_jax.data.records import Skipped
 from pbr_jax.datasets import OnError
 from pbr_jax.files import user_path
+from pbr_jax.reading import read_lines
 
 _EVALUATION = ("test", "val", "validation", "valid", "dev")
 
@@ -26,7 +29,7 @@ def existing_folder(path: str | None, holds: str) -> Path:
         raise ValueError(f"data.path = none: must be a folder that holds {holds}")
     folder = user_path(path)
     if not folder.is_dir():
-        kind = "is a file" if folder.is_file() else "no such folder"
+        kind = "is no folder" if folder.exists() else "no such folder"
         raise ValueError(f"data.path = {path}: {kind}; must be a folder that holds {holds}")
     return folder
 
@@ -60,22 +63,36 @@ def evaluation_split(found: Collection[str], wanted: str | None, where: str) -> 
     )
 
 
+def composed(name: str) -> str:
+    """The form of a class's name by which classes are told apart.
+
+    An accent is one character with its letter, or one of its own, as the system likes; both look
+    the same.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
 def class_names(found: Iterable[str], folder: Path) -> tuple[str, ...]:
     """The classes in the order of their labels: those of `classes.txt`, or `found`, sorted.
 
     Raises:
-      ValueError: `classes.txt` lists a class twice, or lacks one that was found.
+      ValueError: `classes.txt` is not UTF-8, lists a class twice, or lacks one that was found.
     """
-    labels = set(found)
+    # Of several spellings of a name one is taken, whatever their order.
+    labels: dict[str, str] = {}
+    for label in found:
+        labels[composed(label)] = min(label, labels.get(composed(label), label))
     listed = folder / "classes.txt"
-    if not listed.is_file():
+    if not listed.exists():
         # Labels that are all numbers are sorted by value: 2 before 10.
         numbers = all(label.isascii() and label.isdigit() for label in labels)
-        return tuple(sorted(labels, key=lambda label: (int(label) if numbers else 0, label)))
-    names = tuple(line.strip() for line in listed.read_text("utf-8").splitlines() if line.strip())
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+        values = labels.values()
+        return tuple(sorted(values, key=lambda name: (int(name) if numbers else 0, name)))
+    names = tuple(line.strip() for line in read_lines(listed) if line.strip())
+    known = [composed(name) for name in names]
+    if twice := sorted({name for name in known if known.count(name) > 1}):
         raise ValueError(f"{listed}: lists {', '.join(twice)} more than once")
-    if missing := sorted(labels - set(names)):
+    if missing := sorted(labels.keys() - set(known)):
         raise ValueError(f"{listed}: does not list {', '.join(missing)}; add or remove them")
     return names
 
@@ -92,10 +109,12 @@ def settle(
     """
     if on_error == "stop" and faults:
         count = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        # Where nothing would be left, to leave them out is no advice.
+        skip = ", or leave them out with data.on_error=skip" if len(faults) < total else ""
         raise ValueError(
             f"{faults[0]}{count}\n"
             f"{len(faults)} of {total} {what} of {where} cannot be used\n"
-            "Repair or remove them, or leave them out with data.on_error=skip."
+            f"Repair or remove them{skip}."
         )
     if len(faults) == total:
         shown = "".join(f"\n{fault}" for fault in faults[:3])

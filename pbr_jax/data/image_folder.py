@@ -1,17 +1,28 @@
 """Image files of the user's own: `PATH/train/CLASS/*.jpg` and `PATH/test/CLASS/*.jpg`."""
 
+import collections
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from pbr_jax.data.folders import class_names, evaluation_split, existing_folder, settle
+from pbr_jax.data.folders import class_names, composed, evaluation_split, existing_folder, settle
+from pbr_jax.data.image_files import (
+    ENDINGS,
+    LeftOut,
+    entries,
+    find_images,
+    hidden,
+    is_hidden,
+    notes,
+    read_image,
+)
 from pbr_jax.data.images import image_size
 from pbr_jax.data.records import Dataset, ImageRecord, Request, Skipped
 from pbr_jax.datasets import OnError
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+from pbr_jax.reading import shown
 
 
 class FileRecords:
@@ -33,60 +44,63 @@ class FileRecords:
         return FileRecords(files, [int(self.labels[row]) for row in rows])
 
 
-def read_image(file: str, label: int = 0) -> ImageRecord:
-    """Reads an image file, without decoding it.
-
-    Raises:
-      ValueError: it cannot be read; names it.
-    """
-    try:
-        return ImageRecord(Path(file).read_bytes(), label, file)
-    except OSError as error:
-        raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
-
-
 def load(request: Request) -> Dataset:
     """Lists the images of both splits, in the order of their names.
 
     With `on_error` "skip" every file is read once, and those that are no sound image are left out;
-    with "stop" a broken one is an error when its turn comes.
+    with "stop" a broken one is an error when its turn comes. What is no image is counted.
 
     Raises:
       ValueError: a split, a class or its images are missing.
     """
     folder = existing_folder(request.path, "train/CLASS/*.jpg and test/CLASS/*.jpg")
-    splits = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    splits = [
+        e.name for e in entries(folder) if (folder / e.name).is_dir() and not is_hidden(e.name)
+    ]
     test = evaluation_split(splits, request.test_split, str(folder))
-    files = {split: _files(folder / split) for split in ("train", test)}
+    found = {part: _classes(folder / part) for part in ("train", test)}
     # The label of a class is its place among the names of both splits.
-    names = class_names({name for found in files.values() for name in found}, folder)
+    names = class_names((name for files, _ in found.values() for name in files), folder)
+    number = {composed(name): label for label, name in enumerate(names)}
 
-    def records(split: str) -> tuple[FileRecords, Skipped]:
-        listed = [(file, names.index(c)) for c, own in files[split].items() for file in own]
-        return sound(FileRecords(*zip(*listed, strict=True)), folder / split, request.on_error)
+    def records(part: str) -> tuple[FileRecords, Skipped]:
+        files, _ = found[part]
+        listed = [(file, number[composed(name)]) for name, own in files.items() for file in own]
+        return sound(FileRecords(*zip(*listed, strict=True)), folder / part, request.on_error)
 
     (train, train_skipped), (tested, test_skipped) = records("train"), records(test)
-    return Dataset(train, tested, names, (train_skipped, test_skipped))
+    remarks = [note for part, (_, others) in found.items() for note in notes(folder / part, others)]
+    return Dataset(train, tested, names, (train_skipped, test_skipped), tuple(remarks))
 
 
-def _files(folder: Path) -> dict[str, list[Path]]:
-    """Class -> its image files, from its folder and the folders in it; no hidden ones."""
-    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    found = {entry.name: sorted(filter(is_image, entry.rglob("*"))) for entry in classes}
+def _classes(folder: Path) -> tuple[dict[str, list[Path]], LeftOut]:
+    """Class -> its image files, from its folder and the folders in it; and what is left out.
+
+    Raises:
+      ValueError: there is no folder, or one without an image; names it.
+    """
+    found: dict[str, list[Path]] = {}
+    left_out: LeftOut = collections.Counter()
+    home = Path(os.path.realpath(folder))
+    for entry in entries(folder):
+        place = folder / entry.name
+        if is_hidden(entry.name):
+            left_out += hidden(entry)
+        elif not place.is_dir():
+            left_out["file beside the class folders", entry.name] += 1
+        elif home.is_relative_to(os.path.realpath(place)):  # all classes as one
+            left_out["link to a folder that is read already", entry.name] += 1
+        else:
+            files, others = find_images(place)
+            if not files:
+                what = f"holds no image; fill or remove it (images end in {ENDINGS})"
+                raise ValueError("\n".join([f"{shown(place)}: {what}", *notes(place, others)]))
+            found[shown(entry.name)] = files
+            left_out += others
     if not found:
-        raise ValueError(f"{folder}: has no folder; put the images of each class in one of its own")
-    for name, files in found.items():
-        if not files:
-            raise ValueError(
-                f"{folder / name}: holds no image; fill or remove it (images end in "
-                f"{', '.join(sorted(SUFFIXES))})"
-            )
-    return found
-
-
-def is_image(path: Path) -> bool:
-    """Whether a file is named like an image, and is not hidden."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        what = "has no folder; put the images of each class in one of its own"
+        raise ValueError("\n".join([f"{shown(folder)}: {what}", *notes(folder, left_out)]))
+    return found, left_out
 
 
 def sound(records: FileRecords, where: Path, on_error: OnError) -> tuple[FileRecords, Skipped]:

@@ -7,16 +7,15 @@ they lie in [-1, 1].
 `S` side of the model's image, `C` its channels.
 """
 
-import contextlib
 import dataclasses
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float32
-from PIL import Image, ImageFile
+from PIL import Image
 
 from pbr_jax.data.augment import affine, random_box
+from pbr_jax.data.decoding import decode, decoded_size
 from pbr_jax.data.records import Batch, ImageRecord
 from pbr_jax.datasets import Augment
 
@@ -75,7 +74,8 @@ class ImageInputs:
         if channels not in (1, self.channels):
             raise ValueError(
                 f"model.channels = {self.channels}: {records[0].name} has {channels} channels; "
-                f"set model.channels={channels}"
+                f"train with model.channels={channels}, or take images of fewer, such as "
+                f"{_fewer(channels, self.channels)}"
             )
         # Whole images of the right size are taken as they are.
         crop = generator if self.augment == "crop" else None
@@ -96,63 +96,24 @@ class ImageInputs:
         return own[:1].reshape(()) if same else np.tile(own, (self.size, 1))
 
 
-def decode(
-    content: bytes, name: str, mode: str, size: int, generator: np.random.Generator | None = None
-) -> Image.Image:
-    """The whole image, or with a generator a random part of it, at `size` x `size` pixels.
-
-    A JPEG whose part is more than twice as large is decoded at half the size, a quarter or an
-    eighth, which is much faster.
-
-    Raises:
-      ValueError: the file is no image, is cut short, or has more than 8 bits per channel; names it.
-    """
-    with _naming(name):
-        file = _open(content)
-        width, height = file.size
-        # Only a part has to be decoded well, and only at the size at which it is seen.
-        box = random_box(width, height, generator) if generator else (0, 0, width, height)
-        scale = size / min(box[2] - box[0], box[3] - box[1])
-        if scale < 0.5:
-            file.draft(mode, (int(width * scale), int(height * scale)))
-        # A palette may hold transparent colours, which "RGB" alone has no place for.
-        image = (file.convert("RGBA") if file.mode == "P" else file).convert(mode)
-    # The box is in pixels of the file; `draft` may have decoded a smaller image.
-    x, y = image.width / width, image.height / height
-    left, top, right, bottom = box
-    part = (round(left * x), round(top * y), round(right * x), round(bottom * y))
-    return image.crop(part).resize((size, size), Image.Resampling.BILINEAR)
-
-
 def image_size(record: ImageRecord) -> tuple[int, int]:
-    """Width and height of an image that can be used.
+    """Width and height of an image that can be used, as it is seen.
 
     Raises:
       ValueError: it cannot be decoded; names it.
     """
     if not isinstance(record.image, bytes):
         return record.image.shape[1], record.image.shape[0]
-    with _naming(record.name):
-        file = _open(record.image)
-        size = file.size
-        file.draft("L", (1, 1))  # reads all of a JPEG all the same
-        file.load()
-    return size
+    return decoded_size(record.image, record.name)
 
 
-@contextlib.contextmanager
-def _naming(name: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # a broken file can make Pillow raise almost anything
-        raise ValueError(f"{name}: not a readable image ({error})") from error
-
-
-def _open(content: bytes) -> ImageFile.ImageFile:
-    file = Image.open(io.BytesIO(content))
-    if file.mode.startswith(("I", "F")):
-        raise ValueError(f"its pixels have more than 8 bits per channel, mode {file.mode}")
-    return file
+def _fewer(channels: int, wanted: int) -> str:
+    """Code that leaves `wanted` channels of images, or one."""
+    if channels == 4 and wanted == 3:
+        return "images[..., :3], without the transparency"
+    if channels == 2:
+        return "images[..., :1], without the transparency"
+    return "images.mean(axis=-1, keepdims=True).astype(images.dtype), in grey"
 
 
 def resize(

@@ -1,6 +1,7 @@
 """Data sets as they are read: examples by number, before they become arrays for the model."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -11,6 +12,12 @@ from pbr_jax.datasets import OnError
 # What the model sees. Images: image Float32[B, H, W, C]. Text: tokens and token_types Int32[B, N],
 # lengths Int32[B]. Both: label Int32[B]; evaluation adds mask Bool[B], false for filling.
 Batch = dict[str, np.ndarray]
+
+
+def shown(text: str, longest: int = 60) -> str:
+    """A text of the user's as it can be printed in a message, cut where it is longer."""
+    cut = text if len(text) <= longest else f"{text[:longest]}..."
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
 
 
 class ImageRecord(NamedTuple):
@@ -45,23 +52,23 @@ class Records(Protocol):
     def __getitem__(self, index: int, /) -> Record: ...
 
 
-class FirstRecords:
-    """The first `number` of other records, or all of them where there are no more."""
+class ChosenRecords:
+    """Some rows of other records."""
 
-    def __init__(self, records: Records, number: int) -> None:
-        self._records, self._number = records, min(number, len(records))
+    def __init__(self, records: Records, rows: Int[np.ndarray, " N"]) -> None:
+        self._records, self._rows = records, rows
 
     @property
     def labels(self) -> Int[np.ndarray, " N"] | None:
-        """Labels of the first records, or None where those of all are unknown."""
+        """Labels of the chosen rows, or None where those of all are unknown."""
         labels = self._records.labels
-        return None if labels is None else labels[: self._number]
+        return None if labels is None else labels[self._rows]
 
     def __len__(self) -> int:
-        return self._number
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> Record:
-        return self._records[index]
+        return self._records[int(self._rows[index])]
 
 
 # Records to the arrays of a batch; changed at random when a generator is given.
@@ -105,6 +112,7 @@ class Dataset(NamedTuple):
     test: Records
     class_names: tuple[str, ...]
     skipped: tuple[Skipped, ...] = ()
+    remarks: tuple[str, ...] = ()  # lines about the classes, and about what is no example
 
     @property
     def num_classes(self) -> int:
@@ -113,25 +121,43 @@ class Dataset(NamedTuple):
 
     @property
     def notes(self) -> list[str]:
-        """Lines for the user about what was left out."""
-        return [str(skipped) for skipped in self.skipped if skipped.faults]
+        """Lines for the user about what was left out, and about the classes."""
+        return [*(str(skipped) for skipped in self.skipped if skipped.faults), *self.remarks]
+
+
+def label_faults(
+    class_names: Sequence[str], train: Mapping[int, int], test: Mapping[int, int]
+) -> list[str]:
+    """Lines that say why labels are of no use: one class alone, or one that training never shows.
+
+    Args:
+      class_names: of all labels.
+      train, test: the examples of each label; a label that is not there has none.
+    """
+    if len(class_names) < 2:
+        return [
+            f"all labels are {', '.join(map(shown, class_names)) or 'missing'}: a classifier needs "
+            "two classes or more; add examples of another class to both splits"
+        ]
+    unseen = sorted(label for label, count in test.items() if count and not train.get(label))
+    if not unseen:
+        return []
+    named = [f"{shown(class_names[label])} ({test[label]} examples)" for label in unseen[:10]]
+    more = f" and {len(unseen) - 10} more" if len(unseen) > 10 else ""
+    return [
+        f"test labels never seen in training: {', '.join(named)}{more}; move examples of them to "
+        "the training split, or leave them out of the test split"
+    ]
 
 
 def check_labels(dataset: Dataset) -> None:
-    """Raises `ValueError` if the test split has classes that training never shows.
+    """Raises `ValueError` with the `label_faults` of a data set, and with what was left out of it.
 
-    Labels that are not known before everything is read are not checked.
+    Labels that are not known before everything is read are not counted.
     """
-    train, test = dataset.train.labels, dataset.test.labels
-    if train is None or test is None:
-        return
-    unseen, counts = np.unique(test[~np.isin(test, train)], return_counts=True)
-    if len(unseen):
-        named = ", ".join(
-            f"{dataset.class_names[label]} ({count} examples)"
-            for label, count in zip(unseen, counts, strict=True)
-        )
-        raise ValueError(
-            f"test labels never seen in training: {named}; move examples of them to the training "
-            "split, or leave them out of the test split"
-        )
+    splits = (dataset.train.labels, dataset.test.labels)
+    train, test = (Counter([] if one is None else one.tolist()) for one in splits)
+    faults = label_faults(dataset.class_names, train, test if train else {})
+    if faults:
+        # An example that was left out may be why a class is missing.
+        raise ValueError("\n".join([*faults, *dataset.notes]))

@@ -6,17 +6,21 @@
 Other columns are ignored. Files are UTF-8. Labels are text or whole numbers.
 """
 
-import csv
 import json
-from collections.abc import Iterator
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pbr_jax.data.folders import class_names, evaluation_split, existing_folder, settle
-from pbr_jax.data.records import Dataset, Request, Skipped, TextRecord
+from pbr_jax.data.csv_rows import read_csv
+from pbr_jax.data.folders import class_names, composed, evaluation_split, existing_folder, settle
+from pbr_jax.data.labels import label_fault, label_remarks
+from pbr_jax.data.lines import Line, json_rows, read_lines
+from pbr_jax.data.records import Dataset, Request, Skipped, TextRecord, shown
 from pbr_jax.datasets import OnError
+
+_LONGEST_LABEL = 1000  # characters
 
 
 class Row(NamedTuple):
@@ -28,13 +32,21 @@ class Row(NamedTuple):
     name: str
 
 
+class Fault(NamedTuple):
+    """A row that cannot be used: its file, line or lines, and what is wrong with it."""
+
+    text: str
+    lines: int
+    label: str = ""  # a label that is a number with a point
+
+
 class TextRecords:
     """Texts in memory, as `Records`."""
 
     def __init__(self, rows: list[Row], classes: tuple[str, ...]) -> None:
-        number = {name: label for label, name in enumerate(classes)}
+        number = {composed(name): label for label, name in enumerate(classes)}
         self._rows = rows
-        self.labels = np.array([number[row.label] for row in rows], np.int32)
+        self.labels = np.array([number[composed(row.label)] for row in rows], np.int32)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -48,117 +60,132 @@ def load(request: Request) -> Dataset:
     """Reads `PATH/train.NAME` and one file beside it; the name is "csv" or "jsonl".
 
     Raises:
-      ValueError: a file is missing, or a row cannot be used and `on_error` is "stop": its file and
-        line are named.
+      ValueError: a file is missing, its labels are no classes, or a row cannot be used and
+        `on_error` is "stop": its file and line are named.
     """
     suffix, on_error = request.name, request.on_error
     folder = existing_folder(request.path, f"train.{suffix} and test.{suffix}")
     found = sorted(file.stem for file in folder.glob(f"*.{suffix}"))
+    # A file of another name or format is probably the one that was meant.
+    near = sorted(p.name for p in folder.iterdir() if p.name.lower().startswith("train"))
+    if "train" not in found and near:
+        raise ValueError(
+            f"{folder}: has {shown(near[0])}, but no train.{suffix}; rename or convert it"
+        )
     test = evaluation_split(found, request.test_split, str(folder))
     train_rows, train_skipped = _read(folder / f"train.{suffix}", on_error)
     test_rows, test_skipped = _read(folder / f"{test}.{suffix}", on_error)
     # Rows first: the number of a label is its place among those of both splits.
-    names = class_names({row.label for row in (*train_rows, *test_rows)}, folder)
+    labels = {row.label for row in (*train_rows, *test_rows)}
+    names = class_names(labels, folder)
     train, tested = TextRecords(train_rows, names), TextRecords(test_rows, names)
-    return Dataset(train, tested, names, (train_skipped, test_skipped))
+    skipped = (train_skipped, test_skipped)
+    return Dataset(train, tested, names, skipped, label_remarks(folder, labels, names))
 
 
 def _read(file: Path, on_error: OnError) -> tuple[list[Row], Skipped]:
-    found = list(read_rows(file))
+    found = read_rows(file)
     rows = [row for row in found if isinstance(row, Row)]
-    faults = [row for row in found if isinstance(row, str)]
-    return rows, settle(faults, len(found), "rows", file, on_error)
+    faults = [row for row in found if isinstance(row, Fault)]
+    # What the labels are goes before single rows: to leave those out would lead nowhere.
+    labels = [row.label for row in found if row.label]
+    listed = file.parent / "classes.txt"
+    if file.stem == "train" and not listed.is_file() and (fault := label_fault(labels)):
+        raise ValueError(f"{file}: {fault}, or keep them as text and list them in {listed}")
+    lost, where = sum(fault.lines for fault in faults), str(file)
+    if lost > len(faults):
+        where += f" ({lost} lines)"
+    return rows, settle([fault.text for fault in faults], len(found), "rows", where, on_error)
 
 
-def read_rows(file: Path, labelled: bool = True) -> Iterator[Row | str]:
-    """Yields every row; for one that cannot be used, a line with its file, line number and fault.
+def read_rows(file: Path, labelled: bool = True) -> list[Row | Fault]:
+    """All rows of a file, and in their place the faults of those that cannot be used.
 
     Rows that are not `labelled` have an empty label, whatever the file has.
 
     Raises:
-      ValueError: a CSV file without a header that names the columns.
+      ValueError: no text in UTF-8, a CSV file without a header that names the columns, or JSON
+        that is not one object a line.
     """
-    lines = _csv_rows(file, labelled) if file.suffix == ".csv" else _json_rows(file)
-    for number, fields in lines:
-        name = f"{file}:{number}"
-        try:
-            yield _row(fields, name, labelled)
-        except ValueError as error:
-            yield f"{name}: {error}"
+    lines = read_lines(file)
+    if file.suffix == ".csv":
+        rows = read_csv(file, lines, labelled)
+    else:
+        rows = list(json_rows(file, lines))
+    return [_row_or_fault(line, file, labelled) for line in rows]
 
 
-def _csv_rows(file: Path, labelled: bool) -> Iterator[tuple[int, dict[Any, Any] | Exception]]:
-    """Yields line number and fields of each row, or what is wrong with it.
-
-    A row may have several lines; the number is that of its first.
-    """
-    # Bytes that are not UTF-8 become lone surrogates, so that `_text` can name their row.
-    with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        reader = csv.reader(stream, strict=True)
-        try:
-            columns = next(reader, [])
-        except csv.Error as error:
-            raise ValueError(f"{file}:1: not a CSV header ({error})") from error
-        if (labelled and "label" not in columns) or not {"text", "text_a"} & set(columns):
-            label = "a column label, and " if labelled else ""
-            raise ValueError(
-                f"{file}:1: the header must name {label}text or text_a and text_b; "
-                f"it has {', '.join(columns) or 'nothing'}"
-            )
-        while True:  # the reader goes on behind a row that it refuses; a `for` would end there
-            number = reader.line_num + 1
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield number, error
-                continue
-            if fields and len(fields) != len(columns):
-                yield number, ValueError(f"{len(fields)} fields, but the header has {len(columns)}")
-            elif fields:  # an empty line is none
-                yield number, dict(zip(columns, fields, strict=True))
+def _row_or_fault(line: Line, file: Path, labelled: bool) -> Row | Fault:
+    lines = f"{line.first}-{line.last}" if line.last > line.first else f"{line.first}"
+    try:
+        return _row(line.content, file, f"{file}:{line.first}", labelled)
+    except ValueError as error:
+        number = line.content.get("label") if isinstance(line.content, dict) else None
+        label = str(number) if isinstance(number, float) else ""
+        return Fault(f"{file}:{lines}: {error}", line.last - line.first + 1, label)
 
 
-def _json_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """Yields line number and value of each line that is not empty, or what is wrong with it."""
-    with open(file, encoding="utf-8-sig", errors="surrogateescape") as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except ValueError as error:
-                    yield number, ValueError(f"not JSON ({error})")
-
-
-def _row(fields: Any, name: str, labelled: bool) -> Row:
+def _row(fields: Any, file: Path, name: str, labelled: bool) -> Row:
     """Makes a row of its fields; raises `ValueError` with what is wrong with them."""
     if isinstance(fields, Exception):
         raise ValueError(str(fields))
     if not isinstance(fields, dict):
         raise ValueError("not an object with the keys text and label")
     if not {"text", "text_a"} & fields.keys():
-        raise ValueError(f"has neither text nor text_a, but {', '.join(fields) or 'nothing'}")
+        keys = shown(", ".join(fields), 200)
+        raise ValueError(f"has neither text nor text_a, but {keys or 'nothing'}")
+    if "text_b" in fields and "text_a" not in fields:
+        raise ValueError("has text and text_b: a pair is text_a and text_b")
     # A text alone, or a pair whose second text a file may lack.
     alone = "text" in fields
-    text_a = _text(fields, "text" if alone else "text_a")
-    text_b = None if alone or "text_b" not in fields else _text(fields, "text_b")
-    if not labelled:
-        return Row(text_a, text_b, "", name)
+    text_a = _text(fields, "text" if alone else "text_a", file)
+    text_b = None if alone or "text_b" not in fields else _text(fields, "text_b", file)
+    return Row(text_a, text_b, _label(fields, file) if labelled else "", name)
+
+
+def _label(fields: dict[str, Any], file: Path) -> str:
     label = fields.get("label")
     # A number with a fraction is no label, and in Python a truth value is a whole number.
     if isinstance(label, bool) or not isinstance(label, str | int):
-        raise ValueError(f"label is {json.dumps(label)}: must be text or a whole number")
+        whole = isinstance(label, float) and label.is_integer()
+        hint = f"; write {label:.0f}" if whole else ""
+        raise ValueError(f"label is {_kind(label)}: must be text or a whole number{hint}")
     label = str(label).strip()
     if not label:
         raise ValueError("label is empty")
-    return Row(text_a, text_b, label, name)
+    _check_text(label, "label", file)
+    if len(label) > _LONGEST_LABEL:
+        raise ValueError(
+            f"label has {len(label)} characters, {shown(label, 20)}: at most {_LONGEST_LABEL} are "
+            "allowed; are label and text exchanged?"
+        )
+    return label
 
 
-def _text(fields: dict[str, Any], column: str) -> str:
+def _text(fields: dict[str, Any], column: str, file: Path) -> str:
     text = fields.get(column)
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{column} is {'empty' if text == '' else json.dumps(text)}")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"{column} is not UTF-8")
+        raise ValueError(f"{column} is {'empty' if text == '' else _kind(text)}")
+    _check_text(text, column, file)
     return text
+
+
+def _check_text(text: str, column: str, file: Path) -> None:
+    """Raises `ValueError` if a text holds bytes that are not UTF-8, or half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        odd = text[error.start]
+        if not "\udc80" <= odd <= "\udcff":
+            raise ValueError(f"{column} has half a character, {ascii(odd)[1:-1]}") from None
+        raise ValueError(
+            f"{column} is not UTF-8 (byte 0x{ord(odd) - 0xDC00:02x}); if the file is of Windows or "
+            f"Latin-1, `iconv -f WINDOWS-1252 -t UTF-8 {shlex.quote(str(file))} > new` converts it"
+        ) from None
+
+
+def _kind(value: Any) -> str:
+    """A value of JSON as it is, or what it is where that may be long."""
+    if isinstance(value, list | dict):
+        return "an array" if isinstance(value, list) else "an object"
+    return shown(json.dumps(value))

@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from pbr_jax.configs.common import SHAPE, Model
+from pbr_jax.configs.common import SHAPE, Model, Rule
 
 KERNEL, BIAS = "kernel", "bias"
 """Names of the two parameters of a linear layer, as Flax has them."""
@@ -81,7 +81,7 @@ def late(where: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def near_multiples(value: int, factor: int) -> str:
-    """The multiples of `factor` around `value`, for advice."""
+def near_multiples(value: int, factor: int, rule: Rule) -> str:
+    """The multiples of `factor` around `value` that obey the rule of its setting, for advice."""
     below = value // factor * factor
-    return f"{below} and {below + factor}" if below else str(factor)
+    return " and ".join(str(near) for near in (below, below + factor) if rule.holds(near))

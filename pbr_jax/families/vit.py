@@ -1,6 +1,6 @@
 """Vision transformers (Dosovitskiy et al., 2021)."""
 
-from pbr_jax.configs.common import Model
+from pbr_jax.configs.common import SIDE, Model
 from pbr_jax.families import transformer
 from pbr_jax.families.record import Family, near_multiples
 
@@ -14,7 +14,7 @@ def _faults(model: Model) -> list[str]:
     side, patch = model.image_size, model.patch
     fault = (
         f"model.image_size = {side}: not divisible by model.patch = {patch}; "
-        f"the nearest that is: {near_multiples(side, patch)}"
+        f"the nearest that is: {near_multiples(side, patch, SIDE)}"
     )
     return [fault] if side % patch else []
 

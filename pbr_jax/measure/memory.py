@@ -1,6 +1,18 @@
-"""Memory of the device at hand, in bytes, as it says itself; None where it says nothing (a CPU)."""
+"""Memory of the device at hand, in bytes: as a GPU says itself, and as the kernel says of a CPU."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
+
+
+class Room(NamedTuple):
+    """Memory for a run."""
+
+    total: int  # more than that can never be had
+    free: int  # what can be had now
+    of: str  # whose memory, for a sentence
 
 
 def peak_in_use() -> int | None:
@@ -9,8 +21,44 @@ def peak_in_use() -> int | None:
 
 
 def memory_limit() -> int | None:
-    """Bytes that JAX may take of the device."""
+    """Bytes that JAX may take of the device; None where it says nothing (a CPU)."""
     return _statistics().get("bytes_limit")
+
+
+def host_room(root: Path = Path("/")) -> Room | None:
+    """Memory and swap of this machine, or of the container or job; None where nothing says it.
+
+    What others of the same container use is not looked at.
+    """
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        sizes = {name: int(text.split()[0]) for name, text in (line.split(":") for line in lines)}
+        kilobytes = (sizes[name] for name in ("MemTotal", "MemAvailable", "SwapTotal", "SwapFree"))
+        memory, available, swap, swap_free = (1024 * size for size in kilobytes)
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+    limit = min([memory, *_limits_of_groups(root)])
+    return Room(limit + swap, min(available, limit) + swap_free, "this machine")
+
+
+def _limits_of_groups(root: Path) -> Iterator[int]:
+    """Limits of the control groups, of both versions, that this process is in."""
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for group in groups:
+        _, controllers, path = group.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        base, name = ("", "memory.max") if not controllers else ("memory", "memory.limit_in_bytes")
+        # A group is bound by all that it is in. What has no limit says "max", or a huge number.
+        own = root / "sys/fs/cgroup" / base / path.strip("/")
+        for folder in (own, *own.parents):
+            try:
+                yield int((folder / name).read_text())
+            except (OSError, ValueError):
+                continue
 
 
 def _statistics() -> dict[str, int]:

@@ -22,7 +22,7 @@ from pbr_jax.gpu import Card, MemoryReport, compile_for, memory
 from pbr_jax.memory import cost
 from pbr_jax.memory.largest_batch import largest_batch
 from pbr_jax.memory.use import MemoryUse, memory_use, tree_bytes
-from pbr_jax.settings.resolve import resolve_method
+from pbr_jax.settings.resolve import batch_divisor, named_method
 from pbr_jax.settings.variants import candidates, joint_spar_suffix, with_method
 from pbr_jax.training import from_config
 
@@ -61,8 +61,8 @@ class MethodFit(NamedTuple):
 
     @property
     def indivisible(self) -> bool:
-        """True if the batch does not go into the parts that this method runs one by one."""
-        return self.config.batch_size % batch_granule(self.config) != 0
+        """True if the batch does not go into the parts that were asked for."""
+        return self.config.batch_size % batch_divisor(self.config) != 0
 
 
 @contextlib.contextmanager
@@ -159,7 +159,7 @@ def fit_method(
     found = MethodFit(config)
     try:
         if found.indivisible:
-            rule = f"must be a multiple of {batch_granule(config)}"
+            rule = f"must be a multiple of {batch_divisor(config)}"
             found = found._replace(fault=f"batch_size = {config.batch_size}: {rule}")
         else:
             use, need = memory_use(config), target.measure(config)
@@ -182,9 +182,10 @@ def _largest_batch(found: MethodFit, target: Target, slope: float | None) -> tup
     def sized(batch: int) -> Config:
         return dataclasses.replace(found.config, batch_size=batch)
 
-    need = target.measure(sized(size)) if found.need is None else found.need
+    known = found.need if size == found.config.batch_size else None
+    need = target.measure(sized(size)) if known is None else known
     if slope is None:  # of the temporary memory all but the gradients grows with the batch
-        use = memory_use(sized(size)) if found.use is None else found.use
+        use = memory_use(sized(size))
         examples = tree_bytes(from_config.batch_specs(sized(size)))
         slope = (examples + max(need.temp_bytes - use.gradients, 0)) / size
     return largest_batch(
@@ -204,9 +205,11 @@ def time_to_full(config: Config, card: Card) -> float:
 
 
 def batch_granule(config: Config) -> int:
-    """The batch must be a multiple of this: accumulation's parts times chunks of a block."""
-    chunks = resolve_method(config).plan.batch_chunks
-    return config.optimizer.accumulation_steps * chunks
+    """The batches of a search are multiples of this: accumulation's parts times a method's chunks.
+
+    Its peak is nearly affine in the batch only where the number of chunks stays.
+    """
+    return config.optimizer.accumulation_steps * named_method(config).plan.batch_chunks
 
 
 def fastest(rows: Sequence[MethodFit]) -> MethodFit | None:
@@ -219,5 +222,5 @@ def fastest(rows: Sequence[MethodFit]) -> MethodFit | None:
 def by_time(config: Config, card: Card) -> list[Config]:
     """The run by each of the `candidates` that can take its batch, fastest first by arithmetic."""
     runs = [with_method(config, name) for name in candidates(config)]
-    divisible = [run for run in runs if run.batch_size % batch_granule(run) == 0]
+    divisible = [run for run in runs if run.batch_size % batch_divisor(run) == 0]
     return sorted(divisible, key=lambda run: time_to_full(run, card))

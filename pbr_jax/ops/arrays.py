@@ -9,6 +9,17 @@ def as_row(vector: jax.Array, ndim: int, dtype: jax.typing.DTypeLike) -> jax.Arr
     return vector.astype(dtype).reshape((1,) * (ndim - 1) + vector.shape)
 
 
+def as_matrix(x: jax.Array) -> jax.Array:
+    """`[..., D] -> [M, D]`: all leading axes as one."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def squared_norms(grad: jax.Array, axes: int) -> jax.Array:
+    """Float32 squared norms of the slices behind the leading `axes`, which are its shape."""
+    squares = jnp.square(grad.astype(jnp.float32))
+    return jnp.sum(squares, axis=tuple(range(axes, grad.ndim)))
+
+
 def sample_keys(key: jax.Array, batch: int) -> jax.Array:
     """One PRNG key per sample, `[B]`: what is drawn does not depend on how a batch is split."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(batch, dtype=jnp.uint32))

@@ -62,7 +62,7 @@ def forward(qkv, visibility: Visibility, settings: Settings) -> tuple[jax.Array,
     rules = settings.rules(q.shape[-1])
     out, lse = settings.implementation_for(q, visibility).attend(q, k, v, visibility, rules)
     kind = plans.kind("attention", settings.kind)
-    return out, kind.save((q, k, v), out, lse, visibility, settings.keep, rules)
+    return out, kind.save((q, k, v), out, lse, visibility, settings, rules)
 
 
 def backward(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from pbr_jax.kernels.attention_arguments import Rules, Visibility
+from pbr_jax.ops import residuals
 
 
 class AttentionKind:
@@ -29,7 +30,7 @@ class AttentionKind:
         out: jax.Array,
         lse: jax.Array,
         visibility: Visibility,
-        keep: float,
+        settings: residuals.Kept,
         rules: Rules,
     ) -> Any:
         """The residual of an attention with that output and log-sum-exp."""
@@ -68,7 +69,7 @@ class Flash(AttentionKind):
     recomputes_scores = False
     keeps_output = True
 
-    def save(self, qkv, out, lse, visibility, keep, rules):
+    def save(self, qkv, out, lse, visibility, settings, rules):
         q, k, v = qkv
         return FlashResidual(q, k, v, out, lse)
 
@@ -86,5 +87,5 @@ class Recompute(AttentionKind):
 
     recomputes_heads = True
 
-    def save(self, qkv, out, lse, visibility, keep, rules):
+    def save(self, qkv, out, lse, visibility, settings, rules):
         return None

@@ -31,9 +31,9 @@ class Channels(AttentionKind):
 
     has_own_keep = True
 
-    def save(self, qkv, out, lse, visibility, keep, rules):
+    def save(self, qkv, out, lse, visibility, settings, rules):
         q, k, v = qkv
-        num_kept = budget_for(keep, q.shape[-1])
+        num_kept = budget_for(settings.keep, q.shape[-1])
 
         # Averaged over the samples, so that all share their channels.
         def energy(x):
@@ -72,7 +72,7 @@ class Elements(AttentionKind):
 
     kernel_refusal = "kind = 'elements': keeps the probabilities, which the kernels never store"
 
-    def save(self, qkv, out, lse, visibility, keep, rules):
+    def save(self, qkv, out, lse, visibility, settings, rules):
         q, k, v = qkv
         dtype = residuals.half_precision(q.dtype)
         rows = all_rows(q.shape[2])
@@ -81,13 +81,13 @@ class Elements(AttentionKind):
         def samples(arrays):
             q, k, visibility = arrays
             block = Block(q, k, rows, visibility, rules)
-            return residuals.pack_elements(block.softmax(), keep, dtype)
+            return residuals.pack_for(settings, block.softmax(), dtype)
 
         bytes_per_sample = score_bytes(q.shape[1], q.shape[2], k.shape[2])
         return PrunedAttention(
-            q=residuals.pack_elements(q, keep, dtype),
-            k=residuals.pack_elements(k, keep, dtype),
-            v=residuals.pack_elements(v, keep, dtype),
+            q=residuals.pack_for(settings, q, dtype),
+            k=residuals.pack_for(settings, k, dtype),
+            v=residuals.pack_for(settings, v, dtype),
             probabilities=over_samples(samples, (q, k, visibility), bytes_per_sample),
         )
 

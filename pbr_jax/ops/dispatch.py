@@ -9,6 +9,7 @@ or else for JAX's default device.
 import contextlib
 import contextvars
 import importlib.util
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -107,7 +108,8 @@ def unfit(limit: float = 2**31, **arrays: Any) -> str | None:
         if array.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
             return f"{name} has dtype {array.dtype}: must be bfloat16, float16 or float32"
         if not 0 < array.size < limit:
-            return f"{name} has {array.size} elements: must be at least 1 and fewer than 2^31"
+            most = "" if limit == math.inf else f" and fewer than 2^{math.log2(limit):g}"
+            return f"{name} has {array.size} elements: must be at least 1{most}"
     return None
 
 

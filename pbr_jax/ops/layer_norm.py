@@ -9,7 +9,7 @@ from jax import lax
 from pbr_jax import plans
 from pbr_jax.kernels import layer_norm as kernel
 from pbr_jax.ops import dispatch, pair
-from pbr_jax.ops.arrays import as_row
+from pbr_jax.ops.arrays import as_matrix, as_row
 from pbr_jax.plans import Implementation
 
 
@@ -54,9 +54,9 @@ def forward(params: dict, x: jax.Array, settings: Settings) -> tuple[jax.Array, 
     kind = plans.kind("layer_norm", settings.kind)
     if KERNEL.choose(settings.implementation, x, settings.kind) == "xla":
         x_hat, mean, rstd = normalize(x, settings.epsilon)
-        return affine(x_hat, params, x.dtype), kind.save(x, x_hat, mean, rstd, settings.keep)
+        return affine(x_hat, params, x.dtype), kind.save(x, x_hat, mean, rstd, settings)
     y, x_hat, rstd, scales = kernel.forward(
-        _flat(x),
+        as_matrix(x),
         params["scale"].astype(jnp.float32),
         params["bias"].astype(jnp.float32),
         epsilon=settings.epsilon,
@@ -78,12 +78,12 @@ def backward(
     if KERNEL.choose(settings.implementation, dy, settings.kind) == "triton":
         x_hat, scales = kind.for_kernel(residual)
         dx, dscale, dbias = kernel.backward(
-            _flat(dy),
-            _flat(x_hat),
+            as_matrix(dy),
+            as_matrix(x_hat),
             residual.rstd.reshape(-1),
             params["scale"].astype(jnp.float32),
-            None if skip is None else _flat(skip),
-            None if scales is None else _flat(scales),
+            None if skip is None else as_matrix(skip),
+            None if scales is None else as_matrix(scales),
             blocks=KERNEL.cut(),
             interpret=dispatch.interpreting(),
         )
@@ -104,10 +104,6 @@ def backward(
 def _gradients(params: dict, dscale: jax.Array, dbias: jax.Array) -> dict:
     dtypes = params["scale"].dtype, params["bias"].dtype
     return {"scale": dscale.astype(dtypes[0]), "bias": dbias.astype(dtypes[1])}
-
-
-def _flat(x: jax.Array) -> jax.Array:
-    return x.reshape(-1, x.shape[-1])
 
 
 def layer_norm(

@@ -29,7 +29,12 @@ class LayerNormKind:
     kernel_refusal: str | None = None  # why the kernels cannot make it, or None
 
     def save(
-        self, x: jax.Array, x_hat: jax.Array, mean: jax.Array, rstd: jax.Array, keep: float
+        self,
+        x: jax.Array,
+        x_hat: jax.Array,
+        mean: jax.Array,
+        rstd: jax.Array,
+        settings: residuals.Kept,
     ) -> Any:
         """The residual of x, given its float32 normalised form, mean and reciprocal deviation."""
         return Normalized(x_hat.astype(x.dtype), rstd)
@@ -74,7 +79,7 @@ class Int8(LayerNormKind):
 
     eight_bits = True
 
-    def save(self, x, x_hat, mean, rstd, keep):
+    def save(self, x, x_hat, mean, rstd, settings):
         return Quantized(*quantize(x_hat), rstd)
 
     def restore(self, residual, shape, dtype):
@@ -101,8 +106,8 @@ class Elements(LayerNormKind):
     rebuilds = False
     kernel_refusal = "its residual is 'elements', which a kernel of its own packs"
 
-    def save(self, x, x_hat, mean, rstd, keep):
-        return Pruned(residuals.pack_elements(x, keep), mean, rstd)
+    def save(self, x, x_hat, mean, rstd, settings):
+        return Pruned(residuals.pack_for(settings, x), mean, rstd)
 
     def restore(self, residual, shape, dtype):
         # A dropped entry becomes -mean * rstd, as in BackRazor: its true mean is kept, its value is

@@ -39,7 +39,7 @@ def input_gradient(dy: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def save_input(x: jax.Array, params: dict, settings: Settings) -> Any:
     """Residual of a linear layer: the part of its input `x`, `[B, ..., D]`, that it keeps."""
-    return plans.kind("linear", settings.kind).save(x, params, settings.keep)
+    return plans.kind("linear", settings.kind).save(x, params, settings)
 
 
 def parameter_gradients(params: dict, residual: Any, dy: jax.Array, settings: Settings) -> dict:

@@ -20,7 +20,7 @@ class LinearKind:
     # arrays `[B, N, F]` of the MLP that a chunk of a block needs at once, read off compiled steps
     in_hand = 3.5
 
-    def save(self, x: jax.Array, params: dict, keep: float) -> Any:
+    def save(self, x: jax.Array, params: dict, settings: residuals.Kept) -> Any:
         """The residual of x."""
         return x
 
@@ -54,7 +54,7 @@ class Columns(LinearKind):
     selects = True
     rebuildable = True
 
-    def save(self, x, params, keep):
+    def save(self, x, params, settings):
         if "columns" not in params:
             return x  # keep = 1: nothing is selected, all of it is saved
         return residuals.take_columns(x, params["columns"])
@@ -79,8 +79,8 @@ class MagnitudeColumns(NamedTuple):
 class Magnitude(LinearKind):
     """PreBackRazor-: the columns of largest norm of this batch, chosen from x itself."""
 
-    def save(self, x, params, keep):
-        columns = residuals.largest_columns(x, budget_for(keep, x.shape[-1]))
+    def save(self, x, params, settings):
+        columns = residuals.largest_columns(x, budget_for(settings.keep, x.shape[-1]))
         return MagnitudeColumns(residuals.take_columns(x, columns), columns)
 
     def restore(self, residual, shape, dtype):
@@ -100,8 +100,8 @@ class Elements(LinearKind):
 
     in_hand = 6.0
 
-    def save(self, x, params, keep):
-        return residuals.pack_elements(x, keep, residuals.half_precision(x.dtype))
+    def save(self, x, params, settings):
+        return residuals.pack_for(settings, x, residuals.half_precision(x.dtype))
 
     def restore(self, residual, shape, dtype):
         return residuals.unpack_elements(residual, shape, dtype)

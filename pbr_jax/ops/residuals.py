@@ -12,7 +12,7 @@ The kinds of an op (`linear_kinds` and its like) say which of them it keeps.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +71,19 @@ def largest_columns(x: jax.Array, num_kept: int) -> jax.Array:
     """The K columns of largest norm over the whole batch, sorted: `[..., D] -> int32 [K]`."""
     energy = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=tuple(range(x.ndim - 1)))
     return jnp.sort(lax.top_k(energy, num_kept)[1])
+
+
+@runtime_checkable
+class Kept(Protocol):
+    """Settings of an op, as far as its residual depends on them."""
+
+    @property
+    def keep(self) -> float:
+        """Fraction of columns, channels or elements that is kept."""
+
+    @property
+    def implementation(self) -> Implementation | None:
+        """Implementation of the op."""
 
 
 class Elements(NamedTuple):
@@ -163,6 +176,15 @@ def pack_elements(
     empty = jnp.zeros((k,), dtype)
     values = jax.vmap(lambda s, v: empty.at[s].set(v, mode="drop"))(slots, stored)
     return Elements(bits, values)
+
+
+def pack_for(settings: Kept, x: jax.Array, dtype: jax.typing.DTypeLike | None = None) -> Elements:
+    """`pack_elements` as part of an op: by XLA where the op is told to run by XLA.
+
+    Otherwise the device decides: no op has kernels of both kinds.
+    """
+    implementation = settings.implementation if settings.implementation == "xla" else None
+    return pack_elements(x, settings.keep, dtype, implementation)
 
 
 def _refusal(x: jax.Array | jax.ShapeDtypeStruct) -> str | None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from pbr_jax.kernels import weight_gradient as kernel
 from pbr_jax.ops import dispatch
+from pbr_jax.ops.arrays import as_matrix
 from pbr_jax.plans import Implementation
 
 # Columns up to which reading dy takes longer than the product: three tiles of the kernel, 2 * 384
@@ -33,12 +34,12 @@ KERNEL = dispatch.Kernel(
 
 def product(x: jax.Array, dy: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
     """`dW = x^T dy` by XLA, accumulated in `dtype`: `[..., K], [..., F] -> [K, F]`."""
-    return jnp.einsum("tk,tf->kf", _rows(x), _rows(dy), preferred_element_type=dtype)
+    return jnp.einsum("tk,tf->kf", as_matrix(x), as_matrix(dy), preferred_element_type=dtype)
 
 
 def bias_gradient(dy: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
     """`db = sum(dy)`, accumulated in `dtype`: `[..., F] -> [F]`."""
-    return jnp.sum(_rows(dy), axis=0, dtype=dtype)
+    return jnp.sum(as_matrix(dy), axis=0, dtype=dtype)
 
 
 def gradients(
@@ -56,10 +57,6 @@ def gradients(
         return product(x, dy, dtype), bias_gradient(dy, dtype)
     blocks = KERNEL.cut()[dy.dtype.itemsize]
     dw, db = kernel.weight_gradient(
-        _rows(x), _rows(dy), blocks=blocks, interpret=dispatch.interpreting()
+        as_matrix(x), as_matrix(dy), blocks=blocks, interpret=dispatch.interpreting()
     )
     return dw.astype(dtype), db.astype(dtype)
-
-
-def _rows(x: jax.Array) -> jax.Array:
-    return x.reshape(-1, x.shape[-1])

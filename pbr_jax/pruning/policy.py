@@ -1,7 +1,7 @@
 """Which columns to keep: the probabilities of one site, what is drawn by them, how they learn.
 
 A policy belongs to one site, an activation with D columns that feeds linear layers. Each step it
-draws the columns whose rows of the weight gradient will be computed (Algorithm 1, lines 4-5), and
+draws the columns whose rows of the weight gradient will be computed (Algorithm 1, lines 5-6), and
 afterwards learns from the squared norms of those rows (line 24). Arms are contiguous groups of
 `group_size` columns (1 = the paper). The names:
 

@@ -55,7 +55,7 @@ def make_simplex(num_arms: int, budget: int, min_prob: float) -> Simplex:
 
     Args:
       num_arms: A.
-      budget: K, what the probabilities sum simplex.
+      budget: K, what the probabilities sum to.
       min_prob: lower bound of every probability, at least 1e-6.
 
     Raises:

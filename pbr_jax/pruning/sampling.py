@@ -18,16 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_MAX_BUDGET = 2**15 - 1  # budget * 2**16 must fit in int32
+from pbr_jax.plans import MOST_DRAWN
+
 _OVERFLOW_PROBABILITY = 1e-4
 
 
 def check_systematic_budget(budget: int) -> None:
     """Raises ValueError when the cumulative sums of `systematic` would overflow int32."""
-    if budget > _MAX_BUDGET:
+    if budget > MOST_DRAWN:  # budget * 2**16 must fit in int32
         raise ValueError(
             f"budget = {budget}: systematic sampling counts in int32 and takes at most "
-            f"{_MAX_BUDGET}; use a smaller keep, a group_size, or sampler='bernoulli'"
+            f"{MOST_DRAWN}; use a smaller keep, a group_size, or sampler='bernoulli'"
         )
 
 
@@ -84,7 +85,7 @@ def systematic(
 
     The arms lie end to end, in random order, on a line of length `budget`, each as long as its
     probability; a comb of unit spacing at one uniform offset picks the arms that it hits. An arm
-    is never longer than the spacing, so no arm is hit twice. It stands in for lines 4-5 of
+    is never longer than the spacing, so no arm is hit twice. It stands in for lines 5-6 of
     Algorithm 1, whose sets differ in size from draw to draw.
 
     Args:
@@ -144,7 +145,7 @@ def bernoulli_slots(num_arms: int, budget: int, multiple: int = 8) -> int:
 def bernoulli(
     key: jax.Array, probs: jax.Array, capacity: int | np.int32 | jax.Array, slots: int
 ) -> jax.Array:
-    """Independent draws (Algorithm 1, lines 4-5), in a fixed number of slots.
+    """Independent draws (Algorithm 1, lines 5-6), in a fixed number of slots.
 
     When more arms are drawn than fit, the ones to drop are chosen uniformly at random.
 

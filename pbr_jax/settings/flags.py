@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pbr_jax.configs.common import Config
+from pbr_jax.configs.common import Config, Rule
 from pbr_jax.files import user_path
+from pbr_jax.settings import foreign
 from pbr_jax.settings.load import ADVICE, ConfigError, collect, default_spec, load
 from pbr_jax.settings.rules import choices, nearest, settings, show, value_at
 
@@ -61,6 +62,14 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         default="best",
         help="the most accurate checkpoint or the last one; default best",
     )
+
+
+def number_faults(flag: str, rule: Rule, *numbers: float) -> list[str]:
+    """A line if a number that was given for a command's own flag does not obey `rule`."""
+    if all(map(rule.holds, numbers)):
+        return []
+    each = " each" if len(numbers) > 1 else ""
+    return [f"{flag} {' '.join(map(show, numbers))}: must be {rule.phrase}{each}"]
 
 
 def default_workdir(config: Config) -> Path:
@@ -129,7 +138,9 @@ def _unknown_flag(flag: str, flags: Sequence[str]) -> str:
     head, dot, tail = name.partition(".")
     if close := nearest(head, [known.lstrip("-") for known in flags]):
         return f"{flag}: no such flag; the nearest is --{close}{dot}{tail}"
-    # The name of a setting without its section.
+    # What another trainer calls it, or the name of a setting without its section.
+    if advice := foreign.advice(name):
+        return f"{flag}: no such flag; {advice}"
     if close := nearest(name, [entry.key.rpartition(".")[2] for entry in settings()]):
         keys = [entry.key for entry in settings() if f".{entry.key}".endswith(f".{close}")]
         return f"{flag}: no such flag; settings are given as --config.{' or --config.'.join(keys)}"
@@ -150,7 +161,7 @@ def help_text(spec: str, words: Sequence[str], width: int = 100) -> str:
             rule, notes = entry.field.metadata["rule"], [entry.field.metadata["comment"]]
             if not all(choice in notes[0] for choice in choices(entry)):
                 notes.append(" | ".join(choices(entry)))
-            notes += [rule.text.partition(";")[0].removeprefix("must be ")] if rule else []
+            notes += [rule.phrase] if rule else []
             head = f"{entry.key}={show(value_at(config, entry.key))}"
             line, indent = f"  {head:<38} {'; '.join(notes)}", " " * 41
             lines += textwrap.wrap(line, width, subsequent_indent=indent, break_on_hyphens=False)

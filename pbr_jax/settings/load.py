@@ -8,19 +8,23 @@ has variants, their names in a module-level `VARIANTS` (a tuple, or a dict with 
 
 import contextlib
 import dataclasses
+import inspect
+import math
+import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from pbr_jax.configs.common import Config
 from pbr_jax.files import user_path
 from pbr_jax.plans import Keep
-from pbr_jax.settings import rules
+from pbr_jax.settings import foreign, rules
 from pbr_jax.settings.rules import Setting, alternatives, choices, nearest, settings, show
 from pbr_jax.settings.ties import tie_faults
 
 SHIPPED = Path(__file__).parents[1] / "configs"
+_LARGEST = 2**20  # bytes of a configuration file
 _KEEP = "keep"  # the one setting that is a number, or one for each site
 ADVICE = "Correct the file or the flags; `python train.py --help` lists every key and its rule."
 
@@ -91,26 +95,51 @@ def _execute(spec: str) -> tuple[Config | None, list[str]]:
     named, variant = (file, tail) if colon and "/" not in tail else (spec, None)
     try:
         path = user_path(named)
-    except OSError as error:
-        return None, [str(error)]
-    if not path.is_file():
-        return None, [_missing_file(path)]
-    namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
-    # The file is the user's own program: whatever it raises is a fault to report with its line.
-    try:
-        exec(compile(path.read_bytes(), str(path), "exec"), namespace)
-        if not callable(namespace.get("get_config")):
-            return None, [f"{path}: defines no get_config; add `def get_config(variant=None)`"]
-        if fault := _variant_fault(path, variant, namespace.get("VARIANTS")):
+        if fault := _no_program(path):
             return None, [fault]
-        config = namespace["get_config"](variant)
-    except Exception as error:
+    except OSError as error:  # no such home folder, or a name that is too long
+        return None, [f"{show(spec)}: {error.strerror or error}"]
+    namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    # The file is the user's own program: whatever it raises is a fault to report with its line, and
+    # what it prints is no part of the output of a command.
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            exec(compile(path.read_bytes(), str(path), "exec"), namespace)
+            make = namespace.get("get_config")
+            if fault := _make_fault(make) or _variant_fault(variant, namespace.get("VARIANTS")):
+                return None, [f"{path}{fault}"]
+            config = make(variant)
+    except (Exception, SystemExit) as error:
         return None, [_raised(path, error)]
-    if not isinstance(config, Config):
+    # A subclass has fields that no rule knows.
+    if type(config) is not Config:
         kind = f"{type(config).__module__}.{type(config).__qualname__}"
         return None, [f"{path}: get_config returned {kind}; return a pbr_jax.configs.common.Config"]
     wrong = rules.section_faults(config)
     return (None if wrong else config), wrong
+
+
+def _no_program(path: Path) -> str | None:
+    """Why there is no configuration file at a path, or None."""
+    if not path.exists():
+        return _missing_file(path)
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "no regular file"
+        return f"{path}: is {kind}; a configuration is a Python file such as {default_spec()}"
+    if (size := path.stat().st_size) > _LARGEST:
+        return f"{path}: has {size} bytes, too many for a configuration, a Python file of a page"
+    return None
+
+
+def _make_fault(make: Any) -> str | None:
+    """What is wrong with the `get_config` of a file, or None."""
+    if not callable(make):
+        return ": defines no get_config; add `def get_config(variant=None)`"
+    try:
+        inspect.signature(make).bind(None)
+    except TypeError:
+        return ": get_config must take the variant; write `def get_config(variant=None)`"
+    return None
 
 
 def _missing_file(path: Path) -> str:
@@ -121,7 +150,7 @@ def _missing_file(path: Path) -> str:
         if file.stem not in ("__init__", "common")
     ]
     names = {Path(file).stem: file for file in known}
-    hint = f"; there are {', '.join(dict.fromkeys(known))}" if known else ""
+    hint = f"; there are {', '.join([*dict.fromkeys(known)][:12])}" if known else ""
     if close := nearest(path.stem, names):
         hint = f"; the nearest is {names[close]}"
     return f"{path}: no such configuration file{hint}"
@@ -138,25 +167,34 @@ def default_spec() -> str:
     return str(relative(SHIPPED / "digits.py"))
 
 
-def _variant_fault(path: Path, variant: str | None, variants: Iterable[str] | None) -> str | None:
-    if variant is None or variants is None or variant in variants:
+def _variant_fault(variant: str | None, variants: Any) -> str | None:
+    """What is wrong with a variant, or with the names of all that there are, or None."""
+    if variant is None or variants is None:
+        return None
+    if not isinstance(variants, tuple | list | dict) or {*map(type, variants)} - {str}:
+        return ": VARIANTS must be a tuple of names, or a dict with a line on each"
+    if variant in variants:
         return None
     close = nearest(variant, variants)
     hint = f"the nearest is {close}; " if close else ""
-    return f"{path}:{variant}: no such variant; {hint}there are {', '.join(variants)}"
+    return f":{variant}: no such variant; {hint}there are {', '.join(variants)}"
 
 
-def _raised(path: Path, error: Exception) -> str:
+def _raised(path: Path, error: BaseException) -> str:
     """The exception with the last line of the file that led to it, and the key probably meant."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-    line, text, hint = (lines or [None])[-1], str(error), ""
+    line, text, hint = (lines or [None])[-1], show(str(error)), ""
     if isinstance(error, SyntaxError):
         line, text = error.lineno, error.msg
     # A field that a section lacks is most often one that is misspelt.
     if isinstance(error, TypeError) and "unexpected keyword argument" in text:
-        close = nearest(text.split("'")[1], [entry.field.name for entry in settings()])
-        hint = f"; the nearest is {close}" if close else ""
+        field = text.split("'")[1]
+        close = nearest(field, [entry.field.name for entry in settings()])
+        meant = f"the nearest is {close}" if close else foreign.advice(field)
+        hint = f"; {meant}" if meant else ""
+    if path.suffix != ".py":
+        hint += "; a configuration is a Python file"
     place = f"{path}, line {line}" if line else str(path)
     return f"{place}: {type(error).__name__}: {text}{hint}"
 
@@ -173,7 +211,7 @@ def _override(config: Config, override: str) -> tuple[Config, str | None]:
         site = key.removeprefix(f"{entry.key}.")
         if Keep in alternatives(entry.annotation) and site != key and "." not in site:
             keep = as_keep(rules.value_at(config, entry.key))
-            sites = keep.sites | {site: _parse(text, entry)}
+            sites = {**keep.sites, site: _parse(text, entry)}
             return _replace(config, entry.key, Keep(keep.default, **sites)), None
     return config, rules.unknown_key(key)
 
@@ -190,11 +228,14 @@ def _parse(text: str, entry: Setting) -> Any:
         return text
     if bool in members and text.lower() in ("true", "false"):
         return text.lower() == "true"
-    # 2e3 is a whole number too, and 1 stays one where any number will do.
+    # 2e3 is a whole number too, and 1 stays one where any number will do. What overflows is text.
     for kind in (int, float) if {int, float} & {*members} else ():
         with contextlib.suppress(ValueError):
             number = kind(text)
-            return int(number) if int in members and float(number).is_integer() else number
+            if number in (math.inf, -math.inf) and "inf" not in text.lower():
+                return text
+            whole = type(number) is float and number.is_integer() and int in members
+            return int(number) if whole else number
     return text
 
 
@@ -218,7 +259,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 def as_keep(value: Any) -> Keep:
     """A keep that is one number, a dictionary of `config.json`, none or a `Keep`, as a `Keep`."""
     if isinstance(value, dict):
-        return Keep(**{site: share for site, share in value.items() if share is not None})
+        return Keep(**value)
     return value if isinstance(value, Keep) else Keep(value)
 
 
@@ -228,6 +269,8 @@ def from_dict(saved: dict[str, Any], where: str) -> Config:
     Raises:
       ConfigError: naming `where`, every key that does not exist and every value that is wrong.
     """
+    if not isinstance(saved, dict):
+        raise ConfigError([f"holds no settings but {show(saved)}"], where)
     # Only a tree of known keys can become a configuration.
     keys = {entry.key for entry in settings()}
     faults = [rules.unknown_key(key) for key in _flatten(saved) if key not in keys]
@@ -245,11 +288,10 @@ def _section(kind: type, tree: dict[str, Any]) -> Any:
     hints = get_type_hints(kind)
     values = {}
     for name, value in tree.items():
-        if isinstance(value, dict):
-            if name == _KEEP:
-                value = as_keep(value)
-            elif dataclasses.is_dataclass(section := hints[name]):
-                value = _section(section, value)
+        if isinstance(value, dict) and name == _KEEP:
+            value = as_keep(value)
+        elif dataclasses.is_dataclass(hints[name]):
+            value = _section(hints[name], value)
         values[name] = value
     return kind(**values)
 
@@ -260,7 +302,7 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         if name == _KEEP:
             flat[prefix + name] = None if value is None else as_keep(value)
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and value:
             flat |= _flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value

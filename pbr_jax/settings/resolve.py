@@ -1,5 +1,7 @@
 """What settings mean together: the method with its overrides, and the columns that it keeps."""
 
+import dataclasses
+
 from pbr_jax import methods
 from pbr_jax.configs.common import Config
 from pbr_jax.families import Architecture, find
@@ -7,8 +9,8 @@ from pbr_jax.methods import Method
 from pbr_jax.plans import budget_for
 
 
-def resolve_method(config: Config) -> Method:
-    """The method named in `config` with its overrides.
+def named_method(config: Config) -> Method:
+    """The method named in `config` with its overrides, whatever the batch.
 
     Raises:
       ValueError: overrides do not go with the method; a line for each.
@@ -16,6 +18,51 @@ def resolve_method(config: Config) -> Method:
     names = ("keep", "policy", "joint_spar", "attention_keep")
     pruning = {name: getattr(config.pruning, name) for name in names}
     return methods.resolve(config.method, **pruning, **vars(config.plan))
+
+
+def resolve_method(config: Config) -> Method:
+    """The method named in `config` with its overrides, as it runs the batch.
+
+    A method's own chunks give way to a batch that they do not divide: the most that do, of no more
+    than its own, take their place. Chunks that were asked for stay.
+
+    Raises:
+      ValueError: overrides do not go with the method; a line for each.
+    """
+    method, micro = named_method(config), examples_at_a_time(config)
+    own = method.plan.batch_chunks
+    if _chunks_are_given(config) or micro is None or micro % own == 0:
+        return method
+    chunks = max(number for number in range(1, own) if micro % number == 0)
+    return dataclasses.replace(method, plan=dataclasses.replace(method.plan, batch_chunks=chunks))
+
+
+def examples_at_a_time(config: Config) -> int | None:
+    """Examples of a batch that are run at a time; None where accumulation does not divide it."""
+    micro, rest = divmod(config.batch_size, config.optimizer.accumulation_steps)
+    return None if rest else micro
+
+
+def batch_divisor(config: Config) -> int:
+    """What must divide the batch: accumulation's parts times the chunks that were asked for."""
+    chunks = named_method(config).plan.batch_chunks if _chunks_are_given(config) else 1
+    return config.optimizer.accumulation_steps * chunks
+
+
+def chunk_notes(config: Config) -> list[str]:
+    """A line if the batch runs in another number of chunks than the method's own."""
+    own, used = (f(config).plan.batch_chunks for f in (named_method, resolve_method))
+    if own == used:
+        return []
+    parts = f"{used} parts" if used > 1 else "1 part"
+    return [
+        f"method {config.method} runs {examples_at_a_time(config)} examples in {parts} in place of"
+        f" {own}, which do not divide them"
+    ]
+
+
+def _chunks_are_given(config: Config) -> bool:
+    return config.plan.batch_chunks is not None or "/chunks" in config.method
 
 
 def architecture(config: Config) -> Architecture:

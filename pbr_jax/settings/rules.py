@@ -8,16 +8,17 @@ import dataclasses
 import difflib
 import functools
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
-from pbr_jax.configs import common
-from pbr_jax.configs.common import Config
+from pbr_jax.configs.common import Config, Rule
 from pbr_jax.families import FAMILIES, find
 from pbr_jax.methods import METHODS, SUFFIXES
 from pbr_jax.plans import Keep
+from pbr_jax.settings import foreign
 
 
 class Setting(NamedTuple):
@@ -51,15 +52,29 @@ def value_at(config: Any, key: str) -> Any:
 
 
 def show(value: Any) -> str:
-    """A value as it is written on the command line."""
+    """A value as it is written on the command line; one that is long is cut short."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
-    return repr(value) if isinstance(value, str) and not value.strip() else str(value)
+    # Python writes no number of more than 4300 digits.
+    if isinstance(value, int) and abs(value) >= 10**30:
+        return f"a number of {round(abs(value).bit_length() * math.log10(2))} digits"
+    text = value if isinstance(value, str) else " ".join(str(value).split())
+    text = re.sub(r" at 0x[0-9a-f]+>", ">", text)  # where an object lies tells nobody anything
+    if not text.strip() or not text.isprintable():
+        text = repr(text)
+    return text if len(text) <= 300 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
-    """The most similar of `words`, or None when none is similar."""
-    return next(iter(difflib.get_close_matches(word, list(words), n=1)), None)
+    """The most similar of `words`, or the only one that `word` is a part of; None without one.
+
+    Half of the letters make no similar word: `epochs` is not meant for `eps`.
+    """
+    words = list(words)
+    if close := difflib.get_close_matches(word, words, n=1, cutoff=0.75):
+        return close[0]
+    whole = [known for known in words if word in re.split("[_/]", known)]
+    return whole[0] if len(whole) == 1 else None
 
 
 def unknown_key(key: str) -> str:
@@ -75,6 +90,8 @@ def unknown_key(key: str) -> str:
         at_home += [name] if place == section else []
     if leaf in known:
         return f"{key}: key in the wrong section; it is {' or '.join(known[leaf])}"
+    if advice := foreign.advice(leaf):
+        return f"{key}: no such key; {advice}"
     # A key of the same section is more likely meant than one of another.
     if close := nearest(leaf, at_home):
         return f"{key}: no such key; the nearest is {section + '.' if section else ''}{close}"
@@ -113,11 +130,10 @@ def _field_fault(value: Any, entry: Setting) -> str | None:
         return _NAMED[entry.key](value)
     # The type or the name first: a rule can only judge values of the right type.
     members, names = alternatives(entry.annotation), choices(entry)
+    rule = entry.field.metadata["rule"]  # the numbers of a keep are checked one by one
     fits = any(_has_type(value, member) for member in members)
     if not fits or (names and value is not None and value not in names):
-        hint = nearest(value, names) if isinstance(value, str) else None
-        return f"must be {_describe(members, names)}" + (f"; the nearest is {hint}" if hint else "")
-    rule = entry.field.metadata["rule"]  # the numbers of a keep are checked one by one
+        return f"must be {_describe(members, names, rule)}{_hint(value, names)}"
     if rule is None or value is None or isinstance(value, Keep) or rule.holds(value):
         return None
     return rule.text
@@ -127,17 +143,27 @@ def _keep_faults(key: str, keep: Keep) -> dict[str, str]:
     """Faults of the numbers in a keep, each under the key that sets it."""
     given = {key: keep.default} | {f"{key}.{site}": share for site, share in keep.sites.items()}
     # Each is checked as if it were the whole setting.
-    entry = Setting(key, float | None, dataclasses.fields(common.Pruning)[0])
+    entry = next(entry for entry in settings() if entry.key == key)
+    entry = entry._replace(annotation=float | None)
     wrong = {name: _field_fault(value, entry) for name, value in given.items()}
     return {name: f"{name} = {show(given[name])}: {f}" for name, f in wrong.items() if f}
 
 
 def _has_type(value: Any, member: Any) -> bool:
     if typing.get_origin(member) is Literal:
-        return value in typing.get_args(member)
+        return type(value) is str and value in typing.get_args(member)
     if member is float:  # `type`, since a truth value is an int
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) is int or (type(value) is float and math.isfinite(value))
     return type(value) is member
+
+
+def _hint(value: Any, names: Sequence[str]) -> str:
+    """The name probably meant, or the type of a value that looks like one of ours."""
+    if isinstance(value, str) and (close := nearest(value, names)):
+        return f"; the nearest is {close}"
+    if type(value) in (bool, int, float, str, type(None), Keep):
+        return ""
+    return f"; it is a {type(value).__module__}.{type(value).__qualname__}"
 
 
 def choices(entry: Setting) -> tuple[str, ...]:
@@ -148,11 +174,13 @@ def choices(entry: Setting) -> tuple[str, ...]:
     return listed or entry.field.metadata["choices"]
 
 
-def _describe(members: tuple[Any, ...], names: Sequence[str]) -> str:
+def _describe(members: tuple[Any, ...], names: Sequence[str], rule: Rule | None) -> str:
+    bounds = "" if rule is None or rule.most is None else rule.phrase
+    span = f" {bounds}" if bounds.startswith("from") else ""
     kinds = {
         bool: "true or false",
-        int: "a whole number",
-        float: "a finite number",
+        int: f"a whole number{span}",
+        float: f"a finite number{span}",
         str: "text",
         type(None): "none",
         Keep: "one per site (such as pruning.keep.fc2=0.1)",
@@ -164,16 +192,19 @@ def _describe(members: tuple[Any, ...], names: Sequence[str]) -> str:
 
 def _family_fault(name: Any) -> str | None:
     """What is wrong with the name or the place of a family, or None."""
+    if type(name) is not str:
+        return f"must be text{_hint(name, ())}"
     try:
         find(name)
     except ValueError as error:
-        close = nearest(name, FAMILIES)
-        return str(error) + (f"; the nearest is {close}" if close else "")
+        return f"{error}{_hint(name, [*FAMILIES])}"
     return None
 
 
 def method_fault(method: str) -> str | None:
     """What is wrong with a method name such as `fast/js50`, or None."""
+    if type(method) is not str:
+        return f"must be text{_hint(method, ())}"
     name, slash, suffix = method.partition("/")
     if name not in METHODS:
         close = nearest(name, METHODS)

@@ -3,11 +3,16 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 
-from pbr_jax.configs.common import SHAPE, Config, channel_numbers
+from pbr_jax.configs.common import BATCH, SHAPE, WIDTH, Config, Model, channel_numbers
 from pbr_jax.families import FAMILIES, find
 from pbr_jax.families.record import near_multiples
-from pbr_jax.plans import Keep, budget_for
-from pbr_jax.settings.resolve import architecture, resolve_method
+from pbr_jax.plans import MOST_DRAWN, Keep, budget_for
+from pbr_jax.settings.resolve import (
+    architecture,
+    batch_divisor,
+    examples_at_a_time,
+    named_method,
+)
 from pbr_jax.settings.rules import nearest
 
 Faults = Iterator[str]
@@ -30,7 +35,7 @@ def tie_faults(config: Config, faulty: Iterable[str]) -> list[str]:
 
 def _method(config: Config) -> Faults:
     try:
-        resolve_method(config)
+        named_method(config)
     except ValueError as error:
         yield from str(error).splitlines()
 
@@ -49,22 +54,28 @@ def _keep(config: Config) -> Faults:
 def _accumulation(config: Config) -> Faults:
     # The optimizer splits a batch into parts, and the blocks each part into chunks.
     batch, parts = config.batch_size, config.optimizer.accumulation_steps
-    if batch % parts:
+    if parts > batch:
+        yield (
+            f"optimizer.accumulation_steps = {parts}: more parts than examples, batch_size ="
+            f" {batch}; set optimizer.accumulation_steps={batch} or less"
+        )
+    elif examples_at_a_time(config) is None:
         yield (
             f"batch_size = {batch}: not divisible by optimizer.accumulation_steps = {parts}; "
-            f"the nearest that is: {near_multiples(batch, parts)}"
+            f"the nearest that is: {near_multiples(batch, parts, BATCH)}"
         )
 
 
 def _chunks(config: Config) -> Faults:
-    batch, parts = config.batch_size, config.optimizer.accumulation_steps
-    chunks = resolve_method(config).plan.batch_chunks
-    if batch % parts == 0 and batch // parts % chunks:
+    batch, micro, divisor = config.batch_size, examples_at_a_time(config), batch_divisor(config)
+    if micro is not None and batch % divisor:
+        chunks = named_method(config).plan.batch_chunks
         whose = "" if config.plan.batch_chunks else f" of method {config.method}"
+        near = near_multiples(batch, divisor, BATCH) if divisor < batch else ""
         yield (
-            f"plan.batch_chunks = {chunks}{whose}: does not divide the {batch // parts} examples "
-            "that are run at a time; the nearest batch_size that works: "
-            f"{near_multiples(batch, parts * chunks)}; or set plan.batch_chunks=1"
+            f"plan.batch_chunks = {chunks}{whose}: does not divide the {micro} examples that are "
+            f"run at a time; set plan.batch_chunks={math.gcd(micro, chunks)}"
+            + (f", or another batch_size; the nearest that works: {near}" if near else "")
         )
 
 
@@ -74,13 +85,28 @@ def _shape(config: Config) -> Faults:
     given = [name for name in needed if getattr(model, name) is not None]
     if model.size is None and len(given) < len(needed):
         missing = ", ".join(f"model.{name}" for name in needed if name not in given)
-        yield f"{missing}: must be set unless model.size names a model (Ti, S, B or L)"
+        yield (
+            f"{missing}: must be set unless model.size names a model (Ti, S, B or L); set "
+            + (_usual(model, needed) if given else "model.size=B")
+        )
     if model.size is not None and given:
         listed = ", ".join(f"model.{name} = {getattr(model, name)}" for name in given)
+        unset = " and ".join(f"model.{name}=none" for name in given)
+        # Without the size all of the shape must be there.
+        other = "model.size=none or " if len(given) == len(needed) else ""
         yield (
-            f"model.size = {model.size}: fixes the shape, but {listed} is set too; set either to "
-            "none"
+            f"model.size = {model.size}: fixes the shape, but {listed} is set too; set {other}"
+            f"{unset}"
         )
+
+
+def _usual(model: Model, needed: Iterable[str]) -> str:
+    """What completes a shape in the usual proportions: heads of 64 channels, an MLP four wide."""
+    width = model.width or 64 * (model.heads or 12)
+    usual = (width, 12, math.gcd(width, 12), 4 * width)
+    shape = {name: value for name, value in zip(SHAPE, usual, strict=True) if name in needed}
+    lacking = [f"model.{n}={v}" for n, v in shape.items() if getattr(model, n) is None]
+    return " and ".join(lacking)
 
 
 def _heads(config: Config) -> Faults:
@@ -88,7 +114,7 @@ def _heads(config: Config) -> Faults:
     if width is not None and heads is not None and width % heads:
         yield (
             f"model.width = {width}: not divisible by model.heads = {heads}; "
-            f"the nearest that is: {near_multiples(width, heads)}"
+            f"the nearest that is: {near_multiples(width, heads, WIDTH)}"
         )
 
 
@@ -101,11 +127,13 @@ def _augment(config: Config) -> Faults:
     if augment in (None, "off", *source.augments):
         return
     if source.kind == "text":
-        yield f"data.augment = {augment}: changes images, but {name} is text; set off"
+        yield (
+            f"data.augment = {augment}: changes images, but {name} is text; set data.augment=off"
+        )
     else:
         yield (
             f"data.augment = {augment}: is for small images in arrays, but {name} has files; "
-            "set crop"
+            "set data.augment=crop"
         )
 
 
@@ -143,8 +171,8 @@ def _classes(config: Config) -> Faults:
 def _tokenizer(config: Config) -> Faults:
     if config.data.source.kind == "text" and config.data.tokenizer is None:
         yield (
-            f"data.tokenizer = none: {config.data.name} is text; set it to the vocab.txt or "
-            "tokenizer.json that comes with the model's weights"
+            f"data.tokenizer = none: {config.data.name} is text; set data.tokenizer=vocab.txt or "
+            "data.tokenizer=tokenizer.json, the file that comes with the model's weights"
         )
 
 
@@ -153,13 +181,13 @@ def _warmup(config: Config) -> Faults:
     if warmup >= steps:
         yield (
             f"optimizer.warmup_steps = {warmup}: must be below steps = {steps}; "
-            f"a tenth of them is {steps // 10}"
+            f"set optimizer.warmup_steps={steps // 10} for a tenth of them"
         )
 
 
 def _budgets(config: Config) -> Faults:
     """Arms must tile the columns, and min_prob for all of them must fit in the budget K."""
-    method, sites = resolve_method(config), architecture(config).sites
+    method, sites = named_method(config), architecture(config).sites
     group, min_prob = config.pruning.group_size, config.pruning.min_prob
     if method.policy is None:
         return
@@ -168,10 +196,10 @@ def _budgets(config: Config) -> Faults:
     shared = math.gcd(*widths)
     if shared % group:
         divisors = [factor for factor in range(1, shared + 1) if shared % factor == 0]
+        nearest_divisor = min(divisors, key=lambda factor: abs(factor - group))
         yield (
             f"pruning.group_size = {group}: must divide the columns of every site, "
-            f"{' and '.join(map(str, widths))}; the nearest that does: "
-            f"{min(divisors, key=lambda factor: abs(factor - group))}"
+            f"{' and '.join(map(str, widths))}; set pruning.group_size={nearest_divisor}"
         )
     elif min_prob is not None:
         # One line, for the site with the least room: what fits there fits everywhere.
@@ -183,9 +211,33 @@ def _budgets(config: Config) -> Faults:
         if min_prob > share:
             yield (
                 f"pruning.min_prob = {min_prob}: times the {columns} columns of site {name} is "
-                f"{min_prob * columns:g}, above its budget of {budget} columns; "
-                f"at most {math.floor(share * 1000) / 1000:g} fits"
+                f"{min_prob * columns:g}, above its budget of {budget} columns; set "
+                f"pruning.min_prob={_rounded_down(share):g} or less"
             )
+
+
+def _rounded_down(share: float) -> float:
+    """A number in (0, 1] with its first three digits."""
+    unit = 10.0 ** (math.floor(math.log10(share)) - 2)
+    return math.floor(share / unit) * unit
+
+
+def _draws(config: Config) -> Faults:
+    """What draws exactly K of the columns counts groups in 16 bits."""
+    method, sites = named_method(config), architecture(config).sites
+    group = config.pruning.group_size
+    if method.policy is None or config.pruning.sampler != "systematic":
+        return
+    for name, site in sites.items():
+        if site.columns % group:  # told by another rule
+            return
+        budget = budget_for(method.plan.keep_at(name), site.columns, group)
+        if budget // group > MOST_DRAWN and budget < site.columns:
+            yield (
+                f"pruning.sampler = systematic: draws at most {MOST_DRAWN} groups of columns, and"
+                f" site {name} keeps {budget // group}; set pruning.sampler=bernoulli"
+            )
+            return
 
 
 _METHOD = ("method", "pruning", "plan")
@@ -205,6 +257,8 @@ _TIES: tuple[tuple[tuple[str, ...], Callable[[Config], Faults]], ...] = (
     (("data.name", "model.num_classes"), _classes),
     (("data.name", "data.tokenizer"), _tokenizer),
     (("optimizer.warmup_steps", "steps"), _warmup),
-    ((*_SHAPE, "pruning.keep"), _keep),
-    ((*_SHAPE, *_METHOD), _budgets),
+    # What a family makes its architecture of, only the family knows.
+    (("model", "pruning.keep"), _keep),
+    (("model", *_METHOD), _budgets),
+    (("model", *_METHOD), _draws),
 )

@@ -7,6 +7,8 @@ from pbr_jax.configs.common import Config, Plan, Pruning
 from pbr_jax.plans import Keep
 from pbr_jax.settings.rules import method_fault
 
+_MOST_METHODS = 100  # of a list
+
 
 def with_method(config: Config, method: str, *, keep_plan: bool = False) -> Config:
     """The same run by `method`, with those of its settings that mean something there.
@@ -54,4 +56,6 @@ def joint_spar_suffix(method: str) -> str:
 def split_methods(names: str) -> tuple[list[str], list[str]]:
     """Methods of a list with commas, each once, and a line for each that is none."""
     listed = list(dict.fromkeys(names.split(",")))
+    if len(listed) > _MOST_METHODS:
+        return [], [f"--methods: {len(listed)} names; at most {_MOST_METHODS} at a time"]
     return listed, [f"--methods {m}: {fault}" for m in listed if (fault := method_fault(m))]

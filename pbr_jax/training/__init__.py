@@ -1,1 +1,1 @@
-"""Training: state, step, optimizer, checkpoints, console, report."""
+"""One run in memory: parts, state, step, optimizer, loop."""

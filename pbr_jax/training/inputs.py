@@ -1,20 +1,26 @@
 """Data of a configuration: the data set, and the function that makes batches of its examples."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pbr_jax import data
 from pbr_jax.configs.common import Config, channel_numbers
+from pbr_jax.data.records import TextRecord
+from pbr_jax.data.unlabelled import Unlabelled
 from pbr_jax.training.pretrained import find_weights
 from pbr_jax.weights import Normalization, Preparation, preparation_of
+
+_SAMPLE = 200  # texts that are looked at before the first step
 
 
 def load_data(config: Config) -> data.Dataset:
     """Reads the data set that `config` names, with as many classes as the model.
 
     Raises:
-      ValueError: it cannot be read, or has another number of classes.
+      ValueError: it cannot be read, has another number of classes, or is tested on fewer examples
+        than it has classes.
     """
     d = config.data
     dataset = data.load(d.name, d.path, test_split=d.test_split, on_error=d.on_error)
@@ -24,7 +30,8 @@ def load_data(config: Config) -> data.Dataset:
             f"{dataset.num_classes} classes; set model.num_classes={dataset.num_classes}"
         )
     if d.max_test is not None:
-        dataset = dataset._replace(test=data.FirstRecords(dataset.test, d.max_test))
+        test, which = data.sample(dataset.test, d.max_test)
+        dataset = dataset._replace(test=test, remarks=(*dataset.remarks, which))
     return dataset
 
 
@@ -47,6 +54,19 @@ def make_inputs(config: Config) -> data.Prepare:
         return inputs
     augment = d.augment or d.source.augments[0]
     return data.ImageInputs(m.image_size, m.channels, augment, *normalization(config))
+
+
+def input_notes(inputs: data.Prepare, records: data.Records | Unlabelled) -> list[str]:
+    """Lines for the user on how the first of the texts are prepared; images have none."""
+    if not isinstance(inputs, data.TextInputs):
+        return []
+    sample = []
+    for row in range(min(len(records), _SAMPLE)):
+        with contextlib.suppress(ValueError):  # one that cannot be used is told when its turn comes
+            record = records[row]
+            assert isinstance(record, TextRecord)
+            sample.append(record)
+    return [*inputs.notes, *inputs.remarks(sample)]
 
 
 def normalization(config: Config) -> Normalization:

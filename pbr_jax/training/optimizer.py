@@ -18,6 +18,7 @@ from pbr_jax.families import KERNEL
 from pbr_jax.kernels import row_update
 from pbr_jax.kernels.row_update import Rule, Scalars
 from pbr_jax.ops import dispatch
+from pbr_jax.ops.arrays import as_matrix, squared_norms
 from pbr_jax.plans import Implementation
 
 PyTree = Any
@@ -41,8 +42,7 @@ class Rows(NamedTuple):
 
     def norms(self, grad: jax.Array) -> jax.Array:
         """Squared norms of the slices of a packed gradient, shaped like `slots`."""
-        axes = tuple(range(self.slots.ndim, grad.ndim))
-        return jnp.sum(jnp.square(grad.astype(jnp.float32)), axis=axes)
+        return squared_norms(grad, self.slots.ndim)
 
     def _flat(self, leaf: jax.Array) -> jax.Array:
         axes = self.slots.ndim
@@ -253,17 +253,13 @@ def _update_slices(rule: Rule, now: Scalars, selected: Rows, param, grad, moment
         rule,
         now,
         slots.reshape(-1),
-        _matrix(grad),
-        _matrix(param),
-        tuple(_matrix(moment) for moment in moments),
+        as_matrix(grad),
+        as_matrix(param),
+        tuple(as_matrix(moment) for moment in moments),
         interpret=dispatch.interpreting(),
     )
     norms = jnp.sum(norms.reshape(*selected.slots.shape, each), axis=-1)
     return norms, *(array.reshape(param.shape) for array in (new, *sums))
-
-
-def _matrix(leaf: jax.Array) -> jax.Array:
-    return leaf.reshape(-1, leaf.shape[-1])
 
 
 def _is_rows(node: Any) -> bool:

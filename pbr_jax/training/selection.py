@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from pbr_jax import pruning
+from pbr_jax.ops.arrays import squared_norms
 from pbr_jax.training.optimizer import Rows
 
 PyTree = Any
@@ -137,7 +138,7 @@ def make_selector(
             active = selection.active.get(site, {}).get(kernel)
             # Of a block whose kernel is frozen nothing was seen.
             if norms is None:
-                seen[site] = _squared_norms(grads[site][kernel], 2)
+                seen[site] = squared_norms(grads[site][kernel], 2)
             elif active is None:
                 seen[site] = norms[site][kernel]
             else:
@@ -147,7 +148,7 @@ def make_selector(
         # JointSPAR learns from whole tensors.
         moved = state.tensors
         if spar:
-            squares = [_squared_norms(grads[s][t], 1)[selection.active[s][t]] for s, t in pairs]
+            squares = [squared_norms(grads[s][t], 1)[selection.active[s][t]] for s, t in pairs]
             learn = jax.vmap(spar.update, (0, 0, None))
             moved = _unstack(pairs, learn(_stack(pairs, moved), jnp.stack(squares), step))
         return SelectorState(columns, moved)
@@ -178,12 +179,6 @@ def _unstack(pairs: Sequence[tuple[str, str]], tree: PyTree) -> dict[str, dict[s
 def block_flags(active: jax.Array, num_blocks: int) -> jax.Array:
     """Indices of active blocks as flags: `int32 [M] -> bool [L]`."""
     return jnp.zeros((num_blocks,), bool).at[active].set(True)
-
-
-def _squared_norms(grad: jax.Array, axes: int) -> jax.Array:
-    """Of the slices behind the leading `axes`."""
-    squares = jnp.square(grad.astype(jnp.float32))
-    return jnp.sum(squares, axis=tuple(range(axes, grad.ndim)))
 
 
 def model_variables(

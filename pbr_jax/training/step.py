@@ -118,7 +118,7 @@ def make_train_step(
             optimizer, packed, state.opt_state, state.params, rows, finite, implementation
         )
 
-        # 4. The policies learn from the norms (line 23), as they were before any division by p.
+        # 4. The policies learn from the norms (line 24), as they were before any division by p.
         squared_norms = None if importance_weighting else layers(norms, architecture)
         learned = selector.update(drawn, selection, gradients, state.step, squared_norms)
         pruning = jax.tree.map(lambda new, old: jnp.where(finite, new, old), learned, state.pruning)

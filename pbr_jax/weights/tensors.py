@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pbr_jax.files import misfit
-from pbr_jax.host import available_memory
+from pbr_jax.measure.memory import host_room
 from pbr_jax.measure.text import format_bytes
 from pbr_jax.weights.layout import Arrays
 
@@ -74,11 +74,11 @@ def _check(path: Path) -> None:
 
 def check_memory(path: Path, size: int) -> None:
     """Raises `ValueError` where arrays of `size` bytes are more than the memory can take."""
-    free = available_memory()
-    if free is not None and size > free:
+    room = host_room()
+    if room is not None and size > room.free:
         raise ValueError(
             f"weights {path}: its arrays take {format_bytes(size)} of memory, and"
-            f" {format_bytes(free)} are available; close other programs, or take a smaller model"
+            f" {format_bytes(room.free)} are free; close other programs, or take a smaller model"
         )
 
 

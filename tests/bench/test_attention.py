@@ -63,4 +63,4 @@ def test_the_table_has_rates_and_speed_ups():
 
 def test_errors(capsys):
     assert cli.main(["bench", "attention", "--shape", "1", "0", "1", "1"]) == 2
-    assert "--shape 1 0 1 1: must be 1 or more each" in capsys.readouterr().err
+    assert "--shape 1 0 1 1: must be from 1 to 1e6 each" in capsys.readouterr().err

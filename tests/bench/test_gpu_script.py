@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from pbr_jax import cli
+from pbr_jax.bench.kernels import find_cases
 from pbr_jax.settings import flags
 
 FILE = pathlib.Path(__file__).parents[2] / "benchmarks/gpu.py"
@@ -47,6 +48,7 @@ def test_every_item_is_a_command_that_takes_its_words(gpu, tiny, monkeypatch):
         assert cli.main([*item.words, "--out", "file.json"]) == 0, item
         arguments = getattr(called[-1], "arguments", None)
         assert arguments is None or isinstance(arguments, flags.Arguments)
+        assert find_cases(getattr(called[-1], "only", ""))
     assert len(called) == len(listed)
 
 
@@ -104,7 +106,7 @@ def test_the_command_that_breaks_or_hangs_is_noted(gpu, tmp_path):
     broken = gpu.Item("linear", "broken", ("bench", "linear", "--rounds", "0"), 100)
     kind, content = gpu.run(broken, 100, tmp_path)
     assert kind == "failed" and content["reason"] == "exit code 2"
-    assert "--rounds 0: must be 1 or more" in content["said"][-1]
+    assert "--rounds 0: must be from 1 to" in content["said"][-1]
     assert content["command"] == "pbr bench linear --rounds 0"
     kind, content = gpu.run(broken, 0.01, tmp_path)
     assert kind == "failed" and content["reason"] == "took more than 0 s"

@@ -90,8 +90,8 @@ def test_the_command_measures_every_keep_and_says_how(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--rounds", "0"], "--rounds 0: must be 1 or more"),
-        (["--shape", "0", "1", "1", "1"], "--shape 0 1 1 1: must be 1 or more each"),
+        (["--rounds", "0"], "--rounds 0: must be from 1 to"),
+        (["--shape", "0", "1", "1", "1"], "--shape 0 1 1 1: must be from 1 to 1e6 each"),
         (["--keeps", "1.5", "--shape", "1", "1", "8", "8"], "keep = 1.5: must be in (0, 1]"),
     ],
 )

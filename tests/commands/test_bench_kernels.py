@@ -78,7 +78,7 @@ def test_timing_takes_medians_and_says_who_refused(monkeypatch):
     ("words", "message"),
     [
         (["--only", "softmax"], "no case has this in its name; there are"),
-        (["--rounds", "0"], "--rounds 0: must be 1 or more"),
+        (["--rounds", "0"], "--rounds 0: must be from 1 to"),
         (["--card", "rtx2080ti", "--only", "proj of ViT"], "must be one of h200, rtx4090"),
     ],
 )

@@ -1,10 +1,20 @@
 """`pbr data check` and `pbr data prepare`, from the command line."""
 
+import os
+
 import numpy as np
 import pytest
-from small_data import downloaded, truncate, write_cifar100, write_cub, write_image_folder
+from small_data import (
+    downloaded,
+    image_bytes,
+    truncate,
+    write_cifar100,
+    write_cub,
+    write_image_folder,
+    write_vocabulary,
+)
 
-from pbr_jax import cli
+from pbr_jax import cli, data
 
 
 def words(capsys):
@@ -52,6 +62,34 @@ def test_check_lists_every_bad_row(tmp_path, capsys):
     ]
 
 
+def test_check_shows_bad_rows_beside_labels_of_no_use(tmp_path, capsys):
+    (tmp_path / "train.csv").write_text('text,label\na,x\na,y\n"a" b,z\n')
+    (tmp_path / "test.csv").write_text("text,label\na,x\na,z\n")
+    assert cli.main(["data", "check", str(tmp_path)]) == 1
+    lines = words(capsys)
+    assert [line for line in lines if line.startswith("test labels never seen in training: z (1 ")]
+    assert lines[-1].startswith(f"{tmp_path / 'train.csv'}:4: a quote ")
+    # So does training, where it leaves that row out.
+    with pytest.raises(ValueError, match=r"never seen in training: z .*\nskipped 1 of 3 rows"):
+        data.load("csv", str(tmp_path), on_error="skip")
+    (tmp_path / "test.csv").write_text("text,label\na,x\n")
+    (tmp_path / "train.csv").write_text("text,label\na,x\nz,x\n")
+    assert cli.main(["data", "check", str(tmp_path)]) == 1
+    assert "all labels are x: a classifier needs two classes or more" in capsys.readouterr().out
+
+
+def test_check_says_whether_a_tokenizer_suits_the_texts(tmp_path, capsys):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("text,label\nun homme marche,x\nun homme,y\n")
+    vocabulary = write_vocabulary(tmp_path)
+    assert cli.main(["data", "check", str(tmp_path), "--tokenizer", vocabulary]) == 0
+    assert "100% of the tokens of the first 2 texts are [UNK], such as un: " in "".join(
+        words(capsys)
+    )
+    assert cli.main(["data", "check", "digits", "--tokenizer", vocabulary]) == 2
+    assert "digits has no texts" in capsys.readouterr().err
+
+
 def test_check_reads_arrays(tmp_path, capsys):
     images = np.zeros((4, 5, 6, 1), np.uint8)
     labels = np.array([0, 1, 0, 1])
@@ -59,6 +97,36 @@ def test_check_reads_arrays(tmp_path, capsys):
     np.savez(tmp_path / "own.npz", **arrays, test_images=images + 1, test_labels=labels)
     assert cli.main(["data", "check", str(tmp_path / "own.npz")]) == 0
     assert {"npz: 2 classes, image", "width 6 6", "height 5 5"} <= set(words(capsys))
+
+
+def test_check_counts_what_training_sees_and_says_what_it_leaves_out(tmp_path, capsys):
+    root = write_image_folder(tmp_path)
+    ant = root / "train" / "ant"
+    (ant / ".ipynb_checkpoints").mkdir()
+    (ant / ".ipynb_checkpoints" / "0-checkpoint.jpg").write_bytes(image_bytes())
+    (ant / "notes.txt").write_text("no image")
+    (ant / "linked").symlink_to(root / "test" / "ant" / "more")
+    (ant / "9.JFIF").write_bytes(image_bytes(seed=99))
+    (root / "train" / "stray.png").write_bytes(image_bytes("PNG"))
+    (ant / "8.jpg").write_bytes(b"")
+    os.mkfifo(ant / "7.jpg")
+    assert cli.main(["data", "check", str(root)]) == 1
+    lines = words(capsys)
+    trained = data.load("image_folder", str(root), on_error="skip")
+    counts = np.bincount(trained.train.labels)
+    assert counts.tolist() == [6, 4]
+    assert {f"examples {len(trained.train)} 8", "ant 6 4", "bee 4 4"} <= set(lines)
+    # The words are the same, for what is no image and for images that cannot be used.
+    assert set(trained.remarks) <= set(lines) and len(trained.remarks) == 1
+    assert set(trained.skipped[0].faults) <= set(lines) and len(trained.skipped[0].faults) == 2
+
+
+def test_check_says_that_one_class_is_too_few(tmp_path, capsys):
+    root = write_image_folder(tmp_path, classes=("ant",))
+    assert cli.main(["data", "check", str(root)]) == 1
+    assert "ant 4 4" in words(capsys)
+    with pytest.raises(ValueError, match="all labels are ant: a classifier needs two classes"):
+        data.load("image_folder", str(root))
 
 
 @pytest.mark.parametrize(

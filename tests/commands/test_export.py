@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -11,6 +12,8 @@ from saved_runs import NAMES, bert_run, vit_run
 
 from pbr_jax import cli
 from pbr_jax.configs.common import Data
+from pbr_jax.data import TextInputs
+from pbr_jax.files import write_json
 from pbr_jax.runs.run import read_config
 from pbr_jax.training import from_config
 from pbr_jax.training.pretrained import load_weights
@@ -59,6 +62,26 @@ def test_the_classes_and_the_tokenizer_are_in_the_export(runs, tmp_path):
     assert (tmp_path / "b" / "vocab.txt").read_text() == (workdir / "vocab.txt").read_text()
     settings = json.loads((tmp_path / "b" / "tokenizer_config.json").read_text())
     assert settings["do_lower_case"] is True and settings["model_max_length"] == 12
+
+
+def test_an_export_changes_texts_as_the_run_did(runs, tmp_path):
+    workdir, _ = runs["bert"]
+    run = shutil.copytree(workdir, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    # A tokenizer.json that keeps capital letters: Transformers would believe the file beside it.
+    cased = tmp_path / "tokenizer.json"
+    TextInputs(config["data"]["tokenizer"], 8, lower_case=False)._tokenizer.save(str(cased))
+    for changed in ({"lower_case": False}, {"tokenizer": str(cased)}):
+        write_json(run / "config.json", config | {"data": config["data"] | changed})
+        out = tmp_path / next(iter(changed))
+        assert cli.main(["export", str(run), "--to", "safetensors", "--out", str(out)]) == 0
+        settings = json.loads((out / "tokenizer_config.json").read_text())
+        assert settings["do_lower_case"] is settings["strip_accents"] is False
+        assert settings["tokenize_chinese_chars"] is True
+        # What is written is what is read again.
+        (name,) = {path.name for path in out.iterdir()} & {"vocab.txt", "tokenizer.json"}
+        again = TextInputs(str(out / name), 12)
+        assert not again.normalization["do_lower_case"] and not again.notes
 
 
 def test_the_default_place_is_in_the_run_and_is_never_overwritten(tmp_path, capsys):

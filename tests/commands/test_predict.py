@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import json
 
 import jax
@@ -150,12 +151,23 @@ def test_skipping_counts_and_names_what_is_left_out(vit, broken, pictures, capsy
     assert predict(vit[0], broken[0], "--skip") == 1
 
 
+def saved(**arrays) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("folder", None, "a folder without images"),
         ("texts.csv", b"text\na\n", "text, but the model of this run reads images"),
-        ("own.npz", b"PK", r"own.npz: not an .npz file with images"),
+        ("own.npz", b"PK", r"own.npz: not a readable .npz file"),
+        ("own.npz", saved(images=np.zeros((2, 4, 4, 1), int)), "images are int64: must be uint8"),
+        ("own.npz", saved(images=np.full((2, 4, 4, 1), np.nan)), "own.npz[0]: has NaN or infinity"),
+        ("own.npz", saved(images=np.zeros((0, 4, 4, 1))), "images are empty"),
+        ("own.npz", saved(images=np.zeros((2, 4, 4, 2))), "has 2 channels"),
+        ("own.npz", saved(pictures=np.zeros(1)), "no array images or test_images; it has pictures"),
     ],
 )
 def test_what_is_no_image_is_refused(vit, tmp_path, capsys, name, content, message):
@@ -179,6 +191,15 @@ def test_rows_of_text_with_and_without_a_second_one(bert, tmp_path, capsys):
     names = [f"{table}:{line}" for line in (2, 3, 5)] + [f"{lines}:1"]
     texts = [("a man walks", None), ("it's 1\n2", None), ("man", None), ("a man", "it is")]
     assert_rows(capsys.readouterr().out, names, text_probabilities(bert, *texts))
+
+
+def test_texts_of_unknown_words_are_told(bert, tmp_path, capsys):
+    file = tmp_path / "texts.csv"
+    file.write_text('text\nun homme marche\n"bad" row\n')
+    assert predict(bert[0], file, "--skip") == 0
+    captured = capsys.readouterr()
+    assert "100% of the tokens of the first 1 texts are [UNK], such as un: " in captured.err
+    assert captured.out.count("\n") == 2
 
 
 def test_a_bad_row_stops_or_is_skipped(bert, tmp_path, capsys):

@@ -13,7 +13,7 @@ SETTING = {"config": {"steps": 2}, "device": "cpu"}
 
 
 def trial(accuracy):
-    curve = [Point(1, 0.5, 2.0, accuracy / 2), Point(2, 1.0, 1.0, accuracy)]
+    curve = [Point(1, 0.5, 2.0, 1.9, accuracy / 2), Point(2, 1.0, 1.0, 0.9, accuracy)]
     return Trial(accuracy, curve)
 
 

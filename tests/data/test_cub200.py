@@ -86,6 +86,9 @@ def test_broken_images_and_tables_are_named(archive, tmp_path):
     (folder / "classes.txt").write_text("1 a\n2\n")
     with pytest.raises(ValueError, match=r"classes\.txt:2: must have a number and a value"):
         data.load("cub200", path)
+    (folder / "classes.txt").write_text("1 a\n2 b\n")
+    with pytest.raises(ValueError, match=r"classes\.txt, .* do not agree; remove the folder"):
+        data.load("cub200", path)
     (folder / "classes.txt").unlink()
     with pytest.raises(ValueError, match=r"classes\.txt: cannot be read .* prepare it again"):
         data.load("cub200", path)

@@ -1,6 +1,8 @@
 """Image folders, their splits and classes, and files that are broken."""
 
+import os
 import subprocess
+import unicodedata
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from PIL import Image
 from small_data import image_bytes, truncate, write_image_folder
 
 from pbr_jax import data
-from pbr_jax.data import ImageInputs, TrainBatches
+from pbr_jax.data import ImageInputs, TrainBatches, unlabelled
 
 
 @pytest.fixture
@@ -152,3 +154,162 @@ def test_the_split_of_evaluation_can_be_chosen(folder):
     assert len(data.load("image_folder", str(folder), test_split="mine").test) == 8
     with pytest.raises(ValueError, match=r"data\.test_split = tset: .* it has mine, train"):
         data.load("image_folder", str(folder), test_split="tset")
+
+
+def tree(root, *files):
+    """Small images at these places."""
+    for seed, file in enumerate(files):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_bytes(image_bytes(size=(8, 8), seed=seed))
+
+
+def names_of(records):
+    return [records[row].name for row in range(len(records))]
+
+
+def test_what_is_left_out_is_counted_and_said_by_kind(folder):
+    ant = folder / "train" / "ant"
+    tree(ant, ".ipynb_checkpoints/0-checkpoint.jpg", ".ipynb_checkpoints/more/1.jpg")
+    tree(ant, "__MACOSX/ant/._0.jpg", "._0.jpg", "@eaDir/0.jpg")
+    tree(folder / "train", "stray.jpg", ".cache/0.jpg")
+    for name in ("Thumbs.db", "notes.txt", "more/notes.TXT", "a.heic", "LICENSE"):
+        (ant / name).write_text("no image")
+    (ant / "folder.png").mkdir()
+    dataset = data.load("image_folder", str(folder))
+    assert len(dataset.train) == 8
+    assert dataset.notes == [
+        f"{folder / 'train'}: left out: 5 files in hidden folders (.cache, .ipynb_checkpoints, "
+        "@eaDir and 1 more), 2 hidden files (._0.jpg, Thumbs.db), 4 files of other endings (.heic, "
+        ".txt, none), 1 file beside the class folders (stray.jpg), 1 folder named like an image, "
+        "without one (folder.png); convert .heic to JPEG or PNG"
+    ]
+    assert unlabelled.find([ant], "image").notes[0].startswith(f"{ant}: left out: 4 files in")
+    # A class of which nothing is left is refused, with what was there.
+    tree(folder, "train/moth/.cache/0.jpg", "test/moth/0.jpg")
+    (folder / "train" / "moth" / "a.svg").write_text("<svg/>")
+    with pytest.raises(ValueError, match=r"moth: holds no image(.|\n)*convert \.svg") as raised:
+        data.load("image_folder", str(folder))
+    assert "1 file in hidden folders (.cache), 1 file of another ending" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["x.jfif", "x.JPG", "x.Jpeg", "x.jpe", "x.TIF"])
+def test_all_endings_of_images_count(folder, name):
+    tree(folder / "train" / "ant", name)
+    dataset = data.load("image_folder", str(folder))
+    assert len(dataset.train) == 9 and not dataset.notes
+
+
+def test_linked_folders_are_followed_once_and_without_loops(folder, tmp_path):
+    ant = folder / "train" / "ant"
+    tree(tmp_path / "store", "0.jpg", "deep/1.jpg")
+    before = names_of(data.load("image_folder", str(folder)).train)
+    (ant / "a_link").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "back").symlink_to(ant)
+    (ant / "b_again").symlink_to(tmp_path / "store" / "deep")
+    (ant / "c_itself").symlink_to(".")
+    (ant / "d_above").symlink_to("../..")
+    (ant / "e_more").symlink_to("more")
+    (folder / "train" / "cow").symlink_to(tmp_path / "store")
+    tree(folder, "test/cow/0.jpg")
+    (ant / "f_gone").symlink_to(tmp_path / "unmounted")
+    (folder / "train" / "all").symlink_to(".")
+    dataset = data.load("image_folder", str(folder))
+    names = names_of(dataset.train)
+    (note,) = dataset.notes
+    assert "2 links that lead nowhere (f_gone), " in note and "(a_link, all, b_again " in note
+    # What was there keeps its path and its order.
+    assert [name for name in names if name in before] == before
+    new = sorted(set(names) - set(before))
+    assert [name for name in new if "/ant/" in name.removeprefix(str(folder))] == [
+        str(ant / "a_link" / "0.jpg"),
+        str(ant / "a_link" / "deep" / "1.jpg"),
+    ]
+    # A linked class, in which `back` leads to the other one.
+    assert len(new) == 2 + 2 + 4
+    assert dataset.train.labels.tolist().count(0) == 6
+
+
+def test_a_folder_named_like_an_image_is_a_folder(folder):
+    tree(folder / "train" / "ant", "set.png/0.jpg")
+    dataset = data.load("image_folder", str(folder))
+    assert str(folder / "train" / "ant" / "set.png" / "0.jpg") in names_of(dataset.train)
+    assert len(dataset.train) == 9 and not dataset.notes
+    batches = list(data.eval_batches(dataset.train, ImageInputs(16, 3), 3))
+    assert len(batches) == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "cause"),
+    [
+        (os.mkfifo, "is a named pipe, not a file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a device, not a file"),
+        (lambda path: path.symlink_to(path), "cannot be read (Too many levels"),
+        (lambda path: path.symlink_to("gone"), "cannot be read (No such file or directory; a link"),
+    ],
+)
+def test_what_is_no_file_is_never_waited_for(folder, make, cause):
+    path = folder / "train" / "ant" / "9.jpg"
+    make(path)
+    dataset = data.load("image_folder", str(folder))
+    with pytest.raises(ValueError, match=r"9\.jpg: ") as raised:
+        list(data.eval_batches(dataset.train, ImageInputs(16, 3), 4))
+    assert cause in str(raised.value)
+    skipping = data.load("image_folder", str(folder), on_error="skip")
+    assert len(skipping.train) == 8 and cause in skipping.notes[0]
+    for where in (path, path.parent):
+        found = unlabelled.find([where], "image")
+        with pytest.raises(ValueError, match=r"9\.jpg: "):
+            [found[row] for row in range(len(found))]
+
+
+def test_accents_may_be_composed_or_not(folder):
+    forms = [unicodedata.normalize(form, "fougère") for form in ("NFC", "NFD")]
+    assert forms[0] != forms[1]
+    tree(folder, f"train/{forms[0]}/0.jpg", f"test/{forms[1]}/0.jpg")
+    dataset = data.load("image_folder", str(folder))
+    assert dataset.num_classes == 3 and dataset.train.labels[-1] == dataset.test.labels[-1] == 2
+    tree(folder, f"train/{forms[1]}/1.jpg")
+    assert data.load("image_folder", str(folder)).train.labels.tolist()[-2:] == [2, 2]
+    for form in forms:
+        (folder / "classes.txt").write_text(f"bee\n{form}\nant\n", "utf-8")
+        dataset = data.load("image_folder", str(folder))
+        assert dataset.class_names == ("bee", form, "ant")
+        assert dataset.train.labels[-1] == dataset.test.labels[-1] == 1
+    (folder / "classes.txt").write_text(f"bee\n{forms[0]}\nant\n{forms[1]}\n", "utf-8")
+    with pytest.raises(ValueError, match=r"classes\.txt: lists fougère more than once"):
+        data.load("image_folder", str(folder))
+
+
+def test_the_list_of_classes_may_be_from_any_editor(folder):
+    listed = folder / "classes.txt"
+    for content in (b"\xef\xbb\xbfbee\r\nant\r\n", b"bee\rant", b"\nbee \n\n ant\n\n"):
+        listed.write_bytes(content)
+        assert data.load("image_folder", str(folder)).class_names == ("bee", "ant")
+    listed.write_bytes("bee\nant\nfougère".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"classes\.txt:3: is not UTF-8 \(byte 0xe8\)"):
+        data.load("image_folder", str(folder))
+    listed.unlink()
+    os.mkfifo(listed)
+    with pytest.raises(ValueError, match=r"classes\.txt: is a named pipe"):
+        data.load("image_folder", str(folder))
+
+
+def test_a_folder_that_cannot_be_read_is_named(folder, monkeypatch):
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("more"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ValueError, match=r"ant/more: cannot be read \(Permission denied\)"):
+        data.load("image_folder", str(folder))
+
+
+def test_names_that_are_not_utf_8_can_be_printed(folder):
+    strange = os.fsdecode(os.fsencode(folder / "train" / "ant") + b"/caf\xe9.jpg")
+    tree(folder, strange)
+    dataset = data.load("image_folder", str(folder))
+    assert r"caf\xe9.jpg" in "".join(names_of(dataset.train))
+    assert len(list(data.eval_batches(dataset.train, ImageInputs(16, 3), 3))) == 3

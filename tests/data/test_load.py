@@ -17,7 +17,7 @@ FIRST_TEST_LABELS = [1, 2, 9, 0, 3, 5, 7, 8, 9, 1, 3, 4]
 
 
 def test_digits_are_the_1797_of_scikit_learn():
-    train, test, names, _ = dataset = data.load("digits")
+    train, test, names, *_ = dataset = data.load("digits")
     assert train.images.shape == (1347, 8, 8, 1) and test.images.shape == (450, 8, 8, 1)
     assert train.images.dtype == test.images.dtype == np.uint8
     assert (dataset.num_classes, names) == (10, tuple("0123456789"))

@@ -51,12 +51,11 @@ def test_batches_have_the_promised_types_and_range():
     assert sorted(next(loader)["image"].ravel()) == [-1, 1]
 
 
-def test_the_first_records_are_those_of_all_in_their_order():
+def test_chosen_records_are_batched_like_all():
     everything = make_records()
-    some, all_ = data.FirstRecords(everything, 7), data.FirstRecords(everything, 100)
-    assert (len(some), len(all_)) == (7, 23)
-    np.testing.assert_array_equal(some.labels, everything.labels[:7])
-    assert some[6].name == everything[6].name
+    some = data.ChosenRecords(everything, np.array([2, 3, 5, 7, 11, 13, 17]))
+    np.testing.assert_array_equal(some.labels, everything.labels[[2, 3, 5, 7, 11, 13, 17]])
+    assert len(some) == 7 and some[6].name == everything[17].name
     batches = list(data.eval_batches(some, PLAIN, 4))
     assert [int(batch["mask"].sum()) for batch in batches] == [4, 3]
 

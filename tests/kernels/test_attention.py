@@ -43,7 +43,7 @@ REST = {
 
 @pytest.mark.parametrize("card", ["h200", "rtx4090"])
 @pytest.mark.parametrize(
-    "case", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in REST)]
+    "case", [*CASES, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in REST)]
 )
 def test_fit_the_card_without_a_spill(case, card):
     residual, shape, dtype, told, names = (CASES | REST)[case]

@@ -19,6 +19,15 @@ from pbr_jax.training import from_config
 from pbr_jax.training.from_config import state_shapes
 
 pytestmark = [pytest.mark.gpu_compile, pytest.mark.slow]
+# Compiled in any case, for claims that name it; every other whole step is exhaustive.
+ALWAYS = ("full", "remat", "fast", "lean", "tiny")
+
+
+def often(methods, *others):
+    """Parameters by method: those of `ALWAYS`, and exhaustively the rest."""
+    marks = {True: (), False: pytest.mark.exhaustive}
+    return [pytest.param(m, *others, marks=marks[m in ALWAYS]) for m in methods]
+
 
 VIT_B16 = Config(
     batch_size=128,
@@ -80,7 +89,7 @@ def report(compiled):
     return lambda method, base=VIT_B16: compiled(method, base)[0]
 
 
-@pytest.mark.parametrize("method", CEILINGS)
+@pytest.mark.parametrize("method", often(CEILINGS))
 def test_temp_memory_of_the_step_stays_under_its_ceiling(report, method):
     assert report(method).temp_bytes <= CEILINGS[method] * 1e9
 
@@ -92,7 +101,10 @@ def standard_promotion():
         yield
 
 
-@pytest.mark.parametrize("method", BERT_CEILINGS)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=pytest.mark.exhaustive if m != "lean" else ()) for m in BERT_CEILINGS],
+)
 @pytest.mark.usefixtures("standard_promotion")
 def test_temp_memory_of_bert_stays_under_its_ceiling(report, method):
     assert report(method, BERT_BASE).temp_bytes <= BERT_CEILINGS[method] * 1e9
@@ -101,8 +113,8 @@ def test_temp_memory_of_bert_stays_under_its_ceiling(report, method):
 @pytest.mark.parametrize(
     ("method", "card"),
     [
-        *((method, "h200") for method in METHODS),
-        *((method, "rtx4090") for method in ON_AN_OLDER_CARD),
+        *often(METHODS, "h200"),
+        *(pytest.param(m, "rtx4090", marks=pytest.mark.exhaustive) for m in ON_AN_OLDER_CARD),
     ],
 )
 def test_every_method_compiles_with_its_kernels(compiled, method, card):
@@ -115,12 +127,14 @@ def test_every_method_compiles_with_its_kernels(compiled, method, card):
     assert fused == ("linear_gelu" in kernels) == ("linear_gelu_gradient" in kernels)
 
 
+@pytest.mark.exhaustive
 def test_few_methods_run_every_kernel_of_the_older_card(compiled):
     by_few = set().union(*(compiled(m, card="rtx4090")[1] for m in ON_AN_OLDER_CARD))
     by_all = set().union(*(compiled(m)[1] for m in METHODS))
     assert by_all - by_few == {"gelu"}  # which is fused there, into the products around it
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "method",
     ["full", "prebackrazor-", "prebackrazor", "prebackrazor++", "fast", "lean", "tiny"],
@@ -141,11 +155,11 @@ def test_lean_and_tiny_are_as_small_as_rematerialisation(report):
     assert report("tiny").temp_bytes < 0.75 * report("remat").temp_bytes
 
 
-def test_saved_activations_explain_the_temp_memory(report):
+@pytest.mark.parametrize("method", often(["full", "prebackrazor"]))
+def test_saved_activations_explain_the_temp_memory(report, method):
     """What is saved between the passes is most of the temp memory, and never more than it."""
-    for method in ("full", "prebackrazor"):
-        saved = memory_use(dataclasses.replace(VIT_B16, method=method)).activations
-        assert 0.75 * report(method).temp_bytes <= saved <= report(method).temp_bytes
+    saved = memory_use(dataclasses.replace(VIT_B16, method=method)).activations
+    assert 0.75 * report(method).temp_bytes <= saved <= report(method).temp_bytes
 
 
 def test_chunks_of_the_batch_shrink_transients_only(report):

@@ -20,7 +20,7 @@ from measures import (
 )
 
 from pbr_jax.ops import attention_xla
-from pbr_jax.ops.attention import attention
+from pbr_jax.ops.attention import Settings, attention
 from pbr_jax.ops.visibility import Visibility
 from pbr_jax.plans import budget_for
 from pbr_jax.plans import kind as kind_of
@@ -269,7 +269,9 @@ def test_a_query_that_sees_nothing_attends_to_all_alike():
 
 def test_channels_are_chosen_by_the_energy_of_their_share_of_the_scores():
     *qkv, _ = inputs(13)
-    saved = kind_of("attention", "channels").save(as_jax(qkv), None, None, None, KEEP, None)
+    saved = kind_of("attention", "channels").save(
+        as_jax(qkv), None, None, None, Settings(keep=KEEP), None
+    )
     q, k, v = qkv
     shared = ((q**2).sum(2) * (k**2).sum(2)).mean(0)
     for channels, energy in (

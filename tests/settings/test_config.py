@@ -43,12 +43,15 @@ def write(folder: Path, text: str, name: str = "mine.py") -> str:
     return str(path)
 
 
-def test_every_setting_has_a_comment_and_numbers_have_a_rule():
-    for key, annotation, field in rules.settings():
-        assert field.metadata["comment"], key
-        members = rules.alternatives(annotation)
+def test_every_setting_has_a_comment_and_what_is_not_a_choice_a_rule():
+    for entry in rules.settings():
+        members, rule = rules.alternatives(entry.annotation), entry.field.metadata["rule"]
+        assert entry.field.metadata["comment"], entry.key
         if int in members or float in members:
-            assert field.metadata["rule"] is not None, key
+            # Beyond a bound a number means nothing, or breaks something later.
+            assert rule.least is not None and rule.most is not None, entry.key
+        elif str in members and not rules.choices(entry):
+            assert rule is not None or entry.key == "model.family"
 
 
 def test_choices_are_those_of_the_tables():
@@ -113,26 +116,26 @@ def test_keep_of_one_site_leaves_the_others_as_they_were():
 
 # Each fault alone: the override and what the message must say.
 FAULTS = {
-    "pruning.keep=1.5": 'must be in (0, 1]; 0.1 keeps 10 % of the columns, the paper\'s "90 %"',
-    "pruning.keep.fc1=0": "pruning.keep.fc1 = 0: must be in (0, 1]",
-    "pruning.min_prob=0": "must be in (0, 1]",
+    "pruning.keep=1.5": "must be from 1e-6 to 1; 0.1 keeps 10 % of the columns, the paper's",
+    "pruning.keep.fc1=0": "pruning.keep.fc1 = 0: must be from 1e-6 to 1",
+    "pruning.min_prob=0": "must be from 1e-6 to 1",
     "optimizer.learning_rate=nan": "learning_rate = nan: must be a finite number",
-    "optimizer.eps=-1": "must be above 0",
-    "optimizer.momentum=1": "must be in [0, 1)",
-    "optimizer.weight_decay=-1": "must be 0 or more",
-    "model.num_classes=1": "must be 2 or more",
-    "steps=0": "must be 1 or more",
+    "optimizer.eps=-1": "must be from 1e-30 to 1",
+    "optimizer.momentum=1": "must be from 0 to 0.9999999",
+    "optimizer.weight_decay=-1": "must be 0, or from 1e-30 to 1000",
+    "model.num_classes=1": "must be from 2 to 1e7",
+    "steps=0": "must be from 1 to 1e9",
     "eval_every=2.5": "eval_every = 2.5: must be a whole number",
     "seed=abc": "seed = abc: must be a whole number",
     "seed=inf": "seed = inf: must be a whole number",
     "pruning.importance_weighting=yes": "weighting = yes: must be true or false",
     "data.augment=afine": "must be off, affine, crop or none; the nearest is affine",
-    "data.workers=-1": "must be 0 or more",
+    "data.workers=-1": "must be from 0 to 256",
     "data.name=cifar": "the nearest is cifar10",
     "data.name=rte": "glue/rte",
     "data.on_error=ignore": "must be stop or skip",
     "model.family=brt": "model.family = brt: must be vit, bert, or the place of a Family",
-    "model.max_length=0": "must be 1 or more",
+    "model.max_length=0": "must be from 1 to 1048576",
     "optimizer.name=adam": "optimizer.name = adam: must be sgd or adamw; the nearest is adamw",
     "pruning.policy=bandits": "the nearest is bandit",
     "method=remt": "no such method; the nearest is remat; there are full, remat, backrazor",
@@ -145,7 +148,7 @@ FAULTS = {
     "prunning.keep=0.1": "it is pruning.keep",
     "learning_rate=0.1": "key in the wrong section; it is optimizer.learning_rate",
     "model.learning_rate=0.1": "it is optimizer.learning_rate",
-    "pruning.keep.fc3=0.1": "fc3: no such site; the nearest is fc2; a vit has qkv, proj, fc1, fc2",
+    "pruning.keep.fc3=0.1": "fc3: no such site; a vit has qkv, proj, fc1, fc2",
     "optimiser.momentun=0.1": "the nearest is optimizer.momentum",
     "optimizer=sgd": "is a section; set one of its keys, such as optimizer.name",
     "data.zzz=1": "data has name, path, test_split, max_test, on_error, augment, workers",
@@ -153,14 +156,15 @@ FAULTS = {
     "steps": "write steps=VALUE",
     "optimizer.accumulation_steps=7": "batch_size = 64: not divisible by "
     "optimizer.accumulation_steps = 7; the nearest that is: 63 and 70",
-    "plan.batch_chunks=5": "the nearest batch_size that works: 60 and 65",
+    "plan.batch_chunks=5": "set plan.batch_chunks=1, or another batch_size; the nearest that "
+    "works: 60 and 65",
+    "method=lean/chunks5": "plan.batch_chunks = 5 of method lean/chunks5: does not divide the 64",
     "model.heads=5": "model.width = 96: not divisible by model.heads = 5; the nearest that is: 95",
     "model.patch=3": "the nearest that is: 6 and 9",
     "model.num_classes=7": "data set digits has 10 classes; set model.num_classes=10",
-    "batch_size=50": "plan.batch_chunks = 4 of method lean: does not divide the 50 examples that",
     "optimizer.warmup_steps=1200": "must be below steps = 1200",
-    "pruning.group_size=7": "must divide the columns of every site, 96 and 384; the nearest that "
-    "does: 6",
+    "pruning.group_size=7": "must divide the columns of every site, 96 and 384; set "
+    "pruning.group_size=6",
     "model.width=none": "model.width: must be set unless model.size",
     "model.size=B": "model.size = B: fixes the shape, but model.width = 96",
 }
@@ -176,7 +180,7 @@ def test_min_prob_must_fit_the_budget():
     # 384 columns at 0.1: K = 8 * ceil(4.8) = 40, so 40/384 = 0.10416... fits and 0.105 does not.
     load(DIGITS, ["pruning.keep=0.1", "pruning.min_prob=0.104"])
     (fault,) = faults_of(DIGITS, "pruning.keep=0.1", "pruning.min_prob=0.105")
-    assert "site fc2 is 40.32, above its budget of 40 columns; at most 0.104 fits" in fault
+    assert "site fc2 is 40.32, above its budget of 40 columns; set pruning.min_prob=0.104" in fault
 
 
 def test_min_prob_must_fit_the_budget_of_a_method_that_has_its_own_keep():
@@ -269,8 +273,8 @@ def test_faulty_file_is_reported_beside_faulty_overrides(tmp_path, text, expecte
 def test_values_in_the_file_are_checked_like_overrides(tmp_path):
     text = HEAD + "def get_config(v):\n    return Config(steps='many', pruning=Pruning(keep=2))\n"
     faults = faults_of(write(tmp_path, text))
-    assert faults[0] == "steps = many: must be a whole number"
-    assert faults[1].startswith("pruning.keep = 2: must be in (0, 1]")
+    assert faults[0] == "steps = many: must be a whole number from 1 to 1e9"
+    assert faults[1].startswith("pruning.keep = 2: must be from 1e-6 to 1")
 
 
 def test_a_configuration_reaches_another_process():
@@ -310,7 +314,7 @@ def test_what_config_json_should_not_have_is_named():
     with pytest.raises(ConfigError, match="plan: is a section; set one of its keys"):
         from_dict(saved, "x/config.json")
     saved = to_dict(load(DIGITS)) | {"steps": 0}
-    with pytest.raises(ConfigError, match="steps = 0: must be 1 or more"):
+    with pytest.raises(ConfigError, match="steps = 0: must be from 1 to 1e9"):
         from_dict(saved, "x/config.json")
 
 
@@ -360,7 +364,7 @@ def test_unknown_flags_join_the_list_of_faults():
         "--zzz: no such flag; there are --config.KEY, --config, --workdir, --debug, --help",
         "mine.py: not a flag; a configuration file is given as --config mine.py",
         "--config.steps: has no value; write --config.steps=VALUE",
-        "seed = -1: must be 0 or more",
+        "seed = -1: must be from 0 to 4294967295; a larger one would be cut to its last 32 bits",
     )
 
 
@@ -378,7 +382,7 @@ def test_help_lists_every_key_with_its_value_here(capsys):
 def test_errors_are_plain_lines_with_exit_code_2(capsys):
     assert cli.main(["train", "--config.seed=-1"]) == 2
     output = capsys.readouterr()
-    assert output.err.splitlines()[1] == "  seed = -1: must be 0 or more"
+    assert output.err.splitlines()[1].startswith("  seed = -1: must be from 0 to 4294967295;")
     assert "Traceback" not in output.err
     assert not output.out
     assert cli.main(["train", "--config.seed=-1", "--debug"]) == 2
@@ -403,11 +407,14 @@ def test_next_command_is_the_same_run_by_another_method():
 
 def test_texts_are_for_bert_and_are_not_augmented():
     augment, family, tokenizer = faults_of(DIGITS, "data.name=csv")
-    assert "affine: changes images, but csv is text; set off" in augment
+    assert "affine: changes images, but csv is text; set data.augment=off" in augment
     assert "model.family = vit: reads images, and data set csv has texts" in family
     assert "data.tokenizer = none: csv is text" in tokenizer
     (augment, _) = faults_of(DIGITS, "data.name=cifar100")
-    assert "affine: is for small images in arrays, but cifar100 has files; set crop" in augment
+    assert (
+        "affine: is for small images in arrays, but cifar100 has files; set data.augment=crop"
+        in augment
+    )
     (family,) = faults_of(DIGITS, "model.family=bert")
     assert "reads texts, and data set digits has images; set model.family=vit or" in family
 

@@ -13,7 +13,7 @@ from pbr_jax.configs import digits
 from pbr_jax.configs.common import Data
 from pbr_jax.settings.load import SHIPPED, ConfigError, check_resume, from_dict, load, to_dict
 from pbr_jax.training.from_config import batch_specs
-from pbr_jax.training.inputs import load_data, make_inputs, normalization, settled
+from pbr_jax.training.inputs import input_notes, load_data, make_inputs, normalization, settled
 
 
 def configured(model=(), **settings):
@@ -59,6 +59,10 @@ def test_texts_become_what_bert_reads(tmp_path):
     config = bert_config(data=texts)
     batch = batch_of(config)
     assert (batch["lengths"] == 8).all() and set(batch["label"]) <= set(range(4))
+    texts = load_data(config).train
+    assert "12 of the first 12 texts are cut" in input_notes(make_inputs(config), texts)[0]
+    long = dataclasses.replace(config, model=dataclasses.replace(config.model, max_length=12))
+    assert input_notes(make_inputs(long), texts) == []
     small = dataclasses.replace(config.model, vocab_size=len(VOCABULARY) - 1)
     with pytest.raises(ValueError, match=rf"model\.vocab_size = .* has {len(VOCABULARY)} words"):
         make_inputs(dataclasses.replace(config, model=small))
@@ -67,6 +71,15 @@ def test_texts_become_what_bert_reads(tmp_path):
 def test_another_number_of_classes_is_told():
     with pytest.raises(ValueError, match=r"digits has 10 classes; set model\.num_classes=10"):
         load_data(configured({"num_classes": 7}))
+
+
+def test_evaluation_on_a_part_has_all_classes_and_says_so():
+    dataset = load_data(configured(max_test=30))
+    assert np.bincount(dataset.test.labels).tolist() == [3] * 10
+    assert dataset.notes == ["evaluation on 30 of 450 test examples, of all 10 classes"]
+    with pytest.raises(ValueError, match=r"data\.max_test = 9: .* has 10 classes; must be 10 or"):
+        load_data(configured(max_test=9))
+    assert load_data(configured()).notes == []
 
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -158,16 +171,13 @@ def test_texts_have_no_mean(tmp_path):
 @pytest.mark.parametrize(
     ("override", "fault"),
     [
-        (
-            "mean=0.5,x",
-            "must be a number in [0, 1], as pixels are, or one for each channel",
-        ),
-        ("mean=127.5", "must be a number in [0, 1]"),
+        ("mean=0.5,x", "must be from 0 to 1, as pixels are; one number, or one for each channel"),
+        ("mean=127.5", "must be from 0 to 1"),
         ("mean=nan", "data.mean = nan: must be"),
-        ("mean=", "must be a number in [0, 1]"),
-        ("std=0", "must be a number in [0.001, 1]"),
-        ("std=0.2,,0.2", "must be a number in [0.001, 1]"),
-        ("std=1e999", "data.std = inf: must be"),
+        ("mean=", "must be from 0 to 1"),
+        ("std=0", "must be from 0.001 to 1"),
+        ("std=0.2,,0.2", "must be from 0.001 to 1"),
+        ("std=1e999", "data.std = 1e999: must be"),
         (
             "mean=0.1,0.2",
             "data.mean = 0.1,0.2: has 2 numbers; give one, or as many",

@@ -256,7 +256,10 @@ def test_mean_and_deviation_are_read_in_all_their_forms(folder, name, content, e
     [
         ({"image_mean": "0.5"}, "image_mean = 0.5: must be a number, or a list"),
         ({"image_mean": []}, r"image_mean = \[\]: must be a number, or a list"),
-        ({"image_std": [0, 0.5, 0.5]}, r"image_std = .*in \[0, 1\] it must be a number in \[0.001"),
+        (
+            {"image_std": [0, 0.5, 0.5]},
+            r"image_std = .*in \[0, 1\] it must be from 0.001 to 1",
+        ),
         ({"image_mean": [127.5]}, r"image_mean = \[127.5\]: for pixels in \[0, 1\]"),
         ({"image_mean": [float("nan")]}, "must be a number, or a list"),
         ({"image_std": [True]}, "must be a number, or a list"),

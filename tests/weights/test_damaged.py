@@ -125,9 +125,9 @@ def test_what_the_memory_cannot_hold_is_said_before_it_is_read(tmp_path):
     (tmp_path / "index.json").write_bytes(INDEX)
     np.savez(tmp_path / "a.npz", **google_vit())
     for module, names in (("weights.tensors", ["", "index.json"]), ("npz", ["a.npz"])):
-        with mock.patch(f"pbr_jax.{module}.available_memory", return_value=10):
+        with mock.patch(f"pbr_jax.{module}.host_room", return_value=mock.Mock(free=10)):
             for name in names:
-                with pytest.raises(ValueError, match=r"take [\d.]+ kB of memory.* 10 B are avail"):
+                with pytest.raises(ValueError, match=r"take [\d.]+ kB of memory.* 10 B are free"):
                     public.read(tmp_path / name)
 
 
