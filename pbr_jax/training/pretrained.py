@@ -1,5 +1,6 @@
 """Public weights for the model of a configuration, and the configuration that weights ask for."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 def find_weights(name: str) -> Path:
     """The path as given, or, where there is none, the file of that name that the package ships."""
     path, shipped = user_path(name), _PACKAGE / name
-    return shipped if shipped.is_file() and not path.exists() else path
+    return shipped if os.path.isfile(shipped) and not os.path.exists(path) else path
 
 
 def load_weights(

@@ -1,5 +1,6 @@
 """What `config.json` beside weights says of the model and of its classes."""
 
+import os
 import re
 import reprlib
 import unicodedata
@@ -17,13 +18,18 @@ _LARGEST = 2**26  # bytes of an index of a hundred thousand arrays, and more
 _PLACEHOLDER = re.compile(r"LABEL_\d+")  # Hugging Face's, where nobody named the classes
 
 
+def folder_of(path: Path) -> Path:
+    """Where files lie that are beside the weights at `path`, a file or a directory."""
+    return path if os.path.isdir(path) else path.parent
+
+
 def read_object(file: Path) -> dict[str, Any]:
     """The object in a JSON file beside weights, empty where there is no file.
 
     Raises:
       ValueError: it is damaged; names it.
     """
-    if not file.is_file():
+    if not os.path.isfile(file):
         return {}
     return read_small_json(
         file, {}, "take it anew from where the weights are from, or move it away"
@@ -43,7 +49,7 @@ def read_small_json(file: Path, form: Mapping[Any, Any], advice: str) -> dict[st
 
 def model_config(path: Path) -> dict[str, Any]:
     """Hugging Face's `config.json` beside the weights at `path`, empty where there is none."""
-    config = read_object((path if path.is_dir() else path.parent) / CONFIG)
+    config = read_object(folder_of(path) / CONFIG)
     # A run of ours also has a config.json, in other words.
     return config if _OF_HUGGING_FACE & config.keys() else {}
 

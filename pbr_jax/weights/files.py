@@ -41,9 +41,9 @@ def read(path: str | os.PathLike[str]) -> Arrays:
       ValueError: it is something else, damaged, or larger than the memory; names it.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _read_directory(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise FileNotFoundError(f"weights {path}: no such file. {_WHERE}")
     # The first bytes say what it is.
     start = _start(path)
@@ -51,6 +51,8 @@ def read(path: str | os.PathLike[str]) -> Arrays:
         return _read_npz(path)
     if not tensors.begins(start) and start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
         return _read_shards(path)
+    if tensors.begins(start) and len(shards := foreign.shards_of(path)) > 1:
+        raise ValueError(f"weights {path}: one of {len(shards)} shards; name {path.parent / INDEX}")
     return _read_tensors(path, start)
 
 
@@ -78,6 +80,8 @@ def _read_directory(path: Path) -> Arrays:
     lacks = f"weights {path}: a directory without {SAFETENSORS}, {INDEX} or {PARAMS}/"
     others = foreign.others(path)
     ours = [str(file) for file in others if file.suffix in foreign.OURS]
+    if ours and foreign.shards_of(others[0]):
+        raise FileNotFoundError(f"{lacks}; its shards need {INDEX}, from where they are from")
     if ours:
         raise FileNotFoundError(f"{lacks}; name the file itself: {' or '.join(ours)}")
     if others:

@@ -45,7 +45,8 @@ _ENDINGS = {  # of files that a folder of a model may hold in place of ours
     *(".onnx", ".gguf", ".pb", ".tflite", ".index", ".tar", ".gz", ".tgz", ".zip", ".7z"),
 }
 _NOT_A_MODEL = re.compile(r"(optimizer|scheduler|training_args|rng_state|scaler)")
-_SHARD = re.compile(r"(.*-)\d{5}(-of-\d{5}\..*)")
+_SHARD = re.compile(r"(.*-)\d{5}(-of-(?!0*1\.)\d{5}\..*)")  # one of more than one
+_OF_TENSORFLOW = re.compile(r".*(\.data-\d{5}-of-\d{5}|ckpt.*\.(index|meta))")
 _CONVERT = (  # one line of Python: the file to write, then those to read
     "import sys, torch; from safetensors.numpy import save_file; w = {}; "
     "[w.update(torch.load(f, map_location='cpu', weights_only=True)) for f in sys.argv[2:]]; "
@@ -61,6 +62,8 @@ def what(path: Path, start: bytes) -> str | None:
     for place, pattern, kind in _MAGIC:
         if re.match(pattern, start[place:], re.DOTALL):
             return pickled(path) if kind is _PICKLE else kind
+    if _OF_TENSORFLOW.fullmatch(path.name):
+        return f"a checkpoint of TensorFlow; {_TAKE}"
     text = start.decode("utf-8", "ignore")
     if len(text) > len(start) - 4 and text.replace("\n", "").replace("\t", "").isprintable():
         return f"a text, not weights: {text.strip()[:60]!r}"
@@ -79,15 +82,20 @@ def what_zip(path: Path, names: Sequence[str]) -> str | None:
 
 def pickled(path: Path) -> str:
     """What a file of PyTorch is, and the command that writes its arrays as safetensors."""
-    parts = [path]
-    if shard := _SHARD.fullmatch(path.name):
-        parts = sorted(path.parent.glob(f"{glob.escape(shard[1])}?????{glob.escape(shard[2])}"))
+    parts = shards_of(path) or [path]
     out = path.parent / "model.safetensors"
     command = f'python -c "{_CONVERT}" ' + shlex.join([str(out), *map(str, parts)])
     return (
         f"{_PICKLE}. {_TAKE.capitalize()}, or, where PyTorch is installed, write it by\n"
         f"  {command}\nand name {out}"
     )
+
+
+def shards_of(path: Path) -> list[Path]:
+    """All shards of the model of which `path` is one by its name; none where it is no shard."""
+    if not (shard := _SHARD.fullmatch(path.name)):
+        return []
+    return sorted(path.parent.glob(f"{glob.escape(shard[1])}?????{glob.escape(shard[2])}"))
 
 
 def others(folder: Path) -> list[Path]:

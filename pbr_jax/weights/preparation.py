@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pbr_jax.configs.common import MEAN, STD, Rule
-from pbr_jax.weights.beside import ARCHITECTURE, CONFIG, read_object
+from pbr_jax.weights.beside import ARCHITECTURE, CONFIG, folder_of, read_object
 
 PREPROCESSOR = "preprocessor_config.json"
 # A file, and the object in it that speaks of images, where it may also speak of other things.
@@ -52,7 +52,7 @@ def preparation_of(path: Path) -> Preparation | None:
     Raises:
       ValueError: it is damaged, or what it says has no meaning; names the file and the key.
     """
-    folder = path if path.is_dir() else path.parent
+    folder = folder_of(path)
     for name, sections in _FILES:
         file = folder / name
         content = read_object(file)

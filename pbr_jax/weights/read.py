@@ -58,7 +58,7 @@ def read(path: str | os.PathLike[str]) -> Weights:
       ValueError: it cannot be read, or is of a model that is not ours.
     """
     path = Path(path)
-    if (path / files.PARAMS).is_dir():
+    if os.path.isdir(path / files.PARAMS):
         return _own(path)
     stored = files.read(path)
     # A model that is not ours is better named than read by halves.

@@ -1,6 +1,7 @@
 """Weights that are damaged, too large, or made to do harm: refused by name, and nothing is lost."""
 
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -162,6 +163,33 @@ def test_an_index_reads_only_shards_beside_it(tmp_path, content, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as raised:
         public.read(folder)
     assert str(raised.value).startswith(f"weights {folder}")
+
+
+def test_a_shard_alone_asks_for_its_index(tmp_path):
+    for number in (1, 2):
+        save_file(HUGGING_FACE, tmp_path / f"model-0000{number}-of-00002.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    with pytest.raises(ValueError, match=f"one of 2 shards; name {index}"):
+        public.read(tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(FileNotFoundError, match=f"its shards need {index.name}, from where"):
+        public.read(tmp_path)
+    # A single one is a file like any other.
+    (tmp_path / "one").mkdir()
+    save_file(HUGGING_FACE, tmp_path / "one" / "model-00001-of-00001.safetensors")
+    assert public.read(tmp_path / "one" / "model-00001-of-00001.safetensors").family == "vit"
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "a/" * 3000])
+def test_a_path_that_cannot_be_is_no_file(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        public.read(tmp_path / name)
+    assert public.preparation_of(tmp_path / name) is None
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match=r"weights .*a.npz: is a named pipe, not a file"):
+        public.read(tmp_path / "a.npz")
 
 
 @pytest.fixture(scope="module")

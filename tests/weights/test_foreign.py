@@ -77,6 +77,13 @@ def test_a_file_of_another_kind_is_named_and_so_is_its_folder(tmp_path, what):
     assert f"pytorch_model.bin is {of_file}" in str(of_folder.value)
 
 
+@pytest.mark.parametrize("name", ["bert_model.ckpt.index", "model.ckpt.data-00000-of-00001"])
+def test_a_checkpoint_of_tensorflow_is_known_by_its_name(tmp_path, name):
+    (tmp_path / name).write_bytes(bytes(range(200, 100, -1)))
+    with pytest.raises(ValueError, match=r"a checkpoint of TensorFlow; take model"):
+        public.read(tmp_path / name)
+
+
 def test_a_header_is_not_taken_for_another_file():
     """The length before the header of safetensors has any first byte."""
     from pbr_jax.weights import tensors
