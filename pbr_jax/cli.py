@@ -12,10 +12,10 @@ import importlib
 import io
 import os
 import re
+import select
 import shlex
 import shutil
 import sys
-import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,32 +59,27 @@ def main(argv: Sequence[str] | None = None, commands: Mapping[str, str] = COMMAN
     Whatever ends a command is printed to stderr without its traceback, unless `--debug` is given:
     an error of the user's, of files or of the device (code 2), and one that nobody foresaw, with
     its place in this package (code 1). An interrupt gives 130; a reader of the output that is gone,
-    as after `| head`, gives 141 and no word.
+    as after `| head`, gives 141 and no word. Without `argv` this is the program, of which an
+    interrupt is the end: JAX may crash where it was interrupted, and threads compile on.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     _prepare_streams()
-    threads = {*threading.enumerate()}
-    code = 0
     try:
         with interruptible():
             code = _chosen(words, commands)
-            sys.stdout.flush()  # what it cannot take is noticed here, and not when Python ends
     except KeyboardInterrupt:
-        if any(not thread.daemon for thread in {*threading.enumerate()} - threads):
+        if argv is None:
             leave("interrupted", 130)
-        code = 130
         _say("interrupted")
+        code = 130
     except BrokenPipeError as error:
-        open_streams = [_flush(stream) for stream in (sys.stdout, sys.stderr)]
-        if all(open_streams):  # a pipe to somebody else
+        code = 141 if _lost(sys.stdout) or _lost(sys.stderr) else 2
+        if code == 2:  # a pipe to somebody else
             _say(error_text(error))
-        code = code or (2 if all(open_streams) else 141)
-    except OSError as error:
-        code = code or 2
-        _say(f"standard output: {error.strerror}")
-    for stream in (sys.stdout, sys.stderr):
-        _flush(stream)
-    return code
+    except Exception as error:  # the one place where errors end
+        _say(traceback.format_exc() if "--debug" in words else error_text(error))
+        code = 2 if isinstance(error, _FORESEEN) else 1
+    return _flushed(code)
 
 
 def _say(text: str) -> None:
@@ -94,15 +89,7 @@ def _say(text: str) -> None:
 
 def _chosen(words: Sequence[str], commands: Mapping[str, str]) -> int:
     name = next((n for n in (" ".join(words[:2]), *words[:1]) if n in commands), None)
-    if name is None:
-        return _usage(commands, words)
-    try:
-        return _run(name, words)
-    except BrokenPipeError:
-        raise
-    except Exception as error:  # the one place where errors end
-        _say(traceback.format_exc() if "--debug" in words else error_text(error))
-        return 2 if isinstance(error, _FORESEEN) else 1
+    return _usage(commands, words) if name is None else _run(name, words)
 
 
 def _prepare_streams() -> None:
@@ -110,22 +97,36 @@ def _prepare_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # the shell's `>&-`
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # until the program ends
-        elif isinstance(stream, io.TextIOWrapper):
+            stream = open(os.devnull, "w")  # noqa: SIM115  # until the program ends
+            setattr(sys, name, stream)
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
-def _flush(stream: TextIO) -> bool:
-    """Whether the stream takes what it holds; from one that does not it goes nowhere."""
-    try:
-        stream.flush()
-    except OSError:
-        # It would be tried again, and complained of, when the interpreter ends.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
-        return False
-    return True
+def _lost(stream: TextIO) -> bool:
+    """Whether the stream is a pipe without a reader."""
+    with contextlib.suppress(OSError, ValueError):
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    return False
+
+
+def _flushed(code: int) -> int:
+    """Has all that was printed written; returns the exit code, another if that fails."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            # What it holds would be tried again, and complained of, when the interpreter ends.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+            lost = isinstance(error, BrokenPipeError)
+            code = code or (141 if lost else 2)
+            if not lost:
+                _say(f"standard output: {error.strerror}")
+    return code
 
 
 def _run(name: str, words: Sequence[str]) -> int:
@@ -196,11 +197,10 @@ def error_text(error: Exception) -> str:
     kind = type(error).__name__
     if not isinstance(error, _FORESEEN):
         place = f" at {ours[-1].filename}:{ours[-1].lineno}" if ours else ""
-        return f"{kind}: {error}{place}\nThis is a fault of pbr_jax; run again with --debug."
+        return f"{kind}: {error}{place}\nThis was not foreseen; run again with --debug to see more."
     if isinstance(error, OSError) and error.strerror:
         names = " -> ".join(str(n) for n in (error.filename, error.filename2) if n is not None)
-        if names:
-            return f"{names}: {error.strerror}"
+        return f"{names or kind}: {error.strerror}"
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
         return f"{error}; it comes with: pip install {_extra_of(package) or package}"

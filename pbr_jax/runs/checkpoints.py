@@ -146,7 +146,8 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
             self.wait()
         finally:
             if self._manager is not None:
-                self._manager.close()
+                with contextlib.suppress(Exception):  # of the save whose fault `wait` has told
+                    self._manager.close()
                 self._manager = None
 
     def restore(self, state_like: PyTree, step: int | None = None) -> Restored | None:

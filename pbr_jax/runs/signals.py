@@ -130,19 +130,31 @@ def interruptible() -> Iterator[None]:
 
     `KeyboardInterrupt` comes first, as always, so that files are closed and folders removed. A main
     thread that has not left the block a second later, since a compilation or other threads hold it,
-    is not waited for: the process ends with exit code 130. Outside the main thread nothing changes.
+    is not waited for: the process ends with exit code 130. An import is not interrupted but ends
+    it, since libraries make other errors of the exception, or crash. Outside the main thread
+    nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     left = threading.Event()
 
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+                leave("interrupted", 128 + number)
+            frame = frame.f_back
+        # Where the exception cannot be raised, as in a callback of the garbage collector, Python
+        # would print it and go on.
+        sys.unraisablehook = lambda unraisable: None
+        raise KeyboardInterrupt
+
     def tell(number: int) -> None:
         if number == signal.SIGINT and not left.wait(_GRACE):
             leave("interrupted", 128 + number)
 
     # A shell's background jobs begin with interrupts ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before, hook = signal.signal(signal.SIGINT, interrupt), sys.unraisablehook
     try:
         with _told_at_once(tell):
             try:
@@ -150,6 +162,7 @@ def interruptible() -> Iterator[None]:
             finally:
                 left.set()
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
 
 

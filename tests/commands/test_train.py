@@ -1,7 +1,9 @@
 """`train.py` from its command line to its files, in this process."""
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +102,54 @@ def test_the_same_command_on_a_finished_run_says_so(start, finished, capsys):
     summary = json.loads((finished / "summary.json").read_text())
     assert f"accuracy  {summary['accuracy']:.1%} on the test split" in printed
     assert files(finished) == before
+
+
+def test_a_finished_run_whose_files_are_damaged_is_summarised_anew(
+    start, finished, tmp_path, capsys
+):
+    """Without its metrics, too; before, it had "no median for empty data" for ever."""
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished, workdir, symlinks=True)
+    whole = json.loads((workdir / "summary.json").read_text())
+    (workdir / "summary.json").write_text("{}")
+    (workdir / "metrics.jsonl").unlink()
+    os.truncate(workdir / "pruning.npz", 100)
+    (workdir / "checkpoints" / "best").unlink()
+    (workdir / "checkpoints" / "best").mkdir()
+    assert start(workdir) == 0
+    printed = capsys.readouterr().out
+    assert "summary.json: it lacks 'method'" in printed
+    assert f"It is now {workdir / 'pruning.npz.broken'}" in printed
+    again = json.loads((workdir / "summary.json").read_text())
+    for name in ("accuracy", "best_accuracy", "steps", "memory"):
+        assert again[name] == whole[name]
+    assert again["seconds_per_step"] is None
+    assert "report.html" in files(workdir)
+    assert start(workdir) == 0 and "this run is complete" in capsys.readouterr().out
+
+
+def test_helper_files_that_cannot_be_written_do_not_stop_a_run(
+    start, tmp_path, capsys, monkeypatch
+):
+    """Each is said once, and all at the end; only checkpoints and settings are written."""
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pbr_jax.files.Appended.append", full)
+    for place in ("runs.metrics.write_text", "runs.metrics.write_json", "runs.history.write_bytes"):
+        monkeypatch.setattr(f"pbr_jax.{place}", full)
+    monkeypatch.setattr("pbr_jax.report.page.write_text", full)
+    monkeypatch.setattr("pathlib.Path.symlink_to", full)
+    assert start(tmp_path, "--config.log_every=1") == 0
+    printed = capsys.readouterr().out
+    names = ["metrics.jsonl", "TensorBoard's events", "pruning.npz", "metrics.csv"]
+    names += ["summary.json", "report.html"]
+    for name in [*names, f"{tmp_path / 'checkpoints' / 'best'}"]:
+        assert printed.count(f"{name} cannot be written: No space left") == 1, name
+    last = printed.splitlines()[-1]
+    assert last.startswith("not written, or not all of it: ") and all(n in last for n in names)
+    assert (tmp_path / "checkpoints" / "4").is_dir()
 
 
 def test_a_finished_run_does_not_become_another(start, finished, capsys):

@@ -8,6 +8,7 @@ import pytest
 
 from pbr_jax.compare.table import Comparison, cells, csv_text, half_interval
 from pbr_jax.compare.trials import Point, Trial
+from pbr_jax.files import DamagedFile
 
 SETTING = {"config": {"steps": 2}, "device": "cpu"}
 
@@ -81,6 +82,23 @@ def test_the_file_goes_on_where_it_was(comparison):
     assert again.results(["full", "fast"]) == comparison.results(["full", "fast"])
     assert again.has_trial("fast", 2) and not again.has_trial("fast", 3)
     assert again.has_cost("full") and not again.has_cost("tiny")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{}", "[]", "{", '{"setting": {}, "costs": {"full": 3}, "trials": {}}'],
+)
+def test_a_damaged_file_is_refused_by_name(comparison, content):
+    comparison.path.write_text(content)
+    with pytest.raises(DamagedFile, match=r"comparison\.json.*take another --out, or remove it"):
+        Comparison(comparison.path, SETTING)
+
+
+def test_a_trial_that_is_not_whole_is_refused_by_its_place(comparison):
+    text = comparison.path.read_text().replace('"accuracy": 0.95', '"accuracy": "high"', 1)
+    comparison.path.write_text(text)
+    with pytest.raises(DamagedFile, match=r"trials\.fast\.2\.accuracy has a wrong value, 'high'"):
+        Comparison(comparison.path, SETTING)
 
 
 def test_a_file_of_another_setting_is_refused(comparison):

@@ -57,11 +57,24 @@ def test_a_report_that_is_not_whole_is_not_used(counted):
     assert calls == [8, 8]
 
 
-def test_a_folder_that_cannot_be_written_remembers_nothing(counted):
+def test_a_folder_that_cannot_be_written_remembers_nothing_and_says_so_once(counted, tmp_path):
     measure, calls, folder = counted
     folder.write_text("a file in its place")
     assert measure(config()) == measure(config()) == REPORT
     assert calls == [8, 8]
+    said = []
+    measure = cached(lambda run: REPORT, CARD, folder, said.append)
+    assert measure(config()) == measure(config(batch_size=16)) == REPORT
+    assert said == [f"{folder}: File exists; what is compiled is not kept"]
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", no_home)
+    assert cache_folder() is None
 
 
 def test_a_measure_that_fails_leaves_nothing(tmp_path, monkeypatch):

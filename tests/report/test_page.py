@@ -1,5 +1,6 @@
 """The page about a run: complete, self-contained, and true to the files it was made from."""
 
+import contextlib
 import html.parser
 import json
 import re
@@ -43,7 +44,7 @@ def columns() -> dict[str, np.ndarray]:
 @pytest.fixture
 def workdir(tmp_path):
     write_json(tmp_path / "config.json", to_dict(load(str(SHIPPED / "digits.py"))))
-    with MetricsWriter(tmp_path) as writer:
+    with contextlib.closing(MetricsWriter(tmp_path)) as writer:
         for step in range(1, 41):
             writer.write({"step": step, "loss": 2.0 / step, "accuracy": 1 - 0.9 / step})
         writer.write({"step": 20, "loss": 0.3, "accuracy": 0.97}, split="test")
@@ -150,7 +151,7 @@ def test_run_that_has_only_started(tmp_path):
 
 
 def test_values_that_were_not_finite_do_not_stop_the_page(workdir):
-    with MetricsWriter(workdir, resume_step=20) as writer:
+    with contextlib.closing(MetricsWriter(workdir, resume_step=20)) as writer:
         writer.write({"step": 21, "loss": float("nan"), "accuracy": 0.1})
         writer.write({"step": 21, "loss": float("nan"), "accuracy": 0.1}, split="test")
     assert "21 not finite 10.00%" in text_of(write_report(workdir).read_text())

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from pbr_jax.runs import manifest
@@ -433,3 +434,17 @@ def test_a_manifest_that_cannot_be_written_fails_the_save(tmp_path, monkeypatch)
             checkpointer.wait()
     assert "Checkpoint 1 is intact" in str(error.value)
     assert restore(tmp_path)[0].step == 1
+
+
+def test_closing_does_not_replace_what_is_wrong(tmp_path, monkeypatch):
+    """On a disk that is quite full, Orbax raises the fault of a save a second time."""
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(manifest, "write", full)
+    monkeypatch.setattr(ocp.CheckpointManager, "close", full)
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        with Checkpointer(tmp_path, 1) as checkpointer:
+            checkpointer.save(1, make_state(1), {})
+            checkpointer.wait()

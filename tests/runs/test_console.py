@@ -1,5 +1,6 @@
 """What a run prints: into a file, and on a terminal that a pseudo-terminal stands in for."""
 
+import errno
 import io
 import os
 import pty
@@ -164,3 +165,47 @@ def test_memory_in_use_is_that_of_this_process_without_an_accelerator():
     assert kind in ("RAM", "GPU")
     assert float(number) > 0
     assert unit in ("MB", "GB")
+
+
+class Stream(io.StringIO):
+    """A stream that fails as its `error` says, at what is written or at the flush."""
+
+    error: int | None = None
+
+    def flush(self):
+        if self.error is not None:
+            raise OSError(self.error, os.strerror(self.error))
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_full_disk_or_a_lost_terminal_costs_the_text(live):
+    stream = Stream()
+    with Console(100, file=stream, live=live) as running:
+        for stream.error in (errno.ENOSPC, errno.EIO):
+            running.message("lost")
+            running.logged(metrics(60))
+        stream.error = None
+        running.message("there again")
+    assert running.has_reader and "there again" in stream.getvalue()
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_pipe_without_a_reader_is_told_and_the_last_words_go_to_standard_error(live, capsys):
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream, Console(100, file=stream, live=live) as running:
+        running.message("read")
+        assert running.has_reader
+        os.close(reading)
+        running.logged(metrics(60))
+        running.message("not read")
+        assert not running.has_reader
+        running.finish(SUMMARY, "runs/x", ("command", "why"))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writing)  # what the stream holds still
+    running.last_words("SIGPIPE: saved checkpoint 60")
+    assert "SIGPIPE: saved checkpoint 60" in capsys.readouterr().err
+
+
+def test_finish_without_a_pace():
+    plain = Plain()
+    plain.finish(SUMMARY | {"seconds_per_step": None}, "runs/x", ("command", "why"))
+    assert plain.lines()[1] == "done      fast, 100 steps in 1:05 min"

@@ -1,9 +1,12 @@
 """Snapshots of the policies in `pruning.npz`."""
 
+import io
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pbr_jax.files import DamagedFile
 from pbr_jax.pruning import PolicyState
 from pbr_jax.report.page import read_columns
 from pbr_jax.runs.history import FILE, PruningHistory
@@ -77,3 +80,33 @@ def test_a_new_run_starts_afresh(recorded):
 def test_nothing_is_written_without_policies(tmp_path):
     PruningHistory(tmp_path, None).record(0, state(0, sites=()))
     assert list(tmp_path.iterdir()) == []
+
+
+def damaged(recorded):
+    whole = (recorded / FILE).read_bytes()
+    array = io.BytesIO()
+    np.save(array, np.zeros(3))
+    words, square = io.BytesIO(), io.BytesIO()
+    np.savez(words, steps=np.array(["a"]), **{"probs/qkv": [1], "counts/qkv": [1]})
+    np.savez(square, steps=np.zeros((1, 1)), **{"probs/qkv": [1], "counts/qkv": [1]})
+    cuts = (whole[: len(whole) // 2], whole[:-1], whole[:10], b"", b"\0" * 500, b"noise" * 99)
+    torn = whole[:200] + bytes(len(whole) - 400) + whole[-200:]
+    return [*cuts, torn, array.getvalue(), words.getvalue(), square.getvalue()]
+
+
+def test_a_damaged_file_is_set_aside_and_the_history_begins_anew(recorded):
+    for number, bad in enumerate(damaged(recorded), start=1):
+        (recorded / FILE).write_bytes(bad)
+        with pytest.raises(DamagedFile, match=r"pruning\.npz: "):
+            read_columns(recorded)
+        said = []
+        PruningHistory(recorded, 20, said.append).record(30, state(30))
+        assert ".broken" in said[0] and len(said) == 1
+        np.testing.assert_array_equal(content(recorded)["steps"], [30])
+        assert len(list(recorded.glob("*.broken"))) == number
+
+
+def test_a_folder_in_its_place_is_set_aside(tmp_path):
+    (tmp_path / FILE).mkdir()
+    PruningHistory(tmp_path, None, lambda text: None).record(0, state(5))
+    assert {path.name for path in tmp_path.iterdir()} == {FILE, f"{FILE}.broken"}

@@ -61,7 +61,7 @@ def test_what_is_no_run_is_named(copied, tmp_path):
     with pytest.raises(ValueError, match="has no checkpoint yet"):
         open_run(copied)
     (copied / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json: damaged"):
+    with pytest.raises(ValueError, match=r"config.json, line 1: is not JSON"):
         read_config(copied)
 
 
