@@ -94,6 +94,28 @@ SIZE = Rule(
 )
 
 
+def channel_numbers(value: float | str) -> tuple[float, ...]:
+    """`0.5`, or one for each channel as `0.485,0.456,0.406`; empty where it is neither."""
+    try:
+        return tuple(float(word) for word in str(value).split(","))
+    except ValueError:
+        return ()
+
+
+def _each_within(least: float, most: float) -> Rule:
+    one = within(least, most)
+
+    def holds(value: float | str) -> bool:
+        return bool(numbers := channel_numbers(value)) and all(map(one.holds, numbers))
+
+    text = f"{one.text}, as pixels are; one number, or one for each channel, joined by commas"
+    return Rule(text, holds, least, most)
+
+
+MEAN = _each_within(0, 1)
+STD = _each_within(0.001, 1)
+
+
 def setting(
     default: Any,
     comment: str,
@@ -101,13 +123,15 @@ def setting(
     *,
     choices: Iterable[str] = (),
     resume_safe: bool = False,
+    settled: bool = False,
 ) -> Any:
     """A dataclass field with its comment, its rule, and the names that it can take.
 
     `resume_safe` says that a run may be resumed with another value, and still takes the same
-    course as if it had never stopped.
+    course as if it had never stopped. `settled` says that none is settled when a run starts, and
+    that the run keeps what it was then.
     """
-    known = {"comment": comment, "rule": rule, "resume_safe": resume_safe}
+    known = {"comment": comment, "rule": rule, "resume_safe": resume_safe, "settled": settled}
     metadata = known | {"choices": tuple(choices)}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -278,6 +302,19 @@ class Data:
         None,
         "lower-case the text, with vocab.txt; none = as tokenizer_config.json beside it says, or "
         "else true; tokenizer.json says so itself",
+    )
+    mean: float | str | None = setting(
+        None,
+        "mean of pixels in [0, 1], which is subtracted, such as 0.5, or 0.485,0.456,0.406 for red, "
+        "green and blue; none = what lies beside model.weights says, else 0.5",
+        MEAN,
+        settled=True,
+    )
+    std: float | str | None = setting(
+        None,
+        "deviation of pixels, by which they are then divided; none = as for mean",
+        STD,
+        settled=True,
     )
 
     @property

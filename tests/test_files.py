@@ -1,4 +1,4 @@
-"""Paths as users type them; files that are whole whatever happens, and named if they are not."""
+"""Paths as users type them; files that are whole whatever happens, and named when they are not."""
 
 import errno
 import os

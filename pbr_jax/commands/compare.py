@@ -39,7 +39,7 @@ from pbr_jax.settings import flags
 from pbr_jax.settings import load as configuration
 from pbr_jax.settings.variants import split_methods, with_method
 from pbr_jax.training.begin import train_batches
-from pbr_jax.training.inputs import load_data
+from pbr_jax.training.inputs import load_data, settled
 
 _WIDE = 104  # characters that the whole table takes
 _PAPERS = ("prebackrazor-", "prebackrazor", "prebackrazor++")
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    config = args.arguments.config
+    config, _ = settled(args.arguments.config)
     methods, faults = split_methods(args.methods)
     faults += (wrong := flags.number_faults("--seeds", within(1, 1000), args.seeds))
     if not wrong and not SEED.holds(config.seed + args.seeds - 1):

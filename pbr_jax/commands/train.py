@@ -36,7 +36,7 @@ from pbr_jax.settings.resolve import chunk_notes
 from pbr_jax.settings.unused import unused
 from pbr_jax.settings.variants import fully_fine_tuned
 from pbr_jax.training import from_config
-from pbr_jax.training.inputs import input_notes, load_data, make_inputs
+from pbr_jax.training.inputs import input_notes, load_data, make_inputs, settled
 from pbr_jax.training.loop import Observer, train
 
 
@@ -63,7 +63,8 @@ def main(args: argparse.Namespace) -> int:
     saved = run.saved_settings(workdir) if checkpoints.steps() else None
     config, notes = settle(config, saved)
     notes += settings.check_resume(saved, config, workdir) if saved is not None else []
-    notes += unused(config)
+    config, more = settled(config, saved)
+    notes += more + unused(config)
     next_command = flags.next_command(arguments._replace(config=config), args.workdir)
 
     # Faults of memory, of the data and of their preparation are told at once.

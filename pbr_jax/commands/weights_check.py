@@ -13,10 +13,24 @@ import collections
 import jax
 
 from pbr_jax.configs.common import Config, Model
+from pbr_jax.families import FAMILIES
 from pbr_jax.settings.flags import add_config
 from pbr_jax.settings.load import SHIPPED, ConfigError, load, relative
 from pbr_jax.training import from_config, pretrained
-from pbr_jax.weights import Weights, WeightsError, check, own_faults, published, read
+from pbr_jax.training.inputs import as_setting
+from pbr_jax.weights import (
+    Normalization,
+    Weights,
+    WeightsError,
+    check,
+    own_classes,
+    own_faults,
+    preparation_of,
+    published,
+    read,
+    remarks,
+)
+from pbr_jax.weights.beside import listed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,9 +68,20 @@ def facts(weights: Weights) -> list[tuple[str, str]]:
         ("sizes", shape),
     ]
     found += [("not used", f"{', '.join(names)} ({why})") for why, names in weights.unused.items()]
+    # What lies beside the file.
+    names, why_not = own_classes(weights)
+    if names or why_not:
+        found.append(("classes", listed(names) if names else why_not))
+    family = FAMILIES.get(weights.family)
+    if family is not None and family.reads == "image":
+        beside = preparation_of(weights.path)
+        mean, std = map(as_setting, Normalization() if beside is None else beside.normalization)
+        by = "" if beside is None else f", by {beside.file.name}"
+        found.append(("images", f"mean {mean}, deviation {std}{by}"))
+        found += [("note", note) for note in ([] if beside is None else beside.notes)]
+    found += [("note", note) for note in remarks(weights)]
     # Settings that differ from the defaults, and the shipped files that have them.
-    flags = [f"--config.model.{change}" for change in pretrained.changes(weights, Model())]
-    found.append(("settings", " ".join(flags) or "the defaults"))
+    found.append(("settings", pretrained.flags(weights, Model()) or "the defaults"))
     shipped = [str(relative(file)) for file in sorted(SHIPPED.glob("*.py"))]
     fitting = [spec for spec in shipped if _fits(weights, spec)]
     found.append(("fits", ", ".join(fitting) or "none of the configurations here as it stands"))
@@ -90,5 +115,6 @@ def _check_config(weights: Weights, spec: str, config: Config) -> int:
         return 1
     print(f"It fits {spec}.")
     for note in notes:
-        print(f"  {note}")
+        if note not in remarks(weights):  # which are among the facts
+            print(f"  {note}")
     return 0

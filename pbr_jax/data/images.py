@@ -2,7 +2,8 @@
 
 The preprocessing of the paper and of BackRazor: training crops a random part and resizes it,
 without flips; evaluation resizes the whole image; both bilinearly, whatever the aspect ratio.
-Values lie in [-1, 1] (mean and standard deviation 0.5, as ViT's public weights expect).
+Values are `(pixel - mean) / std` of pixels in [0, 1]. With 0.5 for both, as Google's ViTs expect,
+they lie in [-1, 1].
 `S` side of the model's image, `C` its channels.
 """
 
@@ -29,6 +30,8 @@ class ImageInputs:
     size: int  # S; images of other sizes are resized
     channels: int  # C, 1 or 3; grey pixels are repeated, files are converted
     augment: Augment = "off"  # where there is a generator; "affine" is for small images in arrays
+    mean: tuple[float, ...] = (0.5,)  # of pixels in [0, 1], one for all channels or one for each
+    std: tuple[float, ...] = (0.5,)  # what `pixel - mean` is divided by
 
     def __call__(
         self, records: Sequence[ImageRecord], generator: np.random.Generator | None = None
@@ -48,13 +51,15 @@ class ImageInputs:
         if self.channels not in MODES:
             raise ValueError(f"model.channels = {self.channels}: must be 1 or 3 for image files")
         crop = generator if self.augment == "crop" else None
+        mean, std = np.asarray(self.mean), np.asarray(self.std)
+        scale, shift = self._in_a_row(255 * std), self._in_a_row(mean / std)
         # Written row by row, so that a batch is held once.
         images = np.empty((len(records), self.size, self.size, self.channels), np.float32)
         for row, record in zip(images, records, strict=True):
             assert isinstance(record.image, bytes)
             image = decode(record.image, record.name, MODES[self.channels], self.size, crop)
-            np.divide(np.asarray(image).reshape(row.shape), np.float32(255 / 2), out=row)
-            row -= 1  # in place: a batch of new arrays costs more than the arithmetic
+            np.divide(np.asarray(image).reshape(row.shape), scale, out=row)
+            row -= shift  # in place: a batch of new arrays costs more than the arithmetic
         return images
 
     def _arrays(
@@ -81,7 +86,14 @@ class ImageInputs:
                 [resize(image, self.size, box) for image, box in zip(images, boxes, strict=True)]
             )
         images = np.repeat(images, self.channels // channels, axis=-1)
-        return (images - np.float32(0.5)) / np.float32(0.5)
+        mean, std = np.asarray(self.mean), np.asarray(self.std)
+        return (images - self._in_a_row(mean)) / self._in_a_row(std)
+
+    def _in_a_row(self, numbers: np.ndarray) -> Float32[np.ndarray, "..."]:
+        """One of `numbers` for each value in a row of pixels, [S, C]; a scalar where all agree."""
+        own = numbers.astype(np.float32)
+        same = (own == own[0]).all()  # a scalar is faster
+        return own[:1].reshape(()) if same else np.tile(own, (self.size, 1))
 
 
 def image_size(record: ImageRecord) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from pbr_jax.settings import load as settings
 from pbr_jax.training import from_config
 from pbr_jax.training.begin import begin, compile_step
 from pbr_jax.training.from_config import Parts
+from pbr_jax.training.inputs import settled
 from pbr_jax.training.loop import Run
 from pbr_jax.training.state import TrainState
 
@@ -116,7 +117,7 @@ def open_run(
       ValueError: there is no run, or it has no checkpoint yet.
       CheckpointError: its checkpoints are damaged.
     """
-    config = read_config(workdir)
+    config, _ = settled(read_config(workdir), {})
     parts = from_config.build(config)
     with Checkpointer(workdir / "checkpoints", config.keep_checkpoints, notify) as checkpoints:
         step = checkpoints.best_step() if checkpoint == "best" else None

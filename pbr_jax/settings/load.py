@@ -316,10 +316,11 @@ def check_resume(saved: dict[str, Any], config: Config, workdir: Path | str) -> 
       ConfigError: a change that would make the resumed run another run; all are named.
     """
     old, new = _flatten(saved), _flatten(to_dict(config))
+    kept = {entry.key for entry in settings() if entry.field.metadata["settled"]}
     changed = {  # a key that either lacks is none there
         key: f"{key} = {show(new.get(key))}: was {show(old.get(key))}"
         for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
+        if old.get(key) != new.get(key) and not (key in kept and new.get(key) is None)
     }
     safe = {entry.key for entry in settings() if entry.field.metadata["resume_safe"]}
     if serious := [line for key, line in changed.items() if key not in safe]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 
-from pbr_jax.configs.common import BATCH, SHAPE, WIDTH, Config, Model
+from pbr_jax.configs.common import BATCH, SHAPE, WIDTH, Config, Model, channel_numbers
 from pbr_jax.families import FAMILIES, find
 from pbr_jax.families.record import near_multiples
 from pbr_jax.plans import MOST_DRAWN, Keep, budget_for
@@ -137,6 +137,17 @@ def _augment(config: Config) -> Faults:
         )
 
 
+def _channels(config: Config) -> Faults:
+    channels = config.model.channels
+    for name, value in (("mean", config.data.mean), ("std", config.data.std)):
+        count = 1 if value is None else len(channel_numbers(value))
+        if count not in (1, channels) and config.data.source.kind == "image":
+            yield (
+                f"data.{name} = {value}: has {count} numbers; give one, or as many as"
+                f" model.channels = {channels}"
+            )
+
+
 def _reads(config: Config) -> Faults:
     family, kind = find(config.model.family), config.data.source.kind
     if family.reads != kind:
@@ -241,6 +252,7 @@ _TIES: tuple[tuple[tuple[str, ...], Callable[[Config], Faults]], ...] = (
     (("model.width", "model.heads"), _heads),
     (("model",), _family),
     (("data.name", "data.augment"), _augment),
+    (("data.mean", "data.std", "data.name", "model.channels"), _channels),
     (("model.family", "data.name"), _reads),
     (("data.name", "model.num_classes"), _classes),
     (("data.name", "data.tokenizer"), _tokenizer),

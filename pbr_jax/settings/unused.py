@@ -36,6 +36,7 @@ def _reasons(config: Config, method: Method) -> dict[str, str]:
         ("pruning", of_spar, spar, f"method {name} trains all tensors"),
         ("plan", ("stochastic_codes",), plan.gelu != "dense", f"method {name} keeps no GELU codes"),
         ("data", ("tokenizer", "lower_case"), text, f"data set {config.data.name} has images"),
+        ("data", ("mean", "std"), not text, f"data set {config.data.name} has texts"),
     ]
     found = {f"{of}.{key}": why for of, keys, read, why in table if not read for key in keys}
     # Fields of the model that other families read, and this one does not.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -100,12 +100,17 @@ def random_params(config: Config, model: nn.Module) -> Any:
     return model.init(jax.random.key(config.seed), model.inputs(example))["params"]
 
 
-def init_params(config: Config, model: nn.Module) -> tuple[Any, list[str]]:
-    """Fresh or pretrained parameters, and notes on the conversion of the latter."""
+def init_params(
+    config: Config, model: nn.Module, class_names: Sequence[str] | None = None
+) -> tuple[Any, list[str]]:
+    """Fresh or pretrained parameters, and notes on the conversion of the latter.
+
+    `class_names`, label -> name of the data, say which row of a pretrained head is of which class.
+    """
     params = random_params(config, model)
     if config.model.weights is None:
         return params, []
-    loaded = pretrained.load_weights(config.model, params)
+    loaded = pretrained.load_weights(config.model, params, class_names)
     return jax.tree.map(jnp.asarray, loaded.params), loaded.notes
 
 

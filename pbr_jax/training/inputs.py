@@ -1,11 +1,16 @@
 """Data of a configuration: the data set, and the function that makes batches of its examples."""
 
 import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pbr_jax import data
-from pbr_jax.configs.common import Config
+from pbr_jax.configs.common import Config, channel_numbers
 from pbr_jax.data.records import TextRecord
 from pbr_jax.data.unlabelled import Unlabelled
+from pbr_jax.training.pretrained import find_weights
+from pbr_jax.weights import Normalization, Preparation, preparation_of
 
 _SAMPLE = 200  # texts that are looked at before the first step
 
@@ -47,7 +52,8 @@ def make_inputs(config: Config) -> data.Prepare:
                 "take the one that comes with the model's weights, or set model.vocab_size to that"
             )
         return inputs
-    return data.ImageInputs(m.image_size, m.channels, d.augment or d.source.augments[0])
+    augment = d.augment or d.source.augments[0]
+    return data.ImageInputs(m.image_size, m.channels, augment, *normalization(config))
 
 
 def input_notes(inputs: data.Prepare, records: data.Records | Unlabelled) -> list[str]:
@@ -61,3 +67,68 @@ def input_notes(inputs: data.Prepare, records: data.Records | Unlabelled) -> lis
             assert isinstance(record, TextRecord)
             sample.append(record)
     return [*inputs.notes, *inputs.remarks(sample)]
+
+
+def normalization(config: Config) -> Normalization:
+    """Mean and deviation of the images of `config`: as set, as its weights want them, or else 0.5.
+
+    Raises:
+      ValueError: what lies beside the weights is damaged, or is for other channels.
+    """
+    d, beside = config.data, _beside(config)
+    told = Normalization() if beside is None else beside.normalization
+    mean = told.mean if d.mean is None else channel_numbers(d.mean)
+    std = told.std if d.std is None else channel_numbers(d.std)
+    channels = config.model.channels
+    for name, own, numbers in (("mean", d.mean, mean), ("std", d.std, std)):
+        if len(numbers) not in (1, channels):
+            where = f"data.{name} = {own}" if beside is None else f"{beside.file}: its {name}"
+            raise ValueError(
+                f"{where}: has {len(numbers)} numbers, and model.channels = {channels}; set"
+                f" data.{name} to one number"
+            )
+    return Normalization(mean, std)
+
+
+def settled(config: Config, saved: Mapping[str, Any] | None = None) -> tuple[Config, list[str]]:
+    """`config` with the numbers of its `normalization`, and notes on what lies beside its weights.
+
+    A run keeps the numbers that it was started with, whatever becomes of its weights: `saved` are
+    the settings of a run that goes on. One from before these were settings had 0.5.
+    """
+    d, notes = config.data, list[str]()
+    if d.source.kind == "text":
+        return config, notes
+    if saved is None:
+        mean, std = map(as_setting, normalization(config))
+        if (beside := _beside(config)) is not None:
+            notes = beside.notes + _differences(beside, config)
+    else:
+        old = saved.get("data", {})
+        mean, std = (0.5 if old.get(name) is None else old[name] for name in ("mean", "std"))
+    mean, std = (new if own is None else own for own, new in ((d.mean, mean), (d.std, std)))
+    return dataclasses.replace(config, data=dataclasses.replace(d, mean=mean, std=std)), notes
+
+
+def as_setting(numbers: Sequence[float]) -> float | str:
+    """Numbers of channels as `data.mean` and `data.std` have them."""
+    return numbers[0] if len({*numbers}) == 1 else ",".join(map(str, numbers))
+
+
+def _beside(config: Config) -> Preparation | None:
+    """What lies beside the weights and is asked: what is set goes first."""
+    d, weights = config.data, config.model.weights
+    if weights is None or None not in (d.mean, d.std):
+        return None
+    return preparation_of(find_weights(weights))
+
+
+def _differences(beside: Preparation, config: Config) -> list[str]:
+    """Lines on what is prepared as the file says and not as by default, and the other way round."""
+    lines, side = [], config.model.image_size
+    if beside.normalization != Normalization():
+        mean, std = map(as_setting, beside.normalization)
+        lines.append(f"{beside.file}: images have its mean, {mean}, and deviation, {std}")
+    if beside.side not in (None, side):
+        lines.append(f"{beside.file}: its images have a side of {beside.side}, here {side}")
+    return lines

@@ -1,11 +1,13 @@
 """Public weights for the model of a configuration, and the configuration that weights ask for."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pbr_jax import weights as public
 from pbr_jax.configs.common import MODEL_SIZES, SHAPE, Model
-from pbr_jax.families import find
+from pbr_jax.families import FAMILIES
 from pbr_jax.files import user_path
 from pbr_jax.settings.rules import show
 from pbr_jax.weights import Weights, WeightsError, published
@@ -16,10 +18,12 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 def find_weights(name: str) -> Path:
     """The path as given, or, where there is none, the file of that name that the package ships."""
     path, shipped = user_path(name), _PACKAGE / name
-    return shipped if shipped.is_file() and not path.exists() else path
+    return shipped if os.path.isfile(shipped) and not os.path.exists(path) else path
 
 
-def load_weights(model: Model, initial: Any) -> public.Loaded:
+def load_weights(
+    model: Model, initial: Any, class_names: Sequence[str] | None = None
+) -> public.Loaded:
     """The weights that `model` names, as `weights.load` gives them.
 
     Raises:
@@ -27,8 +31,9 @@ def load_weights(model: Model, initial: Any) -> public.Loaded:
     """
     assert model.weights is not None
     found = public.read(find_weights(model.weights))
+    sizes = published(model.family).sizes(model)
     try:
-        return public.load(found, model.family, published(model.family).sizes(model), initial)
+        return public.load(found, model.family, sizes, initial, class_names)
     except WeightsError as error:
         raise WeightsError(error.path, error.faults, advice(found, model)) from error
 
@@ -36,11 +41,12 @@ def load_weights(model: Model, initial: Any) -> public.Loaded:
 def describe(weights: Weights) -> str:
     """What weights are, such as `ViT-B/16`, with their sizes where these have no name."""
     name, sizes = size_name(weights), weights.sizes
-    label = name and published(weights.family).label(name, sizes)
+    label = name and _published(weights).label(name, sizes)
     if label:
         return label
     listed = (f"{word} {sizes[word]}" for word in (*SHAPE, "patch") if word in sizes)
-    return f"a {find(weights.family).title} of {', '.join(listed)}"
+    known = FAMILIES.get(weights.family)
+    return f"a {known.title if known else weights.family} of {', '.join(listed)}"
 
 
 def size_name(weights: Weights) -> str | None:
@@ -60,12 +66,26 @@ def changes(weights: Weights, model: Model) -> list[str]:
         if name is not None:
             wanted |= {"size": name} | dict.fromkeys(SHAPE)
         else:
-            wanted |= {"size": None} | {word: sizes.get(word) for word in SHAPE}
-    wanted |= published(weights.family).settings(weights.arrays, sizes, model)
+            wanted |= {"size": None} | {word: sizes[word] for word in SHAPE if word in sizes}
+    wanted |= _published(weights).settings(weights.arrays, sizes, model)
     return [f"{key}={show(value)}" for key, value in wanted.items() if getattr(model, key) != value]
 
 
 def advice(weights: Weights, model: Model) -> str:
     """What weights are, and what to set so that the model is that too."""
-    flags = [f"--config.model.{change}" for change in changes(weights, model)]
-    return " ".join([f"This is {describe(weights)}" + (":" if flags else "."), *flags])
+    wanted = flags(weights, model)
+    return f"This is {describe(weights)}" + (f": {wanted}" if wanted else ".")
+
+
+def flags(weights: Weights, model: Model) -> str:
+    """What to type so that the model has the sizes of weights; empty where it has them."""
+    found = [f"--config.model.{change}" for change in changes(weights, model)]
+    unnamed = size_name(weights) is None and "heads" not in weights.sizes
+    if unnamed and (model.heads is None or weights.sizes.get("width", 0) % model.heads):
+        found.append("--config.model.heads=H (no array tells H; their authors do)")
+    return " ".join(found)
+
+
+def _published(weights: Weights) -> public.Published:
+    """Of the family of weights; a place to import from is taken from a configuration only."""
+    return published(weights.family) if weights.family in FAMILIES else public.Published()

@@ -5,20 +5,28 @@ params, notes = weights.load(found, "vit", sizes, initial_params)
 """
 
 from pbr_jax.weights.export import save, save_npz, save_orbax
-from pbr_jax.weights.formats import Format, published
-from pbr_jax.weights.load import Loaded, WeightsError, check, load
-from pbr_jax.weights.read import Weights, own_faults, read
+from pbr_jax.weights.faults import own_faults
+from pbr_jax.weights.formats import Format, Published, published
+from pbr_jax.weights.load import Loaded, WeightsError, check, load, own_classes, remarks
+from pbr_jax.weights.preparation import Normalization, Preparation, preparation_of
+from pbr_jax.weights.read import Weights, read
 
 __all__ = [
     "Format",
     "Loaded",
+    "Normalization",
+    "Preparation",
+    "Published",
     "Weights",
     "WeightsError",
     "check",
     "load",
+    "own_classes",
     "own_faults",
+    "preparation_of",
     "published",
     "read",
+    "remarks",
     "save",
     "save_npz",
     "save_orbax",

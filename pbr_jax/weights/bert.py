@@ -5,11 +5,14 @@ converted from TensorFlow call the parameters of LayerNorm `gamma` and `beta`.
 """
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from pbr_jax.configs.common import Model
-from pbr_jax.weights.formats import Format, Published
+from pbr_jax.weights.beside import CONFIG
+from pbr_jax.weights.formats import TOLD, Format, Published
 from pbr_jax.weights.layout import Arrays, Leaves, Line, Sizes, model_sizes
+from pbr_jax.weights.preparation import Normalization
 from pbr_jax.weights.torch_names import torch_block, torch_linear, torch_norm
 
 _NAMES = {"B": "base", "L": "large"}
@@ -40,18 +43,11 @@ def huggingface_bert(depth: int) -> list[Line]:
     return lines
 
 
-def _companions(params: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
-    """`config.json`; its epsilon is that of `pbr_jax.models.bert`."""
-    return {
-        "config.json": {
-            "architectures": ["BertForSequenceClassification"],
-            "model_type": "bert",
-            "layer_norm_eps": 1e-12,
-            "vocab_size": sizes["vocab"],
-            "max_position_embeddings": sizes["positions"],
-            "type_vocab_size": sizes["types"],
-        }
-    }
+def _companions(
+    params: Mapping[str, Any], sizes: Sizes, normalization: Normalization
+) -> dict[str, Any]:
+    architectures = ["BertForSequenceClassification"]
+    return {CONFIG: {"architectures": architectures, "model_type": "bert"}}
 
 
 HUGGINGFACE_BERT = Format(
@@ -66,6 +62,18 @@ HUGGINGFACE_BERT = Format(
         r"cls\.": "the heads of pretraining",
         r"qa_outputs\.": "the head of another task",
         r"(bert\.)?embeddings\.(position_ids|token_type_ids)": "buffers without parameters",
+    },
+    told=TOLD
+    | {
+        "vocab_size": itemgetter("vocab"),
+        "max_position_embeddings": itemgetter("positions"),
+        "type_vocab_size": itemgetter("types"),
+    },
+    computed={  # the epsilon is that of `pbr_jax.models.bert`
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
     },
     companions=_companions,
 )
@@ -90,8 +98,8 @@ def _settings(arrays: Arrays, sizes: Sizes, model: Model) -> dict[str, Any]:
 def _fit_positions(arrays: Arrays, lines: Sequence[Line], like: Leaves, sizes: Sizes) -> list[str]:
     """Cuts the positions to the model's length."""
     name = next(line.theirs for line in lines if line.ours == "embedding/position")
-    found, wanted = len(arrays.get(name, ())), sizes["positions"]
-    if found <= wanted:  # too few are a fault that the check names
+    found, wanted = sum(arrays[name].shape[:1]) if name in arrays else 0, sizes["positions"]
+    if found <= wanted:  # too few, or none, are a fault that the check names
         return []
     arrays[name] = arrays[name][:wanted]
     return [f"the first {wanted} of {found} positions are used"]

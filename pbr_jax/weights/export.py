@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pbr_jax.files import write_json
+from pbr_jax.files import plain_path, write_json
 from pbr_jax.weights import files, layout
+from pbr_jax.weights.beside import ARCHITECTURE, CONFIG
 from pbr_jax.weights.formats import Format, published
 from pbr_jax.weights.layout import Arrays, Sizes
-from pbr_jax.weights.read import ARCHITECTURE
+from pbr_jax.weights.preparation import Normalization
 
 
 def to_arrays(form: Format, params: Mapping[str, Any], sizes: Sizes) -> Arrays:
@@ -32,6 +33,7 @@ def save(
     params: Mapping[str, Any],
     sizes: Sizes,
     class_names: Sequence[str],
+    normalization: Normalization | None = None,
 ) -> None:
     """Weights in the layout of a family whose files are of that kind.
 
@@ -41,12 +43,13 @@ def save(
       container: "npz", "safetensors" or "orbax".
       family, params, sizes: of the model; `Published.sizes` of the family gives the last.
       class_names: label -> name.
+      normalization: of the images that the model has seen; None where it reads none.
 
     Raises:
       ValueError: the family has no such layout, or the layout cannot hold this model.
     """
     if container == "orbax":
-        save_orbax(path, family, params, sizes)
+        save_orbax(path, family, params, sizes, class_names, normalization)
         return
     known = {form.container: form for form in published(family).formats}
     if container not in known:
@@ -55,7 +58,10 @@ def save(
     if container == "npz":
         save_npz(path, family, params, sizes)
     else:
-        _save_huggingface(Path(path), known[container], params, sizes, class_names)
+        form = known[container]
+        # Before anything is written: this fails where the layout cannot hold the model.
+        companions = form.companions(params, sizes, normalization or Normalization())
+        _save_huggingface(Path(path), form, params, sizes, class_names, companions)
 
 
 def save_npz(
@@ -81,23 +87,14 @@ def _save_huggingface(
     params: Mapping[str, Any],
     sizes: Sizes,
     class_names: Sequence[str],
+    companions: Mapping[str, Any],
 ) -> None:
     """`model.safetensors`, `config.json` with the names of the classes, and what else there is."""
     from safetensors.numpy import save_file
 
-    # Before anything is written: this fails where the layout cannot hold the model.
-    companions = form.companions(params, sizes)
-    common = {
-        "hidden_size": sizes["width"],
-        "num_hidden_layers": sizes["depth"],
-        "num_attention_heads": sizes["heads"],
-        "intermediate_size": sizes["mlp_dim"],
-        "hidden_act": "gelu",
-        "id2label": {str(i): name for i, name in enumerate(class_names)},
-        "label2id": {name: i for i, name in enumerate(class_names)},
-        "torch_dtype": "float32",
-    }
-    companions["config.json"] = common | companions["config.json"]
+    told = {key: tell(sizes) for key, tell in form.told.items()}
+    common = {**told, **form.computed, **_classes(class_names), "torch_dtype": "float32"}
+    companions = {**companions, CONFIG: common | companions[CONFIG]}
     directory.mkdir(parents=True, exist_ok=True)
     arrays = {n: np.ascontiguousarray(a) for n, a in to_arrays(form, params, sizes).items()}
     # Hugging Face's loaders want the mark of PyTorch's layout.
@@ -107,7 +104,12 @@ def _save_huggingface(
 
 
 def save_orbax(
-    directory: str | os.PathLike[str], family: str, params: Mapping[str, Any], sizes: Sizes
+    directory: str | os.PathLike[str],
+    family: str,
+    params: Mapping[str, Any],
+    sizes: Sizes,
+    class_names: Sequence[str] = (),
+    normalization: Normalization | None = None,
 ) -> None:
     """Our tree as an Orbax checkpoint `params`, with a description of the model beside it."""
     import orbax.checkpoint as ocp
@@ -115,6 +117,18 @@ def save_orbax(
     directory = Path(directory).absolute()
     directory.mkdir(parents=True, exist_ok=True)
     arrays = {path: np.asarray(leaf) for path, leaf in layout.flatten(params).items()}
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory / files.PARAMS, layout.unflatten(arrays))
-    write_json(directory / ARCHITECTURE, {"family": family, "sizes": dict(sizes)})
+    with plain_path(directory) as plain, ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(plain / files.PARAMS, layout.unflatten(arrays))
+    described = {"family": family, "sizes": dict(sizes)} | _classes(class_names)
+    described["files"] = files.digests(directory / files.PARAMS)
+    if normalization is not None:
+        described |= {"image_mean": normalization.mean, "image_std": normalization.std}
+    write_json(directory / ARCHITECTURE, described)
+
+
+def _classes(names: Sequence[str]) -> dict[str, Any]:
+    """Names of the classes, as `beside.class_names` reads them."""
+    return {
+        "id2label": {str(label): name for label, name in enumerate(names)},
+        "label2id": {name: label for label, name in enumerate(names)},
+    }

@@ -3,24 +3,25 @@
 What a file is, its first bytes say, not its name. Nothing is unpickled and nothing is downloaded.
 """
 
-import json
+import contextlib
+import hashlib
+import math
 import os
-import zipfile
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from pbr_jax import npz
+from pbr_jax.files import plain_path
+from pbr_jax.reading import regular_size
+from pbr_jax.weights import foreign, tensors
+from pbr_jax.weights.beside import read_small_json
 from pbr_jax.weights.layout import Arrays, flatten
 
 INDEX = "model.safetensors.index.json"
 SAFETENSORS = "model.safetensors"
 PARAMS = "params"  # the Orbax checkpoint in a directory that `pbr export --to orbax` wrote
-_NO_WEIGHTS = {  # first bytes -> what such a file is
-    b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the weights themselves",
-    b"<": "a web page, not weights; download the file itself",
-    b"\x89HDF": "an HDF5 file of Keras or TensorFlow; take the safetensors file of the same model",
-}
 _WHERE = (
     "Nothing is downloaded for you. ViT-B/16: https://storage.googleapis.com/vit_models/imagenet21k/"
     "ViT-B_16.npz; BERT-base: model.safetensors of https://huggingface.co/google-bert/"
@@ -37,96 +38,146 @@ def read(path: str | os.PathLike[str]) -> Arrays:
 
     Raises:
       FileNotFoundError: there is no such file, or a shard is missing.
-      ValueError: it is something else, or damaged.
+      ValueError: it is something else, damaged, or larger than the memory; names it.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _read_directory(path)
-    if not path.is_file():
+    if not os.path.exists(path):
         raise FileNotFoundError(f"weights {path}: no such file. {_WHERE}")
     # The first bytes say what it is.
-    with path.open("rb") as file:
-        start = file.read(64)
-    for magic, what in _NO_WEIGHTS.items():
-        if start.startswith(magic):
-            raise ValueError(f"weights {path}: {what}")
+    start = _start(path)
     if start.startswith(b"PK"):
         return _read_npz(path)
-    if start.startswith(b"{"):
+    if not tensors.begins(start) and start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
         return _read_shards(path)
-    if start[8:9] == b"{":  # after the length of the header
-        return _read_safetensors(path)
-    raise ValueError(
-        f"weights {path}: neither .npz nor safetensors, by its content; is the download complete?"
-    )
+    if tensors.begins(start) and len(shards := foreign.shards_of(path)) > 1:
+        raise ValueError(f"weights {path}: one of {len(shards)} shards; name {path.parent / INDEX}")
+    return _read_tensors(path, start)
+
+
+def _start(path: Path) -> bytes:
+    try:
+        regular_size(path)
+        with path.open("rb") as file:
+            return file.read(foreign.START)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"weights {error}") from error
+
+
+def _what(path: Path, start: bytes) -> str:
+    unknown = f"neither .npz nor safetensors, by its first bytes, {start[:8]!r}"
+    return foreign.what(path, start) or unknown
 
 
 def _read_directory(path: Path) -> Arrays:
     if (path / PARAMS).is_dir():
         return _read_orbax(path / PARAMS)
     found = next((path / name for name in (SAFETENSORS, INDEX) if (path / name).is_file()), None)
-    if found is None:
-        raise FileNotFoundError(
-            f"weights {path}: a directory without {SAFETENSORS}, {INDEX} or {PARAMS}/; name the"
-            " file itself, or write the model of a run with `pbr export`"
-        )
-    return read(found)
-
-
-def _read_npz(path: Path) -> Arrays:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            # The zip files of PyTorch hold a pickle.
-            if not any(name.endswith(".pkl") for name in archive.files):
-                return {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
-        raise ValueError(
-            f"weights {path}: not a readable .npz file ({error}); is the download complete?"
-        ) from error
-    raise ValueError(
-        f"weights {path}: a pickle of PyTorch, which could run code; take the model's safetensors"
+    if found is not None:
+        return read(found)
+    # What there is instead is said in the words that naming it would give.
+    lacks = f"weights {path}: a directory without {SAFETENSORS}, {INDEX} or {PARAMS}/"
+    others = foreign.others(path)
+    ours = [str(file) for file in others if file.suffix in foreign.OURS]
+    if ours and foreign.shards_of(others[0]):
+        raise FileNotFoundError(f"{lacks}; its shards need {INDEX}, from where they are from")
+    if ours:
+        raise FileNotFoundError(f"{lacks}; name the file itself: {' or '.join(ours)}")
+    if others:
+        start = _start(others[0])
+        what = foreign.what_zip(others[0], _names(others[0])) if start.startswith(b"PK") else None
+        raise FileNotFoundError(f"{lacks}; {others[0].name} is {what or _what(others[0], start)}")
+    raise FileNotFoundError(
+        f"{lacks}; name the file itself, or write the model of a run with `pbr export`"
     )
 
 
-def _read_safetensors(path: Path) -> Arrays:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
+def _names(path: Path) -> list[str]:
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"weights {path}: not a readable safetensors file ({error}); is the download complete?"
-        ) from error
+        return npz.names(path)
+    except ValueError as error:
+        raise ValueError(f"weights {error}") from error
+
+
+def _read_npz(path: Path) -> Arrays:
+    if what := foreign.what_zip(path, _names(path)):
+        raise ValueError(f"weights {path}: {what}")
+    try:
+        return npz.read(path)
+    except ValueError as error:
+        raise ValueError(f"weights {error}") from error
+
+
+def _read_tensors(path: Path, start: bytes) -> Arrays:
+    if not tensors.begins(start):
+        raise ValueError(f"weights {path}: {_what(path, start)}")
+    return tensors.read(path)
 
 
 def _read_shards(path: Path) -> Arrays:
+    advice = (
+        "so it is not the index of a sharded checkpoint; name the file of weights itself, or"
+        " download it again"
+    )
     try:
-        shards: dict[str, str] = json.loads(path.read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+        index = read_small_json(path, {"weight_map": {...: str}}, advice)
+    except ValueError as error:
+        raise ValueError(f"weights {error}") from error
+    shards: dict[str, str] = index["weight_map"]
+    names = sorted({*shards.values()})
+    # A shard lies beside its index: a path out of a file that came from elsewhere is not followed.
+    if astray := [name for name in names if Path(name).name != name or "\0" in name]:
         raise ValueError(
-            f"weights {path}: not the index of a sharded checkpoint (no weight_map: {error})"
-        ) from error
+            f"weights {path}: its shards must be names of files beside it, not"
+            f" {', '.join(map(repr, astray))}"
+        )
     # All shards are wanted before the first is read, and every array of the index afterwards.
-    names = sorted(set(shards.values()))
     if missing := [name for name in names if not (path.parent / name).is_file()]:
         raise FileNotFoundError(
             f"weights {path}: {len(missing)} of {len(names)} shards are not beside it:"
             f" {', '.join(missing)}"
         )
+    tensors.check_memory(path, sum((path.parent / name).stat().st_size for name in names))
     arrays: Arrays = {}
     for name in names:
-        arrays |= _read_safetensors(path.parent / name)
+        shard = _read_tensors(path.parent / name, _start(path.parent / name))
+        if twice := sorted(shard.keys() & arrays.keys()):
+            both = f"{name} and another shard both have {', '.join(twice)}"
+            raise ValueError(f"weights {path}: {both}; download them again")
+        arrays |= shard
     if lost := sorted(shards.keys() - arrays.keys()):
         raise ValueError(f"weights {path}: its shards lack arrays of the index: {', '.join(lost)}")
     return arrays
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """The digest of every file below a folder, by its path from there."""
+    found = {}
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        found[str(file.relative_to(folder))] = digest
+    return found
+
+
 def _read_orbax(path: Path) -> Arrays:
+    import jax
     import orbax.checkpoint as ocp
 
+    with plain_path(path) as plain, ocp.StandardCheckpointer() as checkpointer:
+        with _naming(path):
+            leaves = jax.tree.leaves(checkpointer.metadata(plain).item_metadata)
+            size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+        tensors.check_memory(path, size)
+        with _naming(path):
+            arrays = flatten(checkpointer.restore(plain))
+            return {name: np.asarray(array) for name, array in arrays.items()}
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return flatten(checkpointer.restore(path.absolute()))
-    except (ValueError, OSError) as error:
+        yield
+    except Exception as error:  # a damaged checkpoint can make Orbax raise almost anything
         raise ValueError(f"weights {path}: not a readable Orbax checkpoint ({error})") from error

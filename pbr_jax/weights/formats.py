@@ -4,13 +4,24 @@ Every family has a module of its own beside this one, with a `Published`: a tabl
 layout, and what else has to be known of its files.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from pbr_jax.configs.common import Model
 from pbr_jax.families import FAMILIES, find, late
 from pbr_jax.weights.layout import Arrays, Leaves, Line, Sizes, model_sizes
+from pbr_jax.weights.preparation import Normalization
+
+Companions = Callable[[Mapping[str, Any], Sizes, Normalization], dict[str, Any]]
+TOLD: dict[str, Callable[[Sizes], int]] = {  # by every model of Hugging Face's
+    "hidden_size": itemgetter("width"),
+    "num_hidden_layers": itemgetter("depth"),
+    "num_attention_heads": itemgetter("heads"),
+    "intermediate_size": itemgetter("mlp_dim"),
+}
 
 
 class Format(NamedTuple):
@@ -24,9 +35,13 @@ class Format(NamedTuple):
     prefix: str = ""  # what names may begin with or not
     renamed: tuple[tuple[str, str], ...] = ()  # endings in some files, and what they stand for
     unused: Mapping[str, str] = {}  # pattern of a name that our model does not have -> what it is
-    # `(params, sizes) -> {file name: content}` of the JSON files beside an export. It raises
-    # ValueError where the layout cannot hold the model.
-    companions: Callable[[Mapping[str, Any], Sizes], dict[str, Any]] = lambda params, sizes: {}
+    # Of the `config.json` beside such weights, which an export writes too:
+    told: Mapping[str, Callable[[Sizes], int]] = {}  # a key -> the number that the arrays tell
+    computed: Mapping[str, Any] = {}  # a key -> the one value of it that our model computes
+    related: Mapping[str, str] = {}  # another type of model with such arrays -> what to know of it
+    # `(params, sizes, normalization) -> {file name: content}` of the JSON files beside an export.
+    # It raises ValueError where the layout cannot hold the model.
+    companions: Companions = lambda params, sizes, normalization: {}
 
     def full_name(self, name: str) -> str:
         """`name` as the table writes it, in whatever block; other names as they are."""
@@ -35,8 +50,12 @@ class Format(NamedTuple):
         for ending, meant in self.renamed:
             if name.endswith(ending):
                 full = name.removesuffix(ending) + meant
-        known = {line.theirs for line in self.table(1)}
-        return next((n for n in (full, self.prefix + full) if self.in_block(n, "0") in known), name)
+        candidates = (full, self.prefix + full)
+        return next((n for n in candidates if self.in_block(n, "0") in _known(self.table)), name)
+
+    def knows(self, name: str) -> bool:
+        """Whether the table has an array of that name, in whatever block."""
+        return self.in_block(self.full_name(name), "0") in _known(self.table)
 
     def in_block(self, name: str, number: str) -> str:
         """The name of the same array of another block."""
@@ -50,6 +69,12 @@ class Format(NamedTuple):
     def why_unused(self, name: str) -> str | None:
         """What an array is that only the published model has; None of any other."""
         return next((why for pattern, why in self.unused.items() if re.match(pattern, name)), None)
+
+
+@functools.cache
+def _known(table: Callable[[int], list[Line]]) -> frozenset[str]:
+    """Names in a table, those of the first block for all."""
+    return frozenset(line.theirs for line in table(1))
 
 
 class Published(NamedTuple):

@@ -116,7 +116,8 @@ def infer_sizes(lines: Iterable[Line], arrays: Arrays) -> dict[str, int]:
         shape = arrays[line.theirs].shape if line.theirs in arrays else ()
         if len(shape) == len(words):
             for word, size in zip(words, shape, strict=True):
-                seen.setdefault(word, Counter())[size] += 1
+                if size > 0:  # an empty array tells nothing
+                    seen.setdefault(word, Counter())[size] += 1
     # What `_size` computes is no size of its own.
     told = {word: counts.most_common(1)[0][0] for word, counts in seen.items()}
     computed = [word for word in told if word.isdigit() or word in ("out", "head_dim")]

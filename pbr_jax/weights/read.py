@@ -1,22 +1,19 @@
-"""What a file of weights is: its family, layout and sizes, and whether it is whole."""
+"""What a file of weights is: its family, layout and sizes."""
 
 import collections
-import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from pbr_jax.files import read_json
-from pbr_jax.weights import files, layout
+from pbr_jax.families import FAMILIES
+from pbr_jax.weights import beside, files, layout
+from pbr_jax.weights.beside import ARCHITECTURE
 from pbr_jax.weights.formats import Format, formats
 from pbr_jax.weights.layout import Arrays, Line
 
-ARCHITECTURE = "architecture.json"  # beside an Orbax checkpoint of ours: {"family", "sizes"}
-OPTIONAL = ("head", "pooler", "cls")  # parts of our tree that a whole file may lack
+_DESCRIBED = {"family": str, "sizes": {"depth": int, ...: int}}
 _FOREIGN = {  # a pattern that some name begins with -> what such a file is
     r"conv_root/|block1/unit": "a hybrid of ResNet and ViT",
     r"MixerBlock_": "an MLP-Mixer",
@@ -61,9 +58,9 @@ def read(path: str | os.PathLike[str]) -> Weights:
       ValueError: it cannot be read, or is of a model that is not ours.
     """
     path = Path(path)
+    if os.path.isdir(path / files.PARAMS):
+        return _own(path)
     stored = files.read(path)
-    if (path / ARCHITECTURE).is_file():
-        return _own(path, stored)
     # A model that is not ours is better named than read by halves.
     for pattern, what in _FOREIGN.items():
         if any(re.match(pattern, name) for name in stored):
@@ -71,9 +68,9 @@ def read(path: str | os.PathLike[str]) -> Weights:
     # The layout that knows most of the names.
     form = max(formats(), key=lambda form: _num_known(form, stored))
     if not _num_known(form, stored):
-        some = ", ".join(sorted(stored)[:3])
+        some = f" ({', '.join(sorted(stored)[:3])} ...)" if stored else ""
         raise ValueError(
-            f"weights {path}: of its {len(stored)} arrays ({some} ...) none belongs to {_ours()}"
+            f"weights {path}: of its {len(stored)} arrays{some} none belongs to {_ours()}"
         )
     # Names as the layout has them, and what our model has no place for.
     unused: dict[str, list[str]] = {}
@@ -84,74 +81,50 @@ def read(path: str | os.PathLike[str]) -> Weights:
         else:
             names[form.full_name(name)] = name
     arrays = {full: stored[name] for full, name in names.items()}
+    _check_types(path, {name: stored[name] for full, name in names.items() if form.knows(full)})
     # The shapes say all sizes but the number of heads, which a config beside the file may say.
     depth = _depth(form, arrays)
+    if not depth:
+        raise ValueError(f"weights {path}: has none of the blocks of {form.name}")
     sizes = {"depth": depth} | layout.infer_sizes(form.table(depth), arrays)
-    config = _config_beside(path) if form.prefix else {}
+    config = beside.model_config(path) if form.prefix else {}
     # Without their prefix, the names of some families are alike.
-    if config.get("model_type", form.family) != form.family:
+    if config.get("model_type", form.family) not in (form.family, *form.related):
         raise ValueError(
             f"weights {path}: this is a {config['model_type']} by its config.json; what can be read"
             f" is {_ours()}"
         )
-    if "num_attention_heads" in config:
-        sizes.setdefault("heads", config["num_attention_heads"])
+    if (heads := config.get("num_attention_heads")) is not None:
+        width = sizes.get("width", 0)
+        if type(heads) is not int or heads < 1 or width % heads:
+            raise ValueError(
+                f"weights {path}: its config.json says num_attention_heads = {heads}, which must be"
+                f" a whole number that divides the width of its arrays, {width}; take the"
+                " config.json that belongs to it, or move it away"
+            )
+        sizes.setdefault("heads", heads)
     return Weights(path, form, arrays, names, unused, sizes, config)
+
+
+def _check_types(path: Path, arrays: Arrays) -> None:
+    """Raises `ValueError` where arrays of a model are no floats."""
+    types = {name: array.dtype.name for name, array in arrays.items()}
+    wrong = {name: kind for name, kind in types.items() if not re.match("b?float", kind)}
+    if wrong:
+        kinds = " and ".join(sorted({*wrong.values()}))
+        raise ValueError(
+            f"weights {path}: {len(wrong)} of its arrays hold {kinds}, such as {min(wrong)};"
+            " weights are float32, float16 or bfloat16: take a file that is not quantized, or"
+            " convert it"
+        )
 
 
 def _ours() -> str:
     return ", ".join(form.name for form in formats())
 
 
-def own_faults(weights: Weights) -> list[str]:
-    """What is missing, superfluous, misshapen or not finite by what the file itself says."""
-    # Where the file is silent about a size, any will do: its arrays are compared with themselves.
-    sizes = collections.defaultdict(lambda: 1, weights.sizes)
-    absent = [part for part in OPTIONAL if not weights.names_of(part)]
-    expected = {
-        line.theirs: layout.shape_of(line, weights.arrays.get(line.theirs), sizes)
-        for line in weights.format.table(sizes["depth"])
-        if line.ours.split("/")[0] not in absent
-    }
-    return faults(weights, weights.arrays, expected)
-
-
-def faults(weights: Weights, arrays: Arrays, expected: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """A line for every array that is missing, superfluous, misshapen or not finite.
-
-    Arrays of several blocks with the same fault share a line.
-    """
-    found: dict[tuple[str, str], list[str]] = {}
-
-    def add(name: str, text: str) -> None:
-        found.setdefault((weights.format.in_block(name, "0"), text), []).append(name)
-
-    for name in sorted(expected.keys() - arrays.keys()):
-        add(name, "missing: {}")
-    for name in sorted(arrays.keys() - expected.keys()):
-        add(name, "not in the model: {}")
-    for name in sorted(expected.keys() & arrays.keys()):
-        if arrays[name].shape != expected[name]:
-            add(name, f"{{}} is {arrays[name].shape}, the model wants {expected[name]}")
-        elif not np.all(np.isfinite(arrays[name])):
-            add(name, "{} has values that are not finite")
-    return [text.format(_listed(weights, names)) for (_, text), names in found.items()]
-
-
-def _listed(weights: Weights, names: list[str]) -> str:
-    """One name of the file, or that of all blocks with their numbers."""
-    form, name = weights.format, weights.names.get(names[0], names[0])
-    if len(names) == 1:
-        return name
-    numbers = sorted(form.block_of(name) or 0 for name in names)
-    whole = numbers == list(range(numbers[0], numbers[-1] + 1))
-    listed = f"{numbers[0]} to {numbers[-1]}" if whole else ", ".join(map(str, numbers))
-    return f"{form.in_block(name, '*')} of blocks {listed}"
-
-
 def _num_known(form: Format, names: Mapping[str, Any]) -> int:
-    known = {line.theirs for line in form.table(1)}
-    return sum(form.in_block(form.full_name(name), "0") in known for name in names)
+    return sum(map(form.knows, names))
 
 
 def _depth(form: Format, arrays: Arrays) -> int:
@@ -161,21 +134,30 @@ def _depth(form: Format, arrays: Arrays) -> int:
     return counts.most_common(1)[0][0] if counts else 0
 
 
-def _config_beside(path: Path) -> dict[str, Any]:
-    file = (path if path.is_dir() else path.parent) / "config.json"
-    try:
-        config = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    # A run of ours also has a config.json; Hugging Face's names the type of the model.
-    return config if isinstance(config, dict) and "model_type" in config else {}
-
-
-def _own(path: Path, arrays: Arrays) -> Weights:
+def _own(path: Path) -> Weights:
     """A directory of `export.save_orbax`: our tree as it is."""
-    form = {"family": str, "sizes": dict}
-    described = read_json(path / ARCHITECTURE, form, "export the model again")
+    file, advice = path / ARCHITECTURE, "write it again with `pbr export`"
+    try:
+        described = beside.read_small_json(file, _DESCRIBED, advice)
+    except ValueError as error:
+        raise ValueError(f"weights {error}") from error
+    family, sizes = described["family"], described["sizes"]
+    # A family of one's own is a place to import from, which is left to the configuration.
+    if family not in FAMILIES and ":" not in family:
+        known = ", ".join(FAMILIES)
+        raise ValueError(f"weights {file}: family = {family}: there are {known}; {advice}")
+    if wrong := [f"{word} = {size}" for word, size in sizes.items() if size < 1]:
+        raise ValueError(f"weights {file}: {', '.join(wrong)}: must be 1 or more; {advice}")
+    # Orbax is only given what was written: of much else it makes tracebacks, or other numbers.
+    there, written = files.digests(path / files.PARAMS), described.get("files")
+    written = written if isinstance(written, dict) else {}  # older exports have none
+    if damaged := [name for name, digest in written.items() if there.get(name) != digest]:
+        raise ValueError(
+            f"weights {path / files.PARAMS}: damaged or missing: {', '.join(damaged)}; {advice}"
+        )
+    arrays = files.read(path)
+    _check_types(path, arrays)
     lines = [Line(name, name) for name in arrays]
     # No name holds "\0": blocks are stacked, and none has a number.
-    layout = Format("pbr_jax's own tree", described["family"], "orbax", lambda depth: lines, "\0")
-    return Weights(path, layout, arrays, {n: n for n in arrays}, {}, described["sizes"], {})
+    form = Format("pbr_jax's own tree", family, "orbax", lambda depth: lines, "\0")
+    return Weights(path, form, arrays, {n: n for n in arrays}, {}, sizes, described)

@@ -8,6 +8,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,11 @@ from jaxtyping import Float
 
 from pbr_jax.configs.common import Model
 from pbr_jax.families.vit import num_tokens
-from pbr_jax.weights.formats import Format, Published
+from pbr_jax.weights import preparation
+from pbr_jax.weights.beside import CONFIG
+from pbr_jax.weights.formats import TOLD, Format, Published
 from pbr_jax.weights.layout import Arrays, Leaves, Line, Sizes, model_sizes
+from pbr_jax.weights.preparation import Normalization
 from pbr_jax.weights.torch_names import torch_block, torch_linear, torch_norm
 
 
@@ -73,37 +77,28 @@ def huggingface_vit(depth: int) -> list[Line]:
     return lines
 
 
-def _companions(params: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
-    """`config.json`, its epsilon that of `pbr_jax.models.vit`, and how images are prepared."""
+def _side(sizes: Sizes) -> int:
+    """Pixels along an image; a class token more is no patch more."""
+    return sizes["patch"] * math.isqrt(sizes["positions"])
+
+
+def _companions(
+    params: Mapping[str, Any], sizes: Sizes, normalization: Normalization
+) -> dict[str, Any]:
+    """`config.json`, and how images are prepared."""
     if "cls" not in params:
         raise ValueError(
             "model.pool = mean: Hugging Face's ViT classifies by the class token; export to npz"
         )
-    side = sizes["patch"] * math.isqrt(sizes["positions"] - 1)
     config = {
         "architectures": ["ViTForImageClassification"],
         "model_type": "vit",
-        "layer_norm_eps": 1e-6,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "image_size": side,
-        "patch_size": sizes["patch"],
-        "num_channels": sizes["channels"],
         "qkv_bias": True,
     }
-    # What evaluation does to an image here: resize to a square, map [0, 255] to [-1, 1].
-    preprocessor = {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"height": side, "width": side},
-        "resample": 2,  # bilinear
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [0.5] * sizes["channels"],
-        "image_std": [0.5] * sizes["channels"],
-    }
-    return {"config.json": config, "preprocessor_config.json": preprocessor}
+    prepared = preparation.written(normalization, _side(sizes), sizes["channels"])
+    return {CONFIG: config, preparation.PREPROCESSOR: prepared}
 
 
 GOOGLE_VIT = Format(
@@ -126,6 +121,19 @@ HUGGINGFACE_VIT = Format(
         r"(vit\.)?embeddings\.mask_token": "the mask token of pretraining",
         r"decoder\.": "the decoder of pretraining",
     },
+    told=TOLD
+    | {
+        "image_size": _side,
+        "patch_size": itemgetter("patch"),
+        "num_channels": itemgetter("channels"),
+    },
+    # The epsilon is that of `pbr_jax.models.vit`.
+    computed={"hidden_act": "gelu", "layer_norm_eps": 1e-6},
+    related={
+        "vit_mae": "a ViT-MAE, pretrained without classes; its authors fine-tune it with"
+        " --config.model.pool=mean",
+        "vit_msn": "a ViT-MSN, pretrained without classes",
+    },
     companions=_companions,
 )
 
@@ -141,6 +149,9 @@ def _label(size: str, sizes: Sizes) -> str:
 
 def _settings(arrays: Arrays, sizes: Sizes, model: Model) -> dict[str, Any]:
     wanted: dict[str, Any] = {n: sizes[n] for n in ("patch", "channels") if n in sizes}
+    # Another patch need not divide the image that the model has.
+    if "positions" in sizes and model.image_size % sizes.get("patch", 1):
+        wanted["image_size"] = _side(sizes)
     return wanted if _class_tokens(arrays) else wanted | {"pool": "mean"}
 
 
@@ -155,15 +166,17 @@ def _fit_positions(arrays: Arrays, lines: Sequence[Line], like: Leaves, sizes: S
     if name not in arrays:
         return []
     positions, wanted, notes = arrays[name], sizes["positions"], []
+    if positions.ndim != 3 or len(positions) != 1:
+        return []  # a misshapen array is a fault that the check names
     has_class_token, class_token = bool(_class_tokens(arrays)), "cls" in like
     if not class_token:
         for cls in _class_tokens(arrays):
             del arrays[cls]
             positions = arrays[name] = positions[:, 1:]
             notes.append("the class token is not used: the head reads the mean of all tokens")
-    # A misshapen array, or a class token that is missing, is a fault that the check names.
-    found = positions.shape[1] if positions.ndim == 3 else wanted
-    if found != wanted and (has_class_token or not class_token):
+    # No patches, or a class token that is missing, are such faults too.
+    found = positions.shape[1]
+    if found != wanted and found > class_token and (has_class_token or not class_token):
         arrays[name] = _resize_grid(positions, wanted, class_token)
         sides = (round((n - class_token) ** 0.5) for n in (found, wanted))
         notes.append("positions resized from a grid of {0} x {0} to {1} x {1}".format(*sides))

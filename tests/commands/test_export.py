@@ -8,14 +8,16 @@ import jax
 import numpy as np
 import pytest
 from fakes import param_shapes
-from saved_runs import bert_run, vit_run
+from saved_runs import NAMES, bert_run, vit_run
 
 from pbr_jax import cli
+from pbr_jax.configs.common import Data
 from pbr_jax.data import TextInputs
 from pbr_jax.files import write_json
 from pbr_jax.runs.run import read_config
 from pbr_jax.training import from_config
 from pbr_jax.training.pretrained import load_weights
+from pbr_jax.weights import preparation_of
 
 RUNS = {"vit": vit_run, "bert": bert_run}
 
@@ -44,7 +46,7 @@ def test_an_export_starts_a_run_with_the_same_bits(runs, tmp_path, family, form,
     assert cli.main(["export", str(workdir), *flags]) == 0
     model = from_config.build(read_config(workdir)).model
     settings = dataclasses.replace(read_config(workdir).model, weights=str(out))
-    params, notes = load_weights(settings, param_shapes(model))
+    params, notes = load_weights(settings, param_shapes(model), NAMES)
     assert notes == []
     jax.tree.map(np.testing.assert_array_equal, params, saved[checkpoint == "last"])
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -102,3 +104,15 @@ def test_a_format_that_cannot_hold_the_model_leaves_nothing(runs, tmp_path, caps
         "--to npz: is no layout of a bert; there are safetensors, orbax" in capsys.readouterr().err
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_an_export_says_how_images_were_normalised_and_an_npz_asks_for_it(tmp_path, capsys):
+    data = Data(name="npz", path="gone.npz", mean=0.25, std="0.1")
+    vit_run(tmp_path / "run", data=data)
+    for form in ("safetensors", "orbax", "npz"):
+        out = tmp_path / form
+        assert cli.main(["export", str(tmp_path / "run"), "--to", form, "--out", str(out)]) == 0
+        if form != "npz":
+            assert preparation_of(out).normalization == ((0.25,), (0.1,))
+    printed = capsys.readouterr().out
+    assert printed.count("--config.data.mean=0.25 --config.data.std=0.1") == 1

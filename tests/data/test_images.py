@@ -1,5 +1,7 @@
 """Images of every size and kind become the arrays that the model sees."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -69,3 +71,25 @@ def test_boxes_of_very_long_images_are_centred(size, box):
     assert (box or (0, 0, 1, 1)) in found
     for left, top, right, bottom in found:
         assert 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
+
+
+@pytest.mark.parametrize("image", [DIGIT[:4, :4], np.repeat(DIGIT[:4, :4], 3, axis=-1)])
+def test_mean_and_deviation_are_of_each_channel_or_of_all(image):
+    """In arrays, and in files of the same pixels; 0.5 for all as without."""
+    file = io.BytesIO()
+    Image.fromarray(image.squeeze()).save(file, "PNG")
+    pixels = np.broadcast_to(image / 255, (4, 4, 3))
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    for own in ((mean, std), (mean, (0.25,)), ((0.1,), std), ((0.1,), (0.9,))):
+        for kind in (image, file.getvalue()):
+            found = image_of(ImageInputs(4, 3, "off", *own), kind)[0]
+            np.testing.assert_allclose(found, (pixels - own[0]) / own[1], atol=3e-6)
+    for kind in (image, file.getvalue()):
+        plain = image_of(ImageInputs(4, 3), kind)
+        each = image_of(ImageInputs(4, 3, "off", (0.5,) * 3, (0.5,) * 3), kind)
+        assert each.tobytes() == plain.tobytes()
+        byte = np.broadcast_to(image, (4, 4, 3)).astype(np.float32)
+        wanted = (
+            byte / np.float32(127.5) - 1 if isinstance(kind, bytes) else (byte / 255 - 0.5) / 0.5
+        )
+        assert plain[0].tobytes() == wanted.astype(np.float32).tobytes()

@@ -1,15 +1,19 @@
 """Which settings fit weights, and what a run says when they do not."""
 
 import dataclasses
+from unittest import mock
 
 import numpy as np
 import pytest
-from fakes import SMALL, bert, param_shapes, random_params, vit, words
+from fakes import SMALL, bert, config, param_shapes, random_params, vit, words
 from published import google_vit, huggingface_bert
 
+from pbr_jax import data
 from pbr_jax import weights as public
 from pbr_jax.configs.common import MODEL_SIZES, Model
-from pbr_jax.training import pretrained
+from pbr_jax.data.arrays import ArrayRecords
+from pbr_jax.training import from_config, pretrained
+from pbr_jax.training.begin import begin
 from pbr_jax.weights.bert import HUGGINGFACE_BERT
 from pbr_jax.weights.vit import HUGGINGFACE_VIT
 
@@ -150,3 +154,22 @@ def test_shipped_weights_are_found_from_anywhere(tmp_path, monkeypatch):
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "vit_digits04.npz").write_bytes(b"mine")
     assert pretrained.find_weights("weights/vit_digits04.npz").read_bytes() == b"mine"
+
+
+def test_a_run_that_begins_tells_its_weights_the_classes(monkeypatch):
+    """So that the rows of a head can be put into their order."""
+    images = np.zeros((4, 8, 8, 1), np.uint8)
+    records = ArrayRecords("training", images, np.arange(4), 4)
+    told = mock.Mock(side_effect=InterruptedError)
+    monkeypatch.setattr(from_config, "init_params", told)
+    with pytest.raises(InterruptedError):
+        begin(config(batch_size=4), mock.Mock(), data.Dataset(records, records, tuple("abcd")))
+    assert told.call_args.args[2] == tuple("abcd")
+
+
+def test_the_classes_reach_the_weights(tmp_path):
+    family, sizes = words(vit())
+    public.save(tmp_path, "safetensors", family, random_params(vit()), sizes, "abcde")
+    settings = dataclasses.replace(RGB, weights=str(tmp_path))
+    _, (note,) = pretrained.load_weights(settings, param_shapes(vit()), "edcba")
+    assert "its classes lie in another order, a, b, c, d, e" in note

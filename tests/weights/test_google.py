@@ -146,7 +146,7 @@ def test_all_that_does_not_fit_is_listed_at_once(write):
         "  missing: cls",
         "  not in the model: Transformer/encoderblock_2/LayerNorm_0/bias",
         f"  {POSITIONS} is (1, 197, 8), the model wants (1, 5, 16)",
-        "  embedding/bias has values that are not finite",
+        "  embedding/bias has values that are not finite in float32",
     ]
 
 

@@ -88,7 +88,8 @@ def test_an_export_reads_back_bit_for_bit_under_the_published_names(family, tmp_
     assert {n: (a.shape, a.dtype) for n, a in exported.items()} == {
         n: (a.shape, a.dtype) for n, a in published.items()
     }
-    again, notes = load(tmp_path, family)
+    read = public.read(tmp_path)
+    again, notes = public.load(read, family, sizes, INITIAL[family], names)
     assert notes == []
     assert_same(again, params)
 
