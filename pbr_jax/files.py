@@ -4,11 +4,14 @@ A reader sees the old content or the new one, never a part. What is read may sti
 disk or by hand: `read_json` then says which file, what is wrong with it and what to do.
 """
 
+import contextlib
 import json
 import os
+import re
 import reprlib
+import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +147,32 @@ def set_aside(path: Path) -> Path:
         number += 1
         aside = path.with_name(f"{path.name}.{number}.broken")
     return path.rename(aside)
+
+
+# Orbax looks for files by patterns that begin with its folder, takes /gs for a bucket, and wants
+# UTF-8: a path that is none of this means the same to all that read it.
+_PLAIN = re.compile(r"/(?!(gs|s3|az|hf)(/|$))[A-Za-z0-9._/+=@,-]*")
+
+
+@contextlib.contextmanager
+def plain_path(folder: Path) -> Iterator[Path]:
+    """A path to an existing folder that no library can misread, whatever the folder is called.
+
+    It is the folder's own, or that of a link to it which is removed afterwards.
+
+    Raises:
+      ValueError: the folder for temporary files has such a name too.
+    """
+    if _PLAIN.fullmatch(str(folder.absolute())):
+        yield folder.absolute()
+        return
+    place = tempfile.gettempdir()
+    if not _PLAIN.fullmatch(place):
+        raise ValueError(
+            f"TMPDIR = {place}: must have letters, digits and ._+=@,- only, since {folder} has"
+            " others; set it to another folder, such as /tmp"
+        )
+    with tempfile.TemporaryDirectory(prefix="pbr-", dir=place) as links:
+        link = Path(links) / "folder"
+        link.symlink_to(folder.absolute(), target_is_directory=True)
+        yield link

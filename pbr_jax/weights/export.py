@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pbr_jax.files import write_json
+from pbr_jax.files import plain_path, write_json
 from pbr_jax.weights import files, layout
 from pbr_jax.weights.formats import Format, published
 from pbr_jax.weights.layout import Arrays, Sizes
@@ -112,9 +112,9 @@ def save_orbax(
     """Our tree as an Orbax checkpoint `params`, with a description of the model beside it."""
     import orbax.checkpoint as ocp
 
-    directory = Path(directory).absolute()
+    directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     arrays = {path: np.asarray(leaf) for path, leaf in layout.flatten(params).items()}
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory / files.PARAMS, layout.unflatten(arrays))
+    with plain_path(directory) as plain, ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(plain / files.PARAMS, layout.unflatten(arrays))
     write_json(directory / ARCHITECTURE, {"family": family, "sizes": dict(sizes)})

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pbr_jax.files import plain_path
 from pbr_jax.weights.layout import Arrays, flatten
 
 INDEX = "model.safetensors.index.json"
@@ -126,7 +127,7 @@ def _read_orbax(path: Path) -> Arrays:
     import orbax.checkpoint as ocp
 
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return flatten(checkpointer.restore(path.absolute()))
+        with plain_path(path.parent) as folder, ocp.StandardCheckpointer() as checkpointer:
+            return flatten(checkpointer.restore(folder / path.name))
     except (ValueError, OSError) as error:
         raise ValueError(f"weights {path}: not a readable Orbax checkpoint ({error})") from error
