@@ -1,5 +1,6 @@
 """Image files of the user's own: `PATH/train/CLASS/*.jpg` and `PATH/test/CLASS/*.jpg`."""
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 
 from pbr_jax.data.folders import class_names, evaluation_split, existing_folder, settle
 from pbr_jax.data.images import image_size
-from pbr_jax.data.records import Dataset, ImageRecord, Request, Skipped
+from pbr_jax.data.records import Dataset, Identity, ImageRecord, Request, Skipped
 from pbr_jax.datasets import OnError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
@@ -26,6 +27,12 @@ class FileRecords:
 
     def __getitem__(self, index: int) -> ImageRecord:
         return read_image(self._files[index], int(self.labels[index]))
+
+    def identity(self, index: int) -> Identity:
+        """Identity by name, size and label; a file that is gone has no size."""
+        file = self._files[index]
+        size = os.path.getsize(file) if os.path.isfile(file) else -1
+        return Identity(file, os.fsencode(file), f"{size} {self.labels[index]}".encode())
 
     def take(self, rows: Sequence[int]) -> "FileRecords":
         """Records of these rows only."""
