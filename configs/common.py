@@ -216,7 +216,9 @@ class Data:
         None, "evaluate on so many examples, the first of the split; none = on all", AT_LEAST_ONE
     )
     on_error: OnError = setting(
-        "stop", "what to do about broken images and rows; skip counts them and leaves them out"
+        "stop",
+        "what to do about broken images and rows; skip counts them and leaves them out",
+        resume_safe=True,
     )
     augment: Augment | None = setting(
         None,

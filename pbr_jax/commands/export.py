@@ -11,13 +11,12 @@ orbax        a directory with our own tree of parameters
 """
 
 import argparse
-import shutil
 import tempfile
 from pathlib import Path
 
 from pbr_jax import weights as public
-from pbr_jax.configs.common import Config
 from pbr_jax.files import write_json
+from pbr_jax.runs import held
 from pbr_jax.runs.run import OpenRun, open_run
 from pbr_jax.settings.flags import add_run
 
@@ -49,17 +48,16 @@ def write(run: OpenRun, form: str, out: Path) -> None:
     sizes = public.published(model.family).sizes(model)
     public.save(out, form, model.family, run.params, sizes, run.class_names)
     if form == "safetensors" and run.parts.family.reads == "text":
-        _copy_tokenizer(run.config, out)
+        _write_tokenizer(run, out)
 
 
-def _copy_tokenizer(config: Config, out: Path) -> None:
+def _write_tokenizer(run: OpenRun, out: Path) -> None:
     """The vocabulary beside the weights, and what Hugging Face's tokenizer must know of it."""
-    assert config.data.tokenizer is not None  # a run on text has one
-    source = Path(config.data.tokenizer).expanduser()
-    shutil.copy(source, out / ("tokenizer.json" if source.suffix == ".json" else "vocab.txt"))
+    for name, content in held.tokenizer_to_copy(run.config, run.workdir).items():
+        (out / name).write_bytes(content)
     settings = {
         "tokenizer_class": "BertTokenizer",
-        "model_max_length": config.model.max_length,
-        "do_lower_case": config.data.lower_case is not False,
+        "model_max_length": run.config.model.max_length,
+        "do_lower_case": run.config.data.lower_case is not False,
     }
     write_json(out / "tokenizer_config.json", settings)

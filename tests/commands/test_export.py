@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -57,6 +58,26 @@ def test_the_classes_and_the_tokenizer_are_in_the_export(runs, tmp_path):
     assert (tmp_path / "b" / "vocab.txt").read_text() == (workdir / "vocab.txt").read_text()
     settings = json.loads((tmp_path / "b" / "tokenizer_config.json").read_text())
     assert settings["do_lower_case"] is True and settings["model_max_length"] == 12
+
+
+def test_no_file_outside_the_run_is_copied_into_an_export(runs, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(runs["bert"][0], run, symlinks=True)
+    (tmp_path / "secret.txt").write_text("key")
+    saved = json.loads((run / "config.json").read_text())
+    saved["data"]["tokenizer"] = str(tmp_path / "secret.txt")
+    (run / "config.json").write_text(json.dumps(saved))
+    command = ["export", str(run), "--to", "safetensors", "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 2
+    assert f"Copy the vocab.txt or tokenizer.json of its model to {run / 'inputs'}" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
+    # The advice.
+    (run / "inputs").mkdir()
+    shutil.copy(run / "vocab.txt", run / "inputs")
+    assert cli.main(command) == 0
+    assert (tmp_path / "out" / "vocab.txt").read_text() == (run / "vocab.txt").read_text()
 
 
 def test_the_default_place_is_in_the_run_and_is_never_overwritten(tmp_path, capsys):
