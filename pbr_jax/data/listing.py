@@ -48,12 +48,13 @@ class Change(NamedTuple):
 
 def listing(records: Records) -> Listing:
     """The list of all examples of a split."""
-    found = [identity(records, row) for row in range(len(records))]
-    return Listing(
-        tuple(one.name for one in found),
-        np.array([_mark(one.key) for one in found], np.uint64),
-        np.array([_mark(one.value) for one in found], np.uint64),
-    )
+    names, count = [], len(records)
+    keys, values = np.empty(count, np.uint64), np.empty(count, np.uint64)
+    for row in range(count):  # one by one: the content of all may be larger than the memory
+        one = identity(records, row)
+        names.append(one.name)
+        keys[row], values[row] = _mark(one.key), _mark(one.value)
+    return Listing(tuple(names), keys, values)
 
 
 def compare(old: Listing, new: Listing) -> Change | None:

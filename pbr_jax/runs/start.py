@@ -104,8 +104,8 @@ def _on_data(gone: Mapping[str, Change] | None, dataset: Dataset, step: int) -> 
     """Notes on what became of the data of a run that goes on from `step`."""
     if gone is None:
         return [
-            "this run is from before runs kept a list of their data: whether it changed is not"
-            " known; from now on it is"
+            f"{held.FOLDER}/{held.EXAMPLES} is not there, as in runs of older versions: whether the"
+            " data changed is not known; from now on it is"
         ]
     what = {"train": "batches are drawn from", "test": "evaluations are on"}
     return [

@@ -37,7 +37,7 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("checkpoint", ["best", "last"])
 def test_an_export_starts_a_run_with_the_same_bits(runs, tmp_path, family, form, checkpoint):
     workdir, saved = runs[family]
-    out = tmp_path / "out"
+    out = tmp_path / "out [x]"
     flags = ["--to", form, "--out", str(out), "--checkpoint", checkpoint]
     assert cli.main(["export", str(workdir), *flags]) == 0
     model = from_config.build(read_config(workdir)).model
@@ -45,7 +45,7 @@ def test_an_export_starts_a_run_with_the_same_bits(runs, tmp_path, family, form,
     params, notes = load_weights(settings, param_shapes(model))
     assert notes == []
     jax.tree.map(np.testing.assert_array_equal, params, saved[checkpoint == "last"])
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_the_classes_and_the_tokenizer_are_in_the_export(runs, tmp_path):

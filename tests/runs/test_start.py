@@ -138,7 +138,7 @@ def test_other_data_is_refused_by_name(run, changed, words):
 def test_a_run_from_before_lists_were_kept_goes_on_with_a_note(run, count):
     shutil.rmtree(run / "inputs")
     notes, position = go(run, dataset(range(count)))
-    assert "whether it changed is not known" in notes[0] and position["num_examples"] == count
+    assert "whether the data changed is not known" in notes[0] and position["num_examples"] == count
     with pytest.raises(ValueError, match=r"train: 1 gained"):
         go(run, dataset([*range(count), 77]))
 
@@ -149,7 +149,7 @@ def test_a_damaged_list_is_named_and_the_advice_works(run):
     with pytest.raises(DamagedFile, match=r"examples.npz: is not what the run began with"):
         go(run, dataset())
     shutil.rmtree(run / "inputs")
-    assert "whether it changed is not known" in go(run, dataset())[0][0]
+    assert "whether the data changed is not known" in go(run, dataset())[0][0]
 
 
 def test_a_folder_that_is_gone_is_noticed_before_anything_is_saved(run):
