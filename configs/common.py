@@ -285,7 +285,9 @@ class Data:
         None, "evaluate on so many examples, of all classes; none = on all", COUNT
     )
     on_error: OnError = setting(
-        "stop", "what to do about broken images and rows; skip counts them and leaves them out"
+        "stop",
+        "what to do about broken images and rows; skip counts them and leaves them out",
+        resume_safe=True,
     )
     augment: Augment | None = setting(
         None,

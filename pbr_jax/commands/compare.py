@@ -31,9 +31,11 @@ from pbr_jax.compare import trials
 from pbr_jax.compare.steps import memory_in_own_process, time_against
 from pbr_jax.compare.table import HEADER, Comparison, Result, cells, csv_text
 from pbr_jax.configs.common import SEED, Config, within
+from pbr_jax.data.listing import digest, listing
 from pbr_jax.files import user_path, write_text
 from pbr_jax.gpu import gpu_is_present
 from pbr_jax.measure.text import markdown
+from pbr_jax.runs.ownership import Ownership
 from pbr_jax.runs.progress import Terminal, make_bar
 from pbr_jax.settings import flags
 from pbr_jax.settings import load as configuration
@@ -61,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    config, _ = settled(args.arguments.config)
+    config = args.arguments.config
     methods, faults = split_methods(args.methods)
     faults += (wrong := flags.number_faults("--seeds", within(1, 1000), args.seeds))
     if not wrong and not SEED.holds(config.seed + args.seeds - 1):
@@ -72,14 +74,23 @@ def main(args: argparse.Namespace) -> int:
     if faults:
         raise ValueError("\n".join(faults))
     out = args.out or Path("runs") / f"compare-{config.name}"
+    with Ownership(out, "--out") as owner:
+        for note in owner.notes:
+            print(note, file=sys.stderr)
+        return compare(args, methods, out)
+
+
+def compare(args: argparse.Namespace, methods: Sequence[str], out: Path) -> int:
+    """Compares methods in the folder `out`."""
+    config, _ = settled(args.arguments.config)
     runs = {method: with_method(config, method, keep_plan=True) for method in ("full", *methods)}
     # Before this process touches the GPU, whose memory it would take.
     peaks = {m: memory_in_own_process(runs[m])["running"] for m in methods if gpu_is_present()}
-    comparison = Comparison(out / "comparison.json", _setting(config))
+    dataset = load_data(config)
+    comparison = Comparison(out / "comparison.json", _setting(config, dataset))
     for method, peak in peaks.items():
         if peak is not None:
             comparison.record_cost(method, measured_peak_bytes=peak)
-    dataset = load_data(config)
 
     @functools.cache  # a method is compiled once, and only if something of it is missing
     def prepared(method: str) -> trials.Prepared:
@@ -117,14 +128,17 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _setting(config: Config) -> dict[str, Any]:
+def _setting(config: Config, dataset: data.Dataset) -> dict[str, Any]:
     """All that makes two results comparable."""
     tree = configuration.to_dict(config)
+    lists = {"train": listing(dataset.train), "test": listing(dataset.test)}
+    seen = {"classes": list(dataset.class_names), "examples": digest(lists)}
     for name in ("method", "name", "seed", "log_every", "checkpoint_every", "keep_checkpoints"):
         del tree[name]
     versions = {"jax": jax.__version__, "pbr_jax": __version__}
     device = jax.local_devices()[0].device_kind
-    return {"config": tree, "versions": versions, "device": device, "cores": os.cpu_count()}
+    where = {"versions": versions, "device": device, "cores": os.cpu_count()}
+    return {"config": tree, "data": seen, **where}
 
 
 def _record_cost(

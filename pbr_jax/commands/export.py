@@ -11,14 +11,13 @@ orbax        a directory with our own tree of parameters
 """
 
 import argparse
-import shutil
 import tempfile
 from pathlib import Path
 
 from pbr_jax import data
 from pbr_jax import weights as public
-from pbr_jax.configs.common import Config
 from pbr_jax.files import user_path, write_json
+from pbr_jax.runs import held
 from pbr_jax.runs.run import OpenRun, open_run
 from pbr_jax.settings.flags import add_run
 from pbr_jax.training.inputs import as_setting, normalization
@@ -56,16 +55,16 @@ def write(run: OpenRun, form: str, out: Path) -> None:
         flags = [f"--config.data.{n}={as_setting(v)}" for n, v in seen._asdict().items()]
         print(f"an .npz does not say how images are normalised; give {' '.join(flags)} with it")
     if form == "safetensors" and run.parts.family.reads == "text":
-        _copy_tokenizer(run.config, out)
+        _write_tokenizer(run, out)
 
 
-def _copy_tokenizer(config: Config, out: Path) -> None:
+def _write_tokenizer(run: OpenRun, out: Path) -> None:
     """The vocabulary beside the weights, and what Hugging Face's tokenizer must know of it."""
-    assert config.data.tokenizer is not None  # a run on text has one
-    source = user_path(config.data.tokenizer)
-    shutil.copy(source, out / ("tokenizer.json" if source.suffix == ".json" else "vocab.txt"))
+    for name, content in held.tokenizer_to_copy(run.config, run.workdir).items():
+        (out / name).write_bytes(content)
     # Transformers changes texts as this file says, whatever a tokenizer.json says.
-    longest = config.model.max_length
-    used = data.TextInputs(str(source), longest, config.data.lower_case).normalization
+    d, longest = run.config.data, run.config.model.max_length
+    assert d.tokenizer is not None  # a run on text has one
+    used = data.TextInputs(d.tokenizer, longest, d.lower_case).normalization
     settings = {"tokenizer_class": "BertTokenizer", "model_max_length": longest, **used}
     write_json(out / "tokenizer_config.json", settings)

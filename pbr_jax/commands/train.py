@@ -23,12 +23,15 @@ from pbr_jax.memory.budget import explain_out_of_memory, settle
 from pbr_jax.memory.room import check_room
 from pbr_jax.memory.use import MemoryUse, memory_use
 from pbr_jax.report.page import write_report
-from pbr_jax.runs import history, metrics, run
+from pbr_jax.runs import held, history, metrics, run
 from pbr_jax.runs.checkpoints import Checkpointer
+from pbr_jax.runs.claim import look
 from pbr_jax.runs.console import Console
 from pbr_jax.runs.events import Events
 from pbr_jax.runs.extras import Extras
+from pbr_jax.runs.ownership import Ownership
 from pbr_jax.runs.signals import StopSignals
+from pbr_jax.runs.start import Started, start
 from pbr_jax.settings import flags
 from pbr_jax.settings import load as settings
 from pbr_jax.settings.flags import Arguments
@@ -48,28 +51,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where the run is kept, default runs/NAME-METHOD; the run that is there is resumed",
     )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="begin a run where the folder holds something else; says what it replaces",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
     """Trains or resumes; returns 0, or the exit code of the signal that stopped the run."""
+    # The work directory is this process's own, from before it is looked at until the end.
+    with Ownership(args.workdir or flags.default_workdir(args.arguments.config)) as owner:
+        return fine_tune(args, owner)
+
+
+def fine_tune(args: argparse.Namespace, owner: Ownership) -> int:
+    """Trains or resumes in the folder of `owner`, as `main`."""
     began = time.monotonic()
     arguments: Arguments = args.arguments
-    config = arguments.config
-    workdir: Path = args.workdir or flags.default_workdir(config)
+    config, workdir = arguments.config, owner.folder
     console = Console(config.steps)
     say = console.message
-    checkpoints = Checkpointer(workdir / "checkpoints", config.keep_checkpoints, say)
+    checkpoints = Checkpointer(workdir / run.CHECKPOINTS, config.keep_checkpoints, say)
     # A run that goes on keeps its settings but for those that may change.
-    saved = run.saved_settings(workdir) if checkpoints.steps() else None
-    config, notes = settle(config, saved)
-    notes += settings.check_resume(saved, config, workdir) if saved is not None else []
-    config, more = settled(config, saved)
+    claim = look(workdir, checkpoints.steps(), args.force)
+    config, chosen = settle(config, claim.saved)
+    notes = owner.notes + claim.notes + chosen
+    if claim.saved is not None:
+        notes += settings.check_resume(claim.saved, config, workdir)
+    config, more = settled(config, claim.saved)
     notes += more + unused(config)
     next_command = flags.next_command(arguments._replace(config=config), args.workdir)
 
+    # A run that goes on reads its own tokenizer and keeps its classes.
+    own, classes = config, None
+    if claim.saved is not None:
+        notes += held.check_tokenizer(config, workdir)
+        own = held.with_own_tokenizer(config, workdir)
+        classes = run.read_classes(workdir, config.model.num_classes)
     # Faults of memory, of the data and of their preparation are told at once.
     tight, dataset, inputs = settings.at_once(
-        lambda: check_room(config), lambda: load_data(config), lambda: make_inputs(config)
+        lambda: check_room(config), lambda: load_data(own, classes), lambda: make_inputs(own)
     )
     notes += chunk_notes(config) + tight + dataset.notes + input_notes(inputs, dataset.train)
     parts = from_config.build(config)
@@ -84,8 +106,8 @@ def main(args: argparse.Namespace) -> int:
             say(f"this run is complete; delete {workdir} to start it afresh")
             console.finish(summary, workdir, next_command, full)
             return 0
-        start = stop.during("the compilation", run.start)
-        started: run.Started = start(config, workdir, parts, dataset, checkpoints)
+        begin = stop.during("the compilation", start)
+        started: Started = begin(config, owner, claim, parts, dataset, checkpoints)
         for note in notes + started.notes:
             say(note)
         compiled = compiled_memory(started.train_step)
@@ -103,7 +125,8 @@ def main(args: argparse.Namespace) -> int:
 
         writers = _writers(extras, workdir, started.resumed, say)
         with console, extras:
-            outcome = train(going, (*writers, console), stopping)
+            outcome = train(going, (owner, *writers, console), stopping)
+        owner.check()
         # A run that was at its end and had only lost its summary.
         test = outcome.test
         if not (test or outcome.stopped):

@@ -20,7 +20,7 @@ from pbr_jax.data.image_files import (
     read_image,
 )
 from pbr_jax.data.images import image_size
-from pbr_jax.data.records import Dataset, ImageRecord, Request, Skipped
+from pbr_jax.data.records import Dataset, Identity, ImageRecord, Request, Skipped
 from pbr_jax.datasets import OnError
 from pbr_jax.reading import shown
 
@@ -37,6 +37,12 @@ class FileRecords:
 
     def __getitem__(self, index: int) -> ImageRecord:
         return read_image(self._files[index], int(self.labels[index]))
+
+    def identity(self, index: int) -> Identity:
+        """Identity by name, size and label; a file that is gone has no size."""
+        file = self._files[index]
+        size = os.path.getsize(file) if os.path.isfile(file) else -1
+        return Identity(file, os.fsencode(file), f"{size} {self.labels[index]}".encode())
 
     def take(self, rows: Sequence[int]) -> "FileRecords":
         """Records of these rows only."""

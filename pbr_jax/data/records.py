@@ -40,6 +40,14 @@ class TextRecord(NamedTuple):
 Record = ImageRecord | TextRecord
 
 
+class Identity(NamedTuple):
+    """An example, told apart from the others of its split."""
+
+    name: str  # where it is from, for messages
+    key: bytes  # what it is known by
+    value: bytes  # what it must still have, to be the same example
+
+
 class Records(Protocol):
     """The examples of one split, read one by one; safe to read from several threads."""
 
@@ -69,6 +77,32 @@ class ChosenRecords:
 
     def __getitem__(self, index: int) -> Record:
         return self._all[int(self._rows[index])]
+
+    def identity(self, index: int) -> Identity:
+        return identity(self._all, int(self._rows[index]))
+
+
+def identity(records: Records, row: int) -> Identity:
+    """Identity of an example: as its records say it, or by its content where reading it is cheap.
+
+    Records whose examples are costly to read have a method `identity(row)`.
+    """
+    if (own := getattr(records, "identity", None)) is not None:
+        found: Identity = own(row)
+        return found
+    record = records[row]
+    return Identity(record.name, content(record) + b"\0" + str(record.label).encode(), b"")
+
+
+def content(record: Record) -> bytes:
+    """The content of an example, apart from its label; that of pixels with their shape."""
+    if isinstance(record, ImageRecord):
+        if isinstance(record.image, bytes):
+            return record.image
+        return f"{record.image.dtype} {record.image.shape}\0".encode() + record.image.tobytes()
+    # The zero byte keeps the pairs (ab, c) and (a, bc) apart; a text alone is not one with "".
+    texts = (record.text_a,) if record.text_b is None else (record.text_a, record.text_b)
+    return "\0".join(texts).encode("utf-8", "surrogatepass")
 
 
 # Records to the arrays of a batch; changed at random when a generator is given.

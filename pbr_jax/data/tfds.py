@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pbr_jax.data.folders import evaluation_split
-from pbr_jax.data.records import Dataset, ImageRecord, Record, Request, TextRecord
+from pbr_jax.data.records import Dataset, Identity, ImageRecord, Record, Request, TextRecord
 from pbr_jax.datasets import SOURCES, Tfds
 from pbr_jax.files import user_path
 
@@ -57,12 +57,16 @@ def load(request: Request) -> Dataset:
     test = evaluation_split(builder.info.splits, test_split or wanted.test_split, str(folder))
     names = tuple(builder.info.features["label"].names)
 
+    # What the files hold is known by their names and sizes; reading all of it would take long.
+    shards = sorted(folder.glob("*.array_record*"))
+    mark = "\0".join(f"{file.name} {file.stat().st_size}" for file in shards).encode()
+
     # An image stays as the bytes of its file: `ImageInputs` decodes it at the size that it needs.
     decoders = None if wanted.texts else {"image": tfds.decode.SkipDecoding()}
 
     def split(part: str) -> TfdsRecords:
         source = builder.as_data_source(part, decoders=decoders)
-        return TfdsRecords(source, wanted.texts, f"{name} {part}")
+        return TfdsRecords(source, wanted.texts, f"{name} {part}", mark)
 
     return Dataset(split("train"), split(test), names)
 
@@ -88,8 +92,9 @@ class TfdsRecords:
 
     labels = None
 
-    def __init__(self, source: Any, texts: tuple[str, ...], name: str) -> None:
+    def __init__(self, source: Any, texts: tuple[str, ...], name: str, mark: bytes) -> None:
         self._source, self._texts, self._name = source, texts, name
+        self._mark = mark  # of the files that hold them
 
     def __len__(self) -> int:
         return len(self._source)
@@ -101,6 +106,10 @@ class TfdsRecords:
             return ImageRecord(example["image"], label, name)
         text_a, *text_b = (example[text].decode("utf-8") for text in self._texts)
         return TextRecord(text_a, text_b[0] if text_b else None, label, name)
+
+    def identity(self, index: int) -> Identity:
+        name = f"{self._name} example {index}"
+        return Identity(name, name.encode(), self._mark)
 
 
 def prepare(name: str, path: str | None = None, archive: str | None = None) -> Path:

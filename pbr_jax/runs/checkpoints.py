@@ -24,8 +24,9 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from pbr_jax.files import plain_path
 from pbr_jax.measure.text import format_bytes
-from pbr_jax.runs import manifest
+from pbr_jax.runs import manifest, restorable
 
 _LOGGER = logging.getLogger(__name__)
 _CHANGED_LATER = frozenset({"_CHECKPOINT_METADATA"})  # by Orbax, between manifest and rename
@@ -80,9 +81,16 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         # Steps newer than the newest verified one and what is wrong with them; None before
         # `restore` has looked.
         self._faults: dict[int, manifest.BrokenCheckpoint] | None = None
+        self._open_path = contextlib.ExitStack()
+        self._path: Path | None = None  # of `directory`, for Orbax
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        try:
+            self.close()
+        except CheckpointError:
+            if error[0] is None:
+                raise
+            # Otherwise the first fault is the one to tell.
 
     def save(
         self,
@@ -114,11 +122,15 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
                     "wrap it in jnp.asarray"
                 )
         json.dumps(data_state)  # a TypeError here, rather than in a background thread
-        manager, where = self._open_for_writing(), self.directory
+        num_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
+        pending = _Pending(step, metrics, manifest.describe(state), num_bytes)
+        try:
+            manager, where = self._open_for_writing(), self.directory
+        except OSError as error:
+            raise self._failure(pending, error) from error
         if step in self.steps():
             raise ValueError(f"step = {step}: already saved in {where}; save each step once")
-        num_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
-        self._pending = _Pending(step, metrics, manifest.describe(state), num_bytes)
+        self._pending = pending
         # Orbax refuses arrays of size zero: they are in the manifest's tree only. It skips a step
         # below its newest one without a word unless forced.
         stored = jax.tree.map(lambda x: x if x.size else None, state)
@@ -126,7 +138,7 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         try:
             manager.save(step, args=ocp.args.Composite(**items), force=True)
         except (OSError, ValueError) as error:
-            raise self._failure(error) from error
+            raise self._failure(pending, error) from error
 
     def wait(self) -> None:
         """Waits for the save in progress, if any; raises CheckpointError where it failed."""
@@ -136,7 +148,7 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # Orbax's threads raise ValueError, OSError or TimeoutError
-            raise self._failure(error) from error
+            raise self._failure(self._pending, error) from error
         self._pending = None
         self._link_best()
 
@@ -149,6 +161,8 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
                 with contextlib.suppress(Exception):  # of the save whose fault `wait` has told
                     self._manager.close()
                 self._manager = None
+            self._open_path.close()
+            self._path = None
 
     def restore(self, state_like: PyTree, step: int | None = None) -> Restored | None:
         """Restores the newest step that verifies, or exactly `step`; None where there is none.
@@ -199,7 +213,13 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         ]
         stored = jax.tree.unflatten(treedef, [x if math.prod(x.shape) else None for x in targets])
         wanted = {"state": ocp.args.StandardRestore(stored), "data": ocp.args.JsonRestore()}
-        items = self._open().restore(found.step, args=ocp.args.Composite(**wanted))
+        try:
+            items = self._open().restore(found.step, args=ocp.args.Composite(**wanted))
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"checkpoint {self.directory / str(found.step)} is whole, but cannot be restored:"
+                f" {error}\nRemove it to use the one before, or use another work directory."
+            ) from error
         arrays = iter(jax.tree.leaves(items["state"]))
         filled = (
             next(arrays) if math.prod(x.shape) else jnp.zeros(x.shape, x.dtype, device=x.sharding)
@@ -271,15 +291,24 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         faults: dict[int, manifest.BrokenCheckpoint] = {}
         for step in steps or sorted(self.steps(), reverse=True):
             try:
-                return manifest.verify(self.directory / str(step)), faults
+                found = manifest.verify(self.directory / str(step))
+                restorable.prove(self._plain() / str(step), found.tree)
             except manifest.BrokenCheckpoint as fault:
                 faults[step] = fault
+            else:
+                return found, faults
         return None, faults
+
+    def _plain(self) -> Path:
+        if self._path is None:
+            self._path = self._open_path.enter_context(plain_path(self.directory))
+        return self._path
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
+            logging.getLogger("absl").addFilter(_not_of_orbax)
             self._manager = ocp.CheckpointManager(
-                self.directory,
+                self._plain(),
                 item_names=("state", "data"),
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=self,
@@ -295,6 +324,7 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         A broken step would count as one of the last, and collide when its number comes again.
         """
         if not self._writing:
+            self.directory.mkdir(parents=True, exist_ok=True)
             for path in self._interrupted():
                 shutil.rmtree(path)
             if self._faults is None:
@@ -316,27 +346,41 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
     def _write_manifest(self) -> None:
         assert self._pending is not None
         step, metrics, tree, _ = self._pending
+        # What Orbax could not restore must not be vouched for.
+        restorable.prove(self._plain() / self._temporary(step).name, tree)
         manifest.write(self._temporary(step), step, metrics, tree, _CHANGED_LATER)
 
-    def _failure(self, error: Exception) -> CheckpointError:
-        """Cleans up after the failed save in progress and explains it."""
-        assert self._pending is not None and self._manager is not None
-        step, _, _, num_bytes = self._pending
+    def _failure(self, failed: _Pending, error: Exception) -> CheckpointError:
+        """Cleans up after a failed save and explains it."""
+        step, _, _, num_bytes = failed
         self._pending = None
         # What it managed to write would keep a full disk full. A second fault here must not replace
         # the first.
         shutil.rmtree(self._temporary(step), ignore_errors=True)
-        self._manager.reload()
+        with contextlib.suppress(OSError):
+            if self._manager is not None:
+                self._manager.reload()
         intact, _ = self._newest_verified()
-        why = str(error)
-        if "No space left" in why:
-            free = format_bytes(_free_bytes(self.directory))
-            why = f"the disk is full ({format_bytes(num_bytes)} needed, {free} free)"
+        why, advice = self._cause(str(error), num_bytes)
         rest = f"Checkpoint {intact.step} is intact" if intact else "No checkpoint is intact"
         return CheckpointError(
-            f"checkpoint {step} was not saved: {why}\nin {self.directory}\n"
-            f"{rest}; free some space and resume."
+            f"checkpoint {step} was not saved: {why}\nin {self.directory}\n{rest}; {advice}."
         )
+
+    def _cause(self, why: str, num_bytes: int) -> tuple[str, str]:
+        """What kept a save from being written, by what Orbax says, and what to do about it."""
+        if not self.directory.is_dir():
+            return "the folder is no longer there", "move it back and resume"
+        if "No space left" in why or "quota exceeded" in why:
+            free = format_bytes(_free_bytes(self.directory))
+            full = f"the disk is full ({format_bytes(num_bytes)} needed, {free} free)"
+            return full, "free some space and resume"
+        if "No such file" in why:
+            return "files were removed from the folder meanwhile", "put them back and resume"
+        for words in ("Read-only file system", "Permission denied", "Operation not permitted"):
+            if words in why:
+                return f"the folder cannot be written ({words})", "make it writable and resume"
+        return why.replace(str(self._plain()), str(self.directory)), "mend that and resume"
 
     def _link_best(self) -> None:
         best, link = self.best_step(), self.directory / "best"
@@ -356,6 +400,11 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
 
     def _interrupted(self) -> list[Path]:
         return sorted(self.directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"))
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    """Drops what Orbax prints of a failed save, several tracebacks: `CheckpointError` says it."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def _free_bytes(directory: Path) -> int:

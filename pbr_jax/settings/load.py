@@ -159,7 +159,9 @@ def _missing_file(path: Path) -> str:
 def relative(path: Path) -> Path:
     """The path as one would type it here: from the current directory where it lies below that."""
     real = path.resolve()
-    return real.relative_to(Path.cwd()) if real.is_relative_to(Path.cwd()) else path
+    with contextlib.suppress(FileNotFoundError):  # the current directory was removed
+        return real.relative_to(Path.cwd()) if real.is_relative_to(Path.cwd()) else path
+    return path
 
 
 def default_spec() -> str:

@@ -15,15 +15,23 @@ from pbr_jax.weights import Normalization, Preparation, preparation_of
 _SAMPLE = 200  # texts that are looked at before the first step
 
 
-def load_data(config: Config) -> data.Dataset:
+def load_data(config: Config, classes: Sequence[str] | None = None) -> data.Dataset:
     """Reads the data set that `config` names, with as many classes as the model.
 
+    A run that goes on says which `classes` it began with.
+
     Raises:
-      ValueError: it cannot be read, has another number of classes, or is tested on fewer examples
-        than it has classes.
+      ValueError: it cannot be read, has other classes, another number of them, or is tested on
+        fewer examples than it has classes.
     """
     d = config.data
     dataset = data.load(d.name, d.path, test_split=d.test_split, on_error=d.on_error)
+    if classes is not None and dataset.class_names != tuple(classes):
+        raise ValueError(
+            "the classes of the data are not those with which the run began, so labels would mean"
+            f" others:\n  before: {_listed(classes)}\n  now:    {_listed(dataset.class_names)}\n"
+            "Give them their names and their order back, or start afresh with another --workdir."
+        )
     if dataset.num_classes != config.model.num_classes:
         raise ValueError(
             f"model.num_classes = {config.model.num_classes}: data set {d.name} has "
@@ -33,6 +41,11 @@ def load_data(config: Config) -> data.Dataset:
         test, which = data.sample(dataset.test, d.max_test)
         dataset = dataset._replace(test=test, remarks=(*dataset.remarks, which))
     return dataset
+
+
+def _listed(names: Sequence[str], limit: int = 20) -> str:
+    more = f" and {len(names) - limit} more" if names[limit:] else ""
+    return ", ".join(names[:limit]) + more
 
 
 def make_inputs(config: Config) -> data.Prepare:

@@ -114,7 +114,7 @@ def save_orbax(
     """Our tree as an Orbax checkpoint `params`, with a description of the model beside it."""
     import orbax.checkpoint as ocp
 
-    directory = Path(directory).absolute()
+    directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     arrays = {path: np.asarray(leaf) for path, leaf in layout.flatten(params).items()}
     with plain_path(directory) as plain, ocp.StandardCheckpointer() as checkpointer:

@@ -41,7 +41,7 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("checkpoint", ["best", "last"])
 def test_an_export_starts_a_run_with_the_same_bits(runs, tmp_path, family, form, checkpoint):
     workdir, saved = runs[family]
-    out = tmp_path / "out"
+    out = tmp_path / "out [x]"
     flags = ["--to", form, "--out", str(out), "--checkpoint", checkpoint]
     assert cli.main(["export", str(workdir), *flags]) == 0
     model = from_config.build(read_config(workdir)).model
@@ -49,7 +49,7 @@ def test_an_export_starts_a_run_with_the_same_bits(runs, tmp_path, family, form,
     params, notes = load_weights(settings, param_shapes(model), NAMES)
     assert notes == []
     jax.tree.map(np.testing.assert_array_equal, params, saved[checkpoint == "last"])
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_the_classes_and_the_tokenizer_are_in_the_export(runs, tmp_path):
@@ -68,8 +68,9 @@ def test_an_export_changes_texts_as_the_run_did(runs, tmp_path):
     workdir, _ = runs["bert"]
     run = shutil.copytree(workdir, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
+    config["data"]["tokenizer"] = str(run / "vocab.txt")  # a run exports its own files alone
     # A tokenizer.json that keeps capital letters: Transformers would believe the file beside it.
-    cased = tmp_path / "tokenizer.json"
+    cased = run / "tokenizer.json"
     TextInputs(config["data"]["tokenizer"], 8, lower_case=False)._tokenizer.save(str(cased))
     for changed in ({"lower_case": False}, {"tokenizer": str(cased)}):
         write_json(run / "config.json", config | {"data": config["data"] | changed})
@@ -82,6 +83,26 @@ def test_an_export_changes_texts_as_the_run_did(runs, tmp_path):
         (name,) = {path.name for path in out.iterdir()} & {"vocab.txt", "tokenizer.json"}
         again = TextInputs(str(out / name), 12)
         assert not again.normalization["do_lower_case"] and not again.notes
+
+
+def test_no_file_outside_the_run_is_copied_into_an_export(runs, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(runs["bert"][0], run, symlinks=True)
+    (tmp_path / "secret.txt").write_text("key")
+    saved = json.loads((run / "config.json").read_text())
+    saved["data"]["tokenizer"] = str(tmp_path / "secret.txt")
+    (run / "config.json").write_text(json.dumps(saved))
+    command = ["export", str(run), "--to", "safetensors", "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 2
+    assert f"Copy the vocab.txt or tokenizer.json of its model to {run / 'inputs'}" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
+    # The advice.
+    (run / "inputs").mkdir()
+    shutil.copy(run / "vocab.txt", run / "inputs")
+    assert cli.main(command) == 0
+    assert (tmp_path / "out" / "vocab.txt").read_text() == (run / "vocab.txt").read_text()
 
 
 def test_the_default_place_is_in_the_run_and_is_never_overwritten(tmp_path, capsys):

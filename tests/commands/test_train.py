@@ -15,7 +15,10 @@ from small_data import truncate, write_image_folder
 
 from pbr_jax import cli, data
 from pbr_jax.commands import train as train_command
+from pbr_jax.files import write_json
 from pbr_jax.runs.metrics import SUMMARY_KEYS, read_metrics
+from pbr_jax.runs.ownership import Ownership
+from pbr_jax.settings import load as settings
 
 PROGRAM = Path(__file__).parents[2] / "train.py"
 TINY = ["--config", f"{PROGRAM.parent / 'configs' / 'digits.py'}:tiny", "--config.steps=4"]
@@ -164,10 +167,95 @@ def test_harmless_changes_are_named_and_allowed(start, finished, capsys):
     assert "this run is complete" in capsys.readouterr().out
 
 
-def test_checkpoints_of_unknown_origin_are_not_touched(start, tmp_path, capsys):
-    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
-    assert start(tmp_path) == 2
-    assert "has checkpoints but no config.json" in capsys.readouterr().err
+def test_what_is_of_value_is_not_overwritten_without_force(start, finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run, symlinks=True)
+    shutil.rmtree(run / "checkpoints")
+    (run / "mine.txt").touch()
+    before = files(run)
+    assert start(run) == 2
+    printed = capsys.readouterr().err
+    assert "holds a finished run, but" in printed and "or add --force, which replaces" in printed
+    assert files(run) == before
+    # A mistake replaces nothing either.
+    assert start(run, "--force", "--config.model.weights=nowhere.npz") == 2
+    assert files(run) == before
+
+
+def test_a_run_that_trains_is_not_trained_twice(start, finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run, symlinks=True)
+    with Ownership(run):
+        before = files(run)
+        assert start(run) == 2
+        assert f"{run} is in use: process {os.getpid()} on " in capsys.readouterr().err
+        assert files(run) == before
+        # Those that only read need no lock.
+        out = tmp_path / "model.npz"
+        assert cli.main(["export", str(run), "--to", "npz", "--out", str(out)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("file", "a file is in its way: take another --workdir"),
+        ("file/run", "a file is in its way: take another --workdir"),
+        ("", "the current directory was removed: change to one that is there, or take another"),
+    ],
+)
+def test_a_work_directory_that_cannot_be_one_is_found_before_compiling(
+    start, tmp_path, capsys, monkeypatch, name, message
+):
+    (tmp_path / "file").touch()
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert start(tmp_path / name if name else "run") == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and len(captured.err.splitlines()) == 1
+    assert message in captured.err
+    monkeypatch.chdir(tmp_path)
+
+
+def image_words(images, **keys):
+    keys = {"data.name": "image_folder", "data.path": images, "data.augment": "none"} | keys
+    return [f"--config.{key}={value}" for key, value in ({"model.num_classes": 2} | keys).items()]
+
+
+def test_a_broken_image_found_late_can_be_skipped_and_the_run_goes_on(start, tmp_path, capsys):
+    images = write_image_folder(tmp_path / "images", count=9)
+    records = data.load("image_folder", str(images)).train
+    order = data.TrainBatches(records, lambda records, _: records, 4, 0)
+    broken = truncate(Path(order.batch(2)[0].name))
+    words = image_words(images, batch_size=4, checkpoint_every=1, eval_every=9)
+    assert start(tmp_path / "run", *words) == 2
+    assert f"{broken}: not a readable image" in capsys.readouterr().err
+    assert start(tmp_path / "run", *words, "--config.data.on_error=skip") == 0
+    lost = f"train: 1 lost ({broken}) since the run began; from step 3 on batches are drawn from"
+    assert lost in capsys.readouterr().out
+
+
+def test_classes_that_were_renamed_are_refused(start, tmp_path, capsys):
+    images, run = write_image_folder(tmp_path / "images", count=2), tmp_path / "run"
+    words = image_words(images, batch_size=4)
+    # Classes are looked at before the checkpoint is.
+    (run / "checkpoints" / "1").mkdir(parents=True)
+    given = [word.removeprefix("--config.") for word in (TINY[2], *words)]
+    write_json(run / "config.json", settings.to_dict(settings.load(TINY[1], given)))
+    write_json(run / "classes.json", {"0": "ant", "1": "bee"})
+    before = files(run)
+    for split in ("train", "test"):
+        (images / split / "ant").rename(images / split / "zebra")
+    assert start(run, *words) == 2
+    printed = capsys.readouterr().err
+    assert "before: ant, bee\n" in printed and "now:    bee, zebra\n" in printed
+    # A class more is a change of the data, and model.num_classes would not help.
+    for split in ("train", "test"):
+        (images / split / "zebra").rename(images / split / "ant")
+        shutil.copytree(images / split / "ant", images / split / "cat")
+    assert start(run, *words) == 2
+    assert "now:    ant, bee, cat\n" in capsys.readouterr().err
+    assert files(run) == before
 
 
 @pytest.mark.parametrize(

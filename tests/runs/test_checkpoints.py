@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -434,6 +435,109 @@ def test_a_manifest_that_cannot_be_written_fails_the_save(tmp_path, monkeypatch)
             checkpointer.wait()
     assert "Checkpoint 1 is intact" in str(error.value)
     assert restore(tmp_path)[0].step == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("[x]", "x[lr=0.1]", "back\\slash", "a*b?", "{a,b}", "100%41", "new\nline", "~", "gs:"),
+        *("in spaces", "caf\u00e9", "\udcff", "#?&", "n" * 200),
+    ],
+)
+def test_any_name_of_a_folder_will_do(tmp_path, name):
+    state = {"w": jnp.arange(3.0), "key": jax.random.key(0)}
+    with Checkpointer(tmp_path / name / "checkpoints", 1) as checkpointer:
+        for step in (1, 2):
+            checkpointer.save(step, state, {})
+        checkpointer.wait()
+        assert checkpointer.restore(state).step == 2
+        assert_bit_equal(checkpointer.restore(state).state, state)
+    assert sorted(os.listdir(tmp_path / name / "checkpoints")) == ["2"]
+
+
+def vouch_for(step_directory, tree):
+    """A manifest for what is there, as if it had been saved so."""
+    written = manifest.read(step_directory)
+    (step_directory / "manifest.json").unlink()
+    unlisted = frozenset({"_CHECKPOINT_METADATA", "commit_success.txt"})
+    manifest.write(step_directory, written.step, None, {**written.tree, **tree}, unlisted)
+
+
+@pytest.mark.parametrize(
+    ("file", "tree", "what"),
+    [
+        ("state/manifest.ocdbt", {}, "is missing"),
+        ("state/_METADATA", {}, "its arrays cannot be read"),
+        (None, {"more/w": "float32[3]"}, "its array more/w is missing"),
+        (None, {"counts": "int32[6]"}, "its array counts is int32[5] instead of int32[6]"),
+        (None, {"counts": "int8[5]"}, "its array counts is int32[5] instead of int8[5]"),
+        (None, {"site_keys": "key<fry>[4]"}, "its array site_keys is uint32[3, 2] instead of"),
+    ],
+)
+def test_sound_bytes_that_cannot_be_restored_are_no_checkpoint(tmp_path, file, tree, what):
+    fill(tmp_path, steps=(1, 2))
+    if file is not None:
+        (tmp_path / "2" / file).unlink()
+    vouch_for(tmp_path / "2", tree)
+    manifest.verify(tmp_path / "2")
+    restored, (message,) = restore(tmp_path)
+    assert restored.step == 1
+    assert message.startswith("checkpoint 2 is not used") and what in message
+
+
+def test_what_orbax_could_not_restore_is_not_published(tmp_path, monkeypatch):
+    """As if an array had been lost while it was written."""
+    describe = manifest.describe
+    monkeypatch.setattr(manifest, "describe", lambda s: {**describe(s), "lost": "float32[2]"})
+    with Checkpointer(tmp_path, 1) as checkpointer:
+        checkpointer.save(1, make_state(1), {})
+        with pytest.raises(CheckpointError, match="not saved: its array lost is missing"):
+            checkpointer.wait()
+        assert checkpointer.steps() == []
+
+
+@pytest.mark.parametrize(
+    ("number", "why", "advice"),
+    [
+        (errno.EACCES, "cannot be written (Permission denied)", "make it writable and resume"),
+        (errno.EROFS, "cannot be written (Read-only file system)", "make it writable and resume"),
+        (errno.EDQUOT, "the disk is full", "free some space and resume"),
+        (errno.EIO, "Input/output error", "mend that and resume"),
+    ],
+)
+def test_the_advice_fits_the_cause_and_is_all_that_is_printed(
+    tmp_path, monkeypatch, capfd, number, why, advice
+):
+    def fail(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(manifest, "write", fail)
+    with Checkpointer(tmp_path, 1) as checkpointer:
+        checkpointer.save(2, {"w": jnp.zeros(3)}, {})
+        with pytest.raises(CheckpointError) as error:
+            checkpointer.wait()
+    assert why in str(error.value) and str(error.value).endswith(f"{advice}.")
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path, monkeypatch):
+    def gone(*args):
+        shutil.rmtree(tmp_path / "run")
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    monkeypatch.setattr(manifest, "write", gone)
+    with Checkpointer(tmp_path / "run" / "checkpoints", 1) as checkpointer:
+        checkpointer.save(2, {"w": jnp.zeros(3)}, {})
+        with pytest.raises(CheckpointError, match="the folder is no longer there"):
+            checkpointer.wait()
+
+
+def test_a_folder_that_cannot_be_made_fails_the_save(tmp_path):
+    (tmp_path / "file").touch()
+    with Checkpointer(tmp_path / "file" / "checkpoints", 1) as checkpointer:
+        with pytest.raises(CheckpointError, match="checkpoint 1 was not saved"):
+            checkpointer.save(1, {"w": jnp.zeros(3)}, {})
 
 
 def test_closing_does_not_replace_what_is_wrong(tmp_path, monkeypatch):

@@ -1,0 +1,114 @@
+"""The beginning of a training in a work directory, or the point from which it goes on there."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from pbr_jax.configs.common import Config
+from pbr_jax.data import Dataset
+from pbr_jax.data.listing import Change, listing
+from pbr_jax.files import user_path, write_json
+from pbr_jax.runs import held
+from pbr_jax.runs.checkpoints import Checkpointer, CheckpointError, Restored
+from pbr_jax.runs.claim import Claim
+from pbr_jax.runs.ownership import Ownership
+from pbr_jax.runs.run import CLASSES, CONFIG
+from pbr_jax.settings import load as settings
+from pbr_jax.training import from_config
+from pbr_jax.training.begin import begin, compile_step
+from pbr_jax.training.from_config import Parts
+from pbr_jax.training.loop import Run
+
+
+class Started(NamedTuple):
+    """A run that is ready to train."""
+
+    run: Run  # for `training.loop.train`; it saves into the work directory
+    train_step: jax.stages.Compiled
+    resumed: int | None  # the checkpoint from which it goes on, None if it begins
+    notes: list[str]  # what a reader should know of its beginning
+
+
+def start(
+    config: Config,
+    owner: Ownership,
+    claim: Claim,
+    parts: Parts,
+    dataset: Dataset,
+    checkpoints: Checkpointer,
+) -> Started:
+    """Begins the run in the folder of `owner`, or goes on from the newest sound checkpoint.
+
+    `claim` says which; the settings may go on with what it found there. Nothing is written before
+    all that can be wrong has been looked at.
+
+    Raises:
+      CheckpointError: checkpoints are damaged, or there is too little space for new ones.
+      ValueError: weights, a checkpoint or the data do not fit.
+    """
+    workdir, shapes = owner.folder, from_config.state_shapes(config, parts)
+    # The data first: it is soon looked at.
+    lists = {split: listing(getattr(dataset, split)) for split in held.SPLITS}
+    gone = held.check_examples(workdir, lists) if claim.saved is not None else {}
+    restored = checkpoints.restore(shapes)
+    checkpoints.check_space(checkpoints.bytes_needed(shapes))
+    # A run that goes on reads its own tokenizer, wherever the user's is by now.
+    own = config if claim.saved is None else held.with_own_tokenizer(config, workdir)
+    run, notes = begin(own, parts, dataset, _on_fewer(restored, len(dataset.train)))
+    train_step = compile_step(config, parts)
+
+    claim.clear()
+    write_json(workdir / CONFIG, settings.to_dict(config))
+    names = {str(label): name for label, name in enumerate(dataset.class_names)}
+    write_json(workdir / CLASSES, names)
+    if gone or gone is None or claim.saved is None:
+        held.write(workdir, held.examples_file(lists))
+    if parts.family.reads == "text" and not held.tokenizer(workdir):
+        assert config.data.tokenizer is not None  # a rule of the configuration
+        held.write(workdir, held.tokenizer_files(user_path(config.data.tokenizer)))
+
+    save, wait = _in_own_folder(owner, checkpoints.save), _in_own_folder(owner, checkpoints.wait)
+    run = run._replace(train_step=train_step, save=save, wait=wait)
+    if restored is None:
+        return Started(run, train_step, None, notes)
+    notes += [*_on_data(gone, dataset, restored.step), f"resumed from checkpoint {restored.step}"]
+    return Started(run, train_step, restored.step, notes)
+
+
+def _in_own_folder(owner: Ownership, write: Callable[..., None]) -> Callable[..., None]:
+    """The same function, which ends with what became of the folder where that is why it fails."""
+
+    def checked(*args: Any) -> None:
+        owner.check()  # Orbax would make the folder anew
+        try:
+            write(*args)
+        except CheckpointError:
+            owner.check()
+            raise
+
+    return checked
+
+
+def _on_fewer(restored: Restored | None, num_examples: int) -> Restored | None:
+    """The same checkpoint, its position in a list of so many examples if it was in a longer one."""
+    position = {} if restored is None else restored.data_state["batches"]
+    if restored is None or position["num_examples"] <= num_examples:
+        return restored
+    batches = {**position, "num_examples": num_examples}
+    return restored._replace(data_state={**restored.data_state, "batches": batches})
+
+
+def _on_data(gone: Mapping[str, Change] | None, dataset: Dataset, step: int) -> list[str]:
+    """Notes on what became of the data of a run that goes on from `step`."""
+    if gone is None:
+        return [
+            f"{held.FOLDER}/{held.EXAMPLES} is not there, as in runs of older versions: whether the"
+            " data changed is not known; from now on it is"
+        ]
+    what = {"train": "batches are drawn from", "test": "evaluations are on"}
+    return [
+        f"{split}: {change} since the run began; from step {step + 1} on"
+        f" {what[split]} the {len(getattr(dataset, split))} that are left"
+        for split, change in gone.items()
+    ]
