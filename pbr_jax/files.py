@@ -119,13 +119,16 @@ def read_json(path: Path | str, form: Mapping[Any, Any], advice: str) -> dict[st
     Raises:
       DamagedFile: it cannot be read, is no JSON in UTF-8, or has another form.
     """
+    encoded = read_bytes(path, advice)
     try:
-        content = json.loads(read_bytes(path, advice).decode("utf-8-sig"))
+        content = json.loads(encoded.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DamagedFile(f"{path}: is not UTF-8, at byte {error.start}; {advice}") from error
     except json.JSONDecodeError as error:
-        what = f"line {error.lineno}: is not JSON: {error.msg}" if error.doc.strip() else "is empty"
-        raise DamagedFile(f"{path}, {what}; {advice}") from error
+        place = f", line {error.lineno}: is not JSON: {error.msg}"
+        raise DamagedFile(
+            f"{path}{place if error.doc.strip() else ': is empty'}; {advice}"
+        ) from error
     except (ValueError, RecursionError) as error:  # numbers too long, lists in lists without end
         raise DamagedFile(f"{path}: is not JSON that we wrote ({error}); {advice}") from error
     if fault := misfit(content, form):

@@ -141,7 +141,7 @@ def test_a_terminal_of_few_letters_and_a_closed_output_do(tmp_path):
     assert (closed.returncode, closed.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.3])
+@pytest.mark.parametrize("seconds", [0.05, 0.3])
 def test_an_interrupt_in_the_first_seconds_is_a_line(seconds):
     """It comes while libraries are imported, and some of them turn it into an ImportError."""
     ready = "print(flush=True)"

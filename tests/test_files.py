@@ -96,8 +96,8 @@ def test_a_file_that_cannot_be_replaced_is_named_and_not_its_temporary_part(tmp_
 FORM = {"name": str, "sizes": [int], "runs": {...: {"accuracy": (int, float)}}}
 WHOLE = b'{"name": "x", "sizes": [1, 2], "runs": {"0": {"accuracy": 0.5}}, "newer": null}'
 DAMAGED = {
-    b"": "is empty",
-    b" \n": "is empty",
+    b"": ": is empty",
+    b" \n": ": is empty",
     WHOLE[:30]: "line 1: is not JSON",
     b"[]": "its content must be an object, not []",
     b"{}": "it lacks 'name', 'sizes', 'runs'",
@@ -129,7 +129,7 @@ def test_a_whole_file_is_read_and_may_hold_more_than_its_form(tmp_path):
 
 
 def test_what_is_no_file_is_named_with_the_cause(tmp_path):
-    with pytest.raises(DamagedFile, match="nothing: No such file"):
+    with pytest.raises(DamagedFile, match=r"^\S+/nothing: No such file or directory; remove it$"):
         read_json(tmp_path / "nothing", {}, "remove it")
     with pytest.raises(DamagedFile, match="Is a directory"):
         read_json(tmp_path, {}, "remove it")

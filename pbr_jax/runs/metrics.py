@@ -153,7 +153,7 @@ def read_summary(workdir: Path | str) -> dict[str, Any]:
     """The content of `summary.json`, as `write_summary` wrote it; raises DamagedFile."""
     advice = "remove it, and the same training command makes it anew"
     path = Path(workdir) / SUMMARY
-    form = dict.fromkeys(SUMMARY_KEYS, _KNOWN)
+    form: dict[str, Any] = dict.fromkeys(SUMMARY_KEYS, _KNOWN)
     form |= {"method": str, "steps": int, "activation_bytes": NUMBER}
     summary = read_json(path, form, advice)
     # What only the report shows may be missing, but not be something else.

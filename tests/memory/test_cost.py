@@ -6,6 +6,7 @@ import json
 import pytest
 
 from pbr_jax.configs.common import Config, Model, Optimizer
+from pbr_jax.files import DamagedFile
 from pbr_jax.gpu import CARDS, find_card
 from pbr_jax.memory import cost
 from pbr_jax.memory.use import memory_use
@@ -122,7 +123,15 @@ def test_times_of_another_card_or_setting_are_refused(measured):
         cost.read_times(measured(), CARDS["h200"], other)
 
 
-@pytest.mark.parametrize("change", [{"seconds": {}}, {"seconds": [1]}, {"seconds": {"full": []}}])
-def test_a_file_without_times_is_refused(measured, change):
-    with pytest.raises(ValueError, match="no times of steps"):
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"seconds": {}}, "seconds lacks 'full'"),
+        ({"seconds": [1]}, "seconds must be an object"),
+        ({"seconds": {"full": []}}, "no times of steps"),
+        ({"seconds": {"full": [0], "lean": [1]}}, "no times of steps"),
+    ],
+)
+def test_a_file_without_times_is_refused(measured, change, fault):
+    with pytest.raises(DamagedFile, match=rf"step\.json: {fault}.*give what `pbr bench step"):
         cost.read_times(measured(**change), CARDS["h200"], VIT_B16)
