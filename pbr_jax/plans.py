@@ -191,6 +191,9 @@ class ResidualPlan:
 MOST_DRAWN = 2**15 - 1
 """Columns, or groups of them, that systematic sampling draws at most: it counts in int32."""
 
+MOST_ELEMENTS = 2**31 - 1
+"""Elements of an example of which the largest are kept at most, by their numbers in int32."""
+
 
 def budget_for(keep: float, num_columns: int, group_size: int = 1) -> int:
     """Columns to keep, K: `keep * D` rounded up to whole groups and a multiple of 8, at most D.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pbr_jax.configs.common import BATCH, SHAPE, WIDTH, Config, Model, channel_numbers
 from pbr_jax.families import FAMILIES, find
 from pbr_jax.families.record import near_multiples
-from pbr_jax.plans import MOST_DRAWN, Keep, budget_for
+from pbr_jax.plans import MOST_DRAWN, MOST_ELEMENTS, Keep, budget_for
 from pbr_jax.settings.resolve import (
     architecture,
     batch_divisor,
@@ -240,6 +240,26 @@ def _draws(config: Config) -> Faults:
             return
 
 
+def _elements(config: Config) -> Faults:
+    """What keeps the largest elements of an example numbers them in int32."""
+    plan, sizes = named_method(config).plan, architecture(config)
+    heads = sizes.attention.heads if sizes.attention else 0
+    counts = {
+        "linear": sizes.tokens * sizes.hidden,
+        "layer_norm": sizes.tokens * sizes.width,
+        "attention": heads * sizes.tokens**2,
+    }
+    for op, count in counts.items():
+        if getattr(plan, op) == "elements" and count > MOST_ELEMENTS:
+            # What the setting itself does not say is the method's own.
+            given = getattr(config.plan, op) is not None
+            other = f"plan.{op}=none" if given else "method=prebackrazor"
+            yield (
+                f"plan.{op} = elements: keeps the largest of at most {MOST_ELEMENTS} elements of"
+                f" an example, which has {count}; set {other}"
+            )
+
+
 _METHOD = ("method", "pruning", "plan")
 _SHAPE = ("model.family", "model.size", *(f"model.{name}" for name in SHAPE))
 _BATCH = ("batch_size", "optimizer.accumulation_steps")
@@ -261,4 +281,5 @@ _TIES: tuple[tuple[tuple[str, ...], Callable[[Config], Faults]], ...] = (
     (("model", "pruning.keep"), _keep),
     (("model", *_METHOD), _budgets),
     (("model", *_METHOD), _draws),
+    (("model", *_METHOD), _elements),
 )

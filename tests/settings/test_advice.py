@@ -41,6 +41,9 @@ FAULTY = [
     ["method=full", "plan.linear=columns"],
     ["method=backrazor", "pruning.policy=bandit"],
     ["method=lean", "plan.linear=dense", "pruning.policy=bandit"],
+    ["method=backrazor", "model.image_size=16384"],
+    ["method=backrazor", "model.image_size=512", "model.patch=1", "pruning.keep=none"],
+    ["plan.layer_norm=elements", "model.image_size=16384", "plan.attention=elements"],
 ]
 EVERYTHING = [
     *("optimizer.accumulation_steps=7", "model.heads=5", "model.patch=3", "model.num_classes=7"),
