@@ -17,12 +17,12 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     )
 
 # Equal programs are compiled once: by all processes of a run, and for the next run too.
-# `pytest --cache-clear` empties the folder.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".pytest_cache/d/jax")
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
 import hypothesis
 import jax
 import jaxtyping

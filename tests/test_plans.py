@@ -40,8 +40,11 @@ def test_a_plan_has_at_least_one_chunk():
 def test_an_unknown_kind_is_named_with_the_nearest():
     with pytest.raises(ValueError, match=r"linear = 'column': must be one of .*mean columns"):
         kind("linear", "column")
-    with pytest.raises(ValueError, match="implementation = 'mosaic': must be one of xla, triton"):
-        ResidualPlan(implementation="mosaic")
+    for name in ("mosaic", "jax_triton"):
+        with pytest.raises(
+            ValueError, match=f"implementation = '{name}': must be one of xla, triton"
+        ):
+            ResidualPlan(implementation=name)
 
 
 def test_every_field_of_a_plan_says_what_it_is():

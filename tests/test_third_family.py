@@ -74,7 +74,10 @@ def test_it_resumes_with_the_same_bits(finished, tmp_path):
     assert all(jax.tree.leaves(same))
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    "compiled",
+    [False, pytest.param(True, marks=[pytest.mark.exhaustive, pytest.mark.gpu_compile])],
+)
 def test_it_is_fitted_to_a_card(compiled, capsys, monkeypatch):
     """By the formula, and by the compiler."""
     if not compiled:

@@ -135,5 +135,7 @@ def test_the_command_says_what_passed_and_fails_if_something_did_not(monkeypatch
         assert cli.main(["bench", "check", "--what", "kernels,card"]) == 1
     out = capsys.readouterr().out
     assert "FAILED" in out and "There is no GPU here, so no card to compare" in out
+    assert cli.main(["bench", "check", "--what", "kernels", "--only", "softmax"]) == 2
+    assert "--only softmax: no case has this in its name" in capsys.readouterr().err
     assert cli.main(["bench", "check", "--what", "kernels,gpu"]) == 2
     assert "--what gpu: must be of kernels, steps, card" in capsys.readouterr().err

@@ -19,14 +19,14 @@ from pbr_jax.training import from_config
 from pbr_jax.training.from_config import state_shapes
 
 pytestmark = [pytest.mark.gpu_compile, pytest.mark.slow]
-# Compiled in any case, for claims that name it; every other whole step is exhaustive.
+# Steps that are compiled in any case; those of all other methods are exhaustive.
 ALWAYS = ("full", "remat", "fast", "lean", "tiny")
 
 
-def often(methods, *others):
-    """Parameters by method: those of `ALWAYS`, and exhaustively the rest."""
-    marks = {True: (), False: pytest.mark.exhaustive}
-    return [pytest.param(m, *others, marks=marks[m in ALWAYS]) for m in methods]
+def each(methods, *others, always=ALWAYS):
+    """Parameters by method, exhaustive but for those that are compiled always."""
+    marks = {method: () if method in always else pytest.mark.exhaustive for method in methods}
+    return [pytest.param(method, *others, marks=marks[method]) for method in methods]
 
 
 VIT_B16 = Config(
@@ -89,7 +89,7 @@ def report(compiled):
     return lambda method, base=VIT_B16: compiled(method, base)[0]
 
 
-@pytest.mark.parametrize("method", often(CEILINGS))
+@pytest.mark.parametrize("method", each(CEILINGS))
 def test_temp_memory_of_the_step_stays_under_its_ceiling(report, method):
     assert report(method).temp_bytes <= CEILINGS[method] * 1e9
 
@@ -101,10 +101,7 @@ def standard_promotion():
         yield
 
 
-@pytest.mark.parametrize(
-    "method",
-    [pytest.param(m, marks=pytest.mark.exhaustive if m != "lean" else ()) for m in BERT_CEILINGS],
-)
+@pytest.mark.parametrize("method", each(BERT_CEILINGS, always=("lean",)))
 @pytest.mark.usefixtures("standard_promotion")
 def test_temp_memory_of_bert_stays_under_its_ceiling(report, method):
     assert report(method, BERT_BASE).temp_bytes <= BERT_CEILINGS[method] * 1e9
@@ -113,8 +110,8 @@ def test_temp_memory_of_bert_stays_under_its_ceiling(report, method):
 @pytest.mark.parametrize(
     ("method", "card"),
     [
-        *often(METHODS, "h200"),
-        *(pytest.param(m, "rtx4090", marks=pytest.mark.exhaustive) for m in ON_AN_OLDER_CARD),
+        *each(METHODS, "h200"),
+        *each(ON_AN_OLDER_CARD, "rtx4090", always=()),
     ],
 )
 def test_every_method_compiles_with_its_kernels(compiled, method, card):
@@ -155,7 +152,7 @@ def test_lean_and_tiny_are_as_small_as_rematerialisation(report):
     assert report("tiny").temp_bytes < 0.75 * report("remat").temp_bytes
 
 
-@pytest.mark.parametrize("method", often(["full", "prebackrazor"]))
+@pytest.mark.parametrize("method", each(["full", "prebackrazor"]))
 def test_saved_activations_explain_the_temp_memory(report, method):
     """What is saved between the passes is most of the temp memory, and never more than it."""
     saved = memory_use(dataclasses.replace(VIT_B16, method=method)).activations

@@ -1,5 +1,7 @@
 """Which implementation runs: the first choice of the device, or the one that was named."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -155,6 +157,7 @@ def test_dtype_and_size_are_refused_by_name():
         "x has 0 elements: must be at least 1 and fewer than 2^31"
     )
     assert unfit(x=fine, dy=spec(2**31, jnp.float16)).startswith("dy has 2147483648 elements")
+    assert unfit(math.inf, x=spec(0, jnp.float32)) == "x has 0 elements: must be at least 1"
 
 
 # Tiles of every kernel by compute capability: those of 9.0 on a card, or those of 8.0.

@@ -15,6 +15,7 @@ from measures import (
     value_and_pullback,
 )
 from small_block import (
+    BACKRAZOR,
     COLUMNS,
     DY,
     MASK,
@@ -39,7 +40,7 @@ from small_block import (
     with_selection,
 )
 
-from pbr_jax.ops import half_blocks
+from pbr_jax.ops import half_blocks, residuals
 from pbr_jax.ops.visibility import Visibility
 from pbr_jax.plans import SITES, Keep, ResidualPlan
 
@@ -167,6 +168,23 @@ def test_bfloat16_error_is_that_of_plain_code():
             ours, plain = grads[path[0].key][path[1].key], plain_grads[path[0].key][path[1].key]
             assert ours.dtype == jnp.float32
             assert relative_error(ours, exact) <= 3 * relative_error(plain, exact), path
+
+
+@pytest.mark.parametrize("implementation", ["xla", None])
+def test_a_plan_by_xla_packs_elements_by_xla(implementation, monkeypatch):
+    """Linear layers, LayerNorm and attention; without a name the device decides for each."""
+    named, pack = [], residuals.pack_elements
+
+    def recorded(x, keep, dtype=None, implementation=None):
+        named.append(implementation)
+        return pack(x, keep, dtype, "xla")
+
+    monkeypatch.setattr(residuals, "pack_elements", recorded)
+    op = stacked(dataclasses.replace(BACKRAZOR, implementation=implementation))
+    params = repeated(as_jax(PARAMS), 1)
+    jax.eval_shape(lambda x: jax.vjp(lambda x: op(params, x, {}), x)[0], as_jax(X))
+    assert {*named} == {implementation}
+    assert len(named) % (4 + 2 + 4) == 0  # traced more than once
 
 
 class TestErrors:

@@ -3,24 +3,20 @@
 import dataclasses
 import json
 import pickle
-import shlex
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from pbr_jax import cli, data
 from pbr_jax.configs import common
 from pbr_jax.configs.common import Config, Keep, Pruning
+from pbr_jax.datasets import SOURCES
 from pbr_jax.plans import KINDS
 from pbr_jax.settings import rules
-from pbr_jax.settings.flags import default_workdir, next_command, parse_config
 from pbr_jax.settings.load import (
     SHIPPED,
     ConfigError,
     as_keep,
     check_resume,
-    default_spec,
     from_dict,
     load,
     to_dict,
@@ -56,7 +52,7 @@ def test_every_setting_has_a_comment_and_what_is_not_a_choice_a_rule():
 
 def test_choices_are_those_of_the_tables():
     choices = {entry.key: set(rules.choices(entry)) for entry in rules.settings()}
-    assert choices["data.name"] == set(data.SOURCES)
+    assert choices["data.name"] == set(SOURCES)
     for op, kinds in KINDS.items():
         assert choices[f"plan.{op}"] == set(kinds)
 
@@ -342,71 +338,6 @@ def test_resume_accepts_harmless_changes_and_names_all_others():
     assert "another --workdir than runs/x" in str(caught.value)
 
 
-def parse(*words, spec=DIGITS):
-    return parse_config(spec, words, ("--config", "--workdir", "--debug", "--help"))
-
-
-def test_arguments():
-    default = parse()
-    assert default_workdir(default.config) == Path("runs/digits-lean")
-    given = parse("--config.steps", "9", "--config.method=remat/js50", spec=DIGITS + ":tiny")
-    assert given.config.steps == 9
-    assert given.overrides == ("steps=9", "method=remat/js50")
-    assert default_workdir(given.config) == Path("runs/digits-tiny-remat-js50")
-
-
-def test_unknown_flags_join_the_list_of_faults():
-    words = "--steps 3 --debugg --conifg=a.py --zzz --config.seed=-1 mine.py --config.steps"
-    with pytest.raises(ConfigError) as caught:
-        parse(*words.split())
-    assert caught.value.faults == (
-        "--steps: no such flag; settings are given as --config.steps",
-        "--debugg: no such flag; the nearest is --debug",
-        "--conifg: no such flag; the nearest is --config",
-        "--zzz: no such flag; there are --config.KEY, --config, --workdir, --debug, --help",
-        "mine.py: not a flag; a configuration file is given as --config mine.py",
-        "--config.steps: has no value; write --config.steps=VALUE",
-        "seed = -1: must be from 0 to 4294967295; a larger one would be cut to its last 32 bits",
-    )
-
-
-def test_help_lists_every_key_with_its_value_here(capsys):
-    assert cli.main(["train", "--help", "--config", DIGITS + ":tiny"]) == 0
-    text = capsys.readouterr().out
-    for entry in rules.settings():
-        assert f"  {entry.key}=" in text
-    assert "  steps=8 " in text
-    # Paths are as long as they are: an installed package may lie deep.
-    lines = [line for line in text.splitlines() if "digits.py" not in line]
-    assert max(map(len, lines)) <= 100
-
-
-def test_errors_are_plain_lines_with_exit_code_2(capsys):
-    assert cli.main(["train", "--config.seed=-1"]) == 2
-    output = capsys.readouterr()
-    assert output.err.splitlines()[1].startswith("  seed = -1: must be from 0 to 4294967295;")
-    assert "Traceback" not in output.err
-    assert not output.out
-    assert cli.main(["train", "--config.seed=-1", "--debug"]) == 2
-    assert "Traceback" in capsys.readouterr().err
-
-
-def test_next_command_is_the_same_run_by_another_method():
-    command, shows = next_command(parse(spec=default_spec()))
-    assert command == "python train.py --config.method=full"
-    assert "full fine-tuning" in shows
-    words = ("--config.pruning.keep=0.2", "--config.seed=3")
-    command, _ = next_command(parse(*words, spec=default_spec()))
-    assert command == "python train.py --config.seed=3 --config.method=full"
-    command, _ = next_command(parse(spec=str(SHIPPED / "bert_rte.py")))
-    assert command.endswith("--config.pruning.keep=none --config.method=full")
-    full = parse("--config.method=full", "--config.seed=3", spec=DIGITS + ":tiny")
-    command, _ = next_command(full, Path("a b"))
-    words = shlex.split(command)
-    assert words[:5] == ["python", "train.py", "--config", DIGITS + ":tiny", "--config.seed=3"]
-    assert words[5:] == ["--config.method=prebackrazor", "--workdir", "a b-prebackrazor"]
-
-
 def test_texts_are_for_bert_and_are_not_augmented():
     augment, family, tokenizer = faults_of(DIGITS, "data.name=csv")
     assert "affine: changes images, but csv is text; set data.augment=off" in augment
@@ -425,52 +356,3 @@ def test_rules_of_images_do_not_bind_a_bert():
     override = ["model.family=bert", "data.name=glue/rte", "data.augment=none", "model.patch=3"]
     override += ["model.num_classes=2", "data.tokenizer=vocab.txt"]
     assert load(DIGITS, override).model.patch == 3
-
-
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [
-        ("vit_b16.py", ("cifar100", 100, 20_000, 128)),
-        ("vit_b16.py:cifar100", ("cifar100", 100, 20_000, 128)),
-        ("vit_b16.py:cifar10", ("cifar10", 10, 20_000, 128)),
-        ("vit_b16.py:cub200", ("cub200", 200, 6_000, 128)),
-        ("vit_b16.py:smoke", ("digits", 10, 2, 4)),
-        ("bert_rte.py", ("glue/rte", 2, 5 * 77, 32)),
-        ("bert_rte.py:batch32-keep20", ("glue/rte", 2, 5 * 77, 32)),
-        ("bert_rte.py:batch8-keep10", ("glue/rte", 2, 5 * 311, 8)),
-        ("bert_rte.py:smoke", ("csv", 2, 2, 4)),
-    ],
-)
-def test_recipes(spec, expected):
-    config = load(str(SHIPPED / spec))
-    assert config.model.size == "B"
-    assert expected == (
-        config.data.name,
-        config.model.num_classes,
-        config.steps,
-        config.batch_size,
-    )
-    assert (config.model.weights is None) == spec.endswith(":smoke")
-    load(str(SHIPPED / spec), ["method=full", "pruning.keep=none"])
-
-
-@pytest.mark.parametrize(
-    ("variant", "batch", "keep"),
-    [("", 32, 0.1), (":batch32-keep20", 32, 0.2), (":batch8-keep10", 8, 0.1)],
-)
-def test_variants_of_the_bert_recipe_differ_in_batch_and_keep(variant, batch, keep):
-    config = load(str(SHIPPED / "bert_rte.py") + variant)
-    assert (config.batch_size, config.pruning.keep) == (batch, keep)
-    assert f"batch{batch}-keep{round(100 * keep)}" in config.name
-
-
-def test_the_shipped_sentences_are_all_in_their_vocabulary():
-    d = load(str(SHIPPED / "bert_rte.py:smoke")).data
-    dataset = data.load(d.name, d.path)
-    inputs = data.TextInputs(d.tokenizer, 64)
-    assert dataset.class_names == ("entailment", "not_entailment")
-    unknown = Path(d.tokenizer).read_text().split("\n").index("[UNK]")
-    for records in (dataset.train, dataset.test):
-        batch = inputs([records[i] for i in range(len(records))])
-        assert batch["lengths"].max() < 64 and not np.any(batch["tokens"] == unknown)
-        assert np.bincount(batch["label"]).tolist() == [len(records) / 2] * 2
