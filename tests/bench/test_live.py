@@ -21,7 +21,7 @@ def test_the_table_divides_use_by_plan():
 
 @pytest.mark.slow
 def test_every_method_runs_in_a_process_of_its_own():
-    config = fakes.config("full", batch_size=6)  # rematerialisation runs in 4 parts
-    found = live.measure(config, ["full", "remat"])
+    config = fakes.config("full", batch_size=6)
+    found = live.measure(config, ["full", "remat/chunks4"])
     assert list(found["memory"]) == ["full"]
-    assert "must divide the batch of 6" in found["refused"]["remat"]
+    assert "must divide the batch of 6" in found["refused"]["remat/chunks4"]

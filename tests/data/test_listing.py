@@ -57,7 +57,7 @@ def test_files_are_known_by_name_and_size_and_are_not_read(tmp_path, monkeypatch
     file.unlink()
     after = data.load("image_folder", str(tmp_path)).train
     assert str(compare(old, listing(after))) == f"1 lost ({file})"
-    some = data.FirstRecords(after, 2)
+    some = data.ChosenRecords(after, np.arange(2))
     assert listing(some).names == listing(after).names[:2]
 
 

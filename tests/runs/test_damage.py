@@ -31,6 +31,8 @@ def made(tmp_path_factory):
         writer.logged({"step": 2, "loss": 1.0, "accuracy": 0.5, "seconds_per_step": 0.1})
         writer.evaluated(2, None, {"loss": 1.0, "accuracy": 0.5}, True)
         writer.close()
+    written = next(workdir.glob("events.out.tfevents.*"))
+    written.rename(f"{written}.earlier")  # another process would have chosen another name
     write_csv(workdir)
     known = {"method": "lean", "steps": 2, "activation_bytes": 9, "accuracy": 0.5}
     write_summary(workdir, dict.fromkeys(SUMMARY_KEYS) | known)

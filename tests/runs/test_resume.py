@@ -23,13 +23,13 @@ from pbr_jax.runs import manifest
 pytestmark = pytest.mark.slow
 
 PROGRAM = Path(__file__).parents[2] / "train.py"
-STEPS = 210
+STEPS = 90
 SETTINGS = {
     "method": "prebackrazor/js50",
     "steps": STEPS,
     "log_every": 1,
-    "eval_every": 45,
-    "checkpoint_every": 30,
+    "eval_every": 40,
+    "checkpoint_every": 15,
     "keep_checkpoints": 20,
     "data.augment": "affine",
     "model.dropout": 0.1,
@@ -138,16 +138,11 @@ def program(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(program, tmp_path_factory):
-    """Work directories of two runs that were never stopped, with the seeds 0 and 1."""
-    workdirs = [tmp_path_factory.mktemp(f"seed{seed}") for seed in (0, 1)]
-    program.finish(*(program.start(workdir, seed=seed) for seed, workdir in enumerate(workdirs)))
-    return workdirs
-
-
-@pytest.fixture(scope="module")
-def straight(finished):
-    return finished[0]
+def straight(program, tmp_path_factory):
+    """The work directory of a run that was never stopped."""
+    workdir = tmp_path_factory.mktemp("straight")
+    program.finish(program.start(workdir))
+    return workdir
 
 
 def test_a_checkpoint_holds_all_that_a_run_needs(straight):
@@ -155,23 +150,19 @@ def test_a_checkpoint_holds_all_that_a_run_needs(straight):
     for part in ("step", "key", "params/", "opt_state/", "pruning/"):
         assert any(name.startswith(part) for name in bits), part
     assert b"batch_index" in bits["data"]
-    earlier = content(straight, STEPS - 30)
+    earlier = content(straight, STEPS - 15)
     assert not {"step", "data"} - set(differing(bits, earlier))
     assert [name for name in differing(bits, earlier) if name.startswith("pruning/")]
 
 
-def test_a_run_stopped_three_times_ends_with_the_same_bits(program, straight, tmp_path):
-    code, output = program.stop(tmp_path, signal.SIGTERM, step=25)
+def test_a_run_that_was_stopped_and_killed_ends_with_the_same_bits(program, straight, tmp_path):
+    code, output = program.stop(tmp_path, signal.SIGTERM, step=20)
     assert code == 143, output
     saved = int(re.search(r"saved checkpoint (\d+)", output)[1])
-    assert saved >= 25
+    assert saved >= 20
     manifest.verify(tmp_path / "checkpoints" / str(saved))
 
-    code, output = program.stop(tmp_path, signal.SIGINT, step=saved + 40)
-    assert (code, resumed_step(output)) == (130, saved), output
-    saved = int(re.search(r"saved checkpoint (\d+)", output)[1])
-
-    code, output = program.stop(tmp_path, signal.SIGKILL, step=saved + 40)
+    code, output = program.stop(tmp_path, signal.SIGKILL, step=saved + 20)
     assert (code, resumed_step(output)) == (-signal.SIGKILL, saved), output
 
     (output,) = program.finish(program.start(tmp_path))
@@ -200,16 +191,7 @@ def copy_up_to(step: int, source: Path, workdir: Path, shift: int) -> Path:
     return workdir
 
 
-def test_the_position_of_the_data_matters(program, straight, tmp_path):
-    """Resumed one batch farther, a run ends with other bits; as it was, with the same, as above."""
-    moved = copy_up_to(150, straight, tmp_path / "moved", shift=1)
-    (output,) = program.finish(program.start(moved))
-    assert resumed_step(output) == 150
-    changed = differing(content(moved), content(straight))
-    assert "data" in changed and any(name.startswith("params/") for name in changed)
-
-
-def test_bert_resumes_with_the_same_bits(program, tmp_path):
+def test_bert_resumes_with_the_same_bits_and_one_batch_farther_with_others(program, tmp_path):
     program.finish(program.start(tmp_path / "straight", **BERT))
     same, moved = (copy_up_to(3, tmp_path / "straight", tmp_path / str(n), n) for n in (0, 1))
     outputs = program.finish(program.start(same, **BERT), program.start(moved, **BERT))
@@ -217,9 +199,4 @@ def test_bert_resumes_with_the_same_bits(program, tmp_path):
     straight = content(tmp_path / "straight", 6)
     assert differing(content(same, 6), straight) == []
     changed = differing(content(moved, 6), straight)
-    assert any(name.startswith("params/embedding") for name in changed)
-
-
-def test_another_seed_gives_other_bits(finished):
-    changed = differing(*map(content, finished))
-    assert {"key", "data"} <= set(changed) and any(name.startswith("params/") for name in changed)
+    assert "data" in changed and any(name.startswith("params/embedding") for name in changed)

@@ -123,12 +123,12 @@ def test_a_second_interrupt_kills_and_a_closed_terminal_may_be_told_twice(number
 
 # A lock taken twice holds the main thread in compiled code that no signal interrupts.
 HELD = """
-import ctypes, sys, time
+import ctypes, sys, threading
 from pbr_jax.runs.signals import StopSignals, interruptible
 lock, libc = ctypes.create_string_buffer(256), ctypes.CDLL(None)
 def compile():
     libc.pthread_mutex_lock(lock)
-    print("ready", flush=True)
+    threading.Timer(0.2, say, ["ready"]).start()  # once the main thread is held
     libc.pthread_mutex_lock(lock)
 def say(text):
     print(text, flush=True)
