@@ -88,6 +88,7 @@ def test_it_is_fitted_to_a_card(compiled, capsys, monkeypatch):
     assert pruned["gradient_bytes"] < full["gradient_bytes"]
 
 
+@pytest.mark.exhaustive
 def test_it_is_compared(tmp_path, capsys):
     words = ["--methods", "full,prebackrazor", "--config.steps=2", "--config.eval_every=2"]
     run("compare", *words, "--config.optimizer.warmup_steps=0", "--out", str(tmp_path), "--json")

@@ -20,7 +20,7 @@ from pbr_jax.training.from_config import state_shapes
 
 pytestmark = [pytest.mark.gpu_compile, pytest.mark.slow]
 # Steps that are compiled in any case; those of all other methods are exhaustive.
-ALWAYS = ("full", "remat", "fast", "lean", "tiny")
+ALWAYS = ("full", "remat", "lean", "tiny")
 
 
 def each(methods, *others, always=ALWAYS):
@@ -61,7 +61,8 @@ BERT_CEILINGS = {"full": 5.3, "prebackrazor": 3.9, "lean": 1.10, "tiny": 0.70}
 def compiled(tmp_path_factory):
     """Method, card and implementation -> its compiled step's memory and kernels, each once.
 
-    XLA keeps the machine code of kernels in a file and compiles what no other step had.
+    XLA keeps the machine code of kernels in a file and compiles what no other step had. LLVM does
+    not optimise the rest: that changes neither the plan of memory nor which kernels there are.
     """
     found = {}
     folder = tmp_path_factory.mktemp("kernels")
@@ -73,6 +74,7 @@ def compiled(tmp_path_factory):
             parts = from_config.build(config)
             args = (state_shapes(config, parts), from_config.batch_specs(config))
             options = {"xla_gpu_kernel_cache_file": str(folder / card)}
+            options["xla_backend_optimization_level"] = 0
             step = compile_for(
                 parts.train_step, args, CARDS[card], donate_argnums=0, compiler_options=options
             )
@@ -101,7 +103,8 @@ def standard_promotion():
         yield
 
 
-@pytest.mark.parametrize("method", each(BERT_CEILINGS, always=("lean",)))
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("method", BERT_CEILINGS)
 @pytest.mark.usefixtures("standard_promotion")
 def test_temp_memory_of_bert_stays_under_its_ceiling(report, method):
     assert report(method, BERT_BASE).temp_bytes <= BERT_CEILINGS[method] * 1e9

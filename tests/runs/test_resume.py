@@ -191,6 +191,7 @@ def copy_up_to(step: int, source: Path, workdir: Path, shift: int) -> Path:
     return workdir
 
 
+@pytest.mark.exhaustive
 def test_bert_resumes_with_the_same_bits_and_one_batch_farther_with_others(program, tmp_path):
     program.finish(program.start(tmp_path / "straight", **BERT))
     same, moved = (copy_up_to(3, tmp_path / "straight", tmp_path / str(n), n) for n in (0, 1))

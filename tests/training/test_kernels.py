@@ -39,7 +39,7 @@ def two_steps(settings, examples, implementation):
             config("prebackrazor++", optimizer=SGD), batch(), marks=pytest.mark.exhaustive
         ),
         (config("fast/js50", optimizer=SGD), batch()),
-        (BERT, token_batch()),
+        pytest.param(BERT, token_batch(), marks=pytest.mark.exhaustive),
     ],
     ids=["prebackrazor++", "fast/js50", "lean bert"],
 )
