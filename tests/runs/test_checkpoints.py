@@ -362,7 +362,7 @@ def kill_during_second_save(directory, slow_manifest):
     assert process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("slow_manifest", [False, True])
+@pytest.mark.parametrize("slow_manifest", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_kill_in_the_middle_of_a_save(tmp_path, slow_manifest):
     kill_during_second_save(tmp_path, slow_manifest)
     (leftover,) = tmp_path.glob("2*")
