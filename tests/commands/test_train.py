@@ -26,10 +26,20 @@ TINY = ["--config", f"{PROGRAM.parent / 'configs' / 'digits.py'}:tiny", "--confi
 
 @pytest.fixture(scope="module")
 def start():
-    """Runs `pbr train` in a work directory with further flags; returns its exit code."""
+    """Runs `pbr train` in a work directory with further flags; returns its exit code.
+
+    The report has its figures only if they are asked for: drawing takes a third of such a run.
+    """
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)  # tests mostly compile
-    yield lambda workdir, *flags: cli.main(["train", *TINY, "--workdir", str(workdir), *flags])
+
+    def train(workdir, *flags, figures=False):
+        with pytest.MonkeyPatch.context() as patch:
+            for name in () if figures else ("curves", "columns", "memory"):
+                patch.setattr(f"pbr_jax.report.figures.{name}", lambda *arrays: "")
+            return cli.main(["train", *TINY, "--workdir", str(workdir), *flags])
+
+    yield train
     jax.config.update("jax_disable_most_optimizations", before)
 
 
@@ -37,7 +47,7 @@ def start():
 def finished(start, tmp_path_factory):
     """The work directory of a run that reached its end."""
     workdir = tmp_path_factory.mktemp("finished")
-    assert start(workdir) == 0
+    assert start(workdir, figures=True) == 0
     return workdir
 
 
