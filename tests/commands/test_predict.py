@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -175,6 +176,25 @@ def test_what_is_no_image_is_refused(vit, tmp_path, capsys, name, content, messa
     path.mkdir() if content is None else path.write_bytes(content)
     assert predict(vit[0], path) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere/out.csv", "there is no folder"),
+        ("folder", "is no file"),
+        ("pipe", "is no file; leave out --csv for standard output"),
+        ("own.npz", "is one of the inputs"),
+        ("folder/../own.npz", "is one of the inputs"),
+    ],
+)
+def test_where_nothing_can_be_written_nothing_is_computed(tmp_path, capsys, name, message):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "own.npz").write_bytes(b"PK")
+    assert predict(tmp_path, tmp_path / "own.npz", "--csv", tmp_path / name) == 2
+    assert f"--csv {tmp_path / name}: {message}" in capsys.readouterr().err
+    assert (tmp_path / "own.npz").read_bytes() == b"PK"
 
 
 def text_probabilities(bert, *texts):
