@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from pbr_jax import data
 from pbr_jax.data import Dataset, ImageInputs, TrainBatches, check_labels
 from pbr_jax.data.arrays import ArrayRecords
+from pbr_jax.data.loader import dropped_threads
 
 PLAIN = ImageInputs(size=4, channels=1)
 AFFINE = ImageInputs(size=4, channels=1, augment="affine")
@@ -203,3 +205,18 @@ def test_labels_that_training_never_shows_are_named():
     with pytest.raises(ValueError, match=r"cat \(1 examples\), dog \(1 examples\), eel"):
         check_labels(Dataset(train, test, names))
     check_labels(Dataset(test, train, names))
+
+
+def test_an_error_does_not_wait_for_what_is_queued():
+    begun, go_on = [], threading.Event()
+
+    def work(number):
+        begun.append(number)
+        go_on.wait(10)
+
+    with pytest.raises(KeyboardInterrupt), dropped_threads() as threads:
+        threads.map(work, range(10_000))
+        raise KeyboardInterrupt
+    number = len(begun)
+    go_on.set()
+    assert number < 100 and len(begun) <= number + 1
