@@ -18,6 +18,7 @@ from pbr_jax.data.check import Findings
 from pbr_jax.data.records import label_faults
 from pbr_jax.datasets import SOURCES, Kind
 from pbr_jax.files import user_path
+from pbr_jax.reading import excerpt
 from pbr_jax.training.inputs import input_notes
 
 _LONGEST = 512  # tokens of a text, as published BERTs have it
@@ -77,7 +78,7 @@ def _table(class_names: tuple[str, ...], kind: Kind, train: Findings, test: Find
     for column, name in enumerate(names):
         lines += [(name, _range(train, column), _range(test, column))]
     for label, name in enumerate(class_names):
-        lines += [(f"  {name}", str(train.counts[label]), str(test.counts[label]))]
+        lines += [(f"  {excerpt(name)}", str(train.counts[label]), str(test.counts[label]))]
     widths = [max(len(line[column]) for line in lines) for column in range(3)]
     return [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in lines]
 

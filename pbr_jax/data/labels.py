@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pbr_jax.data.folders import composed
-from pbr_jax.data.records import shown
+from pbr_jax.reading import excerpt, few
 
 _POINT = re.compile(r"[+-]?[0-9]*\.[0-9]+(e[+-]?[0-9]+)?", re.IGNORECASE)
 _MANY = 20  # classes; fewer may well be as many as there are rows
@@ -46,12 +46,11 @@ def label_remarks(folder: Path, labels: Iterable[str], names: Sequence[str]) -> 
     whole = [name for name in names if _POINT.fullmatch(name) and float(name).is_integer()]
     if whole:
         remarks.append(
-            f"{folder}: label {shown(whole[0])} is a class as it is written; "
+            f"{folder}: label {excerpt(whole[0])} is a class as it is written; "
             f"{float(whole[0]):.0f} would be another one"
         )
     return tuple(remarks)
 
 
 def _some(labels: Sequence[str]) -> str:
-    few = list(dict.fromkeys(labels))[:4]
-    return ", ".join(shown(label, 30) for label in few) + (", ..." if len({*labels}) > 4 else "")
+    return few([excerpt(label, 30) for label in dict.fromkeys(labels)], 4)

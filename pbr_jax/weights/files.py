@@ -14,7 +14,7 @@ import numpy as np
 
 from pbr_jax import npz
 from pbr_jax.files import plain_path
-from pbr_jax.reading import regular_size
+from pbr_jax.reading import START, regular_size
 from pbr_jax.weights import foreign, tensors
 from pbr_jax.weights.beside import read_small_json
 from pbr_jax.weights.layout import Arrays, flatten
@@ -60,7 +60,7 @@ def _start(path: Path) -> bytes:
     try:
         regular_size(path)
         with path.open("rb") as file:
-            return file.read(foreign.START)
+            return file.read(START)
     except (OSError, ValueError) as error:
         raise ValueError(f"weights {error}") from error
 

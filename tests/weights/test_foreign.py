@@ -54,7 +54,7 @@ FOREIGN = {
     "a packed archive": b"7z\xbc\xaf\x27\x1c" + bytes(30),
     "a Git LFS pointer; `git lfs pull`": b"version https://git-lfs.github.com/spec/v1\noid s",
     "a web page": b"\n<!DOCTYPE html><title>Sign in</title>",
-    "an empty file; download it again": b"",
+    "an empty file; copy or download it again": b"",
     "a text, not weights: 'Access denied'": b"Access denied\n",
     "it lacks 'weight_map'; so it is not the index": b'{"error": "Repository not found"}',
     "neither .npz nor safetensors, by its first bytes": bytes(range(255, 1, -1)),
