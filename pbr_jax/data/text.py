@@ -47,6 +47,8 @@ class TextInputs:
             raise ValueError(
                 f"data.tokenizer = {path}: has no {', '.join(missing)}{hint}; not of a BERT"
             )
+        if len({*ids.values()}) < len(ids):
+            raise ValueError(f"data.tokenizer = {path}: has one number for several of {ids}")
         if longest is not None and longest < max_length:
             self.notes.append(
                 f"model.max_length = {max_length}: the files of {path} say {longest} at most"

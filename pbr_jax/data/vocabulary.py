@@ -143,7 +143,9 @@ def _whole(file: Path, beside: dict[str, Any]) -> tuple[Any, list[str]]:
     try:
         tokenizer = Tokenizer.from_str(content)
         tokenizer.encode("\U0001f9ff")  # a model without its token for unknown words fails here
-    except Exception as error:  # the library raises Exception itself
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises Exception itself, and a panic is none
         raise ValueError(f"{file}: not a tokenizer.json ({excerpt(str(error), 200)})") from error
     does = normalization(tokenizer)
     notes = [

@@ -78,6 +78,10 @@ def test_tokenizer_json_gives_the_same(vocabulary, tmp_path):
     path.write_text(json.dumps(without))
     with pytest.raises(ValueError, match="has token 4000000000"):
         TextInputs(str(path), 10)
+    without["model"]["vocab"] |= {"a": 5, "[CLS]": 1}
+    path.write_text(json.dumps(without | {"added_tokens": []}))
+    with pytest.raises(ValueError, match="has one number for several of"):
+        TextInputs(str(path), 10)
     del without["model"]["vocab"]["[CLS]"]
     without["post_processor"] = None
     without["added_tokens"] = []
@@ -85,7 +89,8 @@ def test_tokenizer_json_gives_the_same(vocabulary, tmp_path):
     with pytest.raises(ValueError, match=r"has no \[CLS\]; not of a BERT"):
         TextInputs(str(path), 10)
     del without["model"]["vocab"]["[UNK]"]
-    for content in ("{}", "[" * 100_000, json.dumps(without), ""):
+    panic = without | {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "A"}}
+    for content in ("{}", "[" * 100_000, json.dumps(without), json.dumps(panic), ""):
         path.write_text(content, encoding="latin-1")
         with pytest.raises(ValueError, match=r"not a tokenizer\.json"):
             TextInputs(str(path), 10)
