@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pbr_jax.data.folders import composed
+from pbr_jax.data.folders import composed, repeated
 from pbr_jax.reading import excerpt, few
 
 _POINT = re.compile(r"[+-]?[0-9]*\.[0-9]+(e[+-]?[0-9]+)?", re.IGNORECASE)
@@ -32,8 +32,7 @@ def label_fault(labels: Sequence[str]) -> str | None:
 def label_remarks(folder: Path, labels: Iterable[str], names: Sequence[str]) -> tuple[str, ...]:
     """Lines for the user about classes, by their `names`, that may not be what was meant."""
     remarks = []
-    forms = collections.Counter(map(composed, {*labels}))
-    if several := sorted(form for form, count in forms.items() if count > 1):
+    if several := repeated(map(composed, {*labels})):
         remarks.append(
             f"{folder}: {_some(several)} is written with composed and with decomposed accents; "
             "both are one class"

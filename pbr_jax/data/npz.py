@@ -1,12 +1,10 @@
 """Arrays of the user's own, in one `.npz` file."""
 
-from collections import Counter
-
 import numpy as np
 
 from pbr_jax import npz
 from pbr_jax.data.arrays import NUMBER_THEM, ArrayRecords, image_faults, usable
-from pbr_jax.data.folders import composed, settle
+from pbr_jax.data.folders import composed, repeated, settle
 from pbr_jax.data.records import Dataset, Request, Skipped
 from pbr_jax.files import user_path
 from pbr_jax.reading import few
@@ -79,8 +77,7 @@ def _given_names(names: np.ndarray | None) -> tuple[str, ...]:
         except UnicodeDecodeError as error:
             raise ValueError(f"class_names are bytes that are not UTF-8 ({error})") from error
     found = tuple(map(str, names))
-    known = Counter(map(composed, found))
-    if twice := [name for name, count in known.items() if count > 1]:
+    if twice := repeated(map(composed, found)):
         raise ValueError(f"class_names have {few(twice)} more than once")
     return found
 
