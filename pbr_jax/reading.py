@@ -30,9 +30,13 @@ _NO_TEXT = (
     (b"\xff\xfe", "UTF-16", "iconv -f UTF-16 -t UTF-8 {file} > new"),
     (b"\xfe\xff", "UTF-16", "iconv -f UTF-16 -t UTF-8 {file} > new"),
     (b"\x1f\x8b", "compressed by gzip", "gunzip < {file} > new"),
+    (b"BZh", "compressed by bzip2", "bunzip2 < {file} > new"),
+    (b"\xfd7zXZ", "compressed by xz", "xz -dc < {file} > new"),
+    (b"\x28\xb5\x2f\xfd", "compressed by Zstandard", "zstd -dc < {file} > new"),
     (b"PK\x03\x04", "a zip archive or an Excel workbook", ""),
     (b"\xd0\xcf\x11\xe0", "an Excel workbook", ""),
     (b"PAR1", "a Parquet file", ""),
+    (b"ARROW1", "an Arrow file", ""),
 )
 _TEXT_BYTES = 2**26  # lists of names and words are far smaller
 
