@@ -56,13 +56,20 @@ def read(path: str | os.PathLike[str]) -> Arrays:
     return _read_tensors(path, start)
 
 
-def _start(path: Path) -> bytes:
+@contextlib.contextmanager
+def of_weights() -> Iterator[None]:
+    """Has an error that names a file say that it is one of weights."""
     try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(f"weights {error}") from error
+
+
+def _start(path: Path) -> bytes:
+    with of_weights():
         regular_size(path)
         with path.open("rb") as file:
             return file.read(START)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"weights {error}") from error
 
 
 def _what(path: Path, start: bytes) -> str:
@@ -94,19 +101,15 @@ def _read_directory(path: Path) -> Arrays:
 
 
 def _names(path: Path) -> list[str]:
-    try:
+    with of_weights():
         return npz.names(path)
-    except ValueError as error:
-        raise ValueError(f"weights {error}") from error
 
 
 def _read_npz(path: Path) -> Arrays:
     if what := foreign.what_zip(path, _names(path)):
         raise ValueError(f"weights {path}: {what}")
-    try:
+    with of_weights():
         return npz.read(path)
-    except ValueError as error:
-        raise ValueError(f"weights {error}") from error
 
 
 def _read_tensors(path: Path, start: bytes) -> Arrays:
@@ -120,10 +123,8 @@ def _read_shards(path: Path) -> Arrays:
         "so it is not the index of a sharded checkpoint; name the file of weights itself, or"
         " download it again"
     )
-    try:
+    with of_weights():
         index = read_small_json(path, {"weight_map": {...: str}}, advice)
-    except ValueError as error:
-        raise ValueError(f"weights {error}") from error
     shards: dict[str, str] = index["weight_map"]
     names = sorted({*shards.values()})
     # A shard lies beside its index: a path out of a file that came from elsewhere is not followed.
