@@ -105,6 +105,13 @@ def test_empty_arrays_and_single_numbers_are_misshapen(tmp_path, name):
             public.load(weights, *words(vit()), INITIAL)
 
 
+def test_a_block_whose_number_has_thousands_of_digits_is_no_block(tmp_path):
+    name = f"Transformer/encoderblock_{'9' * 5000}/LayerNorm_0/scale"
+    np.savez(tmp_path / "a.npz", **google_vit() | {name: np.zeros(16, np.float32)})
+    (fault,) = public.own_faults(public.read(tmp_path / "a.npz"))
+    assert fault == f"not in the model: {name}"
+
+
 def test_numbers_that_float32_does_not_hold_are_not_finite(tmp_path):
     arrays = google_vit()
     arrays["cls"] = np.full_like(arrays["cls"], 1e300, np.float64)
