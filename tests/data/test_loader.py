@@ -158,33 +158,6 @@ def test_evaluation_covers_every_example_once(batch_size):
 
 
 IMAGES, LABELS = make_records(6).images, make_records(6).labels
-FLOATS = IMAGES / 255
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "message"),
-    [
-        (IMAGES[..., 0], LABELS, r"shape \(6, 4, 4\): must be \[N, height, width, channels\]"),
-        (IMAGES[:0], LABELS[:0], "images are empty"),
-        (IMAGES, LABELS[:5], "6 images and 5 labels"),
-        (IMAGES, LABELS.astype(float), "must be integers"),
-        (IMAGES, LABELS[:, None], r"of shape \(6, 1\)"),
-        (IMAGES.astype(np.int64), LABELS, "int64: must be uint8"),
-        (IMAGES.astype(np.float32), LABELS, r"\[0, 5\]: floats must lie in"),
-        (FLOATS.astype(np.float32) - 1, LABELS, "floats must lie in"),
-        (np.where(IMAGES == 3, np.nan, FLOATS), LABELS, "NaN.* 1 of 6 .*first in example 3"),
-        (np.where(IMAGES > 3, np.inf, FLOATS), LABELS, "infinity in 2 of 6"),
-        (IMAGES, LABELS - 1, "label -1 of example 0"),
-    ],
-)
-def test_wrong_arrays_are_named(images, labels, message):
-    with pytest.raises(ValueError, match=message):
-        ArrayRecords("training", images, labels)
-
-
-def test_labels_beyond_the_classes_are_named():
-    with pytest.raises(ValueError, match=r"test label 4 of example 4: must be in 0\.\.3"):
-        ArrayRecords("test", IMAGES, LABELS, 4)
 
 
 @pytest.mark.parametrize("batch_size", [0, 24])
