@@ -2,6 +2,7 @@
 
 A pipe or a device that is named like a file would be waited for without end, and a file that is
 larger than it can reasonably be would fill the memory before anything could be said about it.
+Names and texts of theirs are cut and made printable before a message has them.
 """
 
 import os

@@ -44,10 +44,10 @@ def main(args: argparse.Namespace) -> int:
                 f"{path}: must be an .npz file, or a folder that holds train/CLASS/*.jpg, "
                 "train.csv or train.jsonl"
             )
-    if args.tokenizer is not None and SOURCES[name].kind != "text":
+    kind = SOURCES[name].kind
+    if args.tokenizer is not None and kind != "text":
         raise ValueError(f"--tokenizer {args.tokenizer}: {name} has no texts")
     # Rows and arrays are all read to begin with; files are decoded below, broken or not.
-    kind = SOURCES[name].kind
     in_files = kind == "image" and "affine" not in SOURCES[name].augments
     on_error: data.OnError = "stop" if in_files else "skip"
     dataset = data.load(name, path, test_split=args.test_split, on_error=on_error, any_labels=True)

@@ -174,7 +174,7 @@ def label_faults(
     named = [f"{excerpt(class_names[label])} ({test[label]} examples)" for label in unseen]
     return [
         f"test labels never seen in training: {few(named, 10)}; move examples of them to the "
-        " training split, or leave them out of the test split"
+        "training split, or leave them out of the test split"
     ]
 
 

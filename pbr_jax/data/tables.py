@@ -109,7 +109,7 @@ def read_rows(file: Path, labelled: bool = True) -> list[Row | Fault]:
         that is not one object a line.
     """
     lines = read_lines(file)
-    if file.suffix == ".csv":
+    if file.suffix.lower() == ".csv":
         rows = read_csv(file, lines, labelled)
     else:
         rows = list(json_rows(file, lines))

@@ -204,7 +204,7 @@ def text_probabilities(bert, *texts):
 
 
 def test_rows_of_text_with_and_without_a_second_one(bert, tmp_path, capsys):
-    table, lines = tmp_path / "texts.csv", tmp_path / "texts.jsonl"
+    table, lines = tmp_path / "texts.CSV", tmp_path / "texts.jsonl"
     table.write_text('label,text\n7,a man walks\n,"it\'s 1\n2"\n,man\n')
     lines.write_text(json.dumps({"text_a": "a man", "text_b": "it is"}) + "\n")
     assert predict(bert[0], table, lines) == 0
