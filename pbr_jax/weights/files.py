@@ -43,7 +43,7 @@ def read(path: str | os.PathLike[str]) -> Arrays:
     path = Path(path)
     if os.path.isdir(path):
         return _read_directory(path)
-    if not os.path.exists(path):
+    if not os.path.lexists(path):
         raise FileNotFoundError(f"weights {path}: no such file. {_WHERE}")
     # The first bytes say what it is.
     start = _start(path)
@@ -93,8 +93,13 @@ def _read_directory(path: Path) -> Arrays:
         raise FileNotFoundError(f"{lacks}; name the file itself: {' or '.join(ours)}")
     if others:
         start = _start(others[0])
-        what = foreign.what_zip(others[0], _names(others[0])) if start.startswith(b"PK") else None
-        raise FileNotFoundError(f"{lacks}; {others[0].name} is {what or _what(others[0], start)}")
+        if start.startswith(b"PK"):
+            what = foreign.what_zip(others[0], _names(others[0]))
+        else:
+            what = None if tensors.begins(start) else _what(others[0], start)
+        if what is None:  # ours by its content
+            raise FileNotFoundError(f"{lacks}; name the file itself: {others[0]}")
+        raise FileNotFoundError(f"{lacks}; {others[0].name} is {what}")
     raise FileNotFoundError(
         f"{lacks}; name the file itself, or write the model of a run with `pbr export`"
     )
