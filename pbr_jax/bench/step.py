@@ -12,7 +12,7 @@ from pbr_jax.measure import timing
 from pbr_jax.measure.text import format_bytes
 from pbr_jax.memory import cost
 from pbr_jax.runs.progress import progress
-from pbr_jax.settings import load as configuration
+from pbr_jax.settings import saved as configuration
 from pbr_jax.settings.resolve import architecture
 from pbr_jax.settings.variants import split_methods, with_method
 

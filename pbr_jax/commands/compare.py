@@ -38,7 +38,7 @@ from pbr_jax.measure.text import markdown
 from pbr_jax.runs.ownership import Ownership
 from pbr_jax.runs.progress import Terminal, make_bar
 from pbr_jax.settings import flags
-from pbr_jax.settings import load as configuration
+from pbr_jax.settings import saved as configuration
 from pbr_jax.settings.variants import split_methods, with_method
 from pbr_jax.training.begin import train_batches
 from pbr_jax.training.inputs import load_data, settled

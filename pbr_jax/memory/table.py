@@ -15,7 +15,7 @@ from pbr_jax.measure.text import format_bytes, markdown
 from pbr_jax.memory.fit import MethodFit, fastest
 from pbr_jax.memory.largest_batch import LARGEST_BATCH
 from pbr_jax.settings.flags import Arguments, train_words
-from pbr_jax.settings.variants import joint_spar_suffix
+from pbr_jax.settings.variants import joint_spar_suffix, with_method
 
 _WIDE = 96  # columns from which on every row has its parameters and optimizer
 _TITLES = ("gradients", "activations", "temp", "peak", "fits", "largest batch", "time")
@@ -162,7 +162,7 @@ def print_table(table: Table, out: rich.console.Console, arguments: Arguments) -
         method = best.method
         if not joint_spar_suffix(method):
             method += joint_spar_suffix(arguments.config.method)
-        command = shlex.join(train_words(arguments, method))
+        command = shlex.join(train_words(arguments.spec, with_method(arguments.config, method)))
         line = Text.assemble(("◀ fastest that fits  ", "bold green"), command)
         out.print(line, soft_wrap=True)
     for note in notes(table):

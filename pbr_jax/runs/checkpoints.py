@@ -242,14 +242,13 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         """
         return self._best(self.steps())
 
-    def bytes_needed(self, state_like: PyTree) -> int:
-        """An upper bound of the bytes that this run may still have to write; Orbax compresses."""
-        # The last steps, the best and one in progress, less what is there.
+    def bytes_needed(self, state_like: PyTree, saves: int) -> int:
+        """An upper bound of what this run may still have to write in `saves`; Orbax compresses."""
         size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state_like))
-        present = sum(
-            p.stat().st_size for s in self.steps() for p in (self.directory / str(s)).rglob("*")
-        )
-        return max(size, size * (self.keep + 2) - present)
+        steps = self.steps()
+        present = sum(p.stat().st_size for s in steps for p in (self.directory / str(s)).rglob("*"))
+        # The last steps, the best and one in progress, less what is there.
+        return max(size, size * min(self.keep + 2, len(steps) + saves) - present)
 
     def check_space(self, bytes_needed: int) -> None:
         """Raises `CheckpointError` unless `bytes_needed` are free where `directory` lies."""
@@ -259,7 +258,7 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
                 f"not enough disk space for checkpoints: {format_bytes(bytes_needed)} needed, "
                 f"{format_bytes(free)} free\n"
                 f"in {self.directory}\n"
-                "Free some space, use another work directory, or keep fewer checkpoints."
+                "Free some space, use another work directory, or set a lower keep_checkpoints."
             )
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:

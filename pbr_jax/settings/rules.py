@@ -51,14 +51,17 @@ def value_at(config: Any, key: str) -> Any:
     return functools.reduce(getattr, key.split("."), config)
 
 
+def as_text(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
 def show(value: Any) -> str:
-    """A value as it is written on the command line; one that is long is cut short."""
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
+    """A value as it is written on the command line, for a message: what is long is cut short."""
     # Python writes no number of more than 4300 digits.
     if isinstance(value, int) and abs(value) >= 10**30:
         return f"a number of {round(abs(value).bit_length() * math.log10(2))} digits"
-    text = value if isinstance(value, str) else " ".join(str(value).split())
+    text = value if isinstance(value, str) else " ".join(as_text(value).split())
     text = re.sub(r" at 0x[0-9a-f]+>", ">", text)  # where an object lies tells nobody anything
     if not text.strip() or not text.isprintable():
         text = repr(text)

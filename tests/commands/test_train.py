@@ -18,7 +18,8 @@ from pbr_jax.commands import train as train_command
 from pbr_jax.files import write_json
 from pbr_jax.runs.metrics import SUMMARY_KEYS, read_metrics
 from pbr_jax.runs.ownership import Ownership
-from pbr_jax.settings import load as settings
+from pbr_jax.settings.load import load
+from pbr_jax.settings.saved import to_dict
 
 PROGRAM = Path(__file__).parents[2] / "train.py"
 TINY = ["--config", f"{PROGRAM.parent / 'configs' / 'digits.py'}:tiny", "--config.steps=4"]
@@ -241,7 +242,7 @@ def test_classes_that_were_renamed_are_refused(start, tmp_path, capsys):
     # Classes are looked at before the checkpoint is.
     (run / "checkpoints" / "1").mkdir(parents=True)
     given = [word.removeprefix("--config.") for word in (TINY[2], *words)]
-    write_json(run / "config.json", settings.to_dict(settings.load(TINY[1], given)))
+    write_json(run / "config.json", to_dict(load(TINY[1], given)))
     write_json(run / "classes.json", {"0": "ant", "1": "bee"})
     before = files(run)
     for split in ("train", "test"):
