@@ -42,7 +42,6 @@ from pbr_jax.settings.variants import fully_fine_tuned
 from pbr_jax.training import from_config
 from pbr_jax.training.inputs import input_notes, load_data, make_inputs, settled
 from pbr_jax.training.loop import Observer, train
-from pbr_jax.training.state import TrainState
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,9 +105,8 @@ def fine_tune(args: argparse.Namespace, owner: Ownership) -> int:
     extras = Extras(say)
     with explain_out_of_memory(config), StopSignals(say) as stop, checkpoints:
         console.header(headline(config, parts), config.method, use, full)
-        summary = None
-        if claim.saved is not None:
-            summary = run.finished(config, workdir, checkpoints, say)
+        goes_on = claim.saved is not None
+        summary = run.finished(config, workdir, checkpoints, say) if goes_on else None
         if summary is not None:
             say(f"this run is complete; delete {workdir} to start it afresh")
             console.finish(summary, workdir, next_command, full)
@@ -119,16 +117,9 @@ def fine_tune(args: argparse.Namespace, owner: Ownership) -> int:
             say(note)
         compiled = compiled_memory(started.train_step)
         console.compiled(compiled)
-
-        def seconds() -> float:
-            return started.seconds + time.monotonic() - began
-
-        def save(step: int, state: TrainState, position: dict[str, Any], evaluated: Any) -> None:
-            started.run.save(step, state, {**position, "seconds": seconds()}, evaluated)
-
         going = started.run._replace(
             evaluate=stop.during("the evaluation and the next step", started.run.evaluate),
-            save=stop.during("the checkpoint", save),
+            save=stop.during("the checkpoint", started.run.save),
             wait=stop.during("the checkpoint", started.run.wait),
         )
 
@@ -159,7 +150,8 @@ def fine_tune(args: argparse.Namespace, owner: Ownership) -> int:
         lines = metrics.read_metrics(workdir)
     measured = (use, full_use, compiled.peak_bytes)
     summary = summarize(config, lines, test["accuracy"], started.run.best, *measured)
-    summary["seconds"] = seconds()
+    # How long the processes before this one took is not known.
+    summary["seconds"] = time.monotonic() - began if started.resumed is None else None
     with extras.attempt(metrics.SUMMARY):
         metrics.write_summary(workdir, summary)
     with extras.attempt("report.html"):

@@ -27,7 +27,6 @@ class Started(NamedTuple):
     run: Run  # for `training.loop.train`; it saves into the work directory
     train_step: jax.stages.Compiled
     resumed: int | None  # the checkpoint from which it goes on, None if it begins
-    seconds: float  # that earlier processes took, up to their last checkpoint
     notes: list[str]  # what a reader should know of its beginning
 
 
@@ -75,11 +74,9 @@ def start(
     save, wait = _in_own_folder(owner, checkpoints.save), _in_own_folder(owner, checkpoints.wait)
     run = run._replace(train_step=train_step, save=save, wait=wait)
     if restored is None:
-        return Started(run, train_step, None, 0.0, notes)
+        return Started(run, train_step, None, notes)
     notes += [*_on_data(gone, dataset, restored.step), f"resumed from checkpoint {restored.step}"]
-    # Checkpoints of older versions do not say how long they took.
-    seconds = restored.data_state.get("seconds", 0.0)
-    return Started(run, train_step, restored.step, seconds, notes)
+    return Started(run, train_step, restored.step, notes)
 
 
 def _saves(config: Config, restored: Restored | None) -> int:
