@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 from pbr_jax.configs.common import Config, Rule
 from pbr_jax.files import user_path
+from pbr_jax.names import nearest
 from pbr_jax.plans import Keep
 from pbr_jax.settings import foreign
 from pbr_jax.settings.load import ADVICE, ConfigError, collect, default_spec
-from pbr_jax.settings.rules import as_text, choices, nearest, settings, show, value_at
+from pbr_jax.settings.rules import as_text, choices, settings, show, value_at
 from pbr_jax.settings.variants import fully_fine_tuned, with_method
 
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from pbr_jax.configs.common import Config
 from pbr_jax.files import user_path
+from pbr_jax.names import nearest
 from pbr_jax.settings import foreign, rules
 from pbr_jax.settings.overrides import override
-from pbr_jax.settings.rules import nearest, settings, show
+from pbr_jax.settings.rules import settings, show
 from pbr_jax.settings.ties import tie_faults
 
 SHIPPED = Path(__file__).parents[1] / "configs"

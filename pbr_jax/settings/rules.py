@@ -5,18 +5,18 @@ settings together are in `pbr_jax.settings.ties`.
 """
 
 import dataclasses
-import difflib
 import functools
 import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from pbr_jax.configs.common import Config, Rule
 from pbr_jax.families import FAMILIES, find
 from pbr_jax.methods import METHODS, SUFFIXES
+from pbr_jax.names import nearest
 from pbr_jax.plans import Keep
 from pbr_jax.settings import foreign
 
@@ -66,18 +66,6 @@ def show(value: Any) -> str:
     if not text.strip() or not text.isprintable():
         text = repr(text)
     return text if len(text) <= 300 else f"{text[:60]}... ({len(text)} characters)"
-
-
-def nearest(word: str, words: Iterable[str]) -> str | None:
-    """The most similar of `words`, or the only one that `word` is a part of; None without one.
-
-    Half of the letters make no similar word: `epochs` is not meant for `eps`.
-    """
-    words = list(words)
-    if close := difflib.get_close_matches(word, words, n=1, cutoff=0.75):
-        return close[0]
-    whole = [known for known in words if word in re.split("[_/]", known)]
-    return whole[0] if len(whole) == 1 else None
 
 
 def unknown_key(key: str) -> str:
