@@ -114,7 +114,7 @@ def test_a_batch_that_cannot_be_cut_is_no_failure(pbr_fit):
         (["--gpu", "rtx4900"], ["--gpu 'rtx4900': no such card; did you mean 'rtx4090'?", "8GiB"]),
         ([], ["--gpu: JAX sees no GPU here; name one (h200, h100"]),
         (["--gpu", "h100", "--gpu-file", "x"], ["--gpu and --gpu-file: give one of them"]),
-        (["--gpu-file", "nowhere.txt"], ["--gpu-file nowhere.txt: No such file"]),
+        (["--gpu-file", "nowhere.txt"], ["--gpu-file nowhere.txt: cannot be read (No such file"]),
         (
             ["--gpu", "h20", "--reserve", "1G", "--methods", "fasst,lean/x"],
             [
@@ -125,7 +125,12 @@ def test_a_batch_that_cannot_be_cut_is_no_failure(pbr_fit):
                 "--methods lean/x: the suffix must be",
             ],
         ),
-        (["--gpu", "h100", "--times", "nowhere.json"], ["--times nowhere.json: No such file"]),
+        (
+            ["--gpu", "h100", "--times", "nowhere.json"],
+            ["--times nowhere.json: cannot be read (No such file"],
+        ),
+        (["--gpu", "8GiB", "--reserve", "8GiB"], ["8GiB: leaves nothing of the 8.59 GB of 8GiB"]),
+        (["--gpu-file", "/dev/zero"], ["--gpu-file /dev/zero: is a device, not a file"]),
         (["--gpu", "h100", "--config.stps=3"], ["stps: no such key; the nearest is steps"]),
         (["--gpu", "h100", "--config.memory_budget=8"], ["must be a size with its unit, such as"]),
     ],
