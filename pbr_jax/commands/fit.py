@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> int:
     elif args.markdown:
         print(to_markdown(table))
     else:
-        print_table(table, Terminal(highlight=False), args.arguments)
+        print_table(table, Terminal(highlight=False), args.arguments.spec)
     if not any(row.fits for row in rows):
         print(table.smallest_need(), file=sys.stderr)
     failed = any(row.fault and not row.indivisible for row in rows)

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from pbr_jax.files import plain_path
+
+_STEP = re.compile("0|[1-9][0-9]*")  # as Orbax names its folder
 
 
 class Store:
@@ -49,9 +52,8 @@ class Store:
         """Steps on disk, in ascending order; without a save in progress."""
         if not self.directory.is_dir():
             return []
-        return sorted(
-            int(p.name) for p in self.directory.iterdir() if p.name.isdigit() and p.is_dir()
-        )
+        names = (path.name for path in self.directory.iterdir() if path.is_dir())
+        return sorted(int(name) for name in names if _STEP.fullmatch(name))
 
     def interrupted(self) -> list[Path]:
         """What saves that were never completed left behind."""
