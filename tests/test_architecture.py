@@ -17,6 +17,7 @@ PROGRAM = TESTS.parent / "train.py"
 # A part may import the parts of its own line and of the lines above it.
 CHAIN = [
     # Light: names, tables and settings, without JAX.
+    {"names"},
     {"datasets", "files", "plans", "reading"},
     {"methods"},
     {"configs"},

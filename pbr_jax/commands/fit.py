@@ -20,6 +20,7 @@ from pathlib import Path
 from pbr_jax.configs.common import SIZE, Config, size_in_bytes
 from pbr_jax.files import DamagedFile, read_bytes, user_path
 from pbr_jax.gpu import CARDS, Card, find_card, parse_target_config, present_card, sized_card
+from pbr_jax.measure.text import format_bytes
 from pbr_jax.memory import fit
 from pbr_jax.memory.budget import RESERVE, measure_for
 from pbr_jax.memory.cost import read_times
@@ -71,7 +72,7 @@ def main(args: argparse.Namespace) -> int:
     elif args.markdown:
         print(to_markdown(table))
     else:
-        print_table(table, Terminal(highlight=False), args.arguments)
+        print_table(table, Terminal(highlight=False), args.arguments.spec)
     if not any(row.fits for row in rows):
         print(table.smallest_need(), file=sys.stderr)
     failed = any(row.fault and not row.indivisible for row in rows)
@@ -91,7 +92,11 @@ def _read(
     except ValueError as error:
         faults.append(str(error))
     reserve = 0 if args.reserve == "0" else size_in_bytes(args.reserve)
-    faults += [f"--reserve {args.reserve}: {SIZE.text}, or 0"] if reserve is None else []
+    if reserve is None:
+        faults.append(f"--reserve {args.reserve}: {SIZE.text}, or 0")
+    elif card is not None and reserve >= card.memory_bytes:
+        room = format_bytes(card.memory_bytes)
+        faults.append(f"--reserve {args.reserve}: leaves nothing of the {room} of {card.name}")
     if faults:
         raise ConfigError(faults, "the command line", "`pbr fit --help` says more.")
     assert card is not None and reserve is not None

@@ -166,7 +166,9 @@ def _read(workdir: Path, name: str) -> bytes | None:
 
 def _sums(workdir: Path) -> dict[str, str]:
     """The sha256 of what a run holds, by name; none of it where the user put a file there."""
-    file = workdir / FOLDER / _SUMS
+    folder, file = workdir / FOLDER, workdir / FOLDER / _SUMS
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise DamagedFile(f"{folder}: is no folder; {_advice(workdir)}")
     return read_json(file, {...: str}, _advice(workdir)) if os.path.lexists(file) else {}
 
 

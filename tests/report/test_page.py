@@ -16,7 +16,8 @@ from pbr_jax.report import figures
 from pbr_jax.report.page import read_columns, write_report
 from pbr_jax.runs.console import MemoryUse
 from pbr_jax.runs.metrics import MetricsWriter, write_summary
-from pbr_jax.settings.load import SHIPPED, load, to_dict
+from pbr_jax.settings.load import SHIPPED, load
+from pbr_jax.settings.saved import to_dict
 
 S, L, A = 3, 2, 8
 SUMMARY = {
