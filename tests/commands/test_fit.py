@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import sys
 
 import jax
 import pytest
@@ -234,3 +235,71 @@ def test_the_notes_say_what_the_figures_are():
 def test_an_estimate_is_marked_in_json():
     assert to_json(made_up(missing="no plugin"))["compiled"] is False
     assert to_json(made_up())["fastest"] == "lean"
+
+
+STEP = """
+import jax
+import jax.numpy as jnp
+
+@jax.jit
+def step(params, x):
+    return params - 1e-3 * jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w)))(params)
+
+step_args = [jax.ShapeDtypeStruct((rows, 1024), jnp.float32) for rows in (1024, 8)]
+
+def larger():
+    return jnp.zeros((64, 64)), jax.ShapeDtypeStruct((10**8, 64), jnp.float32)
+
+word = "step"
+"""
+
+
+@pytest.fixture
+def in_a_program(tmp_path, monkeypatch):
+    """The folder of a program with a step in it, which tests of the same name do not share."""
+    (tmp_path / "a_program.py").write_text(STEP)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    sys.modules.pop("a_program", None)
+
+
+@pytest.mark.gpu_compile
+@pytest.mark.usefixtures("in_a_program")
+def test_a_step_of_ones_own_is_fitted(capsys):
+    assert cli.main(["fit", "a_program:step", "--gpu", "rtx4090"]) == 0
+    printed = capsys.readouterr().out
+    assert "a_program:step on rtx4090, 25.3 GB" in printed
+    assert "arguments  4.23 MB" in printed and "fits, 24.4 GB are left" in printed
+    assert "4.19 MB  f32[1024,1024]  argument" in printed
+    assert "params" in printed and "jax.jit(step, donate_argnums=...)" in printed
+
+
+@pytest.mark.gpu_compile
+@pytest.mark.usefixtures("in_a_program")
+def test_a_step_that_does_not_fit_ends_with_1(capsys):
+    words = ["fit", "a_program:step", "--args", "larger", "--gpu", "8GiB", "--json"]
+    assert cli.main(words) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["fits"] and found["argument_bytes"] == 4 * 64 * (10**8 + 64)
+    assert found["arrays"][0]["bytes"] == 4 * 64 * 10**8
+    assert found["peak_bytes"] > found["card_bytes"] - found["reserve_bytes"]
+
+
+@pytest.mark.usefixtures("in_a_program")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["step"], "step: must be MODULE:FUNCTION"),
+        (["nowhere:step"], "nowhere:step: cannot be imported (ModuleNotFoundError"),
+        (["a_program:stp"], "has no attribute 'stp'"),
+        (["a_program:larger"], "a_program:larger_args: cannot be imported"),
+        (["a_program:word", "--args", "larger"], "a_program:word: is a str, and must be a func"),
+        (["a_program:step", "--args", "word"], "word: gives a str, and must give a tuple"),
+        (["a_program:step", "--methods", "full"], "--methods: is of methods; leave it out"),
+        (["--args", "word"], "--args: is of MODULE:FUNCTION; leave it out"),
+    ],
+)
+def test_mistakes_about_a_step_are_named(words, message, capsys):
+    assert cli.main(["fit", *words, "--gpu", "rtx4090"]) == 2
+    assert message in capsys.readouterr().err
