@@ -98,6 +98,8 @@ def make_plan(
             sites[i] = analysis.uses[i]
         else:
             dense[path] = why
+    if not sites:
+        raise ValueError(f"nothing can be pruned: {_listed(dense)}")
     # What cannot be pruned at all is known here; then come the caller's wishes.
     _check_include(include, paths, {paths[i] for i in sites}, dense)
     wanted = {}
@@ -105,7 +107,7 @@ def make_plan(
         if not _matches(include, paths[i], "include"):
             dense[paths[i]] = "not named by include"
         elif exclude and _matches(exclude, paths[i], "exclude"):
-            dense[paths[i]] = f"excluded by {_which(exclude, paths[i])!r}"
+            dense[paths[i]] = "named by exclude"
         else:
             wanted[i] = uses
     shares = _shares(keep, {i: paths[i] for i in wanted})

@@ -161,7 +161,8 @@ class NnxModel(FunctionModel):
             graph, extra = rest
             module = nnx.merge(graph, params, extra)
             out = loss(module, *args, **kwargs)
-            return out, nnx.split(module, nnx.Param, ...)[2]
+            graph, _, extra = nnx.split(module, nnx.Param, ...)
+            return out, (graph, extra)
 
         return function
 
@@ -179,7 +180,7 @@ class NnxModel(FunctionModel):
         from flax import nnx
 
         if isinstance(given, nnx.Module):
-            nnx.update(given, changed)
+            nnx.update(given, changed[1])
 
 
 def front_end(model: Any) -> FunctionModel:

@@ -12,7 +12,7 @@ from pbr_jax.transform.attach import guard, rows_of, zeros_like_rows
 from pbr_jax.transform.groups import Group, Keep, Patterns, Plan, make_plan
 from pbr_jax.transform.model import FunctionModel, front_end
 from pbr_jax.transform.policies import GroupPolicies, Selection, State
-from pbr_jax.transform.tracing import Traced
+from pbr_jax.transform.tracing import Trace, Traced
 
 PyTree = Any
 EXCLUDE = r"(?i)(^|/)([^/]*[_.])?(head|classifier|logits)(_?\d+)?(/|$)"
@@ -36,6 +36,30 @@ class SiteInfo(NamedTuple):
     num_kept: int
     stack_shape: tuple[int, ...]
     products: int
+
+
+class Shown(NamedTuple):
+    """A model's equations and their inputs, arrays or shapes."""
+
+    trace: Trace
+    leaves: list[Any]
+    arrays: list[Any]
+
+
+class Gradients(NamedTuple):
+    """What a loss gave.
+
+    Attributes:
+      value: the loss.
+      aux: what else it returned, or None.
+      grads: like the parameters, packed where they are pruned.
+      extra: what the model changed beside them.
+    """
+
+    value: jax.Array
+    aux: PyTree
+    grads: PyTree
+    extra: PyTree
 
 
 def prune(
@@ -169,13 +193,27 @@ class Pruned:
           It raises ValueError for parameters or a selection of another model, and for integer
           parameters.
         """
-        traced = Traced(self._front.loss(loss))
+        gradients = self.gradients(loss, has_aux)
 
         def run(given, selection, /, *batch, **kwargs):
-            params = self._front.params_of(given)
+            params, extra = self._front.params_of(given), self._front.extra(given)
+            found = gradients(params, extra, selection, *batch, **kwargs)
+            self._front.put_back(given, found.extra)
+            value = (found.value, found.aux) if has_aux else found.value
+            return value, found.grads
+
+        return run
+
+    def gradients(self, loss: Callable[..., Any], has_aux: bool = False) -> Callable[..., "Gradients"]:
+        """`value_and_grad` as `(params, extra, selection, *batch) -> Gradients`, without effects.
+
+        `extra` is a pytree of what else the model reads and changes, see `parts`.
+        """
+        traced = Traced(self._front.loss(loss))
+
+        def run(params, extra, selection, /, *batch, **kwargs):
             self._leaves(params, "params")
             self.policies.check_selection(selection)
-            extra = self._front.extra(given)
             trace, leaves, arrays = traced(params, (extra, *batch), kwargs)
             columns = self._columns(selection)
             dense = {i: leaf for i, leaf in enumerate(leaves) if i not in columns}
@@ -193,12 +231,15 @@ class Pruned:
 
             gradient = jax.value_and_grad(function, argnums=(0, 1), has_aux=True)
             (value, (aux, changed)), (dense_grads, packed) = gradient(dense, rows)
-            self._front.put_back(given, changed)
             grads = [dense_grads[i] if i in dense_grads else packed[i] for i in range(len(leaves))]
             tree = jax.tree.structure(params)
-            return (value, aux) if has_aux else value, jax.tree.unflatten(tree, grads)
+            return Gradients(value, aux, jax.tree.unflatten(tree, grads), changed)
 
         return run
+
+    def parts(self, given: PyTree) -> tuple[PyTree, PyTree]:
+        """Parameters and extra of what a loss takes first; extra is empty but for NNX modules."""
+        return self._front.params_of(given), self._front.extra(given)
 
     def apply(
         self, params: PyTree, *args: Any, selection: Selection | None = None, **kwargs: Any
@@ -222,10 +263,8 @@ class Pruned:
             out, changed = self._front.call(own, rest, *args, **kwargs)
         else:
             self.policies.check_selection(selection)
-            columns = self._columns(selection)
             trace, flat, arrays = self._apply(own, (rest, *args), kwargs)
-            rows = {i: rows_of(lay, flat[i], columns[i]) for i, lay in self._layouts.items()}
-            outs = self._evaluate(trace, flat, columns, rows, arrays)
+            outs = self.evaluate_packed(trace, flat, arrays, selection)
             out, changed = jax.tree.unflatten(trace.tree, outs)
         self._front.put_back(params, changed)
         return out
@@ -265,6 +304,21 @@ class Pruned:
         self.policies.check_selection(selection)
         columns = self._columns(selection)
         return {self.plan.paths[i]: own.mask(columns[i]) for i, own in self._layouts.items()}
+
+    def example(self, *example: Any, **kwargs: Any) -> "Shown":
+        """The model's equations for other inputs, by shapes; arguments as of `prune`."""
+        shown = self._front.example(example, kwargs)
+        trace, leaves, arrays = Traced(shown.function)(shown.params, shown.args, shown.kwargs)
+        self._leaves(shown.params, "params")
+        return Shown(trace, leaves, arrays)
+
+    def evaluate_packed(
+        self, trace: Any, leaves: Sequence[Any], arrays: Sequence[Any], selection: Selection
+    ) -> list[Any]:
+        """Outputs of a trace, of which the selected rows alone are differentiated."""
+        columns = self._columns(selection)
+        rows = {i: rows_of(lay, leaves[i], columns[i]) for i, lay in self._layouts.items()}
+        return self._evaluate(trace, leaves, columns, rows, arrays)
 
     def _map_packed(self, tree, selection, function):
         self.policies.check_selection(selection)
