@@ -135,11 +135,16 @@ class _Evaluation:
         inner, consts = jaxprs.inner(eqn)
         arrays, rebuild = _once(operands)
 
+        handed_on: dict[int, int] = {}
+
         def body(*arrays):
-            return _plain(self.run(inner, consts, rebuild(arrays), _Memo()))
+            args = rebuild(arrays)
+            outs = self.run(inner, consts, args, _Memo())
+            return _without(outs, args, handed_on)
 
         params = {"policy": eqn.params["policy"], "prevent_cse": eqn.params["prevent_cse"]}
-        return jax.checkpoint(body, **params)(*arrays)
+        outs = jax.checkpoint(body, **params)(*arrays)
+        return [operands[handed_on[i]] if i in handed_on else out for i, out in enumerate(outs)]
 
     def _scan(self, eqn, operands):
         num_consts, num_carry = jaxprs.scan_split(eqn)
@@ -158,11 +163,14 @@ class _Evaluation:
                 for s in rebuild(arrays)
             ]
             outs = self.run(inner, inner_consts, [*consts, *carry, *steps], _Memo())
-            outs = _plain(outs)
-            return outs[:num_carry], outs[num_carry:]
+            ys = _without(outs[num_carry:], steps, handed_on)
+            return _plain(outs[:num_carry]), ys
 
+        handed_on: dict[int, int] = {}
         params = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
         carry, ys = lax.scan(body, carry, arrays, **params)
+        whole = operands[num_consts + num_carry :]
+        ys = [whole[handed_on[i]] if i in handed_on else y for i, y in enumerate(ys)]
         return [*carry, *ys]
 
     def _step(self, operand):
@@ -221,6 +229,23 @@ def _fits(site: Site, layout: Layout) -> bool:
 
 def _plain(values: Sequence[Any]) -> list[Any]:
     return [v.plain() if isinstance(v, Tracked) else v for v in values]
+
+
+def _without(outs: Sequence[Any], given: Sequence[Any], handed_on: dict[int, int]) -> list[Any]:
+    """Plain outputs, and None for a parameter that a body hands on as it got it.
+
+    The number of that output and of its input go to `handed_on`: outside, the operand stands for
+    it. So do NNX's remat and scan return the parameters of their module.
+    """
+    found = []
+    for i, out in enumerate(outs):
+        same = [j for j, value in enumerate(given) if value is out and isinstance(out, Tracked)]
+        if same:
+            handed_on[i] = same[0]
+            found.append(None)
+        else:
+            found.append(out.plain() if isinstance(out, Tracked) else out)
+    return found
 
 
 def _constrained(values: Sequence[Any], shardings: Sequence[Any]) -> list[Any]:

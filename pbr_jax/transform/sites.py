@@ -155,9 +155,16 @@ class Analysis:
             self.other.setdefault(given.leaf, set()).add(why)
 
     def _walk(self, jaxpr, given, roots, scope, repeats):
-        """Provenance and roots of the outputs; a root names the activation behind casts."""
+        """Provenance, roots and sources of the outputs.
+
+        A root names the activation behind casts. A source is the number of the input that an output
+        hands on as it is, or None.
+        """
         made: dict[Any, Provenance | None] = dict(zip(jaxpr.invars, given, strict=True))
         root: dict[Any, Hashable] = dict(zip(jaxpr.invars, roots, strict=True))
+        source: dict[Any, int | None] = {var: i for i, var in enumerate(jaxpr.invars)}
+        read = {v for eqn in jaxpr.eqns for v in eqn.invars if jaxprs.is_variable(v)}
+        read |= {v for v in jaxpr.outvars if jaxprs.is_variable(v)}
 
         def of(atom):
             return made.get(atom) if jaxprs.is_variable(atom) else None
@@ -167,10 +174,24 @@ class Analysis:
                 return (scope, "literal")
             return root.get(atom, (scope, id(atom)))
 
+        def source_of(atom):
+            return source.get(atom) if jaxprs.is_variable(atom) else None
+
+        def leave(eqn, outs, sources, why):
+            """What comes out of a body: an input as it is, or something that nothing reads."""
+            left: list[Provenance | None] = [None] * len(outs)
+            for i, (var, out) in enumerate(zip(eqn.outvars, outs, strict=True)):
+                if out is not None and sources[i] is not None:
+                    left[i] = of(eqn.invars[sources[i]])
+                elif var in read:
+                    self._note(out, why)
+            return left
+
         for i, eqn in enumerate(jaxpr.eqns):
             here = (*scope, i)
             operands = [of(v) for v in eqn.invars]
             outs: Sequence[Provenance | None] = [None] * len(eqn.outvars)
+            sources: Sequence[int | None] = outs  # type: ignore[assignment]
             if not any(operands):
                 if eqn.primitive.name in ("convert_element_type", "copy"):
                     root[eqn.outvars[0]] = root_of(eqn.invars[0])
@@ -179,12 +200,13 @@ class Analysis:
             if kind in ("call", "remat"):
                 inner, _ = jaxprs.inner(eqn)
                 inputs = [root_of(v) for v in eqn.invars]
-                outs, out_roots = self._walk(inner, operands, inputs, here, repeats)
+                outs, out_roots, sources = self._walk(inner, operands, inputs, here, repeats)
                 root.update(zip(eqn.outvars, out_roots, strict=True))
                 if kind == "remat":
-                    outs = self._leave(outs, "returned by a remat")
+                    outs = leave(eqn, outs, sources, "returned by a remat")
             elif kind == "scan":
-                self._scan(eqn, operands, here, repeats)
+                outs, sources = self._scan(eqn, operands, here, repeats)
+                outs = leave(eqn, outs, sources, "returned by a scan")
             elif kind == "dot":
                 self._dot(eqn, operands, root_of, repeats)
             else:
@@ -196,12 +218,14 @@ class Analysis:
                     for operand in only:
                         self._note(operand, reason(eqn.primitive.name))
             made.update(zip(eqn.outvars, outs, strict=True))
-        return [of(v) for v in jaxpr.outvars], [root_of(v) for v in jaxpr.outvars]
-
-    def _leave(self, outs, why):
-        for out in outs:
-            self._note(out, why)
-        return [None] * len(outs)
+            for var, number in zip(eqn.outvars, sources, strict=True):
+                source[var] = None if number is None else source_of(eqn.invars[number])
+        outs, out_roots, sources = [], [], []
+        for atom in jaxpr.outvars:
+            outs.append(of(atom))
+            out_roots.append(root_of(atom))
+            sources.append(source_of(atom))
+        return outs, out_roots, sources
 
     def _scan(self, eqn, operands, here, repeats):
         num_consts, num_carry = jaxprs.scan_split(eqn)
@@ -218,8 +242,10 @@ class Analysis:
                 self._note(operand, "a scan walks over part of an axis")
         inner, _ = jaxprs.inner(eqn)
         roots = [(here, "input", i) for i in range(len(inside))]
-        outs, _ = self._walk(inner, inside, roots, here, repeats * eqn.params["length"])
-        self._leave(outs, "returned by a scan")
+        outs, _, sources = self._walk(inner, inside, roots, here, repeats * eqn.params["length"])
+        # What is walked along and returned at every step is itself again.
+        first = num_consts + num_carry
+        return outs, [s if s is not None and s >= first else None for s in sources]
 
     def _dot(self, eqn, operands, root_of, repeats):
         found = site_of(eqn, operands, self.shapes)
