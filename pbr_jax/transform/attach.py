@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pbr_jax.transform.provenance import in_order
+from pbr_jax.transform.shardings import placed, spec_of
 from pbr_jax.transform.sites import Site
 
 
@@ -70,25 +71,64 @@ class Layout(NamedTuple):
         moved = flat.reshape(*self.stack_shape, *(self.shape[a] for a in self.rows), *rest)
         return jnp.transpose(moved, [order.index(axis) for axis in range(len(order))])
 
+    def packed_spec(self, leaf: jax.Array) -> tuple | None:
+        """How rows lie on a mesh with explicit axes: as the parameter, the columns on every device."""
+        spec = spec_of(leaf)
+        if spec is None:
+            return None
+        return (*(spec[a] for a in self.stack), None, *(spec[a] for a in self.rest))
+
+    def zeros(self, leaf: jax.Array, num_kept: int) -> jax.Array:
+        """Zeros `[*stack, K, *rest]` in the parameter's dtype, to be differentiated by."""
+        make = functools.partial(jnp.zeros, self.packed_shape(num_kept), leaf.dtype)
+        return placed(make, self.packed_spec(leaf))
+
     def gather(self, leaf: jax.Array, columns: jax.Array) -> jax.Array:
         """Rows of the parameter, `[*stack, K, *rest]`, at `columns` `[*stack, K]`."""
-        flat, each = self.flat(leaf), columns.reshape(-1, columns.shape[-1])
-        take = functools.partial(jnp.take, axis=0, mode="fill", fill_value=0)
-        return jax.vmap(take)(flat, each).reshape(self.packed_shape(columns.shape[-1]))
+
+        def rows(leaf, columns):
+            flat, each = self.flat(leaf), columns.reshape(-1, columns.shape[-1])
+            take = functools.partial(jnp.take, axis=0, mode="fill", fill_value=0)
+            return jax.vmap(take)(flat, each).reshape(self.packed_shape(columns.shape[-1]))
+
+        return placed(rows, self.packed_spec(leaf), leaf, columns)
 
     def scatter(self, leaf: jax.Array, packed: jax.Array, columns: jax.Array) -> jax.Array:
         """The parameter `leaf` with these rows replaced; unused slots (index D) are dropped."""
-        flat, each = self.flat(leaf), columns.reshape(-1, columns.shape[-1])
-        values = packed.reshape(*each.shape, *self.rest_shape)
-        put = jax.vmap(lambda rows, at, new: rows.at[at].set(new, mode="drop"))
-        return self.unflat(put(flat, each, values))
+
+        def put(leaf, packed, columns):
+            flat, each = self.flat(leaf), columns.reshape(-1, columns.shape[-1])
+            values = packed.reshape(*each.shape, *self.rest_shape)
+            put = jax.vmap(lambda rows, at, new: rows.at[at].set(new, mode="drop"))
+            return self.unflat(put(flat, each, values))
+
+        return placed(put, spec_of(leaf), leaf, packed, columns)
+
+    def spread(self, packed: jax.Array, columns: jax.Array) -> jax.Array:
+        """Rows in the shape of the parameter, zero elsewhere."""
+
+        def put(packed, columns):
+            return self.scatter(jnp.zeros(self.shape, packed.dtype), packed, columns)
+
+        spec = spec_of(packed)
+        if spec is not None:  # the rows' own axes lie on every device
+            depth = len(self.stack)
+            own = dict(zip(self.stack, spec[:depth], strict=True))
+            own |= dict(zip(self.rest, spec[depth + 1 :], strict=True))
+            spec = tuple(own.get(axis) for axis in range(len(self.shape)))
+        return placed(put, spec, packed, columns)
 
     def mask(self, columns: jax.Array) -> jax.Array:
         """Which rows are selected, bool with the axes of the parameter; the rest have size 1."""
-        each = columns.reshape(-1, columns.shape[-1])
-        nothing = jnp.zeros((each.shape[0], self.num_columns), bool)
-        chosen = jax.vmap(lambda rows, at: rows.at[at].set(True, mode="drop"))(nothing, each)
-        return self.unflat(chosen.reshape(*chosen.shape, *(1 for _ in self.rest)))
+
+        def chosen(columns):
+            each = columns.reshape(-1, columns.shape[-1])
+            nothing = jnp.zeros((each.shape[0], self.num_columns), bool)
+            found = jax.vmap(lambda rows, at: rows.at[at].set(True, mode="drop"))(nothing, each)
+            return self.unflat(found.reshape(*found.shape, *(1 for _ in self.rest)))
+
+        explicit = spec_of(columns) is not None
+        return placed(chosen, (None,) * len(self.shape) if explicit else None, columns)
 
 
 def pack(x: jax.Array, site: Site, columns: jax.Array) -> jax.Array:
@@ -97,11 +137,20 @@ def pack(x: jax.Array, site: Site, columns: jax.Array) -> jax.Array:
     One contracted axis stays where it is; several become the last one.
     """
     axes = site.x_axes
-    if len(axes) > 1:
-        others = [a for a in range(x.ndim) if a not in axes]
-        x = jnp.transpose(x, (*others, *axes)).reshape(*(x.shape[a] for a in others), -1)
-    axis = axes[0] if len(axes) == 1 else x.ndim - 1
-    return lax.stop_gradient(jnp.take(x, columns, axis=axis, mode="fill", fill_value=0))
+    others = [a for a in range(x.ndim) if a not in axes]
+
+    def take(x, columns):
+        if len(axes) > 1:
+            x = jnp.transpose(x, (*others, *axes)).reshape(*(x.shape[a] for a in others), -1)
+        axis = axes[0] if len(axes) == 1 else x.ndim - 1
+        return jnp.take(x, columns, axis=axis, mode="fill", fill_value=0)
+
+    spec = spec_of(x)
+    if spec is not None:
+        single = len(axes) == 1
+        spec = [None if a in axes else spec[a] for a in (range(x.ndim) if single else others)]
+        spec = spec if single else [*spec, None]
+    return placed(take, spec, lax.stop_gradient(x), columns)
 
 
 class Product(NamedTuple):
@@ -112,6 +161,7 @@ class Product(NamedTuple):
     w_dtype: Any
     rest_shape: tuple[int, ...]  # of the parameter, what follows [K] within a scan
     dtype: Any  # of the parameter
+    spec: tuple | None  # of the rows, on a mesh with explicit axes
     params: tuple[tuple[str, Any], ...]  # of `dot_general`, without its axes
 
 
@@ -133,7 +183,10 @@ def _forward(product, y, rows, packed):
 
 
 def _backward(product, packed, dy):
-    return dy, rows_gradient(product, packed, dy).astype(product.dtype), None
+    def gradient(packed, dy):
+        return rows_gradient(product, packed, dy).astype(product.dtype)
+
+    return dy, placed(gradient, product.spec, packed, dy), None
 
 
 attach.defvjp(_forward, _backward)
@@ -154,6 +207,7 @@ def rows_gradient(product: Product, packed: jax.Array, dy: jax.Array) -> jax.Arr
         (*batch, packed.shape[kept], *(product.w_shape[a] for a in rest)), product.w_dtype
     )
     params = dict(product.params)
+    params["out_sharding"] = None  # where it matters, the compiler places what is inside
 
     def dot(kernel):
         if site.w_first:
@@ -175,16 +229,15 @@ def rows_gradient(product: Product, packed: jax.Array, dy: jax.Array) -> jax.Arr
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def rows_of(layout: Layout, leaf: jax.Array, columns: jax.Array) -> jax.Array:
     """Zeros `[*stack, K, *rest]`, whose cotangent goes to these rows of the parameter."""
-    return zeros_like_rows(layout, leaf, columns.shape[-1])
+    return layout.zeros(leaf, columns.shape[-1])
 
 
 def _rows_forward(layout, leaf, columns):
-    return zeros_like_rows(layout, leaf, columns.shape[-1]), columns
+    return layout.zeros(leaf, columns.shape[-1]), columns
 
 
 def _rows_backward(layout, columns, drows):
-    zeros = jnp.zeros(layout.shape, drows.dtype)
-    return layout.scatter(zeros, drows, columns), None
+    return layout.spread(drows, columns), None
 
 
 rows_of.defvjp(_rows_forward, _rows_backward)
@@ -222,9 +275,3 @@ def _guard_backward(message, saved, dleaf):
 
 
 guard.defvjp(_guard_forward, _guard_backward)
-
-
-def zeros_like_rows(layout: Layout, leaf: jax.Array, num_kept: int) -> jax.Array:
-    """Zeros `[*stack, K, *rest]` in the parameter's dtype, to be differentiated by."""
-    return jnp.zeros(layout.packed_shape(num_kept), leaf.dtype)
-

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from pbr_jax.pruning import Learning
 from pbr_jax.transform import rewrite
-from pbr_jax.transform.attach import guard, rows_of, zeros_like_rows
+from pbr_jax.transform.attach import guard, rows_of
 from pbr_jax.transform.groups import Group, Keep, Patterns, Plan, make_plan
 from pbr_jax.transform.model import FunctionModel, front_end
 from pbr_jax.transform.policies import GroupPolicies, Selection, State
@@ -218,7 +218,7 @@ class Pruned:
             columns = self._columns(selection)
             dense = {i: leaf for i, leaf in enumerate(leaves) if i not in columns}
             rows = {
-                i: zeros_like_rows(layout, leaves[i], columns[i].shape[-1])
+                i: layout.zeros(leaves[i], columns[i].shape[-1])
                 for i, layout in self._layouts.items()
             }
 
@@ -274,9 +274,7 @@ class Pruned:
         return self._map_packed(
             grads,
             selection,
-            lambda layout, leaf, columns: layout.scatter(
-                jnp.zeros(layout.shape, leaf.dtype), leaf, columns
-            ),
+            lambda layout, leaf, columns: layout.spread(leaf, columns),
         )
 
     def gather(self, params: PyTree, selection: Selection) -> PyTree:

@@ -15,6 +15,7 @@ from jax import lax
 from pbr_jax.transform import jaxprs
 from pbr_jax.transform.attach import Layout, Product, attach, live, pack
 from pbr_jax.transform.provenance import Provenance, derive, whole
+from pbr_jax.transform.shardings import spec_of
 from pbr_jax.transform.sites import Analysis, Site, scan_entry, site_of
 
 
@@ -127,6 +128,7 @@ class _Evaluation:
             w.value.dtype,
             self.layouts[site.leaf].rest_shape,
             w.rows.dtype,
+            spec_of(w.rows),
             tuple((k, v) for k, v in eqn.params.items() if k != "dimension_numbers"),
         )
         return attach(product, y, w.rows, memo.pack(x, site, w.columns))
