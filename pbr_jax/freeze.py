@@ -89,16 +89,16 @@ def _alike(leaf: Any, other: Any) -> bool:
     return jnp.shape(leaf) == jnp.shape(other)
 
 
-def _owner(path: Path, params: Mapping[Path, Any]) -> Path | None:
-    """The parameter whose path ends this one, the longest of several."""
-    return next((path[i:] for i in range(len(path)) if path[i:] in params), None)
+def _owner(path: Path, params: Mapping[Path, Any]) -> Path:
+    """The parameter whose path ends this one, the longest of several; () where there is none."""
+    return next((path[i:] for i in range(len(path)) if path[i:] in params), ())
 
 
 def _with_accumulated(masks: Mapping[Path, Any], params: Mapping[Path, Any], state: PyTree) -> dict:
     """Masks that also hold the rows in which `MultiSteps` has gathered a gradient."""
     found = dict(masks)
     for path, leaf in _by_path(state).items():
-        owner = _owner(path, params) if "acc_grads" in path else None
+        owner = _owner(path, params) if "acc_grads" in path else ()
         if owner in masks:
             mask = masks[owner]
             axes = tuple(a for a in range(leaf.ndim) if mask.shape[a] == 1)

@@ -1,6 +1,6 @@
 """A pruned model on four devices, equal to one; run by tests/transform/test_meshes.py.
 
-Prints a line of JSON: {case: [largest error, bytes that all-reduces move, those of the dense model]}.
+Prints a line of JSON: {case: [largest error, bytes in all-reduces, those of the dense model]}.
 """
 
 import json
@@ -52,7 +52,6 @@ def run(kind, parallel):
     gradient = pruned.value_and_grad(loss_of(lambda p, x: out_of(p, x, kind)))
     stock = jax.value_and_grad(loss_of(lambda p, x: out_of(p, x, kind)))
     single = pruned.value_and_grad(loss_of(model))
-
 
     def both(gradient):
         def run(params, selection, x):

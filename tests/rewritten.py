@@ -51,7 +51,13 @@ def drawn_like(shapes, seed=0):
     """Arrays for the shapes of a module's variables, without compiling what initialises them."""
     leaves, tree = jax.tree.flatten(shapes)
     draw = lambda i, leaf: 0.2 * numbers(seed + i, *leaf.shape, dtype=leaf.dtype)  # noqa: E731
-    return jax.tree.unflatten(tree, [jnp.abs(draw(i, leaf)) + 0.01 * draw(i, leaf) if leaf.ndim == 1 else draw(i, leaf) for i, leaf in enumerate(leaves)])
+    return jax.tree.unflatten(
+        tree,
+        [
+            jnp.abs(draw(i, leaf)) + 0.01 * draw(i, leaf) if leaf.ndim == 1 else draw(i, leaf)
+            for i, leaf in enumerate(leaves)
+        ],
+    )
 
 
 def variables_of(model, *args, **kwargs):

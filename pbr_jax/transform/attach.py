@@ -1,12 +1,12 @@
 """What stands behind a product y = x w: an identity on y that carries the gradient of w's rows.
 
-The product itself stays as it was, with w held constant. Its output, the derivative by x and what a
-checkpoint policy sees of it are those of the model. `attach` adds the other half: the cotangent of
-`rows`, zeros in the place of K rows of w, is x[..., columns]^T dy (Algorithm 1, line 21, of selected
-columns). Nothing but these columns of x is kept for it.
+The product itself stays as it was, with w held constant. Its output, the derivative by x and what
+a checkpoint policy sees of it are those of the model. `attach` adds the other half: the cotangent
+of `rows`, zeros in the place of K rows of w, is x[..., columns]^T dy (Algorithm 1's weight gradient
+of the selected columns). Nothing but these columns of x is kept for it.
 
-Rows of a parameter have the layout `[*stack, K, *rest]`: the axes that scans walk along, the selected
-columns, and the other axes in the parameter's order.
+Rows of a parameter have the layout `[*stack, K, *rest]`: the axes that scans walk along, the
+selected columns, and the other axes in the parameter's order.
 """
 
 import functools
@@ -72,7 +72,7 @@ class Layout(NamedTuple):
         return jnp.transpose(moved, [order.index(axis) for axis in range(len(order))])
 
     def packed_spec(self, leaf: jax.Array) -> tuple | None:
-        """How rows lie on a mesh with explicit axes: as the parameter, the columns on every device."""
+        """How rows lie on a mesh with explicit axes: as the parameter, columns on every device."""
         spec = spec_of(leaf)
         if spec is None:
             return None
@@ -132,7 +132,7 @@ class Layout(NamedTuple):
 
 
 def pack(x: jax.Array, site: Site, columns: jax.Array) -> jax.Array:
-    """x with its contracted axes replaced by the selected columns.
+    """X with its contracted axes replaced by the selected columns.
 
     One contracted axis stays where it is; several become the last one.
     """
@@ -145,11 +145,11 @@ def pack(x: jax.Array, site: Site, columns: jax.Array) -> jax.Array:
         axis = axes[0] if len(axes) == 1 else x.ndim - 1
         return jnp.take(x, columns, axis=axis, mode="fill", fill_value=0)
 
-    spec = spec_of(x)
-    if spec is not None:
-        single = len(axes) == 1
-        spec = [None if a in axes else spec[a] for a in (range(x.ndim) if single else others)]
-        spec = spec if single else [*spec, None]
+    given, spec = spec_of(x), None
+    if given is not None and len(axes) == 1:
+        spec = tuple(None if a in axes else own for a, own in enumerate(given))
+    elif given is not None:
+        spec = (*(given[a] for a in others), None)
     return placed(take, spec, lax.stop_gradient(x), columns)
 
 

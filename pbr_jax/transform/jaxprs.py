@@ -48,7 +48,7 @@ def scan_split(eqn: Equation) -> tuple[int, int]:
 
 
 def call_constraints(eqn: Equation) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Shardings that a jitted function demands of its inputs and outputs; None where it does not."""
+    """Shardings that a jitted function demands of its inputs and outputs; None where none."""
 
     def named(shardings: Sequence[Any]) -> list[Any]:
         return [s if isinstance(s, NamedSharding) else None for s in shardings]
@@ -76,7 +76,7 @@ def context(eqn: Equation):
 
 def surroundings() -> tuple:
     """What a trace depends on beside its arguments, for the key of a cache."""
-    config = jax.config
+    config: Any = jax.config
     mesh = jax.sharding.get_abstract_mesh()
     return (
         mesh,

@@ -1,9 +1,9 @@
 """Front ends: what a Linen module, an NNX module and a plain function are to the transformation.
 
-Each is a function of a pytree of parameters, which users differentiate by, and of what else it reads.
+Each is a function of a pytree of parameters, which users differentiate by, and of what else it
+reads.
 """
 
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -123,9 +123,7 @@ class NnxModel(FunctionModel):
     """A Flax NNX module; users differentiate by its state of `nnx.Param`."""
 
     def __init__(self, module: Any) -> None:
-        from flax import nnx
-
-        graph, params, extra = nnx.split(module, nnx.Param, ...)
+        graph, params, extra = _parts(module)
         self.shapes, self.module = jax.tree.map(_shape, params), module
         self._rest = (graph, extra)
         super().__init__(module)
@@ -161,7 +159,7 @@ class NnxModel(FunctionModel):
             graph, extra = rest
             module = nnx.merge(graph, params, extra)
             out = loss(module, *args, **kwargs)
-            graph, _, extra = nnx.split(module, nnx.Param, ...)
+            graph, _, extra = _parts(module)
             return out, (graph, extra)
 
         return function
@@ -172,7 +170,7 @@ class NnxModel(FunctionModel):
 
         if not isinstance(given, nnx.Module):
             return self._rest
-        graph, _, extra = nnx.split(given, nnx.Param, ...)
+        graph, _, extra = _parts(given)
         return graph, extra
 
     def put_back(self, given: PyTree, changed: PyTree) -> None:
@@ -201,6 +199,14 @@ def front_end(model: Any) -> FunctionModel:
         f"model is a {type(model).__name__}: must be a Linen module, an NNX module, or a function"
         " of (params, *args)"
     )
+
+
+def _parts(module: Any) -> tuple[Any, PyTree, PyTree]:
+    """Graph, state of `nnx.Param` and other state of an NNX module."""
+    from flax import nnx
+
+    graph, params, *extra = nnx.split(module, nnx.Param, ...)
+    return graph, params, extra[0]
 
 
 def _has_shape(value: Any) -> bool:

@@ -36,9 +36,7 @@ class GroupPolicies:
         for group in self.groups.values():
             policy = self.policies[group.num_columns, group.num_kept]
             fresh = {n: a for n, a in policy.init()._asdict().items() if a.size}
-            found[group.name] = {
-                n: jnp.tile(a, (*group.stack_shape, 1)) for n, a in fresh.items()
-            }
+            found[group.name] = {n: jnp.tile(a, (*group.stack_shape, 1)) for n, a in fresh.items()}
         return found
 
     def select(self, state: State, key: jax.Array) -> Selection:

@@ -1,6 +1,6 @@
 """`pbr_jax.prune`: any model, with the weight gradients of selected rows alone."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -70,7 +70,7 @@ def prune(
     exclude: Patterns | None = EXCLUDE,
     policy: str = "bandit",
     min_columns: int = 64,
-    learning: Learning = Learning(),
+    learning: Learning | None = None,
     **kwargs: Any,
 ) -> "Pruned":
     """Prunes the weight gradients of a model whose code stays as it is.
@@ -95,7 +95,7 @@ def prune(
       include, exclude: patterns of paths, regular expressions that are searched for.
       policy: "bandit" (Algorithm 2), "importance" or "uniform", see `pbr_jax.pruning`.
       min_columns: sites with fewer stay dense.
-      learning: how the policy follows the gradient.
+      learning: how the policy follows the gradient; None takes the defaults.
 
     Raises:
       ValueError: nothing can be pruned; a pattern names nothing, or only what cannot be pruned,
@@ -114,7 +114,7 @@ def prune(
         exclude=exclude,
         min_columns=min_columns,
     )
-    return Pruned(front, plan, GroupPolicies(plan.groups, policy, learning))
+    return Pruned(front, plan, GroupPolicies(plan.groups, policy, learning or Learning()))
 
 
 class Pruned:
@@ -204,7 +204,9 @@ class Pruned:
 
         return run
 
-    def gradients(self, loss: Callable[..., Any], has_aux: bool = False) -> Callable[..., "Gradients"]:
+    def gradients(
+        self, loss: Callable[..., Any], has_aux: bool = False
+    ) -> Callable[..., "Gradients"]:
         """`value_and_grad` as `(params, extra, selection, *batch) -> Gradients`, without effects.
 
         `extra` is a pytree of what else the model reads and changes, see `parts`.

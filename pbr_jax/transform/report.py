@@ -47,13 +47,13 @@ class Kept(NamedTuple):
     Attributes:
       cause: what computed them, by primitive.
       shape: text, `float32[8,16]`.
-      count: how many.
+      number: how many.
       num_bytes: of all.
     """
 
     cause: str
     shape: str
-    count: int
+    number: int
     num_bytes: int
 
 
@@ -94,13 +94,16 @@ class Report(NamedTuple):
         ]
         text = [markdown([titles, *rows]), "", "Not pruned, the largest first:"]
         dense = sorted(self.unpruned, key=lambda path: -self.sizes[path])
-        text += [f"  {path} ({format_bytes(self.sizes[path])}): {self.unpruned[path]}" for path in dense[:10]]
+        text += [
+            f"  {path} ({format_bytes(self.sizes[path])}): {self.unpruned[path]}"
+            for path in dense[:10]
+        ]
         if len(dense) > 10:
             text.append(f"  and {len(dense) - 10} more, see .unpruned")
         before, after = format_bytes(self.residual_bytes), format_bytes(self.residual_bytes_pruned)
         text += ["", f"Kept for the backward pass: {before} -> {after}; of it"]
         text += [
-            f"  {format_bytes(k.num_bytes)} in {k.count} of {k.shape}, by `{k.cause}`"
+            f"  {format_bytes(k.num_bytes)} in {k.number} of {k.shape}, by `{k.cause}`"
             for k in self.kept[:6]
         ]
         if self.temp_bytes is not None and self.temp_bytes_pruned is not None:
@@ -172,7 +175,9 @@ def _lines(pruned: Pruned, analysis: Any) -> list[Line]:
             kept = group.num_kept, group.num_columns
             pruned_figures = [figure // kept[1] * kept[0] for figure in (flops, num_bytes)]
             lines.append(
-                Line(path, group.name, *kept, flops, pruned_figures[0], num_bytes, pruned_figures[1])
+                Line(
+                    path, group.name, *kept, flops, pruned_figures[0], num_bytes, pruned_figures[1]
+                )
             )
     return lines
 

@@ -254,7 +254,7 @@ def _constrained(values: Sequence[Any], shardings: Sequence[Any]) -> list[Any]:
     """With the shardings that a jitted function demanded."""
     if all(sharding is None for sharding in shardings):
         return list(values)
-    found = []
+    found: list[Any] = []
     for value, sharding in zip(values, shardings, strict=True):
         if sharding is not None:
             place = functools.partial(lax.with_sharding_constraint, shardings=sharding)

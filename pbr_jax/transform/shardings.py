@@ -14,16 +14,14 @@ from jax.sharding import AxisType, PartitionSpec
 
 def spec_of(array: Any) -> tuple[Any, ...] | None:
     """The sharding of each axis, or None where the mesh has no explicit axis."""
-    sharding = getattr(jax.typeof(array), "sharding", None)
+    sharding: Any = getattr(jax.typeof(array), "sharding", None)
     mesh = getattr(sharding, "mesh", None)
     if mesh is None or mesh.empty or AxisType.Explicit not in mesh.axis_types:
         return None
     return tuple(sharding.spec) + (None,) * (array.ndim - len(sharding.spec))
 
 
-def placed(
-    function: Callable[..., Any], spec: Sequence[Any] | None, *args: Any
-) -> Any:
+def placed(function: Callable[..., Any], spec: Sequence[Any] | None, *args: Any) -> Any:
     """`function(*args)`, whose result lies as `spec` says; as it comes where that is None."""
     if spec is None:
         return function(*args)

@@ -1,8 +1,8 @@
-"""Sites: matrix products between an activation and a parameter, found in a jaxpr without running it.
+"""Sites: matrix products between an activation and a parameter, found in a jaxpr.
 
-`Analysis` walks the equations and notes how every parameter is used. The same three questions are
-asked again where `rewrite` evaluates them, by the same functions: `site_of`, `scan_entry` and
-`provenance.derive`.
+`Analysis` walks the equations, without running them, and notes how every parameter is used. The
+same three questions are asked again where `rewrite` evaluates them, by the same functions:
+`site_of`, `scan_entry` and `provenance.derive`.
 """
 
 import math

@@ -64,7 +64,7 @@ class Traced:
         shapes = [_abstract(leaf) for leaf in (*leaves, *arrays)]
         # A value's type belongs to it: 1, 1.0 and True are equal.
         typed = tuple((type(value), value) for value in fixed)
-        key = (tree, other_tree, tuple(dynamic), tuple(shapes), typed, jaxprs.surroundings())
+        key: Any = (tree, other_tree, tuple(dynamic), tuple(shapes), typed, jaxprs.surroundings())
         try:
             known = self._kept.get(key)
         except TypeError:  # an argument that has no hash

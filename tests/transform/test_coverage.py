@@ -37,7 +37,7 @@ def members(pruned):
 
 
 def test_encoder_of_linen():
-    """Stock layers, dropout and batch norm: q, k and v share one selection, the head stays dense."""
+    """Stock layers, dropout, batch norm: q, k and v share one selection, the head stays dense."""
 
     class Encoder(nn.Module):
         @nn.compact
@@ -95,13 +95,12 @@ def test_decoder_with_a_tied_table():
         h = normalised(x)
         q, k, v = ((h @ params[n]).reshape(2, 6, -1, 16) for n in ("q", "k", "v"))
         angle = jnp.arange(6.0)[:, None, None] * jnp.ones((1, 1, 8))
-        turn = lambda a: jnp.concatenate(  # noqa: E731
-            [
-                a[..., :8] * jnp.cos(angle)[None] - a[..., 8:] * jnp.sin(angle)[None],
-                a[..., 8:] * jnp.cos(angle)[None] + a[..., :8] * jnp.sin(angle)[None],
-            ],
-            axis=-1,
-        )
+
+        def turn(a):
+            sine, cosine = jnp.sin(angle)[None], jnp.cos(angle)[None]
+            one, two = a[..., :8], a[..., 8:]
+            return jnp.concatenate([one * cosine - two * sine, two * cosine + one * sine], axis=-1)
+
         k, v = (jnp.repeat(a, 2, axis=2) for a in (turn(k), v))
         x = x + attention(turn(q), k, v).reshape(2, 6, D) @ params["o"]
         h = normalised(x)
@@ -128,9 +127,7 @@ def test_scanned_layers_with_remat(axis):
 
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     layer = nn.remat(Layer, policy=policy, prevent_cse=False)
-    model = nn.scan(
-        layer, variable_axes={"params": axis}, split_rngs={"params": True}, length=3
-    )()
+    model = nn.scan(layer, variable_axes={"params": axis}, split_rngs={"params": True}, length=3)()
     x = numbers(0, 2, 5, D)
     params = variables_of(model, x, None)["params"]
     pruned = prune(model, x, None, keep=0.25)
@@ -265,7 +262,9 @@ def dense_model():
 
 
 def test_what_stays_dense_is_named_with_its_reason():
-    square = {n: (D, D) for n in ("custom", "cond", "good", "scaled", "first", "second", "carried")}
+    square = dict.fromkeys(
+        ("custom", "cond", "good", "scaled", "first", "second", "carried"), (D, D)
+    )
     params = weights(0, across=(2 * D, D), whole=(D, 2 * D), conv=(D, D, 1, 1), **square)
     params["across"] = params["across"].reshape(D, 2 * D)
     pruned = check(dense_model(), params, numbers(1, 4, D), tolerance=1e-5)

@@ -13,7 +13,7 @@ PROGRAM = pathlib.Path(__file__).parents[1] / "meshes.py"
 
 @pytest.fixture(scope="module")
 def found():
-    """`meshes.py` in a process of its own, for the number of devices is fixed with the first use."""
+    """`meshes.py` in its own process: the number of devices is fixed with the first use."""
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
     done = subprocess.run(
         [sys.executable, PROGRAM],
@@ -26,9 +26,7 @@ def found():
 
 
 @pytest.mark.parametrize("axes", ["Auto", "Explicit"])
-@pytest.mark.parametrize(
-    ("parallel", "share"), [("data", 0.2), ("fsdp", 0.5), ("tensor", 0.5)]
-)
+@pytest.mark.parametrize(("parallel", "share"), [("data", 0.2), ("fsdp", 0.5), ("tensor", 0.5)])
 def test_equal_to_one_device(found, axes, parallel, share):
     """To 2e-6, and all-reduces move at most so much of what the dense model's do."""
     error, moved, dense = found[f"{axes}-{parallel}"]

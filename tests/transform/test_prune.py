@@ -61,7 +61,10 @@ def test_keep_by_pattern(params, x):
     [
         ({"keep": {"w": 0.1, "nothing": 0.2}}, "keep names 'nothing': it matches no parameter"),
         ({"include": "nothing"}, "include names 'nothing': it matches no parameter; there are"),
-        ({"include": ["w", "b$"]}, "include names 'b\\$', which cannot be pruned: layers/0/b: used"),
+        (
+            {"include": ["w", "b$"]},
+            "include names 'b\\$', which cannot be pruned: layers/0/b: used",
+        ),
         ({"min_columns": 65}, "nothing can be pruned: .*64 columns, fewer than min_columns = 65"),
         ({"exclude": "w|head"}, "nothing can be pruned: .*named by exclude"),
         ({"keep": 0.0}, "keep = 0.0: must be in"),
@@ -76,7 +79,7 @@ def test_refuses_settings_by_name(params, x, arguments, message):
 
 def test_refuses_two_shares_of_one_activation():
     two = lambda params, x: x @ params["q"] + x @ params["k"]  # noqa: E731
-    with pytest.raises(ValueError, match="k: 0.5, q: 0.25: these read one activation"):
+    with pytest.raises(ValueError, match=r"k: 0\.5, q: 0\.25: these read one activation"):
         prune(two, weights(0, q=(D, D), k=(D, D)), numbers(0, 2, D), keep={"q": 0.25, "k": 0.5})
 
 
