@@ -66,8 +66,8 @@ def run(kind, parallel):
         placed = {"up": put(params["up"], up), "down": put(params["down"], down)}
         chosen = {name: put(columns, P()) for name, columns in selection.items()}
         spread = put(x, batch)
-        found = jax.jit(both(gradient))(placed, chosen, spread)
-        compiled = jax.jit(gradient).lower(placed, chosen, spread).compile()
+        compiled = jax.jit(both(gradient)).lower(placed, chosen, spread).compile()
+        found = compiled(placed, chosen, spread)
         dense = jax.jit(stock).lower(placed, spread).compile()
     found, expected = jax.tree.map(np.asarray, (found, expected))
     error = max(

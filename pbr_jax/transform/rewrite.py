@@ -239,7 +239,7 @@ def _without(outs: Sequence[Any], given: Sequence[Any], handed_on: dict[int, int
     The number of that output and of its input go to `handed_on`: outside, the operand stands for
     it. So do NNX's remat and scan return the parameters of their module.
     """
-    found = []
+    found: list[Any] = []
     for i, out in enumerate(outs):
         same = [j for j, value in enumerate(given) if value is out and isinstance(out, Tracked)]
         if same:

@@ -19,7 +19,7 @@ def model(params, x):
 
 @pytest.fixture(scope="module")
 def params():
-    return weights(0, stack=(3, D, D), q=(D, 80), k=(D, 80), out=(80, D))
+    return weights(0, stack=(3, D, D), q=(D, D), k=(D, D), out=(D, D))
 
 
 def made(params, policy="bandit", **kwargs):
@@ -48,7 +48,7 @@ def test_draws_and_learns_like_a_policy_of_each_group(params):
 
     selection, grads, packed, dense = run(params, jax.random.key(3), numbers(1, 4, D))
     jax.tree.map(np.testing.assert_array_equal, packed, dense)
-    assert [selection[name].shape for name in selection] == [(16,), (24,), (3, 16)]
+    assert [selection[name].shape for name in selection] == [(16,), (16,), (3, 16)]
     assert all(np.all(np.diff(columns) > 0) for columns in selection.values())
     policy = make_policy("bandit", D, 16)
     norms = sum(jnp.sum(grads[name] ** 2, axis=1) for name in ("q", "k"))

@@ -65,13 +65,13 @@ def arrays_of(tree, name, shape):
 def test_rows_that_were_never_selected_stand_still(pruned, params, name):
     """And so do their moments; selected ones move. MultiSteps draws anew for every part."""
     tx = freeze_unselected(OPTIMIZERS[name], pruned)
-    x, state, now = numbers(0, 4, D), tx.init(params), params
+    state, now = tx.init(params), params
     selections = [selection_of(pruned, seed) for seed in range(4)]
 
     @jax.jit
     def step(params, state, selection):
-        grads = jax.grad(loss)(params, x)
         masks = pruned.masks(selection)
+        grads = jax.tree.map(lambda p: 0.1 + p, params)
         grads["in"]["w"] *= masks["in/w"]
         grads["stack"] *= masks["stack"]
         updates, state = tx.update(grads, state, params, selection=selection)
@@ -98,7 +98,7 @@ def test_equals_the_plain_optimizer_where_all_is_selected(pruned, params):
     """Rows of one selection that never changes move as under the optimizer alone."""
     selection = selection_of(pruned)
     mask = np.asarray(pruned.masks(selection)["in/w"])[:, 0]
-    grads = jax.grad(loss)(params, numbers(0, 4, D))
+    grads = jax.tree.map(jnp.cos, params)
     tx, frozen = DECAYED, freeze_unselected(DECAYED, pruned)
     expected, _ = tx.update(grads, tx.init(params), params)
     actual, _ = frozen.update(grads, frozen.init(params), params, selection=selection)
