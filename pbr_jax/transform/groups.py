@@ -70,7 +70,12 @@ class Plan(NamedTuple):
 
 
 def path_of(keys: Sequence[Any]) -> str:
-    """The path of a leaf of a pytree, `encoder/layer_0/kernel`."""
+    """The path of a leaf of a pytree, `encoder/layer_0/kernel`.
+
+    The box that Linen's `with_partitioning` puts around a leaf has no name in it.
+    """
+    boxed = keys and keys[-1] == jax.tree_util.GetAttrKey("value")
+    keys = keys[:-1] if boxed else keys
     return jax.tree_util.keystr(tuple(keys), simple=True, separator="/")
 
 

@@ -85,14 +85,14 @@ class LinenModel(FunctionModel):
         """From the inputs of the module's call, which is initialised by shapes alone."""
         from flax.core import DenyList
 
-        arrays = {name: value for name, value in kwargs.items() if _has_shape(value)}
-        fixed = {name: value for name, value in kwargs.items() if name not in arrays}
+        args, kwargs = jax.tree.map(_shape, (args, dict(kwargs)))
+        arrays, rebuild = _arrays_of((args, kwargs))
 
-        def init(key, args, arrays):
-            return self.module.init({"params": key}, *args, **arrays, **fixed)
+        def init(key, arrays):
+            args, kwargs = rebuild(arrays)
+            return self.module.init({"params": key}, *args, **kwargs)
 
-        shapes = jax.tree.map(_shape, (args, arrays))
-        variables = dict(jax.eval_shape(init, jax.random.key(0), *shapes))
+        variables = dict(jax.eval_shape(init, jax.random.key(0), arrays))
         if "params" not in variables:
             raise ValueError(f"model = {type(self.module).__name__}: it has no parameters")
         params = variables.pop("params")
@@ -103,8 +103,7 @@ class LinenModel(FunctionModel):
             variables, mutable = {"params": params, **others}, DenyList(("params",))
             return self.module.apply(variables, *args, rngs=rngs, mutable=mutable, **kwargs)
 
-        args, arrays = shapes
-        return Example(function, params, (variables, *args), {**arrays, **fixed})
+        return Example(function, params, (variables, *args), kwargs)
 
     def split(self, given: PyTree) -> tuple[PyTree, PyTree]:
         """Variables are parameters and the other collections."""
@@ -211,6 +210,18 @@ def _parts(module: Any) -> tuple[Any, PyTree, PyTree]:
 
 def _has_shape(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _arrays_of(tree: PyTree) -> tuple[list[Any], Callable[[list[Any]], PyTree]]:
+    """What has a shape in a tree, and a function that puts their like there; all else stays."""
+    leaves, structure = jax.tree.flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if _has_shape(leaf)]
+
+    def rebuild(arrays):
+        new = dict(zip(places, arrays, strict=True))
+        return jax.tree.unflatten(structure, [new.get(i, leaf) for i, leaf in enumerate(leaves)])
+
+    return [leaves[i] for i in places], rebuild
 
 
 def _shape(leaf: Any) -> Any:

@@ -49,7 +49,7 @@ def test_encoder_of_linen():
 
     model, x = Encoder(), numbers(0, 2, 5, D)
     variables = variables_of(model, x, train=False)
-    pruned = prune(model, x, keep=0.25, train=True)
+    pruned = prune(model, x, True, keep=0.25)
     names = ("key", "query", "value", "out")
     attn = [f"MultiHeadDotProductAttention_0/{name}/kernel" for name in names]
     assert members(pruned) == [
