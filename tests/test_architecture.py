@@ -27,7 +27,7 @@ CHAIN = [
     {"gpu", "measure", "npz", "pruning", "freeze", "weights"},
     {"kernels"},
     {"ops"},
-    {"layers"},
+    {"layers", "transform"},
     {"models"},
     {"data"},
     # One training, then what is around it.
@@ -48,6 +48,7 @@ FORBIDDEN = {
     "ops": {"configs", "families", "settings", "datasets", "methods", "pruning", "weights"},
     "layers": {"configs", "families", "settings", "datasets", "methods", "pruning", "weights"},
     "data": {"configs", "families", "settings", "methods", "plans", "models", "ops", "kernels"},
+    "transform": {"configs", "families", "settings", "datasets", "methods", "weights", "kernels"},
 }
 
 # Imported where they are used: slow to import, or not installed everywhere.
