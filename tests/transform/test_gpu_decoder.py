@@ -48,9 +48,9 @@ def turned(x):
     angle = jnp.arange(x.shape[2], dtype=jnp.float32)[:, None] * rate[None]
     sine, cosine = jnp.sin(angle)[None, None], jnp.cos(angle)[None, None]
     one, two = (part.astype(jnp.float32) for part in jnp.split(x, 2, axis=-1))
-    return jnp.concatenate(
-        [one * cosine - two * sine, two * cosine + one * sine], axis=-1
-    ).astype(x.dtype)
+    return jnp.concatenate([one * cosine - two * sine, two * cosine + one * sine], axis=-1).astype(
+        x.dtype
+    )
 
 
 POLICIES = {
@@ -61,9 +61,7 @@ POLICIES = {
 
 def compiled_temp(policy, pruned):
     block = nn.remat(Block, policy=POLICIES[policy], prevent_cse=False)
-    model = nn.scan(
-        block, variable_axes={"params": 0}, split_rngs={"params": True}, length=DEPTH
-    )()
+    model = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=DEPTH)()
     x = jax.ShapeDtypeStruct((16, 1024, WIDTH), jnp.bfloat16)
     params = jax.eval_shape(model.init, jax.random.key(0), x, None)
 

@@ -36,7 +36,7 @@ def test_lines(found):
 
 
 def test_bytes_kept(found):
-    """x is an input of the model and no residual; its selected columns are 4 x 16 numbers."""
+    """The input x of the model is no residual; its selected columns are 4 x 16 numbers."""
     assert found.residual_bytes - found.residual_bytes_pruned == 4 * (D - 16) * 4 - 4 * 16 * 4
     assert sum(kept.num_bytes for kept in found.kept) == found.residual_bytes_pruned
 
