@@ -1,5 +1,7 @@
 """`pbr_jax.prune`: any model, with the weight gradients of selected rows alone."""
 
+import functools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -131,6 +133,7 @@ class Pruned:
         self._layouts, self._group_of = plan.layouts, plan.group_of
         self._apply = Traced(front.call)
         self.unpruned = dict(plan.dense)
+        self._known = _KnownSelections()
 
     def __repr__(self) -> str:
         return (
@@ -199,6 +202,7 @@ class Pruned:
             params, extra = self._front.params_of(given), self._front.extra(given)
             found = gradients(params, extra, selection, *batch, **kwargs)
             self._front.put_back(given, found.extra)
+            self._known.add(found.grads, selection)
             value = (found.value, found.aux) if has_aux else found.value
             return value, found.grads
 
@@ -271,8 +275,20 @@ class Pruned:
         self._front.put_back(params, changed)
         return out
 
-    def dense(self, grads: PyTree, selection: Selection) -> PyTree:
-        """Packed gradients in the shape of the parameters, zero in the rows not selected."""
+    def dense(self, grads: PyTree, selection: Selection | None = None) -> PyTree:
+        """Packed gradients in the shape of the parameters, zero in the rows not selected.
+
+        Args:
+          grads: what `value_and_grad` gave.
+          selection: that of those gradients. It may be left out for the very arrays that
+            `value_and_grad` returned, in the same trace if there is one; a sum of gradients, or the
+            output of a jitted function, does not know its columns.
+
+        Raises:
+          ValueError: there is no selection, or grads are of another model.
+        """
+        if selection is None:
+            selection = self._known.of(grads)
         return self._map_packed(
             grads,
             selection,
@@ -363,6 +379,32 @@ class Pruned:
                     " pass it with the batch"
                 )
         return dict(enumerate(leaves))
+
+
+class _KnownSelections:
+    """The selection of gradients that were just computed, as long as their arrays live."""
+
+    def __init__(self) -> None:
+        self._by_array: dict[int, tuple[weakref.ref, Selection]] = {}
+
+    def add(self, grads: PyTree, selection: Selection) -> None:
+        """Keeps it under every array of `grads`; arrays have no hash, and go by their identity."""
+        for leaf in jax.tree.leaves(grads):
+            key = id(leaf)
+            forget = functools.partial(lambda key, gone: self._by_array.pop(key, None), key)
+            self._by_array[key] = (weakref.ref(leaf, forget), selection)
+
+    def of(self, grads: PyTree) -> Selection:
+        """The one selection of all arrays of `grads`."""
+        found = [self._by_array.get(id(leaf)) for leaf in jax.tree.leaves(grads)]
+        known = {id(own[1]): own[1] for own in found if own is not None}
+        if None in found or len(known) != 1:
+            raise ValueError(
+                "selection: must be given for gradients that are not the very arrays that"
+                " value_and_grad returned, such as sums of them or outputs of a jitted function:"
+                " pruned.dense(grads, selection)"
+            )
+        return known.popitem()[1]
 
 
 def _unselected(path: str) -> str:

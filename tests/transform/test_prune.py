@@ -155,6 +155,26 @@ def test_a_loss_may_cast_parameters(pruned, params, x):
     assert grads["layers"][0]["w"].dtype == jnp.float32
 
 
+def test_gradients_know_their_selection_while_they_live(pruned, params, x):
+    selection = selection_of(pruned)
+    gradient = pruned.value_and_grad(loss_of(model))
+
+    @jax.jit
+    def both(params, selection, x):
+        _, grads = gradient(params, selection, x)
+        return pruned.dense(grads), grads
+
+    dense, grads = both(params, selection, x)
+    _, eager = gradient(params, selection, x)
+    for found in (pruned.dense(eager), pruned.dense(grads, selection)):
+        jax.tree.map(np.testing.assert_array_equal, found, dense)
+    with pytest.raises(ValueError, match=r"pruned\.dense\(grads, selection\)"):
+        pruned.dense(grads)
+    assert len(pruned._known._by_array) == len(jax.tree.leaves(params))
+    del eager
+    assert not pruned._known._by_array
+
+
 def test_has_aux_keywords_and_integers(pruned, params, x):
     def loss(params, x, *, scale, labels, mode):
         out = model(params, x)
