@@ -103,7 +103,7 @@ class LinenModel(FunctionModel):
             variables, mutable = {"params": params, **others}, DenyList(("params",))
             return self.module.apply(variables, *args, rngs=rngs, mutable=mutable, **kwargs)
 
-        return Example(function, params, (variables, *args), kwargs)
+        return Example(function, params, (variables, *args), dict(kwargs))
 
     def split(self, given: PyTree) -> tuple[PyTree, PyTree]:
         """Variables are parameters and the other collections."""

@@ -166,8 +166,9 @@ def test_gradients_know_their_selection_while_they_live(pruned, params, x):
 
     dense, grads = both(params, selection, x)
     _, eager = gradient(params, selection, x)
-    for found in (pruned.dense(eager), pruned.dense(grads, selection)):
-        jax.tree.map(np.testing.assert_array_equal, found, dense)
+    equal = np.testing.assert_array_equal
+    jax.tree.map(equal, dense, pruned.dense(grads, selection))
+    jax.tree.map(equal, pruned.dense(eager), pruned.dense(eager, selection))
     with pytest.raises(ValueError, match=r"pruned\.dense\(grads, selection\)"):
         pruned.dense(grads)
     assert len(pruned._known._by_array) == len(jax.tree.leaves(params))
