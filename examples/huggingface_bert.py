@@ -5,7 +5,7 @@
 
 Version 4.57 is the last with Flax models. A small BERT begins at random weights, since nothing is
 downloaded; `FlaxBertForSequenceClassification.from_pretrained` gives one that is trained. The task
-needs attention: are the first and the last word of a sentence in the same half of the vocabulary?
+needs attention: is one of three words anywhere in a sentence?
 """
 
 import argparse
@@ -33,14 +33,13 @@ CONFIG = BertConfig(
 def sentences(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Words `[B, N]` and labels `[B]`."""
     words = generator.integers(0, VOCABULARY, (BATCH, LENGTH)).astype(np.int32)
-    half = words >= VOCABULARY // 2
-    return words, (half[:, 0] == half[:, -1]).astype(np.int32)
+    return words, np.any(words < 3, axis=1).astype(np.int32)
 
 
 def main() -> None:
     """Prunes, trains and tests."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--keep", type=float, default=0.1, help="fraction of the columns")
     args = parser.parse_args()
 
