@@ -79,11 +79,13 @@ def compiled_temp(policy, pruned):
     return memory(compile_for(pruned.value_and_grad(loss), args, CARDS["h200"])).temp_bytes
 
 
-@pytest.mark.parametrize(("policy", "ceiling"), [("nothing", 1.5e9), ("products", 4.7e9)])
-def test_checkpoints_keep_what_they_kept(policy, ceiling):
+@pytest.mark.parametrize("policy", POLICIES)
+def test_checkpoints_keep_what_they_kept(policy):
     """A policy that saves products still sees them: nothing else is recomputed or kept."""
-    dense, pruned = compiled_temp(policy, False), compiled_temp(policy, True)
+    with jax.numpy_dtype_promotion("standard"):  # Flax' norms mix their types
+        dense, pruned = compiled_temp(policy, False), compiled_temp(policy, True)
     assert pruned <= 1.01 * dense
-    assert pruned <= ceiling
-    if policy == "products":
+    if policy == "nothing":
+        assert pruned <= 1.5e9
+    else:
         assert pruned >= 0.9 * dense
