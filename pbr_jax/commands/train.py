@@ -22,7 +22,7 @@ from pbr_jax.gpu import memory as compiled_memory
 from pbr_jax.memory.budget import explain_out_of_memory, settle
 from pbr_jax.memory.room import check_room
 from pbr_jax.memory.use import MemoryUse, memory_use
-from pbr_jax.report.page import write_report
+from pbr_jax.reports.page import write_report
 from pbr_jax.runs import held, history, metrics, run
 from pbr_jax.runs.checkpoints import Checkpointer
 from pbr_jax.runs.claim import look

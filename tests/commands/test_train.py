@@ -37,7 +37,7 @@ def start():
     def train(workdir, *flags, figures=False):
         with pytest.MonkeyPatch.context() as patch:
             for name in () if figures else ("curves", "columns", "memory"):
-                patch.setattr(f"pbr_jax.report.figures.{name}", lambda *arrays: "")
+                patch.setattr(f"pbr_jax.reports.figures.{name}", lambda *arrays: "")
             return cli.main(["train", *TINY, "--workdir", str(workdir), *flags])
 
     yield train
@@ -154,7 +154,7 @@ def test_helper_files_that_cannot_be_written_do_not_stop_a_run(
     monkeypatch.setattr("pbr_jax.files.Appended.append", full)
     for place in ("runs.metrics.write_text", "runs.metrics.write_json", "runs.history.write_bytes"):
         monkeypatch.setattr(f"pbr_jax.{place}", full)
-    monkeypatch.setattr("pbr_jax.report.page.write_text", full)
+    monkeypatch.setattr("pbr_jax.reports.page.write_text", full)
     monkeypatch.setattr("pathlib.Path.symlink_to", full)
     assert start(tmp_path, "--config.log_every=1") == 0
     printed = capsys.readouterr().out
