@@ -11,7 +11,7 @@ from jax.extend.core import jaxpr_as_fun
 from pbr_jax.gpu import compile_for, find_card, memory
 from pbr_jax.measure.text import format_bytes, markdown
 from pbr_jax.transform.jaxprs import is_variable
-from pbr_jax.transform.prune import Pruned
+from pbr_jax.transform.pruned import Pruned
 
 PyTree = Any
 _ADVICE = (

@@ -9,7 +9,7 @@ import optax
 
 from pbr_jax.freeze import freeze_unselected
 from pbr_jax.transform.policies import State
-from pbr_jax.transform.prune import Pruned
+from pbr_jax.transform.pruned import Pruned
 
 PyTree = Any
 
@@ -80,12 +80,14 @@ def train_step(
         return TrainState(step, params, extra, frozen.init(params), pruned.init())
 
     def step(state, key, *batch):
+        # Columns first, since the forward pass keeps only these (lines 5-6).
         selection = pruned.select(state.pruning, key)
         if accumulate == 1:
             found = gradients(state.params, state.extra, selection, *batch)
             value, aux, grads, extra = found
         else:
             value, aux, grads, extra = _averaged(gradients, accumulate, state, selection, batch)
+        # The policies learn from packed rows (line 24); Optax takes them in the parameters' shape.
         pruning = pruned.learn(state.pruning, selection, grads)
         dense = pruned.dense(grads, selection)
         updates, opt_state = frozen.update(
@@ -100,6 +102,7 @@ def train_step(
 
 def _averaged(gradients, accumulate, state, selection, batch):
     """Mean loss and packed gradients of equal parts of a batch; the model changes with each."""
+    # Shapes of a part's loss and gradients, to begin the sums with.
     parts = jax.tree.map(lambda array: _split(array, accumulate), batch)
     first = jax.eval_shape(
         lambda part: gradients(state.params, state.extra, selection, *part),
