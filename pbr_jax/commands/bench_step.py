@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    methods = step.checked_methods(args.methods)
+    methods = step.checked_methods(args.arguments.config, args.methods)
     report.check_rounds(args.rounds)
     found = step.measure(args.arguments.config, methods, args.rounds)
     # The least that a full step could take, by its matrix products alone.
