@@ -20,7 +20,7 @@ from pbr_jax.kernels.row_update import Rule, Scalars
 from pbr_jax.ops import dispatch
 from pbr_jax.ops.arrays import as_matrix
 from pbr_jax.plans import Implementation
-from pbr_jax.training.slices import Rows, is_slices
+from pbr_jax.training.slices import ALL, Rows, is_slices
 
 PyTree = Any
 

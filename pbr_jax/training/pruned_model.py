@@ -34,7 +34,8 @@ class PrunedModel(NamedTuple):
         is zeros of the packed shape, and `frozen` holds it whole.
       loss: `(trained, frozen, extra, selection, batch, key) -> (loss, (figures, extra))`, to be
         differentiated by `trained`. The key is that of dropout.
-      slices: `(selection, params) -> tree`, like the parameters, of `slices.Slices`: what the optimizer moves.
+      slices: `(selection, params) -> tree`, like the parameters, of `slices.Slices`: what the
+        optimizer moves.
       pack: `(selection, grads) -> grads`, without what `slices` leaves out.
       unbias: `(state, selection, grads) -> grads`, kept rows divided by the probability that they
         were drawn with (Theorem 1).
