@@ -31,7 +31,7 @@ class Mixer(nnx.Module):
         self.layers = nnx.List(
             [nnx.Linear(n, WIDTH, rngs=rngs) for n in (64, WIDTH)],
         )
-        self.norm = nnx.BatchNorm(WIDTH, rngs=rngs)
+        self.norm = nnx.BatchNorm(WIDTH, momentum=0.9, rngs=rngs)
         self.dropout = nnx.Dropout(0.1, rngs=rngs)
         self.head = nnx.Linear(WIDTH, classes, rngs=rngs)
 
@@ -53,7 +53,8 @@ class Bag(nn.Module):
         table = self.param("table", nn.initializers.normal(0.1), (self.words, WIDTH))
         kernel = self.param("kernel", nn.initializers.normal(0.1), (WIDTH, WIDTH))
         real = jnp.arange(ids.shape[1])[None] < lengths[:, None]
-        x = jnp.where(real[..., None], table[ids] @ kernel.T, 0).sum(1) / lengths[:, None]
+        x = jnp.where(real[..., None], table[ids] @ kernel.T, 0).sum(1)
+        x = x / lengths[:, None].astype(x.dtype)
         return nn.Dense(self.classes, name="head")(nn.gelu(x))
 
 
@@ -65,13 +66,18 @@ def pretrained_mlp(model):
     """Without the head of its new classes."""
     module = Mlp(model.num_classes)
     example = np.zeros((1, model.image_size, model.image_size, model.channels), np.float32)
-    variables = jax.tree.map(np.asarray, module.init(jax.random.key(7), example, train=False))
+    variables = module.init(jax.random.key(7), example, train=False)
     del variables["params"]["head"]
     return module, ["image"], variables
 
 
 def mixer(model, rngs):
     return Mixer(model.num_classes, rngs), "image"
+
+
+def ready_mixer(model):
+    """Made by itself, whatever the seed."""
+    return Mixer(model.num_classes, nnx.Rngs(5)), "image"
 
 
 def bag(model):

@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> int:
     return report.finish(
         args,
         found,
-        f"{found['family']}, {found['tokens']} tokens, batch {found['batch']}, {found['dtype']}; at"
+        f"{found['family']}, batch {found['batch']}, {found['dtype']}; at"
         f" that rate the matrix products of a full step take {1e3 * least:.3g} ms.",
         report.table(step.table(found)),
         "\nms: median and half of the distance of the quartiles; ratios: median and quartiles."

@@ -54,8 +54,10 @@ def random_params(config: Config, parts: from_config.Parts) -> Any:
 
 def new_run(prepared: Prepared, params: Any, batch: Batch) -> timing.Run:
     """A step that goes on from the state of the one before; `params` are copied."""
-    copied = jax.tree.map(jnp.copy, params)
-    state = from_config.new_state(prepared.config, prepared.parts, copied)
+    copied, parts = jax.tree.map(jnp.copy, params), prepared.parts
+    _, like = parts.model.shapes()
+    extra = jax.tree.map(lambda spec: jnp.ones(spec.shape, spec.dtype), like)
+    state = from_config.new_state(prepared.config, parts, copied, extra)
 
     def keep(result):
         nonlocal state

@@ -38,4 +38,5 @@ def family(place: str) -> Family:
         # Those of texts are the same for every model.
         integers=bert.FAMILY.integers,
         lengths=bert.FAMILY.lengths,
+        published="pbr_jax.weights.own:PUBLISHED",
     )

@@ -1,5 +1,6 @@
 """A user's own module for the trainer: pruned by `transform`, as its code stays as it is."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,17 +12,21 @@ from pbr_jax.configs.common import Config
 from pbr_jax.families import Family
 from pbr_jax.methods import Method
 from pbr_jax.models.inputs import input_specs
-from pbr_jax.models.own import OwnModel, make_own
+from pbr_jax.models.own import make_own
+from pbr_jax.models.own_call import OwnModel
 from pbr_jax.ops.arrays import squared_norms
 from pbr_jax.plans import Keep
 from pbr_jax.pruning import Learning
+from pbr_jax.training import pretrained
 from pbr_jax.training.own_blocks import Blocks
 from pbr_jax.training.pruned_model import PrunedModel, objective
 from pbr_jax.training.slices import ALL, Rows, Slices
+from pbr_jax.training.state import EXTRA, as_tree
 from pbr_jax.training.task import Task
 from pbr_jax.transform.attach import Layout
 from pbr_jax.transform.prune import prune
 from pbr_jax.transform.pruned import Pruned
+from pbr_jax.weights import load, published, read
 
 PyTree = Any
 
@@ -44,7 +49,10 @@ class LayoutRows(NamedTuple):
 
 def own_model(config: Config, family: Family, method: Method, task: Task) -> PrunedModel:
     """The module that the function of a family makes, its products pruned if `method` does that."""
-    own = make_own(family.build, config.model)
+    # An export of ours is loaded here; any other weights are the function's to read.
+    export = pretrained.own_export(config.model)
+    given = config.model if export is None else dataclasses.replace(config.model, weights=None)
+    own = make_own(family.build, given)
     specs = functools.partial(input_specs, config.data.source.kind, config.model)
 
     def loss(params, extra, batch, key):
@@ -58,7 +66,14 @@ def own_model(config: Config, family: Family, method: Method, task: Task) -> Pru
         return found
 
     def begin(seed, class_names=None):
-        return own.begin(seed, specs(1))
+        params, extra, notes = own.begin(seed, specs(1))
+        if export is None:
+            return params, extra, notes
+        sizes = published(family.build).sizes(config.model)
+        found = read(export)
+        loaded = load(found, family.build, sizes, as_tree(params, extra), class_names)
+        tree = jax.tree.map(jnp.asarray, loaded.params)
+        return tree, tree.pop(EXTRA, extra), loaded.notes
 
     shared = {
         "module": own.module,

@@ -9,6 +9,13 @@ import optax
 from pbr_jax.training.optimizer import Optimizer
 from pbr_jax.training.pruned_model import PrunedModel
 
+EXTRA = "_extra"  # in an exported tree, beside parameters
+
+
+def as_tree(params: dict[str, Any], extra: Any) -> dict[str, Any]:
+    """Parameters and what else the model changes as one tree, as it is exported."""
+    return {**params, EXTRA: extra} if jax.tree.leaves(extra) else params
+
 
 class TrainState(NamedTuple):
     """Everything that a step changes."""
