@@ -18,9 +18,8 @@ def of_nnx(module: nnx.Module, reads: Reads, module_of: Callable[[int], nnx.Modu
 
     def parts(module):
         """Graph; parameters, what else moves, streams of random numbers, what is sown."""
-        graph, params, streams, sown, extra = nnx.split(
-            module, nnx.Param, nnx.RngState, nnx.Intermediate, ...
-        )
+        kinds = nnx.Param, nnx.RngState, nnx.Intermediate, ...
+        graph, *(params, streams, sown, extra) = nnx.split(module, *kinds)
         return graph, params, extra, streams, sown
 
     call = Caller(type(module), reads)

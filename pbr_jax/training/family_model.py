@@ -84,7 +84,6 @@ def family_model(config: Config, family: Family, method: methods.Method, task: T
         module,
         module.input_specs,
         lambda: jax.eval_shape(lambda: fresh(0)),
-        fresh,
         begin,
         outputs,
         selector.init,

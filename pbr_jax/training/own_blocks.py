@@ -29,7 +29,7 @@ class Blocks:
             alike.setdefault(kind, []).append(name)
         # A site whose groups keep different numbers is several, each called by its first group.
         counts = Counter(pattern for pattern, _, _ in alike)
-        self._sites = {
+        self.sites = {
             pattern if counts[pattern] == 1 else names[0]: sorted(names, key=_natural)
             for (pattern, _, _), names in alike.items()
         }
@@ -37,7 +37,7 @@ class Blocks:
     def joined(self, state: State) -> SelectorState:
         """Leaves `[L, D]`, and `[L, 0]` of a field that the policy has no use for."""
         columns = {}
-        for site, names in self._sites.items():
+        for site, names in self.sites.items():
             rows = {
                 field: [state[n][field].reshape(-1, state[n][field].shape[-1]) for n in names]
                 for field in state[names[0]]
@@ -50,7 +50,7 @@ class Blocks:
     def apart(self, state: SelectorState) -> State:
         """The inverse of `joined`."""
         found: State = {}
-        for site, names in self._sites.items():
+        for site, names in self.sites.items():
             start = 0
             for name in names:
                 stack = self._stacks[name]

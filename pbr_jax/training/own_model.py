@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from pbr_jax.models.own_call import OwnModel
 from pbr_jax.ops.arrays import squared_norms
 from pbr_jax.plans import Keep
 from pbr_jax.pruning import Learning
+from pbr_jax.reading import few
 from pbr_jax.training import pretrained
 from pbr_jax.training.own_blocks import Blocks
 from pbr_jax.training.pruned_model import PrunedModel, objective
@@ -65,27 +67,27 @@ def own_model(config: Config, family: Family, method: Method, task: Task) -> Pru
         found, _ = own.apply(*variables, batch, jax.random.key(0), False)
         return found
 
+    pruned = None if method.policy is None else _pruned(config, method, own)
+    said = [] if pruned is None else _notes(pruned)
+
     def begin(seed, class_names=None):
         params, extra, notes = own.begin(seed, specs(1))
         if export is None:
-            return params, extra, notes
+            return params, extra, said + notes
         sizes = published(family.build).sizes(config.model)
         found = read(export)
         loaded = load(found, family.build, sizes, as_tree(params, extra), class_names)
         tree = jax.tree.map(jnp.asarray, loaded.params)
-        return tree, tree.pop(EXTRA, extra), loaded.notes
+        return tree, tree.pop(EXTRA, extra), said + loaded.notes
 
-    shared = {
-        "module": own.module,
-        "input_specs": specs,
-        "shapes": lambda: own.shapes(specs(1)),
-        "fresh": lambda seed: begin(seed)[:2],
-        "begin": begin,
-        "outputs": outputs,
-    }
-    if method.policy is None:
-        return PrunedModel(**shared, **_dense(loss))
-    return PrunedModel(**shared, **_columns(_pruned(config, method, own), loss))
+    return PrunedModel(
+        module=own.module,
+        input_specs=specs,
+        shapes=lambda: own.shapes(specs(1)),
+        begin=begin,
+        outputs=outputs,
+        **(_dense(loss) if pruned is None else _columns(pruned, loss)),
+    )
 
 
 def _pruned(config: Config, method: Method, own: OwnModel) -> Pruned:
@@ -107,6 +109,20 @@ def _pruned(config: Config, method: Method, own: OwnModel) -> Pruned:
         policy=method.policy,
         learning=Learning(p.step_size, p.min_prob, p.offset),
     )
+
+
+def _notes(pruned: Pruned) -> list[str]:
+    """What is pruned, and which matrices are not and why, a line each."""
+    sites = Blocks(pruned.groups).sites
+    listed = []
+    for site, names in sites.items():
+        group = pruned.groups[names[0]]
+        listed.append(f"{site} keeps {group.num_kept} of {group.num_columns} columns")
+    shapes = dict(zip(pruned.plan.paths, pruned.plan.shapes, strict=True))
+    large = sorted(pruned.unpruned, key=lambda path: -math.prod(shapes[path]))
+    dense = [f"{path} ({pruned.unpruned[path]})" for path in large if len(shapes[path]) > 1]
+    lines = [f"pruned: {few(listed, 8)}"]
+    return lines + ([f"not pruned: {few(dense, 4)}"] if dense else [])
 
 
 def _by_pattern(keep: Keep) -> float | dict[str, float]:

@@ -24,7 +24,6 @@ class PrunedModel(NamedTuple):
       module: the Flax module, for those who know its kind.
       input_specs: `batch_size -> {name: shape and dtype}` of what it reads of a batch.
       shapes: `() -> (params, extra)` as shapes and dtypes; nothing is computed.
-      fresh: `seed -> (params, extra)`, not pretrained.
       begin: `(seed, class_names) -> (params, extra, notes)` before the first step: pretrained where
         the configuration says so, with notes on how.
       outputs: `((params, extra), batch) -> [B, ...]`, in evaluation.
@@ -47,7 +46,6 @@ class PrunedModel(NamedTuple):
     module: Any
     input_specs: Callable[[int], dict[str, jax.ShapeDtypeStruct]]
     shapes: Callable[[], tuple[PyTree, PyTree]]
-    fresh: Callable[[int], tuple[PyTree, PyTree]]
     begin: Callable[..., tuple[PyTree, PyTree, list[str]]]
     outputs: Callable[[tuple[PyTree, PyTree], Batch], Any]
     policies: Callable[[], PyTree]

@@ -182,7 +182,11 @@ def test_what_a_run_donates_is_there_for_the_next(name):
 def test_pretrained_parameters_are_taken_and_the_rest_is_new():
     parts, _ = start("pretrained_mlp")
     params, extra, notes = parts.model.begin(3, None)
-    assert notes == ["not among the weights, so new: head"]
+    assert notes == [
+        "pruned: hidden_*/kernel keeps 8 of 64 columns",
+        "not pruned: head/kernel (named by exclude)",
+        "not among the weights, so new: head",
+    ]
     other, _, _ = parts.model.begin(4, None)
     np.testing.assert_array_equal(params["hidden_0"]["kernel"], other["hidden_0"]["kernel"])
     assert (params["head"]["kernel"] != other["head"]["kernel"]).any()
