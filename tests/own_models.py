@@ -24,6 +24,28 @@ class Mlp(nn.Module):
         return nn.Dense(self.classes, name="head")(x)
 
 
+class Block(nn.Module):
+    """A residual block for `nn.scan`."""
+
+    @nn.compact
+    def __call__(self, x, _):
+        return x + nn.Dense(WIDTH, name="mlp")(nn.gelu(x)), None
+
+
+class Scanned(nn.Module):
+    """Linen, with rematerialised blocks in a scan."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, images):
+        blocks = nn.scan(
+            nn.remat(Block), variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+        )
+        x, _ = blocks(name="blocks")(images.reshape(images.shape[0], -1), None)
+        return nn.Dense(self.classes, name="head")(x)
+
+
 class Mixer(nnx.Module):
     """NNX, with dropout."""
 
@@ -60,6 +82,10 @@ class Bag(nn.Module):
 
 def mlp(model):
     return Mlp(model.num_classes), "image"
+
+
+def scanned(model):
+    return Scanned(model.num_classes), "image"
 
 
 def pretrained_mlp(model):
