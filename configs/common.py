@@ -15,7 +15,7 @@ from pbr_jax.datasets import SOURCES, Augment, OnError, Source
 from pbr_jax.methods import METHODS
 from pbr_jax.plans import Keep, ResidualPlan
 
-__all__ = ["Config", "Data", "Keep", "Model", "Optimizer", "Plan", "Pruning"]
+__all__ = ["Config", "Data", "Keep", "Mesh", "Model", "Optimizer", "Plan", "Pruning"]
 
 
 class Rule(NamedTuple):
@@ -349,6 +349,18 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """The devices of a run."""
+
+    data: int | None = setting(
+        None,
+        "devices that share a batch; none = as many of those that JAX sees as divide it",
+        within(1, 2**16),
+        resume_safe=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """One run."""
 
@@ -377,3 +389,4 @@ class Config:
     model: Model = Model()
     data: Data = Data()
     optimizer: Optimizer = Optimizer()
+    mesh: Mesh = Mesh()

@@ -46,6 +46,7 @@ from pbr_jax.settings.ties import tie_faults
 from pbr_jax.settings.variants import for_family, split_methods, with_method
 from pbr_jax.training.begin import train_batches
 from pbr_jax.training.inputs import input_notes, load_data, make_inputs, settled
+from pbr_jax.training.mesh import settled_devices
 
 _WIDE = 104  # characters that the whole table takes
 _PAPERS = [name for name in METHODS if name.startswith("prebackrazor")]
@@ -84,7 +85,9 @@ def main(args: argparse.Namespace) -> int:
 
 def compare(args: argparse.Namespace, methods: Sequence[str], out: Path) -> int:
     """Compares methods in the folder `out`."""
-    config, notes = settled(args.arguments.config)
+    config, notes = settled_devices(args.arguments.config)
+    config, more = settled(config)
+    notes += more
     runs = {method: with_method(config, method, keep_plan=True) for method in ("full", *methods)}
     # What the run may be, another method may not: its parts of the batch, for one.
     faults = [f"--methods {m}: {fault}" for m, run in runs.items() for fault in tie_faults(run, ())]

@@ -42,6 +42,7 @@ from pbr_jax.settings.variants import fully_fine_tuned
 from pbr_jax.training import from_config
 from pbr_jax.training.inputs import input_notes, load_data, make_inputs, settled
 from pbr_jax.training.loop import Observer, train
+from pbr_jax.training.mesh import settled_devices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,14 +72,15 @@ def fine_tune(args: argparse.Namespace, owner: Ownership) -> int:
     """Trains or resumes in the folder of `owner`, as `main`."""
     began = time.monotonic()
     arguments: Arguments = args.arguments
-    config, workdir = arguments.config, owner.folder
+    workdir = owner.folder
+    config, devices = settled_devices(arguments.config)
     console = Console(config.steps)
     say = console.message
     checkpoints = Checkpointer(workdir / run.CHECKPOINTS, config.keep_checkpoints, say)
     # A run that goes on keeps its settings but for those that may change.
     claim = look(workdir, checkpoints.steps(), args.force)
     config, chosen = settle(config, claim.saved)
-    notes = owner.notes + claim.notes + chosen
+    notes = owner.notes + claim.notes + devices + chosen
     if claim.saved is not None:
         notes += settings.check_resume(claim.saved, config, workdir)
     config, more = settled(config, claim.saved)
@@ -179,9 +181,10 @@ def headline(config: Config, parts: from_config.Parts) -> str:
     """The run in one line."""
     params = from_config.state_shapes(config, parts).params
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    kind, number = jax.devices()[0].device_kind, config.mesh.data or 1
     return (
         f"{config.name} · {config.steps} steps of {config.batch_size} examples ·"
-        f" {count / 1e6:.2f} M parameters · {jax.devices()[0].device_kind}"
+        f" {count / 1e6:.2f} M parameters · {f'{number} x ' if number > 1 else ''}{kind}"
     )
 
 

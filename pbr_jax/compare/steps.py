@@ -57,7 +57,8 @@ def new_run(prepared: Prepared, params: Any, batch: Batch) -> timing.Run:
     copied, parts = jax.tree.map(jnp.copy, params), prepared.parts
     _, like = parts.model.shapes()
     extra = jax.tree.map(lambda spec: jnp.ones(spec.shape, spec.dtype), like)
-    state = from_config.new_state(prepared.config, parts, copied, extra)
+    state = parts.placement.state(from_config.new_state(prepared.config, parts, copied, extra))
+    batch = parts.placement.batch(batch)
 
     def keep(result):
         nonlocal state

@@ -22,7 +22,7 @@ from pbr_jax.gpu import Card, MemoryReport, compile_for, memory
 from pbr_jax.memory import cost
 from pbr_jax.memory.largest_batch import largest_batch
 from pbr_jax.memory.use import MemoryUse, memory_use, tree_bytes
-from pbr_jax.settings.resolve import batch_divisor, named_method
+from pbr_jax.settings.resolve import batch_divisor, named_method, on_one_device
 from pbr_jax.settings.variants import candidates, joint_spar_suffix, with_method
 from pbr_jax.training import from_config
 
@@ -101,6 +101,7 @@ def estimated(config: Config) -> MemoryReport:
     a plan that recomputes makes again. The factors are read off compiled steps. Transients of a
     module of one's own are not known, so that its estimate is low.
     """
+    config = on_one_device(config)
     parts, use = from_config.build(config), memory_use(config)
     state = tree_bytes(from_config.state_shapes(config, parts))
     transients = 0.0

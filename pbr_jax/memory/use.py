@@ -10,6 +10,7 @@ from jax.extend.core import Literal
 
 from pbr_jax.configs.common import Config
 from pbr_jax.memory.flops import matrix_flops
+from pbr_jax.settings.resolve import on_one_device
 from pbr_jax.training import from_config
 from pbr_jax.training.state import TrainState
 
@@ -59,7 +60,8 @@ def saved_bytes(function: Callable[..., PyTree], primal: PyTree, *others: PyTree
 
 @functools.lru_cache(256)  # tracing takes a second
 def memory_use(config: Config) -> MemoryUse:
-    """Bytes that a step of the configured run needs: read off its program, nothing is computed."""
+    """Bytes that a step of the configured run needs on a device: read off its program."""
+    config = on_one_device(config)
     parts = from_config.build(config)
     state = from_config.state_shapes(config, parts)
     loss, trained, *others = _loss(config, parts, state)
@@ -73,6 +75,7 @@ def memory_use(config: Config) -> MemoryUse:
 
 def program_flops(config: Config) -> int:
     """Operations of the products of a step: of the forward pass and of both gradients."""
+    config = on_one_device(config)
     parts = from_config.build(config)
     loss, *args = _loss(config, parts, from_config.state_shapes(config, parts))
     return config.optimizer.accumulation_steps * matrix_flops(jax.grad(loss), *args)

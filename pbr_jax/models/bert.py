@@ -24,11 +24,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from pbr_jax.configs.common import SHAPE, Model
 from pbr_jax.models.blocks import LinearParams, NormParams, run_blocks
 from pbr_jax.models.inputs import TEXT, text_specs
 from pbr_jax.ops import half_blocks, layer_norm, linear
+from pbr_jax.ops.arrays import Part
 from pbr_jax.ops.visibility import Visibility
 from pbr_jax.plans import ResidualPlan
 
@@ -74,7 +76,13 @@ class Bert(nn.Module):
     plan: ResidualPlan = ResidualPlan()  # what the blocks keep for the backward pass
 
     @nn.compact
-    def __call__(self, inputs: Mapping[str, jax.Array], *, train: bool = False) -> jax.Array:
+    def __call__(
+        self,
+        inputs: Mapping[str, jax.Array],
+        *,
+        train: bool = False,
+        part: Part | None = None,
+    ) -> jax.Array:
         tokens, token_types, lengths = self._checked(inputs)
         embeddings = Embeddings(
             self.width, self.vocab_size, self.max_length, self.dtype, name="embedding"
@@ -95,13 +103,14 @@ class Bert(nn.Module):
             shape,
             initializer=_INIT,
             train=train,
+            part=part,
         )
         # LayerNorm acts on each token alone: the first token is taken first, to keep nothing else.
         norm = NormParams(self.width, name="norm")()
         x = layer_norm.layer_norm(x[:, 0], norm["scale"], norm["bias"], epsilon=_EPSILON)
         pooler = LinearParams(self.width, self.width, _INIT, name="pooler")()
         x = jnp.tanh(linear.linear(x, pooler["kernel"], pooler["bias"]))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = _dropout(nn.Dropout(self.dropout, deterministic=not train), x, part)
         head = LinearParams(self.width, self.num_classes, _INIT, name="head")()
         return linear.linear(x, head["kernel"], head["bias"]).astype(jnp.float32)
 
@@ -127,6 +136,15 @@ class Bert(nn.Module):
                 f" {tokens.shape} and {tokens.shape[:1]}, those of tokens"
             )
         return tokens, token_types, lengths
+
+
+def _dropout(module: nn.Dropout, x: jax.Array, part: Part | None) -> jax.Array:
+    """Flax' dropout, of which a device with a part of the batch takes its rows of the mask."""
+    if part is None or module.deterministic or module.rate == 0:
+        return module(x)
+    kept = module(jnp.ones((part.total, *x.shape[1:]), x.dtype)) != 0
+    kept = lax.dynamic_slice_in_dim(kept, part.first, x.shape[0])
+    return jnp.where(kept, x / (1 - module.rate), jnp.zeros_like(x))
 
 
 def build(model: Model, plan: ResidualPlan) -> Bert:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pbr_jax.ops import half_blocks, pair
-from pbr_jax.ops.arrays import sample_keys
+from pbr_jax.ops.arrays import Part, sample_keys
 from pbr_jax.plans import ResidualPlan
 
 XAVIER = nn.initializers.xavier_uniform()
@@ -84,6 +84,7 @@ def run_blocks(
     shape: half_blocks.BlockShape,
     *,
     train: bool,
+    part: Part | None = None,
     initializer: nn.initializers.Initializer = XAVIER,
 ) -> jax.Array:
     """All blocks one after the other, named `blocks`; call it inside `nn.compact`.
@@ -93,6 +94,7 @@ def run_blocks(
         training: evaluation keeps nothing.
       x: `[B, N, D]`.
       aux: leading axis B, for every block (see `half_blocks`).
+      part: which samples of the batch these are; None for all.
     """
     # A scan only over the declarations: the blocks themselves are run by `pair.stack`.
     declared = nn.scan(
@@ -108,7 +110,7 @@ def run_blocks(
     if not train:
         plan = ResidualPlan(implementation=plan.implementation)
     elif max(shape.dropout, shape.attention_dropout) > 0 or plan.stochastic_codes:
-        aux = aux | {"keys": sample_keys(module.make_rng("dropout"), x.shape[0])}
+        aux = aux | {"keys": sample_keys(module.make_rng("dropout"), x.shape[0], part)}
     blocks = pair.stack(half_blocks.transformer_block(plan, shape), plan.batch_chunks, _enter)
     return pair.bind(blocks, functools.partial(half_blocks.check_selection, plan))(params, x, aux)
 

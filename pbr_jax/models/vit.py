@@ -20,6 +20,7 @@ from pbr_jax.configs.common import SHAPE, Model
 from pbr_jax.models.blocks import LinearParams, NormParams, run_blocks
 from pbr_jax.models.inputs import image_specs
 from pbr_jax.ops import half_blocks, layer_norm, linear, pair
+from pbr_jax.ops.arrays import Part
 from pbr_jax.plans import ResidualPlan
 
 _EPSILON = 1e-6
@@ -43,9 +44,11 @@ class ViT(nn.Module):
     plan: ResidualPlan = ResidualPlan()  # what the blocks keep for the backward pass
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, *, train: bool = False, part: Part | None = None
+    ) -> jax.Array:
         shape = half_blocks.BlockShape(self.heads, _EPSILON, self.dropout, self.approximate_gelu)
-        x = run_blocks(self, self._embed(images), {}, shape, train=train)
+        x = run_blocks(self, self._embed(images), {}, shape, train=train, part=part)
         # LayerNorm acts on each token alone: the class token is taken first, to keep nothing else.
         if self.pool == "cls":
             x = x[:, 0]

@@ -1,5 +1,7 @@
 """Small array helpers shared by the ops."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -20,9 +22,23 @@ def squared_norms(grad: jax.Array, axes: int) -> jax.Array:
     return jnp.sum(squares, axis=tuple(range(axes, grad.ndim)))
 
 
-def sample_keys(key: jax.Array, batch: int) -> jax.Array:
+class Part(NamedTuple):
+    """Which samples of a batch a device has, of a batch that several share.
+
+    Attributes:
+      first: uint32 scalar, number of its first sample.
+      total: samples of all devices.
+    """
+
+    first: jax.Array
+    total: int
+
+
+def sample_keys(key: jax.Array, batch: int, part: Part | None = None) -> jax.Array:
     """One PRNG key per sample, `[B]`: what is drawn does not depend on how a batch is split."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(batch, dtype=jnp.uint32))
+    numbers = jnp.arange(batch, dtype=jnp.uint32)
+    numbers = numbers if part is None else numbers + part.first
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
 
 
 def uniform_like(keys: jax.Array, x: jax.Array) -> jax.Array:

@@ -131,13 +131,16 @@ def target() -> Target:
     if card is not None:
         return Target("gpu", card.description, card.capability)
     mesh = jax.sharding.get_abstract_mesh()
+    # Along a manual axis, as inside `shard_map`, every device runs a program of its own.
+    shared = [size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes]
+    num_devices = math.prod(shared)
     # A mesh may describe a device that is not there.
     described = mesh.abstract_device
     if described is not None:
         known = (
             card.capability for card in CARDS.values() if card.description == described.device_kind
         )
-        return Target(described.platform, described.device_kind, next(known, None), mesh.size)
+        return Target(described.platform, described.device_kind, next(known, None), num_devices)
     default = jax.config.values["jax_default_device"]
     device = jax.devices(default)[0] if default is None or isinstance(default, str) else default
     capability = getattr(device, "compute_capability", None)
@@ -145,7 +148,7 @@ def target() -> Target:
         device.platform,
         device.device_kind,
         _parse_capability(capability) if device.platform == "gpu" else None,
-        1 if mesh.empty else mesh.size,
+        num_devices,
     )
 
 

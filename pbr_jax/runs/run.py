@@ -1,11 +1,12 @@
 """A work directory: what is in it, and how prediction and export open it."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pbr_jax.configs.common import Config
+from pbr_jax.configs.common import Config, Mesh
 from pbr_jax.files import DamagedFile, read_json
 from pbr_jax.runs import held
 from pbr_jax.runs.checkpoints import Checkpointer, CheckpointError
@@ -67,7 +68,8 @@ def open_run(
       CheckpointError: its checkpoints are damaged.
     """
     config, _ = settled(held.with_own_tokenizer(read_config(workdir), workdir), {})
-    parts = from_config.build(config)
+    # One device will do for what is read of it.
+    parts = from_config.build(dataclasses.replace(config, mesh=Mesh(data=1)))
     shapes = from_config.state_shapes(config, parts)
     while True:
         with Checkpointer(workdir / CHECKPOINTS, config.keep_checkpoints, notify) as checkpoints:

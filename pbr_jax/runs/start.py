@@ -16,7 +16,7 @@ from pbr_jax.runs.ownership import Ownership
 from pbr_jax.runs.run import CLASSES, CONFIG
 from pbr_jax.settings import saved as settings
 from pbr_jax.training import from_config
-from pbr_jax.training.begin import begin, compile_step
+from pbr_jax.training.begin import begin, compile_step, stepping
 from pbr_jax.training.from_config import Parts
 from pbr_jax.training.loop import Run
 
@@ -72,7 +72,7 @@ def start(
         held.write(workdir, held.tokenizer_files(user_path(config.data.tokenizer)))
 
     save, wait = _in_own_folder(owner, checkpoints.save), _in_own_folder(owner, checkpoints.wait)
-    run = run._replace(train_step=train_step, save=save, wait=wait)
+    run = run._replace(train_step=stepping(parts, train_step), save=save, wait=wait)
     if restored is None:
         return Started(run, train_step, None, notes)
     notes += [*_on_data(gone, dataset, restored.step), f"resumed from checkpoint {restored.step}"]

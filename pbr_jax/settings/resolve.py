@@ -69,15 +69,23 @@ def family_faults(config: Config) -> list[str]:
 
 
 def examples_at_a_time(config: Config) -> int | None:
-    """Examples of a batch that are run at a time; None where accumulation does not divide it."""
-    micro, rest = divmod(config.batch_size, config.optimizer.accumulation_steps)
+    """Examples of a batch that a device runs at a time; None where the parts do not divide it."""
+    parts = config.optimizer.accumulation_steps * (config.mesh.data or 1)
+    micro, rest = divmod(config.batch_size, parts)
     return None if rest else micro
 
 
 def batch_divisor(config: Config) -> int:
-    """What must divide the batch: accumulation's parts times the chunks that were asked for."""
+    """What must divide the batch: devices, accumulation's parts, chunks that were asked for."""
     chunks = named_method(config).plan.batch_chunks if _chunks_are_given(config) else 1
-    return config.optimizer.accumulation_steps * chunks
+    return config.optimizer.accumulation_steps * (config.mesh.data or 1) * chunks
+
+
+def on_one_device(config: Config) -> Config:
+    """What one device of a run does, as a run of its own: to ask for memory and time."""
+    devices = config.mesh.data or 1
+    mesh = dataclasses.replace(config.mesh, data=1)
+    return dataclasses.replace(config, batch_size=config.batch_size // devices, mesh=mesh)
 
 
 def chunk_notes(config: Config) -> list[str]:

@@ -64,6 +64,13 @@ def _accumulation(config: Config) -> Faults:
             f"optimizer.accumulation_steps = {parts}: more parts than examples, batch_size ="
             f" {batch}; set optimizer.accumulation_steps={batch} or less"
         )
+    elif config.mesh.data is not None and batch % (parts * config.mesh.data):
+        yield (
+            f"mesh.data = {config.mesh.data}: devices must have equal parts of batch_size = {batch}"
+            + (f" by optimizer.accumulation_steps = {parts}" if parts > 1 else "")
+            + f"; set mesh.data={math.gcd(batch // parts, config.mesh.data)}, or batch_size="
+            + near_multiples(batch, parts * config.mesh.data, BATCH).replace("and", "or")
+        )
     elif examples_at_a_time(config) is None:
         yield (
             f"batch_size = {batch}: not divisible by optimizer.accumulation_steps = {parts}; "
@@ -276,7 +283,7 @@ def _of_sizes(rule: Callable[[Config], Faults]) -> Callable[[Config], Faults]:
 
 _METHOD = ("method", "pruning", "plan")
 _SHAPE = ("model.family", "model.size", *(f"model.{name}" for name in SHAPE))
-_BATCH = ("batch_size", "optimizer.accumulation_steps")
+_BATCH = ("batch_size", "optimizer.accumulation_steps", "mesh.data")
 # The keys that a rule reads, and the rule; one that needs the method comes after `_method`.
 _TIES: tuple[tuple[tuple[str, ...], Callable[[Config], Faults]], ...] = (
     (_METHOD, _method),

@@ -60,14 +60,16 @@ def begin(
         state, start, notes = saved.state, saved.step, []
         best = saved.data_state["best"]
         batches.restore(saved.data_state["batches"])
+    place = parts.placement
+    step = train_step or place.jit(parts.train_step, donate_argnums=0)
     how = (make_inputs(config), config.batch_size, config.data.workers)
     test = functools.partial(data.eval_batches, dataset.test, *how)
     run = Run(
-        state,
+        place.state(state),
         start,
         config.steps,
-        train_step=train_step or jax.jit(parts.train_step, donate_argnums=0),
-        evaluate=make_evaluate(jax.jit(parts.eval_step), test),
+        train_step=stepping(parts, step),
+        evaluate=make_evaluate(place.jit(parts.eval_step), test),
         batches=batches,
         schedule=parts.schedule,
         batch_size=config.batch_size,
@@ -78,8 +80,13 @@ def begin(
     return run, notes
 
 
+def stepping(parts: Parts, step: TrainStep) -> TrainStep:
+    """A jitted or compiled step of `parts` that takes batches as they come from the data."""
+    return lambda state, batch: step(state, parts.placement.batch(batch))
+
+
 def compile_step(config: Config, parts: Parts) -> jax.stages.Compiled:
     """The train step, compiled for the device at hand; it donates the state."""
-    step = jax.jit(parts.train_step, donate_argnums=0)
+    step = parts.placement.jit(parts.train_step, donate_argnums=0)
     shapes = from_config.state_shapes(config, parts)
     return step.lower(shapes, from_config.batch_specs(config)).compile()

@@ -94,6 +94,7 @@ def family_model(config: Config, family: Family, method: methods.Method, task: T
         pack,
         unbias,
         learn,
+        per_device=True,
     )
 
 
@@ -120,7 +121,7 @@ def make_selector(
 
 
 def _loss(module: Any, task: Task, sizes: Architecture) -> Callable[..., Any]:
-    def loss(trained, frozen, extra, selection, batch, key):
+    def loss(trained, frozen, extra, selection, batch, key, part=None):
         # The zeros reach the layers beside the columns; the whole kernels take their place.
         packed = layers(trained, sizes)
         rows = {site: packed[site][KERNEL] for site in frozen}
@@ -128,7 +129,8 @@ def _loss(module: Any, task: Task, sizes: Architecture) -> Callable[..., Any]:
         entries = selecting.model_variables(selection, rows, sizes.depth)
         variables = {"params": params, "selection": with_layers({}, sizes, entries)}
         inputs = module.inputs(batch)
-        found = module.apply(variables, inputs, train=True, rngs={"dropout": key})
+        shared = {} if part is None else {"part": part}
+        found = module.apply(variables, inputs, train=True, rngs={"dropout": key}, **shared)
         value, figures = objective(task, found, batch)
         return value, (figures, extra)
 

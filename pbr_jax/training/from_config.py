@@ -9,6 +9,7 @@ from pbr_jax import methods
 from pbr_jax.configs.common import Config
 from pbr_jax.families import Family, find, late
 from pbr_jax.settings.resolve import family_faults, resolve_method
+from pbr_jax.training.mesh import Placement, placement
 from pbr_jax.training.optimizer import Optimizer, learning_rate, make_optimizer
 from pbr_jax.training.pruned_model import PrunedModel
 from pbr_jax.training.state import TrainState, init_state
@@ -27,6 +28,7 @@ class Parts(NamedTuple):
     schedule: optax.Schedule  # step -> learning rate
     train_step: TrainStep  # `(state, batch) -> (state, metrics)`, not yet jitted
     eval_step: EvalStep  # `(variables, batch) -> {"loss", each figure: sum}`, not yet jitted
+    placement: Placement  # how arrays lie on the devices, and how steps are jitted for them
 
 
 def build(config: Config) -> Parts:
@@ -46,16 +48,28 @@ def build(config: Config) -> Parts:
     schedule = learning_rate(o.learning_rate, config.steps, o.warmup_steps, o.schedule)
     names = ("momentum", "b1", "b2", "eps", "weight_decay", "clip_norm")
     optimizer = make_optimizer(o.name, schedule, **{name: getattr(o, name) for name in names})
+    place = placement(config, model.per_device)
     train_step = make_train_step(
         model,
         optimizer,
+        devices=place.devices,
         accumulation_steps=o.accumulation_steps,
         interval=config.pruning.interval,
         importance_weighting=config.pruning.importance_weighting,
         implementation=method.plan.implementation,
     )
-    eval_step = make_eval_step(model, task)
-    return Parts(method, family, task, model, optimizer, schedule, train_step, eval_step)
+    eval_step = make_eval_step(model, task, place.devices)
+    return Parts(
+        method,
+        family,
+        task,
+        model,
+        optimizer,
+        schedule,
+        place.spread(train_step),
+        place.spread(eval_step),
+        place,
+    )
 
 
 def new_state(config: Config, parts: Parts, params: Any, extra: Any = ()) -> TrainState:

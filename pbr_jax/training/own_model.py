@@ -134,7 +134,7 @@ def _by_pattern(keep: Keep) -> float | dict[str, float]:
 def _dense(loss: Callable[..., Any]) -> dict[str, Any]:
     """All of a model is trained."""
 
-    def whole(trained, frozen, extra, selection, batch, key):
+    def whole(trained, frozen, extra, selection, batch, key, part=None):
         return loss(trained, extra, batch, key)
 
     return {
@@ -153,7 +153,7 @@ def _columns(pruned: Pruned, loss: Callable[..., Any]) -> dict[str, Any]:
     """Selected rows of the pruned parameters, and all of the others."""
     packed_loss = pruned.differentiable(loss, has_aux=True)
 
-    def packed(trained, frozen, extra, selection, batch, key):
+    def packed(trained, frozen, extra, selection, batch, key, part=None):
         value, (aux, _) = packed_loss(trained, frozen, (), selection, extra, batch, key)
         return value, aux
 

@@ -31,16 +31,19 @@ class PrunedModel(NamedTuple):
       select: `(key, state, step) -> (state, selection)`. The key is consumed.
       split: `(params, selection) -> (trained, frozen)` for `loss`: in `trained` a pruned parameter
         is zeros of the packed shape, and `frozen` holds it whole.
-      loss: `(trained, frozen, extra, selection, batch, key) -> (loss, (figures, extra))`, to be
-        differentiated by `trained`. The key is that of dropout.
+      loss: `(trained, frozen, extra, selection, batch, key, part) -> (loss, (figures, extra))`, to
+        be differentiated by `trained`. The key is that of dropout; the part, an `ops.arrays.Part`,
+        says which samples these are where several devices share a batch, and is None elsewhere.
       slices: `(selection, params) -> tree`, like the parameters, of `slices.Slices`: what the
         optimizer moves.
       pack: `(selection, grads) -> grads`, without what `slices` leaves out.
-      unbias: `(state, selection, grads) -> grads`, kept rows divided by the probability that they
-        were drawn with (Theorem 1).
-      learn: `(state, selection, grads, step, norms) -> state` (Algorithm 1, line 24), of gradients
-        before any division by p. `norms`, squared norms of what `slices` names, are computed where
-        None.
+      unbias: `(state, selection, packed) -> packed`, kept rows of what `pack` gave divided by the
+        probability that they were drawn with (Theorem 1).
+      learn: `(state, selection, packed, step, norms) -> state` (Algorithm 1, line 24), of what
+        `pack` gave, before any division by p. `norms`, squared norms of what `slices` names, are
+        computed where None.
+      per_device: whether, of a batch that several devices share, each runs the model on its own
+        part; otherwise one program is partitioned, in which a batch is whole.
     """
 
     module: Any
@@ -56,6 +59,7 @@ class PrunedModel(NamedTuple):
     pack: Callable[[PyTree, PyTree], PyTree]
     unbias: Callable[[PyTree, PyTree, PyTree], PyTree]
     learn: Callable[..., PyTree]
+    per_device: bool = False
 
 
 def objective(task: Any, outputs: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -56,10 +56,10 @@ class Selector(NamedTuple):
         that are trained whole are absent.
       pack: `(selection, grads) -> grads`, only the slices that `rows` names: blocks that JointSPAR
         froze are left out.
-      update: `(state, selection, grads, step, norms) -> state`, of gradients before any division by
-        p. `norms`, squared norms of what `rows` names, like it, are computed where None.
-      unbias: `(state, selection, grads) -> grads`: kept rows divided by the probability that they
-        were drawn with.
+      update: `(state, selection, packed, step, norms) -> state`, of what `pack` gave, before any
+        division by p. `norms`, squared norms of what `rows` names, are computed where None.
+      unbias: `(state, selection, packed) -> packed`: kept rows of what `pack` gave, divided by the
+        probability that they were drawn with.
     """
 
     init: Callable[[], SelectorState]
@@ -136,29 +136,26 @@ def make_selector(
         seen = {}
         for site, columns in selection.columns.items():
             active = selection.active.get(site, {}).get(kernel)
-            # Of a block whose kernel is frozen nothing was seen.
-            if norms is None:
-                seen[site] = squared_norms(grads[site][kernel], 2)
-            elif active is None:
-                seen[site] = norms[site][kernel]
-            else:
-                nothing = jnp.zeros(columns.shape, jnp.float32)
-                seen[site] = nothing.at[active].set(norms[site][kernel])
+            own = squared_norms(grads[site][kernel], 2) if norms is None else norms[site][kernel]
+            if active is not None:  # of a block whose kernel is frozen nothing was seen
+                own = jnp.zeros(columns.shape, jnp.float32).at[active].set(own)
+            seen[site] = own
         columns = policies.update(state.columns, selection.columns, seen)
         # JointSPAR learns from whole tensors.
         moved = state.tensors
         if spar:
-            squares = [squared_norms(grads[s][t], 1)[selection.active[s][t]] for s, t in pairs]
+            squares = [squared_norms(grads[s][t], 1) for s, t in pairs]
             learn = jax.vmap(spar.update, (0, 0, None))
             moved = _unstack(pairs, learn(_stack(pairs, moved), jnp.stack(squares), step))
         return SelectorState(columns, moved)
 
     def unbias(state, selection, grads):
-        probs = policies.inclusion(state.columns, selection.columns)
-        return grads | {
-            site: grads[site] | {kernel: grads[site][kernel] / p[..., None]}
-            for site, p in probs.items()
-        }
+        found = dict(grads)
+        for site, probs in policies.inclusion(state.columns, selection.columns).items():
+            active = selection.active.get(site, {}).get(kernel)
+            own = probs if active is None else probs[active]
+            found[site] = grads[site] | {kernel: grads[site][kernel] / own[..., None]}
+        return found
 
     return Selector(init, select, rows, pack, update, unbias)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from pbr_jax.plans import Implementation
+from pbr_jax.training.devices import ONE, Devices
 from pbr_jax.training.optimizer import Optimizer, update_rows
 from pbr_jax.training.pruned_model import Batch, PrunedModel
 from pbr_jax.training.state import TrainState
@@ -41,6 +42,7 @@ def make_train_step(
     accumulation_steps: int = 1,
     interval: int = 1,
     importance_weighting: bool = False,
+    devices: Devices = ONE,
     implementation: Implementation | None = None,
 ) -> TrainStep:
     """The train step `(state, batch) -> (state, metrics)`; jit it with the state donated.
@@ -53,6 +55,7 @@ def make_train_step(
         does not change, and nearly the same ones under a policy that learns.
       importance_weighting: divide kept rows by their probability (Theorem 1) or not (the authors'
         code).
+      devices: that share the batch, each with a part of it.
       implementation: of the update, see `pbr_jax.ops.dispatch`.
 
     A step whose loss or gradient is not finite changes neither parameters nor optimizer nor
@@ -76,9 +79,14 @@ def make_train_step(
             selection,
             batch,
             dropout_key,
+            devices,
             accumulation_steps,
         )
-        weighted = model.unbias(drawn, selection, grads) if importance_weighting else grads
+        # Means over devices are taken of what is packed: the fewest bytes on the wire.
+        value, figures, extra, packed = devices.mean(
+            (value, figures, extra, model.pack(selection, grads))
+        )
+        weighted = model.unbias(drawn, selection, packed) if importance_weighting else packed
         grad_norm = optax.tree.norm(weighted)
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
 
@@ -86,14 +94,14 @@ def make_train_step(
         # Barrier: otherwise XLA computes row indices in the forward pass and keeps them alive
         # through the backward pass.
         selection, finite = jax.lax.optimization_barrier((selection, finite))
-        slices, packed = model.slices(selection, state.params), model.pack(selection, weighted)
+        slices = model.slices(selection, state.params)
         params, opt_state, norms = update_rows(
-            optimizer, packed, state.opt_state, state.params, slices, finite, implementation
+            optimizer, weighted, state.opt_state, state.params, slices, finite, implementation
         )
 
         # 4. The policies learn from the norms (line 24), as they were before any division by p.
         squared_norms = None if importance_weighting else norms
-        learned = model.learn(drawn, selection, grads, state.step, squared_norms)
+        learned = model.learn(drawn, selection, packed, state.step, squared_norms)
         pruning, extra = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (learned, extra),
@@ -107,24 +115,27 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(model: PrunedModel, task: Task) -> EvalStep:
+def make_eval_step(model: PrunedModel, task: Task, devices: Devices = ONE) -> EvalStep:
     """`(variables, batch) -> {"loss" and each figure: sum}` over examples whose `mask` is True."""
 
     def eval_step(variables: tuple[PyTree, PyTree], batch: Batch) -> dict[str, jax.Array]:
         outputs = model.outputs(variables, batch)
         values = {"loss": task.losses(outputs, batch), **task.figures(outputs, batch)}
         wide = {name: value.astype(jnp.float32) for name, value in values.items()}
-        return {name: jnp.sum(jnp.where(batch["mask"], v, 0.0)) for name, v in wide.items()}
+        sums = {name: jnp.sum(jnp.where(batch["mask"], v, 0.0)) for name, v in wide.items()}
+        return devices.total(sums)
 
     return eval_step
 
 
-def _accumulate(loss, trained, frozen, extra, selection, batch, key, steps: int):
+def _accumulate(loss, trained, frozen, extra, selection, batch, key, devices, steps: int):
     """`((loss, figures, extra), gradients)`, means over micro-batches; extra is the last."""
     gradient = jax.value_and_grad(loss, has_aux=True)
+    size = jax.tree.leaves(batch)[0].shape[0] // steps
 
-    def step(extra, part, key):
-        (value, (figures, extra)), grads = gradient(trained, frozen, extra, selection, part, key)
+    def step(extra, micro, key):
+        given = (trained, frozen, extra, selection, micro, key, devices.part(size))
+        (value, (figures, extra)), grads = gradient(*given)
         return extra, (value, figures, grads)
 
     if steps == 1:

@@ -1,0 +1,110 @@
+"""The devices of a run: how its state and its batches lie on them.
+
+The only module that knows shardings. Parameters, moments and what policies have learned are the
+same on every device; of a batch each has an equal part.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from pbr_jax.configs.common import Config
+from pbr_jax.settings.resolve import batch_divisor
+from pbr_jax.training.devices import ONE, Devices, along
+
+PyTree = Any
+_AXIS = "data"
+
+
+def settled_devices(config: Config) -> tuple[Config, list[str]]:
+    """`config` with a number of devices, and a line if it is not that of the devices there are.
+
+    Raises:
+      ValueError: it asks for more than JAX sees.
+    """
+    there, asked = jax.device_count(), config.mesh.data
+    if asked is not None:
+        if asked > there:
+            kind = jax.devices()[0].device_kind
+            raise ValueError(
+                f"mesh.data = {asked}: JAX sees {there} ({kind}); set mesh.data={there} or less"
+            )
+        return config, []
+    parts = batch_divisor(config)
+    used = max(n for n in range(1, there + 1) if config.batch_size % (parts * n) == 0)
+    note = (
+        f"{used} of {there} devices are used: more do not divide batch_size = {config.batch_size}"
+    )
+    mesh = dataclasses.replace(config.mesh, data=used)
+    return dataclasses.replace(config, mesh=mesh), [note] if used < there else []
+
+
+class Placement(NamedTuple):
+    """Where the arrays of a run lie; on one device, wherever JAX puts them.
+
+    Attributes:
+      mesh: of the devices that share a batch; None for one.
+      per_device: `PrunedModel.per_device`.
+      accumulation_steps: micro-batches of a step.
+    """
+
+    mesh: jax.sharding.Mesh | None
+    per_device: bool
+    accumulation_steps: int
+
+    @property
+    def devices(self) -> Devices:
+        """What a step asks of the other devices."""
+        return ONE if self.mesh is None or not self.per_device else along(_AXIS)
+
+    def spread(self, step: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        """A function `(state, batch) -> results` of all devices, from one for `devices`."""
+        if self.mesh is None or not self.per_device:
+            return step
+        specs = PartitionSpec(), PartitionSpec(_AXIS)
+        # Kernels do not say along which axes their outputs vary, so that it cannot be checked.
+        return jax.shard_map(
+            step, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
+        )
+
+    def jit(self, step: Callable[..., PyTree], **kwargs: Any) -> Any:
+        """`jax.jit` of what `spread` returned."""
+        if self.mesh is None:
+            return jax.jit(step, **kwargs)
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        parts = NamedSharding(self.mesh, PartitionSpec(_AXIS))
+        return jax.jit(step, in_shardings=(whole, parts), out_shardings=whole, **kwargs)
+
+    def state(self, state: PyTree) -> PyTree:
+        """A state on every device."""
+        if self.mesh is None:
+            return state
+        return jax.device_put(state, NamedSharding(self.mesh, PartitionSpec()))
+
+    def batch(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A training batch in the order in which devices take their parts of it.
+
+        Every micro-batch is shared by all devices, so that its samples are those of one device.
+        """
+        steps = self.accumulation_steps
+        if self.mesh is None or not self.per_device or steps == 1:
+            return batch
+        shape = steps, self.mesh.size, -1
+        return {
+            name: np.swapaxes(array.reshape(*shape, *array.shape[1:]), 0, 1).reshape(array.shape)
+            for name, array in batch.items()
+        }
+
+
+def placement(config: Config, per_device: bool) -> Placement:
+    """Where the arrays of a run lie that has settled its devices; one device if it has not."""
+    count, steps = config.mesh.data or 1, config.optimizer.accumulation_steps
+    if count == 1:
+        return Placement(None, per_device, steps)
+    devices = jax.devices()[:count]
+    mesh = jax.make_mesh((count,), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    return Placement(mesh, per_device, steps)
