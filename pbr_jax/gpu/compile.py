@@ -96,6 +96,7 @@ def compile_for(
     *,
     donate_argnums: int | Sequence[int] = (),
     compiler_options: Mapping[str, bool | str] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> jax.stages.Compiled:
     """Compiles `function(*args)` for `card`; nothing is run.
 
@@ -109,6 +110,8 @@ def compile_for(
       card: One of `CARDS`, or a `Card` of your own.
       donate_argnums: As in `jax.jit`; empty for a jitted function, which carries its own.
       compiler_options: XLA options by name, on top of the defaults.
+      mesh: Of `card_devices`, for a program of several cards: a jitted function that says itself
+        how its arguments lie on them.
 
     Raises:
       GpuCompilerMissing: The extra `gpu-compiler` is missing, or JAX left out its plugin.
@@ -126,9 +129,10 @@ def compile_for(
             f"donate_argnums = {donate_argnums}: must be empty for a function that is already "
             "jitted; give it to jax.jit"
         )
-    device = _device(card)
-    mesh = jax.sharding.Mesh([device], ("device",))
-    placed = NamedSharding(mesh, PartitionSpec())
+    placed = None
+    if mesh is None:
+        mesh = jax.sharding.Mesh(card_devices(card), ("device",))
+        placed = NamedSharding(mesh, PartitionSpec())
     specs = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed), tuple(args)
     )
@@ -186,14 +190,18 @@ def memory(compiled: jax.stages.Compiled) -> MemoryReport:
     )
 
 
-def _device(card: Card) -> jax.Device:
-    """Returns a device that can be compiled for but not run on."""
+def card_devices(card: Card, count: int = 1) -> list[jax.Device]:
+    """Returns so many of a card in one machine: they can be compiled for, but not run on.
+
+    Raises:
+      GpuCompilerMissing: JAX left out its CUDA plugin.
+    """
     names = _KNOWN_TO_PALLAS.get(card.capability, ())
     if names and not any(name in card.description for name in names):
         card = dataclasses.replace(card, description=f"NVIDIA {names[0]}")
     try:
         description = topologies.get_topology_desc(
-            platform="cuda", target_config=target_config(card), topology="1x1x1"
+            platform="cuda", target_config=target_config(card), topology=f"1x1x{count}"
         )
     except NotImplementedError as error:
         raise GpuCompilerMissing(
@@ -201,4 +209,4 @@ def _device(card: Card) -> jax.Device:
             "set JAX_PLATFORMS=cpu before the program starts, or call "
             "pbr_jax.gpu.use_cpu_without_gpu() before its first computation"
         ) from error
-    return description.devices[0]
+    return list(description.devices)

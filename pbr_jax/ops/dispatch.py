@@ -127,13 +127,12 @@ def _warn_of_mesh(op: str, where: Target) -> None:
 def target() -> Target:
     """The device that the caller is traced for."""
     # Around `compile_for` the default device is this machine's, not the one that is compiled for.
-    card = compiling_for()
-    if card is not None:
-        return Target("gpu", card.description, card.capability)
-    mesh = jax.sharding.get_abstract_mesh()
+    card, mesh = compiling_for(), jax.sharding.get_abstract_mesh()
     # Along a manual axis, as inside `shard_map`, every device runs a program of its own.
     shared = [size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes]
     num_devices = math.prod(shared)
+    if card is not None:
+        return Target("gpu", card.description, card.capability, num_devices)
     # A mesh may describe a device that is not there.
     described = mesh.abstract_device
     if described is not None:

@@ -1,12 +1,14 @@
 """A configuration as working parts: the one place where settings meet the library."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import optax
 
 from pbr_jax import methods
-from pbr_jax.configs.common import Config
+from pbr_jax.configs.common import Config, Mesh
 from pbr_jax.families import Family, find, late
 from pbr_jax.settings.resolve import family_faults, resolve_method
 from pbr_jax.training.mesh import Placement, placement
@@ -31,8 +33,8 @@ class Parts(NamedTuple):
     placement: Placement  # how arrays lie on the devices, and how steps are jitted for them
 
 
-def build(config: Config) -> Parts:
-    """All parts of the run that `config` describes.
+def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
+    """All parts of the run that `config` describes, for JAX's devices or, to compile only, others.
 
     Raises:
       ValueError: settings that each are valid do not go together.
@@ -48,7 +50,7 @@ def build(config: Config) -> Parts:
     schedule = learning_rate(o.learning_rate, config.steps, o.warmup_steps, o.schedule)
     names = ("momentum", "b1", "b2", "eps", "weight_decay", "clip_norm")
     optimizer = make_optimizer(o.name, schedule, **{name: getattr(o, name) for name in names})
-    place = placement(config, model.per_device)
+    place = placement(config, model.per_device, devices)
     train_step = make_train_step(
         model,
         optimizer,
@@ -85,5 +87,6 @@ def state_shapes(config: Config, parts: Parts) -> TrainState:
 
 def batch_specs(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of a training batch."""
-    parts, size = build(config), config.batch_size
+    one = dataclasses.replace(config, mesh=Mesh(data=1))  # of all devices, whichever there are
+    parts, size = build(one), config.batch_size
     return parts.model.input_specs(size) | parts.task.targets(size)

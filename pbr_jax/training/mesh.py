@@ -5,7 +5,7 @@ same on every device; of a batch each has an equal part.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -100,11 +100,16 @@ class Placement(NamedTuple):
         }
 
 
-def placement(config: Config, per_device: bool) -> Placement:
-    """Where the arrays of a run lie that has settled its devices; one device if it has not."""
+def placement(
+    config: Config, per_device: bool, devices: Sequence[jax.Device] | None = None
+) -> Placement:
+    """Where the arrays of a run lie that has settled its devices; one device if it has not.
+
+    `devices` may be others than JAX's own, to compile for them.
+    """
     count, steps = config.mesh.data or 1, config.optimizer.accumulation_steps
     if count == 1:
         return Placement(None, per_device, steps)
-    devices = jax.devices()[:count]
+    devices = (devices or jax.devices())[:count]
     mesh = jax.make_mesh((count,), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
     return Placement(mesh, per_device, steps)
