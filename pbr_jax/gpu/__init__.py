@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pbr_jax.gpu.compile import (
         GpuCompilerMissing,
         MemoryReport,
+        card_devices,
         compile_for,
         compiling_for,
         memory,
@@ -26,6 +27,7 @@ __all__ = [
     "GpuCompilerMissing",
     "MemoryReport",
     "StepMemory",
+    "card_devices",
     "compile_for",
     "compiling_for",
     "find_card",

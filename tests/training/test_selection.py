@@ -130,7 +130,8 @@ def test_tensors_are_drawn_anew_only_once_per_interval():
 def test_policies_of_frozen_blocks_do_not_learn(both, drawn):
     selector, start, _ = both
     state, selection = drawn[0]
-    new = jax.jit(selector.update)(state, selection, gradients(selection), jnp.asarray(0))
+    packed = selector.pack(selection, gradients(selection))
+    new = jax.jit(selector.update)(state, selection, packed, jnp.asarray(0))
     for site in COLUMNS:
         flags = np.isin(np.arange(BLOCKS), selection.active[site]["kernel"])
         for name in ("probs", "counts"):
@@ -151,7 +152,7 @@ def test_policies_see_squared_norms_of_rows_and_of_tensors():
     grads["fc1"]["kernel"] = grads["fc1"]["kernel"].at[block].set(1.0)
     pruned = int(selection.active["qkv"]["kernel"][0])
     grads["qkv"]["kernel"] = grads["qkv"]["kernel"].at[pruned, 5].set(1.0)
-    new = selector.update(state, selection, grads, jnp.asarray(0))
+    new = selector.update(state, selection, selector.pack(selection, grads), jnp.asarray(0))
     column = int(selection.columns["qkv"][pruned, 5])
     assert int(np.argmax(new.columns["qkv"].probs[pruned])) == column
     for site, larger in (("fc1", block), ("qkv", pruned)):
@@ -239,5 +240,5 @@ def test_norms_that_the_optimizer_found_teach_the_same(both, drawn):
         for site, named in selector.rows(selection).items()
     }
     close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
-    found = selector.update(state, selection, grads, step, norms)
-    jax.tree.map(close, found, selector.update(state, selection, grads, step))
+    found = selector.update(state, selection, packed, step, norms)
+    jax.tree.map(close, found, selector.update(state, selection, packed, step))
