@@ -73,7 +73,7 @@ class Mixer(nn.Module):
     plan: ResidualPlan
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, images: jax.Array, *, train: bool = False, part: Any = None) -> jax.Array:
         m = self.model
         patches = nn.Conv(m.width, (m.patch, m.patch), (m.patch, m.patch), name="stem")(images)
         blocks = nn.scan(

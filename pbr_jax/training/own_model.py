@@ -22,6 +22,7 @@ from pbr_jax.reading import few
 from pbr_jax.training import pretrained
 from pbr_jax.training.own_blocks import Blocks
 from pbr_jax.training.pruned_model import PrunedModel, objective
+from pbr_jax.training.selection import SelectorState
 from pbr_jax.training.slices import ALL, Rows, Slices
 from pbr_jax.training.state import EXTRA, as_tree
 from pbr_jax.training.task import Task
@@ -138,7 +139,7 @@ def _dense(loss: Callable[..., Any]) -> dict[str, Any]:
         return loss(trained, extra, batch, key)
 
     return {
-        "policies": dict,
+        "policies": lambda: SelectorState({}, {}),
         "select": lambda key, state, step: (state, {}),
         "split": lambda params, selection: (params, {}),
         "loss": whole,

@@ -165,6 +165,12 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
     jax.tree.map(close, after.params, stepped("bag")[2].params)
 
 
+def test_without_pruning_nothing_is_learned():
+    parts, state = start("scanned", "full")
+    after, _ = jax.jit(parts.train_step)(state, examples("scanned"))
+    assert after.pruning == state.pruning == (({}, {}))
+
+
 def test_keep_goes_by_patterns_of_paths():
     pruning = Pruning(keep=Keep(0.5, hidden_0=0.125))
     parts, state = start("mlp", pruning=pruning)
