@@ -74,7 +74,7 @@ class FunctionModel:
         return ()
 
     def put_back(self, given: PyTree, changed: PyTree, others: PyTree, moved: PyTree) -> None:
-        """Gives the arguments of a loss, the first and the others, what the loss changed in them."""
+        """Gives the first argument of a loss, and the others, what the loss changed in them."""
 
 
 class LinenModel(FunctionModel):

@@ -97,8 +97,7 @@ def test_equals_dense_autodiff(transformers, name):
         assert (len(pruned.sites), len(pruned.groups)) == counts
         path, why = DENSE[name]
         assert why in pruned.unpruned[path]
-        # Equations of Llama's forward pass are the same, but without XLA's emitters a fusion of them
-        # rounds otherwise in another program.
+        # Of equal equations, in Llama, XLA without its emitters rounds a fusion by the program.
         check_against_dense(
             pruned, loss_of(function), model.params, make(), tolerance=5e-6, jit=exact_jit
         )
