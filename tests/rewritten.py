@@ -169,7 +169,7 @@ def check(function, params, *args, keep=0.25, tolerance=2e-6, **kwargs):
     return pruned
 
 
-def check_linen(model, *args, tolerance=2e-6, rngs=None, **kwargs):
+def check_linen(model, *args, tolerance=2e-6, rngs=None, jit=jax.jit, **kwargs):
     """Prunes a Linen module and checks it, the collections that it changes among its outputs."""
     pruned = prune(model, *args, keep=0.25, **kwargs)
     check_report(pruned, *args, **kwargs)
@@ -182,7 +182,7 @@ def check_linen(model, *args, tolerance=2e-6, rngs=None, **kwargs):
             {"params": params, **variables}, *args, rngs=rngs, mutable=mutable, **kwargs
         )
 
-    check_against_dense(pruned, loss_of(function), params, *args, tolerance=tolerance)
+    check_against_dense(pruned, loss_of(function), params, *args, tolerance=tolerance, jit=jit)
     return pruned
 
 
