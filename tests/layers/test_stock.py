@@ -59,6 +59,13 @@ CASES = {
 }
 
 
+# Variants of the first, exhaustive.
+VARIANTS = ("dense of rank 1", "no bias", "another initialiser")
+NAMES = [
+    pytest.param(name, marks=pytest.mark.exhaustive if name in VARIANTS else ()) for name in CASES
+]
+
+
 def init(module, inputs):
     return jax.jit(module.init)(jax.random.key(3), *inputs)["params"]
 
@@ -90,7 +97,7 @@ def results():
     return run
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_parameters_start_as_those_of_flax(name):
     ours, stock, inputs = CASES[name]
     mine, theirs = init(ours, inputs), init(stock, inputs)
@@ -98,7 +105,7 @@ def test_parameters_start_as_those_of_flax(name):
     jax.tree.map(np.testing.assert_array_equal, mine, theirs)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_outputs_are_those_of_flax(name, results):
     (y, _, _), (y_stock, _) = results(name)
     assert_close(y, y_stock, 1e-6)
@@ -117,7 +124,7 @@ def at(tree, path):
     return functools.reduce(lambda node, name: node[name], path, tree)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_exact_where_selected_and_zero_elsewhere(name, results):
     (_, (grads, dx), drawn), (_, (stock_grads, stock_dx)) = results(name)
     jax.tree.map(functools.partial(assert_close, tolerance=2e-5), dx, stock_dx)
