@@ -18,11 +18,12 @@ fresh_clone() {
   git clone --quiet --no-hardlinks . "$1"
 }
 
-# requirement NAME: the line of pyproject.toml's extra `dev` for a tool, so that its version stands there only.
+# requirement NAME: the line of pyproject.toml's extras `dev` and `test` for a tool, so that its version stands
+# there only.
 requirement() {
   python3 - "$1" <<'PYTHON'
 import re, sys, tomllib
-extra = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["dev"]
-print(*[line for line in extra if re.match(r"[\w.-]+", line)[0] == sys.argv[1]])
+extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
+print(*[line for line in extras["dev"] + extras["test"] if re.match(r"[\w.-]+", line)[0] == sys.argv[1]])
 PYTHON
 }

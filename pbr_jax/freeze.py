@@ -108,9 +108,14 @@ def _with_accumulated(masks: Mapping[Path, Any], params: Mapping[Path, Any], sta
 
 def _of_collection(selection: PyTree, leaves: Mapping[Path, Any]) -> dict[Path, Any]:
     """Masks of kernels with all their axes, from a collection of `pbr_jax.layers`."""
-    masks = {}
+    masks, given = {}, _by_path(selection)
     for keys, mask in jax.tree_util.tree_leaves_with_path(selection):
         path = _path(keys)
+        if path[-1] == "columns" and (*path[:-1], "selected") not in given:
+            raise ValueError(
+                f"selection of {'/'.join(path[:-1])} has columns and no mask `selected`, and every"
+                ' row would move: pass the collection that apply returns with mutable=["selection"]'
+            )
         if path[-1] != "selected":
             continue
         kernel = (*path[:-1], "kernel")

@@ -53,7 +53,13 @@ def implementation(request):
 
 
 # Where another version of JAX can compute, compile or store differently.
-WITH_JAX = {"gpu", "kernels", "memory", "models", "ops", "training", "transform"}
+WITH_JAX = {"gpu", "kernels", "layers", "models", "ops", "training", "transform"}
+FILES_WITH_JAX = {
+    "memory/test_fit",
+    "memory/test_gpu_memory",
+    "memory/test_use",
+    "tests/test_freeze",
+}
 # Where an installed package can lack a file that a checkout has.
 WITH_FILES = {"commands", "settings"}
 
@@ -62,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what `.ci/extra` runs a second time, by folder, and begins with files of slow tests."""
     for item in items:
         folder = item.path.parent.name
-        if folder in WITH_JAX or item.path.stem in ("test_layers", "test_freeze", "test_resume"):
+        if folder in WITH_JAX or f"{folder}/{item.path.stem}" in FILES_WITH_JAX:
             item.add_marker(pytest.mark.jax_version)
         if folder in WITH_FILES or folder == "tests":
             item.add_marker(pytest.mark.installed)

@@ -16,6 +16,7 @@ def run(name, steps):
     """The last line that the program prints."""
     command = [sys.executable, str(EXAMPLES / name), f"--steps={steps}"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"  # the steps take longer than to compile
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Not pruned, the largest first:" in done.stdout
@@ -23,12 +24,12 @@ def run(name, steps):
 
 
 def test_an_nnx_vision_transformer_learns_digits():
-    accuracy = run("nnx_vit.py", steps=100).split()[2]
-    assert float(accuracy.rstrip("%")) > 80
+    accuracy = run("nnx_vit.py", steps=60).split()[2]
+    assert float(accuracy.rstrip("%")) > 70
 
 
 def test_a_rematerialised_linen_decoder_learns_bytes():
-    loss = run("linen_decoder.py", steps=60).split()[2]
+    loss = run("linen_decoder.py", steps=30).split()[2]
     assert float(loss) < 3.3  # the entropy of single bytes is about 3.4
 
 

@@ -111,6 +111,29 @@ def test_momentum_by_hand():
         np.testing.assert_allclose(params["kernel"], value, rtol=1e-5)
 
 
+def test_several_steps_by_hand():
+    """Rows of any of the steps move by their mean, and nothing stays in the accumulator."""
+    tx = freeze_unselected(optax.MultiSteps(optax.sgd(0.5), 2))
+    params = {"kernel": jnp.ones((3, 2))}
+    state, value = tx.init(params), np.ones((3, 2))
+    generator = np.random.default_rng(1)
+    for steps in (([0], [1]), ([1, 2], [2]), ([0], [0])):
+        total = np.zeros((3, 2))
+        for rows in steps:
+            selected = np.isin(np.arange(3), rows)
+            grad = normal(generator, (3, 2)) * selected[:, None]
+            updates, state = tx.update(
+                {"kernel": jnp.asarray(grad)},
+                state,
+                params,
+                selection={"selected": jnp.asarray(selected)},
+            )
+            params, total = optax.apply_updates(params, updates), total + grad
+        value -= 0.5 * total / 2
+        np.testing.assert_allclose(params["kernel"], value, rtol=1e-5)
+        assert not np.any(state.acc_grads["kernel"])
+
+
 def test_a_stock_optimizer_would_move_unselected_rows():
     params, selected = {"kernel": jnp.ones((3, 2))}, jnp.asarray([True, False, True])
     grads = {"kernel": jnp.ones((3, 2)) * selected[:, None]}

@@ -155,7 +155,7 @@ def _columns(pruned: Pruned, loss: Callable[..., Any]) -> dict[str, Any]:
     packed_loss = pruned.differentiable(loss, has_aux=True)
 
     def packed(trained, frozen, extra, selection, batch, key, part=None):
-        value, (aux, _) = packed_loss(trained, frozen, (), selection, extra, batch, key)
+        value, (aux, *_) = packed_loss(trained, frozen, (), selection, extra, batch, key)
         return value, aux
 
     def slices(selection, params):

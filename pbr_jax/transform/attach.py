@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pbr_jax.ops.shardings import placed, spec_of
 from pbr_jax.transform.provenance import in_order
-from pbr_jax.transform.shardings import placed, spec_of
 from pbr_jax.transform.sites import Site
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.extend import core
+from jax.extend import core, source_info_util
 from jax.sharding import NamedSharding
 
 Jaxpr = Any  # `Jaxpr` of JAX; 0.11 has one class for it and for the closed one
@@ -68,9 +68,10 @@ def bind(eqn: Equation, values: Sequence[Any]) -> list[Any]:
 
 @contextlib.contextmanager
 def context(eqn: Equation):
-    """What surrounded the equation when it was traced: its mesh and the names of its scopes."""
-    scope = str(eqn.source_info.name_stack)
-    with eqn.ctx.manager, jax.named_scope(scope) if scope else contextlib.nullcontext():
+    """What surrounded the equation when it was traced: its mesh, scopes, and the user's line."""
+    source = eqn.source_info
+    scopes = source_info_util.current_name_stack() + source.name_stack
+    with source_info_util.user_context(source.traceback, name_stack=scopes), eqn.ctx.manager:
         yield
 
 

@@ -55,23 +55,26 @@ class FunctionModel:
         return given, ()
 
     def call(self, params: PyTree, rest: PyTree, *args: Any, **kwargs: Any) -> tuple:
-        """The model's outputs, and what it changed of the rest."""
-        return self.function(params, *args, **kwargs), ()
+        """The model's outputs, and what it changed of the rest and of its arguments."""
+        return self.function(params, *args, **kwargs), (), ()
 
     def paths(self, params: PyTree) -> list[str]:
         """The path of every parameter."""
         return [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
 
     def loss(self, loss: Callable[..., PyTree]) -> Callable[..., PyTree]:
-        """A user's loss as `(params, extra, *args, **kwargs) -> (loss, changed extra)`."""
-        return lambda params, extra, *args, **kwargs: (loss(params, *args, **kwargs), ())
+        """A user's loss as `(params, extra, *args, **kwargs) -> (loss, changed extra, moved)`.
+
+        `moved` is what it changed in its other arguments.
+        """
+        return lambda params, extra, *args, **kwargs: (loss(params, *args, **kwargs), (), ())
 
     def extra(self, given: PyTree) -> PyTree:
         """What a loss reads of its first argument beside the parameters."""
         return ()
 
-    def put_back(self, given: PyTree, changed: PyTree) -> None:
-        """Gives the first argument of a loss what the loss changed in it."""
+    def put_back(self, given: PyTree, changed: PyTree, others: PyTree, moved: PyTree) -> None:
+        """Gives the first argument of a loss, and the others, what the loss changed in them."""
 
 
 class LinenModel(FunctionModel):
@@ -115,7 +118,7 @@ class LinenModel(FunctionModel):
 
     def call(self, params: PyTree, rest: PyTree, *args: Any, **kwargs: Any) -> tuple:
         """The module's `apply`; collections that moved are part of its output, as in Flax."""
-        return self.module.apply({**rest, "params": params}, *args, **kwargs), ()
+        return self.module.apply({**rest, "params": params}, *args, **kwargs), (), ()
 
 
 class NnxModel(FunctionModel):
@@ -151,7 +154,10 @@ class NnxModel(FunctionModel):
         return self.params_of(given), self.extra(given)
 
     def loss(self, loss: Callable[..., PyTree]) -> Callable[..., PyTree]:
-        """The loss of a module, whose other variables (statistics, counts of keys) move with it."""
+        """The loss of a module, whose other variables (statistics, counts of keys) move with it.
+
+        So do those of other objects that it is given, such as `nnx.Rngs`.
+        """
         from flax import nnx
 
         def function(params, rest, *args, **kwargs):
@@ -159,7 +165,7 @@ class NnxModel(FunctionModel):
             module = nnx.merge(graph, params, extra)
             out = loss(module, *args, **kwargs)
             graph, _, extra = _parts(module)
-            return out, (graph, extra)
+            return out, (graph, extra), [nnx.state(o) for o in _objects((args, kwargs))]
 
         return function
 
@@ -172,12 +178,14 @@ class NnxModel(FunctionModel):
         graph, _, extra = _parts(given)
         return graph, extra
 
-    def put_back(self, given: PyTree, changed: PyTree) -> None:
-        """Updates the module's other variables."""
+    def put_back(self, given: PyTree, changed: PyTree, others: PyTree, moved: PyTree) -> None:
+        """Updates the module's other variables, and those of other objects."""
         from flax import nnx
 
         if isinstance(given, nnx.Module):
             nnx.update(given, changed[1])
+        for own, state in zip(_objects(others), moved, strict=True):
+            nnx.update(own, state)
 
 
 def front_end(model: Any) -> FunctionModel:
@@ -206,6 +214,16 @@ def _parts(module: Any) -> tuple[Any, PyTree, PyTree]:
 
     graph, params, *extra = nnx.split(module, nnx.Param, ...)
     return graph, params, extra[0]
+
+
+def _objects(tree: PyTree) -> list[Any]:
+    """The NNX objects in a tree of arguments."""
+    from flax import nnx
+
+    def is_object(value):
+        return isinstance(value, nnx.Pytree)
+
+    return [leaf for leaf in jax.tree.leaves(tree, is_leaf=is_object) if is_object(leaf)]
 
 
 def _has_shape(value: Any) -> bool:

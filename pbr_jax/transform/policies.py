@@ -1,5 +1,6 @@
 """What the groups have learned, and what they draw: groups of equal (D, K) draw at once."""
 
+import functools
 import math
 import zlib
 from collections.abc import Mapping
@@ -7,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pbr_jax.ops.arrays import squared_norms
 from pbr_jax.pruning import Learning, PolicyState, PruningPolicy, make_policy
@@ -44,13 +44,8 @@ class GroupPolicies:
         self.check(state, "state")
         found: Selection = {}
         for size, names in self._alike.items():
-            # From a group's name, so that its draws do not depend on which others there are.
-            keys = [
-                jax.random.split(jax.random.fold_in(key, np.uint32(zlib.crc32(n.encode()))), rows)
-                for n, rows in self._rows(names)
-            ]
             sample = jax.vmap(self.policies[size].sample)
-            drawn = sample(jnp.concatenate(keys), self._joined(state, names))
+            drawn = sample(self._keys(key, names), self._joined(state, names))
             for name, columns in self._apart(drawn, names).items():
                 found[name] = columns
         return {name: found[name] for name in self.groups}
@@ -120,6 +115,23 @@ class GroupPolicies:
                     f"selection[{group.name!r}] is {columns.dtype}{list(jnp.shape(columns))}: must"
                     f" be int32{list(shape)}, as select returns it"
                 )
+
+    def _keys(self, key: jax.Array, names: list[str]) -> jax.Array:
+        """A key for every row of the groups, from their names.
+
+        So a group's draws do not depend on which others there are.
+        """
+        codes = jnp.asarray([zlib.crc32(name.encode()) for name in names], jnp.uint32)
+        own = jax.vmap(functools.partial(jax.random.fold_in, key))(codes)
+        # Groups of equal length at once: a program of its own for each is slow to compile.
+        rows = dict(self._rows(names))
+        found: dict[str, jax.Array] = {}
+        for count in sorted(set(rows.values())):
+            alike = [i for i, name in enumerate(names) if rows[name] == count]
+            split = functools.partial(jax.random.split, num=count)
+            keys = jax.vmap(split)(own[jnp.asarray(alike)])
+            found |= {names[i]: keys[n] for n, i in enumerate(alike)}
+        return jnp.concatenate([found[name] for name in names])
 
     def _rows(self, names: list[str]) -> list[tuple[str, int]]:
         return [(name, math.prod(self.groups[name].stack_shape)) for name in names]

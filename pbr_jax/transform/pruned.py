@@ -52,12 +52,14 @@ class Gradients(NamedTuple):
       aux: what else it returned, or None.
       grads: like the parameters, packed where they are pruned.
       extra: what the model changed beside them.
+      moved: what the loss changed in other objects of NNX that it was given.
     """
 
     value: jax.Array
     aux: PyTree
     grads: PyTree
     extra: PyTree
+    moved: PyTree
 
 
 class Pruned:
@@ -132,7 +134,8 @@ class Pruned:
           `(params, selection, *batch, **kwargs) -> (value, grads)`. `grads` is like `params`; that
           of a pruned parameter is packed, `[*stack, K, *rest]`: the axes that scans walk along, its
           selected rows, and its other axes in order. `dense` unpacks them. Of an NNX module the
-          variables that are no parameters move as in the loss.
+          variables that are no parameters move as in the loss, and so do an `nnx.Rngs` and other
+          objects in the batch.
 
           It raises ValueError for parameters or a selection of another model, and for integer
           parameters.
@@ -142,7 +145,7 @@ class Pruned:
         def run(given, selection, /, *batch, **kwargs):
             params, extra = self._front.params_of(given), self._front.extra(given)
             found = gradients(params, extra, selection, *batch, **kwargs)
-            self._front.put_back(given, found.extra)
+            self._front.put_back(given, found.extra, (batch, kwargs), found.moved)
             self._known.add(found.grads, selection)
             value = (found.value, found.aux) if has_aux else found.value
             return value, found.grads
@@ -161,10 +164,10 @@ class Pruned:
         def run(params, extra, selection, /, *batch, **kwargs):
             trained, frozen = self.split(params, selection)
             gradient = jax.value_and_grad(differentiable, has_aux=True)
-            (value, (aux, changed)), grads = gradient(
+            (value, (aux, *changed)), grads = gradient(
                 trained, frozen, extra, selection, *batch, **kwargs
             )
-            return Gradients(value, aux, grads, changed)
+            return Gradients(value, aux, grads, *changed)
 
         return run
 
@@ -187,11 +190,11 @@ class Pruned:
 
     def differentiable(
         self, loss: Callable[..., Any], has_aux: bool = False
-    ) -> Callable[..., tuple[jax.Array, tuple[PyTree, PyTree]]]:
+    ) -> Callable[..., tuple[jax.Array, tuple[PyTree, PyTree, PyTree]]]:
         """The loss as a function whose derivative is packed.
 
-        It is `(trained, frozen, extra, selection, *batch) -> (value, (aux, extra))`, of what
-        `split` and `parts` give, to be differentiated by `trained`.
+        It is `(trained, frozen, extra, selection, *batch) -> (value, (aux, extra, moved))`, of what
+        `split` and `parts` give, to be differentiated by `trained`; the last two as in `Gradients`.
         """
         traced = Traced(self._front.loss(loss))
 
@@ -203,9 +206,9 @@ class Pruned:
             trace, leaves, arrays = traced(params, (extra, *batch), kwargs)
             rows = {i: own[i] for i in self._layouts}
             outs = self._evaluate(trace, leaves, self._columns(selection), rows, arrays)
-            out, changed = jax.tree.unflatten(trace.tree, outs)
+            out, *changed = jax.tree.unflatten(trace.tree, outs)
             value, aux = out if has_aux else (out, None)
-            return value, (aux, changed)
+            return value, (aux, *changed)
 
         return run
 
@@ -233,13 +236,14 @@ class Pruned:
                 for i, leaf in leaves.items()
             ]
             own = jax.tree.unflatten(jax.tree.structure(own), guarded)
-            out, changed = self._front.call(own, rest, *args, **kwargs)
+            out, *changed = self._front.call(own, rest, *args, **kwargs)
         else:
             self.policies.check_selection(selection)
             trace, flat, arrays = self._apply(own, (rest, *args), kwargs)
             outs = self.evaluate_packed(trace, flat, arrays, selection)
-            out, changed = jax.tree.unflatten(trace.tree, outs)
-        self._front.put_back(params, changed)
+            out, *changed = jax.tree.unflatten(trace.tree, outs)
+        extra, moved = changed
+        self._front.put_back(params, extra, (args, kwargs), moved)
         return out
 
     def unbias(self, state: State, selection: Selection, grads: PyTree) -> PyTree:

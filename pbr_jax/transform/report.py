@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
-from pbr_jax.gpu import compile_for, find_card, memory
+from pbr_jax.gpu import fit
+from pbr_jax.gpu.alive import Alive
 from pbr_jax.measure.text import format_bytes, markdown
 from pbr_jax.transform.jaxprs import is_variable
 from pbr_jax.transform.pruned import Pruned
@@ -67,6 +68,7 @@ class Report(NamedTuple):
         parameters not counted.
       kept: what that is of the pruned model, the largest first.
       temp_bytes, temp_bytes_pruned: of the compiled gradient for the card, if one was named.
+      alive: temporary arrays of the pruned one at its fullest moment, the largest first.
       sizes: bytes of the parameters in `unpruned`.
     """
 
@@ -77,6 +79,7 @@ class Report(NamedTuple):
     kept: list[Kept]
     temp_bytes: int | None
     temp_bytes_pruned: int | None
+    alive: tuple[Alive, ...]
     sizes: Mapping[str, int]
 
     def __str__(self) -> str:
@@ -108,7 +111,11 @@ class Report(NamedTuple):
         ]
         if self.temp_bytes is not None and self.temp_bytes_pruned is not None:
             temp = format_bytes(self.temp_bytes), format_bytes(self.temp_bytes_pruned)
-            text.append(f"Compiled, temp memory: {temp[0]} -> {temp[1]}")
+            text += ["", f"Compiled, temp memory: {temp[0]} -> {temp[1]}; at its fullest moment"]
+            text += [
+                f"  {format_bytes(a.bytes)} in {a.number} of {a.shape}, {a.operation} {a.source}"
+                for a in self.alive[:6]
+            ]
         return "\n".join([*text, _ADVICE + "."])
 
 
@@ -137,13 +144,14 @@ def report(pruned: Pruned, *example: Any, card: str | None = None, **kwargs: Any
 
     args = (leaves, arrays, selection)
     full, own = _residuals(dense, *args), _residuals(mine, *args)
-    temps: tuple[int | None, int | None] = (None, None)
+    before: int | None = None
+    after: int | None = None
+    alive: tuple[Alive, ...] = ()
     if card is not None:
-        found = find_card(card)
-        temps = tuple(  # type: ignore[assignment]
-            memory(compile_for(_gradient(function), args, found)).temp_bytes
-            for function in (dense, mine)
-        )
+        before = fit(_gradient(dense), *args, card=card).report.temp_bytes
+        step = fit(_gradient(mine), *args, card=card)
+        after = step.report.temp_bytes
+        alive = tuple(array for array in step.arrays if array.purpose == "temp")
     plan = pruned.plan
     sizes = {
         path: math.prod(shape) * jnp.dtype(dtype).itemsize
@@ -155,7 +163,9 @@ def report(pruned: Pruned, *example: Any, card: str | None = None, **kwargs: Any
         sum(kept.num_bytes for kept in full),
         sum(kept.num_bytes for kept in own),
         own,
-        *temps,
+        before,
+        after,
+        alive,
         {path: sizes[path] for path in pruned.unpruned},
     )
 

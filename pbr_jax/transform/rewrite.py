@@ -12,10 +12,10 @@ from typing import Any
 import jax
 from jax import lax
 
+from pbr_jax.ops.shardings import spec_of
 from pbr_jax.transform import jaxprs
 from pbr_jax.transform.attach import Layout, Product, attach, live, pack
 from pbr_jax.transform.provenance import Provenance, derive, whole
-from pbr_jax.transform.shardings import spec_of
 from pbr_jax.transform.sites import Analysis, Site, scan_entry, site_of
 
 

@@ -84,7 +84,7 @@ def train_step(
         selection = pruned.select(state.pruning, key)
         if accumulate == 1:
             found = gradients(state.params, state.extra, selection, *batch)
-            value, aux, grads, extra = found
+            value, aux, grads, extra, _ = found
         else:
             value, aux, grads, extra = _averaged(gradients, accumulate, state, selection, batch)
         # The policies learn from packed rows (line 24); Optax takes them in the parameters' shape.

@@ -135,10 +135,7 @@ def test_few_methods_run_every_kernel_of_the_older_card(compiled):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    "method",
-    ["full", "prebackrazor-", "prebackrazor", "prebackrazor++", "fast", "lean", "tiny"],
-)
+@pytest.mark.parametrize("method", ["full", "prebackrazor++", "fast", "tiny"])  # all kernels
 def test_kernels_need_no_more_memory_than_xla_alone(compiled, method):
     alone = compiled(method, implementation="xla")[0].temp_bytes
     assert compiled(method)[0].temp_bytes <= alone

@@ -1,10 +1,7 @@
 """Kinds of code that `prune` reaches, each equal to dense autodiff in the rows that it keeps."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import linen as nn
 from jax import lax
@@ -23,54 +20,8 @@ from pbr_jax import prune
 D = 64
 
 
-def normalised(x):
-    return x / jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
-
-
-def attention(q, k, v):
-    scores = jnp.einsum("bnhk,bmhk->bhnm", q, k) / q.shape[-1] ** 0.5
-    return jnp.einsum("bhnm,bmhk->bnhk", nn.softmax(scores), v)
-
-
 def members(pruned):
     return sorted(group.paths for group in pruned.groups.values())
-
-
-def test_encoder_of_linen():
-    """Stock layers, dropout, batch norm: q, k and v share one selection, the head stays dense."""
-
-    class Encoder(nn.Module):
-        @nn.compact
-        def __call__(self, x, train: bool):
-            x = x + nn.MultiHeadDotProductAttention(4)(nn.LayerNorm()(x))
-            h = nn.gelu(nn.Dense(2 * D)(nn.BatchNorm(use_running_average=not train)(x)))
-            x = x + nn.Dense(D)(nn.Dropout(0.1, deterministic=not train)(h))
-            return nn.Dense(5, name="head")(x[:, 0])
-
-    model, x = Encoder(), numbers(0, 2, 5, D)
-    variables = variables_of(model, x, train=False)
-    pruned = prune(model, x, True, keep=0.25)
-    names = ("key", "query", "value", "out")
-    attn = [f"MultiHeadDotProductAttention_0/{name}/kernel" for name in names]
-    assert members(pruned) == [
-        ("Dense_0/kernel",),
-        ("Dense_1/kernel",),
-        tuple(attn[:3]),
-        (attn[3],),
-    ]
-    assert pruned.unpruned["head/kernel"] == "named by exclude"
-
-    def loss(params, x):
-        out, changed = model.apply(
-            variables | {"params": params},
-            x,
-            train=True,
-            rngs={"dropout": jax.random.key(1)},
-            mutable=["batch_stats"],
-        )
-        return loss_of(lambda params, x: (out, changed))(params, x)
-
-    check_against_dense(pruned, loss, variables["params"], x)
 
 
 def test_kernels_the_other_way_round():
@@ -85,34 +36,6 @@ def test_kernels_the_other_way_round():
     pruned = check(model, params, numbers(1, 2, 5, D))
     assert len(pruned.groups) == 3
     assert [s.num_columns for s in pruned.sites] == [D, D, 96]  # fc, left, proj
-
-
-def test_decoder_with_a_tied_table():
-    """GQA, RoPE, SwiGLU: the table is read by index too and stays dense, with the reason."""
-
-    def model(params, tokens):
-        x = params["table"][tokens]
-        h = normalised(x)
-        q, k, v = ((h @ params[n]).reshape(2, 6, -1, 16) for n in ("q", "k", "v"))
-        angle = jnp.arange(6.0)[:, None, None] * jnp.ones((1, 1, 8))
-
-        def turn(a):
-            sine, cosine = jnp.sin(angle)[None], jnp.cos(angle)[None]
-            one, two = a[..., :8], a[..., 8:]
-            return jnp.concatenate([one * cosine - two * sine, two * cosine + one * sine], axis=-1)
-
-        k, v = (jnp.repeat(a, 2, axis=2) for a in (turn(k), v))
-        x = x + attention(turn(q), k, v).reshape(2, 6, D) @ params["o"]
-        h = normalised(x)
-        x = x + (nn.silu(h @ params["gate"]) * (h @ params["up"])) @ params["down"]
-        return normalised(x) @ params["table"].T
-
-    shapes = {"q": (D, D), "k": (D, 32), "v": (D, 32), "o": (D, D)}
-    params = weights(0, table=(11, D), gate=(D, 96), up=(D, 96), down=(96, D), **shapes)
-    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (2, 6)))
-    pruned = check(model, params, tokens)
-    assert members(pruned) == [("down",), ("gate", "up"), ("k", "q", "v"), ("o",)]
-    assert "read by index" in pruned.unpruned["table"]
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -232,53 +155,3 @@ def packed_arrays(pruned, model, params, x):
     jaxpr = jax.make_jaxpr(lambda p, x: jax.tree.leaves(pullback(p, x)))(params, x).jaxpr
     unique = {id(v): v.aval for v in jaxpr.outvars}.values()
     return [aval.shape for aval in unique if aval.ndim == 2 and aval.shape[1] == 16]
-
-
-@functools.cache
-def dense_model():
-    """Uses that leave a kernel dense, each beside the reason for it."""
-
-    @jax.custom_vjp
-    def own(x, w):
-        return x @ w
-
-    own.defvjp(lambda x, w: (x @ w, (x, w)), lambda saved, dy: (dy @ saved[1].T, saved[0].T @ dy))
-
-    def model(params, x):
-        p = params
-        out = own(x, p["custom"])
-        out += lax.cond(x[0, 0] > 0, lambda w: x @ w, lambda w: -x @ w, p["cond"])
-        out += lax.fori_loop(0, 2, lambda i, y: y, x @ p["good"])
-        out += (x @ p["across"].reshape(2, D, D))[0]
-        out += x @ (2.0 * p["scaled"])
-        out += x @ (p["first"] @ p["second"])
-        out += x @ p["whole"][:, :D]
-        out += lax.scan(lambda w, _: (w.T, x @ w), p["carried"], None, length=2)[1][0]
-        image = jnp.ones((1, 4, 4, D)) * x[0][None, None, None]
-        out += lax.conv(image.transpose(0, 3, 1, 2), p["conv"], (1, 1), "SAME")[:, :, 0, 0]
-        return out
-
-    return model
-
-
-def test_what_stays_dense_is_named_with_its_reason():
-    square = dict.fromkeys(
-        ("custom", "cond", "good", "scaled", "first", "second", "carried"), (D, D)
-    )
-    params = weights(0, across=(2 * D, D), whole=(D, 2 * D), conv=(D, D, 1, 1), **square)
-    params["across"] = params["across"].reshape(D, 2 * D)
-    pruned = check(dense_model(), params, numbers(1, 4, D), tolerance=1e-5)
-    assert [site.path for site in pruned.sites] == ["good"]
-    reasons = {
-        "custom": "custom_vjp",
-        "cond": "a cond",
-        "across": "reshaped or cut across the contracted axis",
-        "scaled": "`mul`",
-        "first": "two parameters",
-        "second": "two parameters",
-        "whole": "`slice`",
-        "carried": "carried by a scan",
-        "conv": "convolution",
-    }
-    for path, why in reasons.items():
-        assert why in pruned.unpruned[path], (path, pruned.unpruned[path])

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from measures import exact_jit
 from rewritten import check_against_dense, loss_of, numbers
 
 from pbr_jax import prune
@@ -96,4 +97,7 @@ def test_equals_dense_autodiff(transformers, name):
         assert (len(pruned.sites), len(pruned.groups)) == counts
         path, why = DENSE[name]
         assert why in pruned.unpruned[path]
-        check_against_dense(pruned, loss_of(function), model.params, make(), tolerance=5e-6)
+        # Of equal equations, in Llama, XLA without its emitters rounds a fusion by the program.
+        check_against_dense(
+            pruned, loss_of(function), model.params, make(), tolerance=5e-6, jit=exact_jit
+        )

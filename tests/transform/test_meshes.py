@@ -21,6 +21,8 @@ OTHERS = [
     pytest.param("Auto", "tensor", 0.5, id="Auto-tensor", marks=pytest.mark.exhaustive),
     pytest.param("Explicit", "data", 0.2, id="Explicit-data", marks=pytest.mark.exhaustive),
     pytest.param("Explicit", "fsdp", 0.5, id="Explicit-fsdp", marks=pytest.mark.exhaustive),
+    # 12 layers of width 1024, keep 0.1, compiled and not run.
+    pytest.param("decoder", "data", 0.5, id="decoder-data", marks=pytest.mark.exhaustive),
 ]
 
 

@@ -54,5 +54,8 @@ def test_memory_on_a_card(params):
     found = report(prune(model, params, x, keep=0.25), params, x, card="rtx4090")
     assert found.temp_bytes > 0 and found.temp_bytes_pruned > 0
     assert "Compiled, temp memory" in str(found)
+    # What is left has the name and the line of the model, not of the rewriting.
+    assert any("test_report.py" in array.source for array in found.alive)
+    assert found.alive[0].shape in str(found)
     with pytest.raises(ValueError, match="no such card"):
         report(prune(model, params, x), params, x, card="riva128")

@@ -1,8 +1,8 @@
 """Meshes with explicit axes: the few operations that need to be told where their result lies.
 
-On such a mesh the sharding of an array is part of its type. What `attach` computes is left to the
-compiler all the same (`jax.sharding.auto_axes`); only its result gets a sharding, that of the
-parameter or of the activation without the selected axis.
+On such a mesh the sharding of an array is part of its type. What a gradient of selected rows
+computes is left to the compiler all the same (`jax.sharding.auto_axes`); only its results get a
+sharding, those of the parameters or of the activation without the selected axis.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,14 @@ def spec_of(array: Any) -> tuple[Any, ...] | None:
 
 def placed(function: Callable[..., Any], spec: Sequence[Any] | None, *args: Any) -> Any:
     """`function(*args)`, whose result lies as `spec` says; as it comes where that is None."""
-    if spec is None:
+    return all_placed(lambda *args: [function(*args)], None if spec is None else [spec], *args)[0]
+
+
+def all_placed(
+    function: Callable[..., list[Any]], specs: Sequence[Sequence[Any]] | None, *args: Any
+) -> list[Any]:
+    """`function(*args)`, a list, each of which lies as its spec says; as they come with None."""
+    if specs is None:
         return function(*args)
-    out = PartitionSpec(*spec)
+    out = [PartitionSpec(*spec) for spec in specs]
     return jax.sharding.auto_axes(function, out_sharding=out)(*args)
