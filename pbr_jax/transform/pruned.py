@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from pbr_jax.transform import rewrite
 from pbr_jax.transform.attach import guard, rows_of
 from pbr_jax.transform.groups import Group, Plan
 from pbr_jax.transform.known import KnownSelections
 from pbr_jax.transform.model import FunctionModel
+from pbr_jax.transform.packing import Packing
 from pbr_jax.transform.policies import GroupPolicies, Selection, State
 from pbr_jax.transform.tracing import Trace, Traced
 
@@ -62,7 +62,7 @@ class Gradients(NamedTuple):
     moved: PyTree
 
 
-class Pruned:
+class Pruned(Packing):
     """A pruned model. All methods can be jitted.
 
     Attributes:
@@ -71,9 +71,8 @@ class Pruned:
     """
 
     def __init__(self, front: FunctionModel, plan: Plan, policies: GroupPolicies) -> None:
-        self.plan, self.policies = plan, policies
+        super().__init__(plan, policies, front.paths)
         self._front = front
-        self._layouts, self._group_of = plan.layouts, plan.group_of
         self._apply = Traced(front.call)
         self.unpruned = dict(plan.dense)
         self._known = KnownSelections()
@@ -171,23 +170,6 @@ class Pruned:
 
         return run
 
-    def split(self, params: PyTree, selection: Selection) -> tuple[PyTree, dict[str, jax.Array]]:
-        """What `differentiable` takes: parameters, of the pruned ones zero rows, and these by path.
-
-        Raises:
-          ValueError: `params` or `selection` are of another model.
-        """
-        leaves = self._leaves(params, "params")
-        self.policies.check_selection(selection)
-        columns = self._columns(selection)
-        rows = {
-            i: layout.zeros(jnp.asarray(leaves[i]), columns[i].shape[-1])
-            for i, layout in self._layouts.items()
-        }
-        trained = [rows.get(i, leaf) for i, leaf in leaves.items()]
-        frozen = {self.plan.paths[i]: leaves[i] for i in rows}
-        return jax.tree.unflatten(jax.tree.structure(params), trained), frozen
-
     def differentiable(
         self, loss: Callable[..., Any], has_aux: bool = False
     ) -> Callable[..., tuple[jax.Array, tuple[PyTree, PyTree, PyTree]]]:
@@ -246,21 +228,6 @@ class Pruned:
         self._front.put_back(params, extra, (args, kwargs), moved)
         return out
 
-    def unbias(self, state: State, selection: Selection, grads: PyTree) -> PyTree:
-        """Packed gradients whose rows are divided by the probability of their draw (Theorem 1).
-
-        `state` is the one that the selection was drawn from.
-        """
-        probs = self.policies.inclusion(state, selection)
-        leaves = self._leaves(grads, "grads", shapes=False)
-        new = [
-            leaf / _beside(probs[self._group_of[i]], leaf).astype(leaf.dtype)
-            if i in self._group_of
-            else leaf
-            for i, leaf in leaves.items()
-        ]
-        return jax.tree.unflatten(jax.tree.structure(grads), new)
-
     def dense(self, grads: PyTree, selection: Selection | None = None) -> PyTree:
         """Packed gradients in the shape of the parameters, zero in the rows not selected.
 
@@ -276,36 +243,8 @@ class Pruned:
         if selection is None:
             selection = self._known.of(grads)
         return self._map_packed(
-            grads,
-            selection,
-            lambda layout, leaf, columns: layout.spread(leaf, columns),
+            grads, selection, lambda layout, leaf, columns: layout.spread(leaf, columns)
         )
-
-    def gather(self, params: PyTree, selection: Selection) -> PyTree:
-        """The selected rows of parameters, or of what is shaped like them, `[*stack, K, *rest]`."""
-        return self._map_packed(
-            params, selection, lambda layout, leaf, columns: layout.gather(leaf, columns)
-        )
-
-    def scatter(self, params: PyTree, packed: PyTree, selection: Selection) -> PyTree:
-        """Parameters with their selected rows, and all that is not pruned, from `packed`."""
-        new = self._leaves(packed, "packed", shapes=False)
-        old = self._leaves(params, "params")
-        columns = self._columns(selection)
-        leaves = [
-            self._layouts[i].scatter(old[i], leaf, columns[i]) if i in columns else leaf
-            for i, leaf in new.items()
-        ]
-        return jax.tree.unflatten(jax.tree.structure(params), leaves)
-
-    def masks(self, selection: Selection) -> dict[str, jax.Array]:
-        """`{path: bool}` of pruned parameters, with their axes; those that are no rows have size 1.
-
-        `pbr_jax.freeze_unselected` reads it.
-        """
-        self.policies.check_selection(selection)
-        columns = self._columns(selection)
-        return {self.plan.paths[i]: own.mask(columns[i]) for i, own in self._layouts.items()}
 
     def example(self, *example: Any, **kwargs: Any) -> "Shown":
         """The model's equations for other inputs, by shapes; arguments as of `prune`."""
@@ -322,54 +261,11 @@ class Pruned:
         rows = {i: rows_of(lay, leaves[i], columns[i]) for i, lay in self._layouts.items()}
         return self._evaluate(trace, leaves, columns, rows, arrays)
 
-    def _map_packed(self, tree, selection, function):
-        self.policies.check_selection(selection)
-        columns = self._columns(selection)
-        leaves = self._leaves(tree, "tree", shapes=False)
-        new = [
-            function(self._layouts[i], leaf, columns[i]) if i in columns else leaf
-            for i, leaf in leaves.items()
-        ]
-        return jax.tree.unflatten(jax.tree.structure(tree), new)
-
     def _evaluate(self, trace, leaves, columns, rows, arrays):
         shapes, analysis = trace.shapes, trace.analysis
         return rewrite.evaluate(
             trace.closed, shapes, self._layouts, leaves, columns, rows, arrays, analysis
         )
-
-    def _columns(self, selection: Selection) -> dict[int, jax.Array]:
-        """Columns of every pruned parameter, one object for a group."""
-        return {i: selection[name] for i, name in self._group_of.items()}
-
-    def _leaves(self, tree: PyTree, argument: str, shapes: bool = True) -> dict[int, Any]:
-        """Leaves by number, after a check that the tree is that of the model."""
-        paths, leaves = self._front.paths(tree), jax.tree.leaves(tree)
-        if list(paths) != list(self.plan.paths):
-            missing = [p for p in self.plan.paths if p not in paths] or ["nothing"]
-            foreign = [p for p in paths if p not in self.plan.paths] or ["nothing"]
-            raise ValueError(
-                f"{argument}: must be the parameters that were pruned; it lacks"
-                f" {', '.join(missing[:3])} and has {', '.join(foreign[:3])} beside them. To train"
-                " other parameters too, prune a function of all of them"
-            )
-        for i, leaf in enumerate(leaves if shapes else ()):
-            if jnp.shape(leaf) != self.plan.shapes[i]:
-                raise ValueError(
-                    f"{argument}: {paths[i]} has shape {jnp.shape(leaf)}: must be"
-                    f" {self.plan.shapes[i]}, as when the model was pruned"
-                )
-            if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-                raise ValueError(
-                    f"{argument}: {paths[i]} is {jnp.result_type(leaf)}, which has no gradient;"
-                    " pass it with the batch"
-                )
-        return dict(enumerate(leaves))
-
-
-def _beside(rows: jax.Array, leaf: jax.Array) -> jax.Array:
-    """`[*stack, K]` with an axis of size 1 for each other one of a packed leaf."""
-    return rows.reshape(*rows.shape, *(1 for _ in range(leaf.ndim - rows.ndim)))
 
 
 def _unselected(path: str) -> str:
