@@ -16,6 +16,7 @@ largest arrays at the fullest moment.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -23,7 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pbr_jax.commands import fit_step
-from pbr_jax.configs.common import SIZE, Config, size_in_bytes
+from pbr_jax.configs.common import SIZE, Config, Mesh, size_in_bytes, within
 from pbr_jax.files import DamagedFile, read_bytes, user_path
 from pbr_jax.gpu import CARDS, Card, find_card, parse_target_config, present_card, sized_card
 from pbr_jax.measure.text import format_bytes
@@ -32,8 +33,9 @@ from pbr_jax.memory.budget import RESERVE, measure_for
 from pbr_jax.memory.cost import read_times
 from pbr_jax.memory.table import Table, print_table, to_json, to_markdown
 from pbr_jax.runs.progress import Terminal, progress
-from pbr_jax.settings.flags import add_config
+from pbr_jax.settings.flags import add_config, number_faults
 from pbr_jax.settings.load import ConfigError
+from pbr_jax.settings.ties import tie_faults
 from pbr_jax.settings.variants import method_names, split_methods
 
 
@@ -55,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--methods", metavar="A,B", help="instead of all methods and plans")
     parser.add_argument(
+        "--devices", type=int, metavar="N", help="cards that share the batch, as mesh.data"
+    )
+    parser.add_argument(
         "--reserve", default=RESERVE, metavar="SIZE", help="memory left free, default %(default)s"
     )
     parser.add_argument(
@@ -72,6 +77,8 @@ def main(args: argparse.Namespace) -> int:
     if not args.debug:  # XLA's warnings on batches that do not fit would tear the progress bar
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     config: Config = args.arguments.config
+    if args.devices is not None:
+        config = dataclasses.replace(config, mesh=Mesh(data=args.devices))
     card, names, reserve, times = _read(args, config)
     if args.step is not None:
         # Its memory does not depend on the configuration.
@@ -99,8 +106,16 @@ def _read(
     args: argparse.Namespace, config: Config
 ) -> tuple[Card, list[str], int, Mapping[str, float]]:
     """The card, the methods, the reserve and measured times; every fault at once."""
-    unused = ("methods", "times", "markdown", "no_cache") if args.step is not None else ("args",)
+    unused = (
+        ("methods", "times", "markdown", "no_cache", "devices")
+        if args.step is not None
+        else ("args",)
+    )
     names, faults = split_methods(args.methods or ",".join(method_names(config)))
+    faults += number_faults(
+        "--devices", within(1, 2**16), *([] if args.devices is None else [args.devices])
+    )
+    faults += [] if faults else tie_faults(config, ())
     card: Card | None = None
     times: Mapping[str, float] = {}
     try:

@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pbr_jax.gpu.cards import Card, target_config
 from pbr_jax.gpu.presence import use_cpu_without_gpu
+from pbr_jax.gpu.wire import exchanged_bytes
 
 # Pallas on JAX 0.11 reads the compute capability of a card that is not there off its name, and
 # knows these. Another card of the capability goes by the first of them.
@@ -49,6 +50,7 @@ class MemoryReport(NamedTuple):
     temp_bytes: int  # The one buffer that holds all intermediate values
     alias_bytes: int  # Outputs written over donated arguments, counted in both of the first two
     host_bytes: int = 0  # What the function keeps in the memory of the host, as offloading does
+    wire_bytes: int = 0  # What several devices exchange
 
     @property
     def peak_bytes(self) -> int:
@@ -187,6 +189,7 @@ def memory(compiled: jax.stages.Compiled) -> MemoryReport:
         + stats.host_output_size_in_bytes
         + stats.host_temp_size_in_bytes
         - stats.host_alias_size_in_bytes,
+        wire_bytes=exchanged_bytes(compiled.as_text() or ""),
     )
 
 

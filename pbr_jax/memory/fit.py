@@ -18,10 +18,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from pbr_jax.configs.common import Config
-from pbr_jax.gpu import Card, MemoryReport, compile_for, memory
+from pbr_jax.gpu import Card, MemoryReport, card_devices, compile_for, memory
 from pbr_jax.memory import cost
 from pbr_jax.memory.largest_batch import largest_batch
-from pbr_jax.memory.use import MemoryUse, memory_use, tree_bytes
+from pbr_jax.memory.use import MemoryUse, memory_use, packed_bytes, tree_bytes
 from pbr_jax.settings.resolve import batch_divisor, named_method, on_one_device
 from pbr_jax.settings.variants import candidates, joint_spar_suffix, with_method
 from pbr_jax.training import from_config
@@ -80,14 +80,16 @@ def compiled(card: Card) -> Iterator[Measure]:
     with tempfile.TemporaryDirectory(prefix="pbr-fit-", ignore_cleanup_errors=True) as folder:
 
         def measure(config: Config) -> MemoryReport:
-            parts = from_config.build(config)
+            count = config.mesh.data or 1
+            parts = from_config.build(config, card_devices(larger, count) if count > 1 else None)
             args = (from_config.state_shapes(config, parts), from_config.batch_specs(config))
             kernels = str(Path(folder, str(threading.get_ident())))
             options = {"xla_gpu_kernel_cache_file": kernels}
-            step = compile_for(
-                parts.train_step, args, larger, donate_argnums=0, compiler_options=options
+            place = parts.placement
+            step = place.jit(parts.train_step, donate_argnums=0)
+            return memory(
+                compile_for(step, args, larger, compiler_options=options, mesh=place.mesh)
             )
-            return memory(step)
 
         yield measure
 
@@ -101,7 +103,7 @@ def estimated(config: Config) -> MemoryReport:
     a plan that recomputes makes again. The factors are read off compiled steps. Transients of a
     module of one's own are not known, so that its estimate is low.
     """
-    config = on_one_device(config)
+    devices, config = config.mesh.data or 1, on_one_device(config)
     parts, use = from_config.build(config), memory_use(config)
     state = tree_bytes(from_config.state_shapes(config, parts))
     transients = 0.0
@@ -118,6 +120,7 @@ def estimated(config: Config) -> MemoryReport:
         output_bytes=state,
         temp_bytes=copies * use.gradients + use.activations + round(transients),
         alias_bytes=state,
+        wire_bytes=packed_bytes(config) if devices > 1 else 0,
     )
 
 
@@ -203,17 +206,19 @@ def _largest_batch(found: MethodFit, target: Target, slope: float | None) -> tup
 
 def time_to_full(config: Config, card: Card) -> float:
     """Time of a step by arithmetic, as a fraction of full fine-tuning's."""
+    config = on_one_device(config)
     full = with_method(config, "full")
     own, reference = (cost.step_seconds(run, card, memory_use(run)) for run in (config, full))
     return own / reference
 
 
 def batch_granule(config: Config) -> int:
-    """The batches of a search are multiples of this: accumulation's parts times a method's chunks.
+    """The batches of a search are multiples of this: devices, accumulation's parts, chunks.
 
     Its peak is nearly affine in the batch only where the number of chunks stays.
     """
-    return config.optimizer.accumulation_steps * named_method(config).plan.batch_chunks
+    parts = config.optimizer.accumulation_steps * (config.mesh.data or 1)
+    return parts * named_method(config).plan.batch_chunks
 
 
 def fastest(rows: Sequence[MethodFit]) -> MethodFit | None:

@@ -19,6 +19,7 @@ from pbr_jax.settings.variants import joint_spar_suffix, with_method
 
 _WIDE = 96  # columns from which on every row has its parameters and optimizer
 _TITLES = ("gradients", "activations", "temp", "peak", "fits", "largest batch", "time")
+_WIRE = "wire"  # of several devices
 _JAX_TAKES = 0.75  # of a card, unless XLA_CLIENT_MEM_FRACTION says otherwise
 
 
@@ -73,6 +74,7 @@ def json_row(row: MethodFit) -> dict[str, Any]:
     need, use = row.need, row.use
     return {
         "method": row.method,
+        "devices": row.config.mesh.data or 1,
         **{name: need and getattr(need, name) for name in MemoryReport._fields},
         "peak_bytes": need and need.peak_bytes,
         "fits": row.fits,
@@ -89,7 +91,7 @@ def json_row(row: MethodFit) -> dict[str, Any]:
 
 def to_markdown(table: Table) -> str:
     """The table in Markdown, its notes below."""
-    lines: list[tuple[str, ...]] = [("method", *_TITLES)]
+    lines: list[tuple[str, ...]] = [("method", *_titles(table))]
     for row in table.rows:
         name = f"**`{row.method}`**" if row == table.fastest else f"`{row.method}`"
         lines.append((name, *_cells(row)[2:]))
@@ -104,20 +106,32 @@ def _cells(row: MethodFit) -> list[str]:
     sizes = (*sizes, *((need.temp_bytes, need.peak_bytes) if need else (None, None)))
     batch = "-" if row.largest_batch is None else f"{row.largest_batch}"
     more = row.largest_batch is not None and row.largest_batch > 0.99 * LARGEST_BATCH
-    return [
+    cells = [
         *("-" if size is None else format_bytes(size) for size in sizes),
         "-" if row.fits is None else "yes" if row.fits else "no",
         f"≥ {batch}" if more else batch,
         "-" if row.time is None else f"{row.time:.2f}" + ("*" if row.measured else ""),
     ]
+    if _shared(row.config):
+        cells.append("-" if need is None else format_bytes(need.wire_bytes))
+    return cells
+
+
+def _shared(config: Config) -> bool:
+    return (config.mesh.data or 1) > 1
+
+
+def _titles(table: Table) -> list[str]:
+    return [*_TITLES, *([_WIRE] if _shared(table.config) else [])]
 
 
 def headline(table: Table) -> str:
     """One line that says what was asked."""
     config, card = table.config, table.card
     reserve = format_bytes(table.reserve_bytes)
+    many = f"{config.mesh.data} x " if _shared(config) else ""
     return (
-        f"{config.name} · batch {config.batch_size} · {config.model.dtype} · {card.name}: "
+        f"{config.name} · batch {config.batch_size} · {config.model.dtype} · {many}{card.name}: "
         f"{format_bytes(card.memory_bytes)} with {reserve} in reserve"
     )
 
@@ -143,16 +157,18 @@ def print_table(table: Table, out: rich.console.Console, spec: str) -> None:
     out.print(Text(headline(table), style="bold"))
     drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=0, pad_edge=False)
     drawn.add_column("method", no_wrap=True)
-    for title in ["parameters", "optimizer"] * wide + [*_TITLES]:
+    # A narrow table leaves out what is about the same by every method, or told by another column.
+    titles = ["parameters", "optimizer", *_titles(table)]
+    hidden = 0 if wide else 3 if _shared(table.config) else 2
+    for title in titles[hidden:]:
         drawn.add_column(title.replace(" ", "\n"), justify="right", no_wrap=True, vertical="bottom")
     for row in table.rows:
-        cells = _cells(row)[0 if wide else 2 :]
+        cells, fits = _cells(row), titles.index("fits")
         colour = {True: "green", False: "red", None: "yellow"}[row.fits]
-        cells[-3] = f"[{colour}]{cells[-3]}[/]"
+        cells[fits] = f"[{colour}]{cells[fits]}[/]"
         name = f"{row.method} ◀" if row == best else row.method
-        drawn.add_row(name, *cells, style="bold" if row == best else "")
+        drawn.add_row(name, *cells[hidden:], style="bold" if row == best else "")
     out.print(drawn)
-    # A narrow table leaves out what is about the same by every method.
     use = next((row.use for row in table.rows if row.use), None)
     if not wide and use is not None:
         state = f"parameters {format_bytes(use.parameters)}, optimizer"
@@ -192,6 +208,12 @@ def notes(table: Table) -> list[str]:
         "time: a step's, as a fraction of full fine-tuning's; estimated by arithmetic, not measured"
         + (" but for those marked *." if any(row.measured for row in table.rows) else ".")
     )
+    if _shared(config):
+        lines.append(
+            f"Each of {config.mesh.data} devices has {config.batch_size // (config.mesh.data or 1)}"
+            " examples; memory and time are those of one of them, without what is exchanged."
+        )
+        lines.append("wire: what a device exchanges with the others in a step.")
     if any(not joint_spar_suffix(row.method) for row in table.rows):
         lines.append(
             "JointSPAR (/js50 or the like behind a method) takes less time and as much memory."

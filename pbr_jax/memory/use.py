@@ -73,6 +73,14 @@ def memory_use(config: Config) -> MemoryUse:
     )
 
 
+def packed_bytes(config: Config) -> int:
+    """Bytes of the gradients of a step that devices exchange."""
+    config = on_one_device(config)
+    parts = from_config.build(config)
+    _, trained, _, _, drawn, *_ = _loss(config, parts, from_config.state_shapes(config, parts))
+    return tree_bytes(jax.eval_shape(parts.model.pack, drawn, trained))
+
+
 def program_flops(config: Config) -> int:
     """Operations of the products of a step: of the forward pass and of both gradients."""
     config = on_one_device(config)

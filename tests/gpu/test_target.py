@@ -74,7 +74,7 @@ def test_a_gpu_is_described_by_its_own_properties(monkeypatch):
 @pytest.mark.parametrize("name", ["h200", "rtx2080ti"])
 def test_jax_itself_describes_a_device_so(monkeypatch, name):
     """With a device to compile for in the place of one to run on, nothing else is fake."""
-    device = compile_module._device(CARDS[name])
+    device = compile_module.card_devices(CARDS[name])[0]
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     assert present_card() == dataclasses.replace(CARDS[name], name=CARDS[name].description)
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -72,26 +71,13 @@ def test_what_devices_exchange_and_need(method):
             mesh=parts.placement.mesh,
         )
         kernels = sorted(one.name for one in launches(step.as_text()) if one.kind == "kernel")
-        found[count] = exchanged(step.as_text()), memory(step).temp_bytes, kernels
+        need = memory(step)
+        found[count] = need.wire_bytes, need.temp_bytes, kernels
     (nothing, alone, kernels), (wire, shared, same) = found[1], found[8]
     assert nothing == 0
     assert 0.9e6 * WIRE[method] < wire < 1e6 * WIRE[method]
     assert shared < 1.02 * alone
     assert kernels == same and kernels
-
-
-def exchanged(program):
-    """Bytes of the results of all collectives of a program."""
-    total = 0
-    sizes = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
-    names = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-    for line in program.splitlines():
-        results = re.search(rf"= (.*?) ({names})(-start)?\(", line)
-        kinds = re.findall(r"(\w+)\[([\d,]*)\]", results[1] if results else "")
-        total += sum(
-            sizes[k] * np.prod([int(n) for n in s.split(",") if n] or [1]) for k, s in kinds
-        )
-    return total
 
 
 def test_devices_are_those_that_divide_the_batch(monkeypatch):
