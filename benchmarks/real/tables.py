@@ -1,0 +1,108 @@
+"""Tables of the study of rate and keep, from its lines."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from scipy import stats
+from search import Line, Row, best_index, full, losses, of_row, rate_at, refined
+
+from pbr_jax.compare.table import half_interval
+
+
+def rows(lines: Sequence[Line]) -> list[Row]:
+    """All rows, `full` first, then by optimizer, method, what is on top, and keep from 1 down."""
+    found = {Row(x["method"], x["optimizer"], x["keep"], tuple(x["extra"])) for x in lines}
+
+    def order(row: Row) -> tuple:
+        keep = 1.0 if row.keep is None else row.keep
+        return row.optimizer, row.method != "full", row.method, row.extra, -keep
+
+    return sorted(found, key=order)
+
+
+def mean_and_half(values: Sequence[float], digits: int) -> str:
+    """`mean ± half of the 95 % interval`, without the latter where there is one value."""
+    if not values:
+        return "–"
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {half_interval(values):.{digits}f}"
+
+
+def figures(lines: Sequence[Line], row: Row, index: int | None) -> list[str]:
+    """Accuracy in %, the paired difference to `full` in points, loss, and seeds, at a rate."""
+    found, base = of_row(lines, row), of_row(lines, full(row.optimizer))
+    place = best_index(lines, full(row.optimizer))
+    if index is None:
+        return ["–"] * 4
+    mine = {seed: x for (i, seed), x in found.items() if i == index and not x.get("diverged")}
+    theirs = {seed: x for (i, seed), x in base.items() if i == place and not x.get("diverged")}
+    if not mine:
+        return ["diverged" if any(i == index for i, _ in found) else "–", "–", "–", "0"]
+    gaps = [_points(mine[s]) - _points(theirs[s]) for s in sorted(mine.keys() & theirs.keys())]
+    own = row == full(row.optimizer) and index == place
+    return [
+        mean_and_half([_points(x) for x in mine.values()], 2),
+        "" if own else mean_and_half(gaps, 2),
+        mean_and_half([x["test"]["loss"] for x in mine.values()], 3),
+        str(len(mine)),
+    ]
+
+
+def _points(line: Line) -> float:
+    return 100 * line["test"]["accuracy"]
+
+
+HEADER = (
+    *("method", "keep", "own rate", "accuracy %", "from `full`", "loss", "seeds"),
+    *("at `full`'s rate: accuracy %", "from `full`", "loss", "seeds"),
+)
+
+
+def table(lines: Sequence[Line], optimizer: str) -> str:
+    """In Markdown: every row at its own best rate, and at that of `full`."""
+    text = [f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
+    shared = best_index(lines, full(optimizer))
+    for row in rows(lines):
+        if row.optimizer != optimizer:
+            continue
+        index = best_index(lines, row)
+        rate = "open" if index is None else f"{rate_at(optimizer, index):.2g}"
+        name = ", ".join([row.method, *row.extra])
+        keep = "" if row.keep is None else f"{row.keep:g}"
+        cells = [name, keep, rate, *figures(lines, row, index), *figures(lines, row, shared)]
+        text.append(f"| {' | '.join(cells)} |")
+    return "\n".join(text)
+
+
+def power(lines: Sequence[Line], optimizer: str, method: str) -> tuple[float, float, int] | None:
+    """`(a, half of its 95 % interval, rows)` of the fit `rate = c keep^-a`; None below 3 rows.
+
+    Rates are the least of a parabola of the validation loss over the logarithm of the rate.
+    """
+    points = []
+    for row in rows(lines):
+        if (row.optimizer, row.method, row.extra) != (optimizer, method, ()) or row.keep is None:
+            continue
+        if best_index(lines, row) is not None:
+            place = refined(losses(lines, row))
+            if place is not None:
+                points.append((math.log2(row.keep), place))
+    if len(points) < 3:
+        return None
+    fit = stats.linregress(*zip(*points, strict=True))
+    half = stats.t.ppf(0.975, len(points) - 2) * fit.stderr
+    return -float(fit.slope), float(half), len(points)
+
+
+def report(lines: Sequence[Line]) -> str:
+    """The tables of all optimizers, and the fitted powers below each."""
+    parts = []
+    for optimizer in dict.fromkeys(row.optimizer for row in rows(lines)):
+        parts += [f"### {optimizer}", "", table(lines, optimizer), ""]
+        for method in dict.fromkeys(r.method for r in rows(lines) if r.keep is not None):
+            if fitted := power(lines, optimizer, method):
+                a, half, count = fitted
+                parts.append(f"{method}: own rate ~ keep^-{a:.2f} ± {half:.2f} ({count} keeps)")
+        parts.append("")
+    return "\n".join(parts)
