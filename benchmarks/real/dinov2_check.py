@@ -18,7 +18,9 @@ def _runtime(model: Path, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     resized = next(n for n in graph.graph.node if n.op_type == "Resize")
     tokens, places = last.output[0], resized.output[0]
     graph.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in (tokens, places))
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        graph.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     found: Any = session.run([tokens, places], {session.get_inputs()[0].name: images})
     return found[0], found[1].reshape(found[1].shape[1], -1).T
 

@@ -58,7 +58,13 @@ def settings(trial: Trial) -> list[str]:
     row = trial.row
     keep = [] if row.keep is None else [f"pruning.keep={row.keep}"]
     named = [f"method={row.method}", f"optimizer.name={row.optimizer}"]
-    return [*named, f"optimizer.learning_rate={trial.rate}", f"seed={trial.seed}", *keep, *row.extra]
+    return [
+        *named,
+        f"optimizer.learning_rate={trial.rate}",
+        f"seed={trial.seed}",
+        *keep,
+        *row.extra,
+    ]
 
 
 def run(task: str, trial: Trial, more: Sequence[str] = ()) -> Line:

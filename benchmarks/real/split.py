@@ -39,7 +39,11 @@ def by_origin(
 
 
 def at_most(
-    examples: Sequence[T], label: Callable[[T], str], most: int, origin: Callable[[T], str], each: int
+    examples: Sequence[T],
+    label: Callable[[T], str],
+    most: int,
+    origin: Callable[[T], str],
+    each: int,
 ) -> list[T]:
     """The first `most` of every label, of which at most `each` are of one source."""
     of_label: dict[str, int] = {}

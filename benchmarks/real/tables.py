@@ -24,7 +24,7 @@ def rows(lines: Sequence[Line]) -> list[Row]:
 def mean_and_half(values: Sequence[float], digits: int) -> str:
     """`mean ± half of the 95 % interval`, without the latter where there is one value."""
     if not values:
-        return "–"
+        return "-"
     mean = f"{statistics.fmean(values):.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {half_interval(values):.{digits}f}"
 
@@ -34,11 +34,11 @@ def figures(lines: Sequence[Line], row: Row, index: int | None) -> list[str]:
     found, base = of_row(lines, row), of_row(lines, full(row.optimizer))
     place = best_index(lines, full(row.optimizer))
     if index is None:
-        return ["–"] * 4
+        return ["-"] * 4
     mine = {seed: x for (i, seed), x in found.items() if i == index and not x.get("diverged")}
     theirs = {seed: x for (i, seed), x in base.items() if i == place and not x.get("diverged")}
     if not mine:
-        return ["diverged" if any(i == index for i, _ in found) else "–", "–", "–", "0"]
+        return ["diverged" if any(i == index for i, _ in found) else "-", "-", "-", "0"]
     gaps = [_points(mine[s]) - _points(theirs[s]) for s in sorted(mine.keys() & theirs.keys())]
     own = row == full(row.optimizer) and index == place
     return [
