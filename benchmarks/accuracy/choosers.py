@@ -107,7 +107,7 @@ def forecast(energy: jax.Array, norms: jax.Array, policy: Any, seed: int = 0) ->
         key, now, seen = inputs
         known = counts > 0
         average = jnp.sum(jnp.where(known, ratios, 0), -1, keepdims=True)
-        average = average / jnp.maximum(jnp.sum(known, -1, keepdims=True), 1)
+        average = average / jnp.maximum(jnp.sum(known, -1, keepdims=True, dtype=jnp.float32), 1)
         some = jnp.any(known, -1, keepdims=True)
         guess = last * jnp.where(known, ratios, jnp.where(some, average, 1.0))
         logits = 0.5 * jnp.log(jnp.maximum(guess, _TINY))
