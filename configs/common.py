@@ -2,7 +2,7 @@
 
 A configuration is a tree of frozen dataclasses. The type annotation, the comment and the rule of a
 field are the only source for validation (`pbr_jax.settings.rules`), for the conversion of
-`--config.a.b=value` (`pbr_jax.settings.load`) and for `--help` (`pbr_jax.settings.flags`).
+`--config.a.b=value` (`pbr_jax.settings.overrides`) and for `--help` (`pbr_jax.settings.flags`).
 `None` stands for "not set": the chosen method, or the model size, then decides.
 """
 

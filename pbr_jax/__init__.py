@@ -7,7 +7,12 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-_EXPORTS = {"freeze_unselected": "pbr_jax.freeze"}
+_EXPORTS = {
+    "freeze_unselected": "pbr_jax.freeze",
+    "prune": "pbr_jax.transform.prune",
+    "report": "pbr_jax.transform.report",
+    "train_step": "pbr_jax.transform.step",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pbr_jax import reading
+
+_MOST = 2**31  # bytes of a file of ours; the list of a hundred million examples is smaller
 NUMBER = (int, float)
 """The type of a number in JSON, for a form."""
 
@@ -29,8 +32,10 @@ def user_path(text: str | os.PathLike[str]) -> Path:
     Variables such as `$HOME` are left to the shell. Messages show the text as it was typed.
 
     Raises:
-      FileNotFoundError: it begins with `~`, and no such home folder is known.
+      FileNotFoundError: it is empty, or begins with `~` and no such home folder is known.
     """
+    if not os.fspath(text):
+        raise FileNotFoundError("an empty path: a variable of the shell may not be set")
     path = Path(text)
     try:
         return path.expanduser()
@@ -139,9 +144,9 @@ def read_json(path: Path | str, form: Mapping[Any, Any], advice: str) -> dict[st
 def read_bytes(path: Path | str, advice: str) -> bytes:
     """The content of the file at `path`; raises `DamagedFile`, which names it, if there is none."""
     try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise DamagedFile(f"{path}: {error.strerror}; {advice}") from error
+        return reading.read_bytes(path, _MOST)
+    except ValueError as error:
+        raise DamagedFile(f"{error}; {advice}") from error
 
 
 def misfit(value: Any, form: Any, name: str = "") -> str:

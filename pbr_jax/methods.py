@@ -7,6 +7,7 @@ method can be overridden.
 
 import dataclasses
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pbr_jax.plans import Keep, ResidualPlan
@@ -58,7 +59,13 @@ PRESETS: dict[str, Method] = {
     )
 }
 METHODS: tuple[str, ...] = tuple(PRESETS)
+"""Every method, each kind beside its like: baselines, the paper's, plans."""
 SUFFIXES = re.compile(r"(/chunks(?P<chunks>[1-9][0-9]{0,5}))?(/js(?P<percent>[1-9][0-9]?))?")
+
+
+def with_variants(suffixes: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
+    """Every method, followed by its variants: `{"remat": ["/chunks1"]}` adds `remat/chunks1`."""
+    return tuple(name + suffix for name in METHODS for suffix in ("", *suffixes.get(name, ())))
 
 
 def resolve(

@@ -14,7 +14,7 @@ from typing import IO
 
 import numpy as np
 
-from pbr_jax.measure.memory import host_room
+from pbr_jax.measure.memory import shortage
 from pbr_jax.measure.text import format_bytes
 from pbr_jax.reading import foreign, regular_size
 
@@ -52,13 +52,11 @@ def read(path: Path | str, wanted: Collection[str] | None = None) -> dict[str, n
         chosen = {name: members[name] for name in members if wanted is None or name in wanted}
         sizes = {name: _size(archive, name, member) for name, member in chosen.items()}
         # Bounded before the first byte is unpacked.
-        total, room = sum(sizes.values()), host_room()
-        if room is not None and total > room.free:
+        if short := shortage(sum(sizes.values())):
             largest = max(sizes, key=sizes.__getitem__)
             raise _Fault(
-                f"its arrays take {format_bytes(total)} of memory, {format_bytes(sizes[largest])} "
-                f"of it for {largest}, and {format_bytes(room.free)} are free; store fewer or "
-                "smaller ones"
+                f"its arrays {short}; {largest} alone is {format_bytes(sizes[largest])}: store "
+                "fewer or smaller ones"
             )
         return {name: _array(archive, name, member) for name, member in chosen.items()}
 

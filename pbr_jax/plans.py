@@ -5,12 +5,13 @@ the code behind a name when it is first used.
 """
 
 import dataclasses
-import difflib
 import functools
 import importlib
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
+
+from pbr_jax.names import nearest
 
 SITES = ("qkv", "proj", "fc1", "fc2")
 """The activations of a block that feed linear layers: `qkv` and `fc1` read a LayerNorm's output."""
@@ -76,10 +77,10 @@ def kind(op: str, name: str) -> Any:
 
 def _check_name(field: str, name: Any, names: Iterable[str]) -> None:
     if name not in names:
-        close = difflib.get_close_matches(str(name), names, n=1)
+        close = nearest(str(name), names)
         raise ValueError(
             f"{field} = {name!r}: must be one of {', '.join(names)}"
-            + (f"; did you mean {close[0]}?" if close else "")
+            + (f"; did you mean {close}?" if close else "")
         )
 
 

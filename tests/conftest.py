@@ -53,7 +53,7 @@ def implementation(request):
 
 
 # Where another version of JAX can compute, compile or store differently.
-WITH_JAX = {"gpu", "kernels", "memory", "models", "ops", "training"}
+WITH_JAX = {"gpu", "kernels", "memory", "models", "ops", "training", "transform"}
 # Where an installed package can lack a file that a checkout has.
 WITH_FILES = {"commands", "settings"}
 

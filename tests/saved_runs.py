@@ -11,7 +11,7 @@ from pbr_jax.configs.common import Config, Data
 from pbr_jax.files import write_json
 from pbr_jax.runs.checkpoints import Checkpointer
 from pbr_jax.runs.run import CLASSES
-from pbr_jax.settings import load as configuration
+from pbr_jax.settings import saved as configuration
 from pbr_jax.training import from_config
 
 NAMES = ("none", "one", "two", "three")

@@ -17,6 +17,7 @@ PROGRAM = TESTS.parent / "train.py"
 # A part may import the parts of its own line and of the lines above it.
 CHAIN = [
     # Light: names, tables and settings, without JAX.
+    {"names"},
     {"datasets", "files", "plans", "reading"},
     {"methods"},
     {"configs"},
@@ -26,14 +27,14 @@ CHAIN = [
     {"gpu", "measure", "npz", "pruning", "freeze", "weights"},
     {"kernels"},
     {"ops"},
-    {"layers"},
+    {"layers", "transform"},
     {"models"},
     {"data"},
     # One training, then what is around it.
     {"training"},
     {"memory"},
     {"runs"},
-    {"report"},
+    {"reports"},
     {"compare"},
     {"bench"},
     {"commands"},
@@ -47,6 +48,7 @@ FORBIDDEN = {
     "ops": {"configs", "families", "settings", "datasets", "methods", "pruning", "weights"},
     "layers": {"configs", "families", "settings", "datasets", "methods", "pruning", "weights"},
     "data": {"configs", "families", "settings", "methods", "plans", "models", "ops", "kernels"},
+    "transform": {"configs", "families", "settings", "datasets", "methods", "weights", "kernels"},
 }
 
 # Imported where they are used: slow to import, or not installed everywhere.
@@ -67,7 +69,7 @@ HEAVY = {
 LATE = {
     "pbr_jax.kernels.select_elements",
     "pbr_jax.compare.figures",
-    "pbr_jax.report.figures",
+    "pbr_jax.reports.figures",
 }
 
 
@@ -197,3 +199,8 @@ def test_the_package_itself_imports_nothing():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == [pbr_jax.__version__, "False"]
+
+
+def test_no_room_hides_a_name_of_the_package():
+    """Importing a module binds its name in the package, over what `__getattr__` would give."""
+    assert not {part for part, _ in modules()} & pbr_jax._EXPORTS.keys()

@@ -129,18 +129,29 @@ def test_a_whole_file_is_read_and_may_hold_more_than_its_form(tmp_path):
 
 
 def test_what_is_no_file_is_named_with_the_cause(tmp_path):
-    with pytest.raises(DamagedFile, match=r"^\S+/nothing: No such file or directory; remove it$"):
+    with pytest.raises(
+        DamagedFile, match=r"^\S+/nothing: cannot be read \(No such file or directory\); remove it$"
+    ):
         read_json(tmp_path / "nothing", {}, "remove it")
-    with pytest.raises(DamagedFile, match="Is a directory"):
+    with pytest.raises(DamagedFile, match="is a folder, not a file; remove it"):
         read_json(tmp_path, {}, "remove it")
+    os.mkfifo(tmp_path / "pipe")  # which would be waited for without end
+    with pytest.raises(DamagedFile, match="is a named pipe, not a file; remove it"):
+        read_json(tmp_path / "pipe", {}, "remove it")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_without_permission_is_named(tmp_path):
     path = tmp_path / "file.json"
     path.touch(mode=0)
-    with pytest.raises(DamagedFile, match=r"file\.json: Permission denied"):
+    with pytest.raises(DamagedFile, match=r"file\.json: cannot be read \(Permission denied\)"):
         read_json(path, {}, "remove it")
+
+
+def test_an_empty_path_is_not_the_current_folder():
+    """As `--workdir "$OUT"` gives it where OUT is not set."""
+    with pytest.raises(FileNotFoundError, match="an empty path"):
+        user_path("")
 
 
 def test_what_is_set_aside_replaces_nothing(tmp_path):

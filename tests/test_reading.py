@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from pbr_jax.reading import read_bytes, read_lines
+from pbr_jax.reading import excerpt, few, read_bytes, read_lines
 
 
 def make_socket(path):
@@ -71,10 +71,18 @@ def test_lines_end_as_editors_end_them(tmp_path, content, lines):
     ("content", "message"),
     [
         ("ant\r\ncafé\r\n".encode("latin-1"), r"classes\.txt:2: is not UTF-8 \(byte 0xe9\)"),
-        ("ant\n".encode("utf-16"), r"classes\.txt: is UTF-16; save it as UTF-8"),
+        (b"version https://git-lfs.github.com/spec/v1\noid s\n", "is a Git LFS pointer; `git"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE HTML><html>", "is a web page; download"),
+        (b"PK\x03\x04", "is a zip archive or an Excel workbook: must be text in UTF-8; export it"),
+        ("ant\n".encode("utf-16"), r"classes\.txt: is UTF-16: must be text in UTF-8"),
     ],
 )
-def test_other_encodings_are_named(tmp_path, content, message):
+def test_what_is_no_text_in_utf_8_is_named(tmp_path, content, message):
     (tmp_path / "classes.txt").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_lines(tmp_path / "classes.txt")
+
+
+def test_a_long_list_is_cut_and_counted():
+    assert few(["a", "b", "c"]) == "a, b, c" and few(["a", "b", "c", "d"], 2) == "a, b and 2 more"
+    assert excerpt("a\x1b\ud800\xa0" + "b" * 60, 5) == "a\\x1b\\ud800\\xa0b..."

@@ -1,4 +1,4 @@
-"""The code of README.md runs as it stands there, and its promises are those of pyproject.toml."""
+"""Code in README.md and docs runs as it stands there; promises are those of pyproject.toml."""
 
 import os
 import pathlib
@@ -10,9 +10,16 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def _examples(page):
+    return re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.M)
+
+
 def test_every_example_runs(tmp_path):
-    examples = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.M)
-    assert examples
+    examples = _examples(README)
+    # In docs, those that are whole.
+    layers = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    examples += [code for code in _examples(layers) if code.startswith("import jax")]
+    assert len(examples) == 2
     # Without a choice of platform, as a user has it; the package is the one under test.
     env = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
     env["PYTHONPATH"] = os.pathsep.join(sys.path)

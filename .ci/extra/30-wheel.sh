@@ -32,7 +32,7 @@ assert not missing, f"not in the wheel: {missing}"
 PYTHON
 
 mkdir "$SCRATCH/elsewhere"
-cp -r "$SCRATCH"/clone/{tests,configs,benchmarks,train.py,pyproject.toml,README.md} "$SCRATCH/elsewhere"
+cp -r "$SCRATCH"/clone/{tests,configs,benchmarks,docs,train.py,pyproject.toml,README.md} "$SCRATCH/elsewhere"
 rm -rf "$SCRATCH/clone"
 fresh_venv "$SCRATCH/venv"
 pip install "$(echo "$SCRATCH"/dist/*.whl)[test]"

@@ -10,7 +10,7 @@ from pbr_jax.compare.steps import memory_in_own_process
 from pbr_jax.configs.common import Config
 from pbr_jax.measure.text import format_bytes
 from pbr_jax.runs.progress import progress
-from pbr_jax.settings import load as configuration
+from pbr_jax.settings import saved as configuration
 from pbr_jax.settings.variants import with_method
 
 

@@ -11,15 +11,19 @@ from pbr_jax.gpu import present_card
 from pbr_jax.measure import timing
 from pbr_jax.measure.text import format_bytes
 from pbr_jax.memory import cost
+from pbr_jax.methods import with_variants
 from pbr_jax.runs.progress import progress
-from pbr_jax.settings import load as configuration
+from pbr_jax.settings import saved as configuration
 from pbr_jax.settings.resolve import architecture
 from pbr_jax.settings.variants import split_methods, with_method
 
-METHODS = (
-    *("full", "remat", "remat/chunks1", "backrazor", "prebackrazor-", "prebackrazor"),
-    *("prebackrazor++", "prebackrazor++/js70", "prebackrazor++/js50"),
-    *("fast", "fast/js50", "lean", "lean/js50", "tiny"),
+METHODS = with_variants(
+    {
+        "remat": ["/chunks1"],
+        "prebackrazor++": ["/js70", "/js50"],
+        "fast": ["/js50"],
+        "lean": ["/js50"],
+    }
 )
 
 

@@ -11,9 +11,9 @@ goes on where an interrupted one was. Table, CSV, JSON and plots are in the fold
 import argparse
 import contextlib
 import functools
+import itertools
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,27 +35,29 @@ from pbr_jax.data.listing import digest, listing
 from pbr_jax.files import user_path, write_text
 from pbr_jax.gpu import gpu_is_present
 from pbr_jax.measure.text import markdown
+from pbr_jax.memory.room import check_room
+from pbr_jax.methods import METHODS, with_variants
 from pbr_jax.runs.ownership import Ownership
 from pbr_jax.runs.progress import Terminal, make_bar
 from pbr_jax.settings import flags
-from pbr_jax.settings import load as configuration
+from pbr_jax.settings import saved as configuration
+from pbr_jax.settings.load import ConfigError, at_once
+from pbr_jax.settings.ties import tie_faults
 from pbr_jax.settings.variants import split_methods, with_method
 from pbr_jax.training.begin import train_batches
-from pbr_jax.training.inputs import load_data, settled
+from pbr_jax.training.inputs import input_notes, load_data, make_inputs, settled
 
 _WIDE = 104  # characters that the whole table takes
-_PAPERS = ("prebackrazor-", "prebackrazor", "prebackrazor++")
-METHODS = (
-    *("full", "remat", "remat/chunks1", "backrazor"),
-    *(name + suffix for name in _PAPERS for suffix in ("", "/js70", "/js50", "/js30")),
-    *("fast", "lean", "tiny"),
+_PAPERS = [name for name in METHODS if name.startswith("prebackrazor")]
+_DEFAULT = with_variants(
+    {"remat": ["/chunks1"], **dict.fromkeys(_PAPERS, ("/js70", "/js50", "/js30"))}
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_config(parser)
     names = "names, joined by commas; default: all"
-    parser.add_argument("--methods", default=",".join(METHODS), help=names)
+    parser.add_argument("--methods", default=",".join(_DEFAULT), help=names)
     parser.add_argument("--seeds", type=int, default=1, help="runs of each method, default 1")
     parser.add_argument("--out", type=user_path, help="folder; default runs/compare-NAME")
     shown = "print JSON, and progress on standard error"
@@ -82,12 +84,21 @@ def main(args: argparse.Namespace) -> int:
 
 def compare(args: argparse.Namespace, methods: Sequence[str], out: Path) -> int:
     """Compares methods in the folder `out`."""
-    config, _ = settled(args.arguments.config)
+    config, notes = settled(args.arguments.config)
     runs = {method: with_method(config, method, keep_plan=True) for method in ("full", *methods)}
+    # What the run may be, another method may not: its parts of the batch, for one.
+    faults = [f"--methods {m}: {fault}" for m, run in runs.items() for fault in tie_faults(run, ())]
+    if faults:
+        raise ConfigError(faults, "the command line")
     # Before this process touches the GPU, whose memory it would take.
     peaks = {m: memory_in_own_process(runs[m])["running"] for m in methods if gpu_is_present()}
-    dataset = load_data(config)
+    dataset, inputs = at_once(lambda: load_data(config), lambda: make_inputs(config))
     comparison = Comparison(out / "comparison.json", _setting(config, dataset))
+    missing = [run for method, run in runs.items() if not comparison.has_cost(method)]
+    tight = at_once(*(functools.partial(check_room, run) for run in missing))
+    notes += [*dataset.notes, *input_notes(inputs, dataset.train), *itertools.chain(*tight)]
+    for note in notes:
+        print(note, file=sys.stderr)
     for method, peak in peaks.items():
         if peak is not None:
             comparison.record_cost(method, measured_peak_bytes=peak)
@@ -118,7 +129,8 @@ def compare(args: argparse.Namespace, methods: Sequence[str], out: Path) -> int:
                 trial = trials.run_trial(prepared(method), seed, dataset, folder, on_step)
                 comparison.record_trial(method, seed, trial)
             progress.update(training, completed=(i + 1) * config.steps)
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    with contextlib.suppress(OSError):  # somebody else has something there
+        (out / "checkpoints").rmdir()
     results = comparison.results(methods)
     _write(comparison, results, out)
     if args.json:

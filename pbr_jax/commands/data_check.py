@@ -18,6 +18,7 @@ from pbr_jax.data.check import Findings
 from pbr_jax.data.records import label_faults
 from pbr_jax.datasets import SOURCES, Kind
 from pbr_jax.files import user_path
+from pbr_jax.reading import excerpt
 from pbr_jax.training.inputs import input_notes
 
 _LONGEST = 512  # tokens of a text, as published BERTs have it
@@ -43,10 +44,10 @@ def main(args: argparse.Namespace) -> int:
                 f"{path}: must be an .npz file, or a folder that holds train/CLASS/*.jpg, "
                 "train.csv or train.jsonl"
             )
-    if args.tokenizer is not None and SOURCES[name].kind != "text":
+    kind = SOURCES[name].kind
+    if args.tokenizer is not None and kind != "text":
         raise ValueError(f"--tokenizer {args.tokenizer}: {name} has no texts")
     # Rows and arrays are all read to begin with; files are decoded below, broken or not.
-    kind = SOURCES[name].kind
     in_files = kind == "image" and "affine" not in SOURCES[name].augments
     on_error: data.OnError = "stop" if in_files else "skip"
     dataset = data.load(name, path, test_split=args.test_split, on_error=on_error, any_labels=True)
@@ -77,7 +78,7 @@ def _table(class_names: tuple[str, ...], kind: Kind, train: Findings, test: Find
     for column, name in enumerate(names):
         lines += [(name, _range(train, column), _range(test, column))]
     for label, name in enumerate(class_names):
-        lines += [(f"  {name}", str(train.counts[label]), str(test.counts[label]))]
+        lines += [(f"  {excerpt(name)}", str(train.counts[label]), str(test.counts[label]))]
     widths = [max(len(line[column]) for line in lines) for column in range(3)]
     return [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in lines]
 

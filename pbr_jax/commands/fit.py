@@ -2,12 +2,17 @@
 
     pbr fit --config configs/vit_b16.py --gpu rtx4090
     pbr fit --config configs/vit_b16.py --gpu 8GiB --config.batch_size=64 --json
+    pbr fit mymodule:step --gpu rtx4090
 
 The real train step is compiled for the card, which need not be there, by the packages of the extra
 `gpu-compiler`; where they are absent the figures are those of a formula, and it says so. A method
 fits if its peak and the reserve are within the card's memory. Step times are arithmetic, as a
 fraction of full fine-tuning's, or with --times measured. Exit code 1: no method fits, or one could
 not be compiled.
+
+A step of one's own is any JAX function, with its arguments as `step_args` beside it: a tuple of
+arrays or of jax.ShapeDtypeStruct, or a function that returns one. Its memory is printed, with the
+largest arrays at the fullest moment.
 """
 
 import argparse
@@ -17,9 +22,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from pbr_jax.commands import fit_step
 from pbr_jax.configs.common import SIZE, Config, size_in_bytes
 from pbr_jax.files import DamagedFile, read_bytes, user_path
 from pbr_jax.gpu import CARDS, Card, find_card, parse_target_config, present_card, sized_card
+from pbr_jax.measure.text import format_bytes
 from pbr_jax.memory import fit
 from pbr_jax.memory.budget import RESERVE, measure_for
 from pbr_jax.memory.cost import read_times
@@ -31,6 +38,12 @@ from pbr_jax.settings.variants import method_names, split_methods
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "step", nargs="?", metavar="MODULE:FUNCTION", help="of your own, in place of --config"
+    )
+    parser.add_argument(
+        "--args", metavar="NAME", help="its example arguments; default: FUNCTION_args beside it"
+    )
     add_config(parser)
     parser.add_argument(
         "--gpu",
@@ -60,6 +73,10 @@ def main(args: argparse.Namespace) -> int:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     config: Config = args.arguments.config
     card, names, reserve, times = _read(args, config)
+    if args.step is not None:
+        # Its memory does not depend on the configuration.
+        out = None if args.json else Terminal(highlight=False)
+        return fit_step.show(args.step, args.args, card, reserve, out)
     with measure_for(card, cache=not args.no_cache) as (measure, missing):
         target = fit.Target(card, reserve, measure)
         with progress(f"methods on {card.name}", len(names)) as done:
@@ -71,7 +88,7 @@ def main(args: argparse.Namespace) -> int:
     elif args.markdown:
         print(to_markdown(table))
     else:
-        print_table(table, Terminal(highlight=False), args.arguments)
+        print_table(table, Terminal(highlight=False), args.arguments.spec)
     if not any(row.fits for row in rows):
         print(table.smallest_need(), file=sys.stderr)
     failed = any(row.fault and not row.indivisible for row in rows)
@@ -82,6 +99,7 @@ def _read(
     args: argparse.Namespace, config: Config
 ) -> tuple[Card, list[str], int, Mapping[str, float]]:
     """The card, the methods, the reserve and measured times; every fault at once."""
+    unused = ("methods", "times", "markdown", "no_cache") if args.step is not None else ("args",)
     names, faults = split_methods(args.methods or ",".join(method_names(config)))
     card: Card | None = None
     times: Mapping[str, float] = {}
@@ -90,8 +108,16 @@ def _read(
         times = _times(args.times, card, config) if args.times else {}
     except ValueError as error:
         faults.append(str(error))
+    whose = "is of methods" if args.step is not None else "is of MODULE:FUNCTION"
+    faults += [
+        f"--{flag.replace('_', '-')}: {whose}; leave it out" for flag in unused if vars(args)[flag]
+    ]
     reserve = 0 if args.reserve == "0" else size_in_bytes(args.reserve)
-    faults += [f"--reserve {args.reserve}: {SIZE.text}, or 0"] if reserve is None else []
+    if reserve is None:
+        faults.append(f"--reserve {args.reserve}: {SIZE.text}, or 0")
+    elif card is not None and reserve >= card.memory_bytes:
+        room = format_bytes(card.memory_bytes)
+        faults.append(f"--reserve {args.reserve}: leaves nothing of the {room} of {card.name}")
     if faults:
         raise ConfigError(faults, "the command line", "`pbr fit --help` says more.")
     assert card is not None and reserve is not None

@@ -14,8 +14,10 @@ import argparse
 import csv
 import dataclasses
 import io
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from pbr_jax.configs.common import BATCH
 from pbr_jax.data import unlabelled
@@ -40,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Predicts; returns 0, or 1 if no example could be used."""
+    if args.csv is not None:
+        check_output(args.csv, args.paths)
     run = open_run(args.run, args.checkpoint, lambda text: print(text, file=sys.stderr))
     if not 1 <= args.top <= len(run.class_names):
         raise ValueError(f"--top {args.top}: must be between 1 and {len(run.class_names)} classes")
@@ -77,6 +81,18 @@ def main(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return int(len(faults) == len(examples))
+
+
+def check_output(file: Path, examples: Sequence[Path]) -> None:
+    """Raises `ValueError`, before anything is computed, for what must or can not be written."""
+    if not file.parent.is_dir():
+        raise ValueError(f"--csv {file}: there is no folder {file.parent}; make it first")
+    if not os.access(file.parent, os.W_OK):
+        raise ValueError(f"--csv {file}: nothing can be written into {file.parent}")
+    if file.exists() and not file.is_file():
+        raise ValueError(f"--csv {file}: is no file; leave out --csv for standard output")
+    if file.exists() and any(each.exists() and each.samefile(file) for each in examples):
+        raise ValueError(f"--csv {file}: is one of the inputs; give another file")
 
 
 def as_csv(predictions: Iterable[Prediction], class_names: Sequence[str], top: int) -> str:

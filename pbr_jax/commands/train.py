@@ -22,7 +22,7 @@ from pbr_jax.gpu import memory as compiled_memory
 from pbr_jax.memory.budget import explain_out_of_memory, settle
 from pbr_jax.memory.room import check_room
 from pbr_jax.memory.use import MemoryUse, memory_use
-from pbr_jax.report.page import write_report
+from pbr_jax.reports.page import write_report
 from pbr_jax.runs import held, history, metrics, run
 from pbr_jax.runs.checkpoints import Checkpointer
 from pbr_jax.runs.claim import look
@@ -33,8 +33,9 @@ from pbr_jax.runs.ownership import Ownership
 from pbr_jax.runs.signals import StopSignals
 from pbr_jax.runs.start import Started, start
 from pbr_jax.settings import flags
-from pbr_jax.settings import load as settings
+from pbr_jax.settings import saved as settings
 from pbr_jax.settings.flags import Arguments
+from pbr_jax.settings.load import at_once
 from pbr_jax.settings.resolve import chunk_notes
 from pbr_jax.settings.unused import unused
 from pbr_jax.settings.variants import fully_fine_tuned
@@ -54,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="begin a run where the folder holds something else; says what it replaces",
+        help="begin a run where the folder holds something else, and say what it replaces; try one"
+        " that seems to need more memory than there is",
     )
 
 
@@ -81,7 +83,7 @@ def fine_tune(args: argparse.Namespace, owner: Ownership) -> int:
         notes += settings.check_resume(claim.saved, config, workdir)
     config, more = settled(config, claim.saved)
     notes += more + unused(config)
-    next_command = flags.next_command(arguments._replace(config=config), args.workdir)
+    next_command = flags.next_command(arguments, config.method, args.workdir)
 
     # A run that goes on reads its own tokenizer and keeps its classes.
     own, classes = config, None
@@ -90,8 +92,10 @@ def fine_tune(args: argparse.Namespace, owner: Ownership) -> int:
         own = held.with_own_tokenizer(config, workdir)
         classes = run.read_classes(workdir, config.model.num_classes)
     # Faults of memory, of the data and of their preparation are told at once.
-    tight, dataset, inputs = settings.at_once(
-        lambda: check_room(config), lambda: load_data(own, classes), lambda: make_inputs(own)
+    tight, dataset, inputs = at_once(
+        lambda: check_room(config, force=args.force),
+        lambda: load_data(own, classes),
+        lambda: make_inputs(own),
     )
     notes += chunk_notes(config) + tight + dataset.notes + input_notes(inputs, dataset.train)
     parts = from_config.build(config)
@@ -101,7 +105,8 @@ def fine_tune(args: argparse.Namespace, owner: Ownership) -> int:
     extras = Extras(say)
     with explain_out_of_memory(config), StopSignals(say) as stop, checkpoints:
         console.header(headline(config, parts), config.method, use, full)
-        summary = run.finished(config, workdir, checkpoints, say)
+        goes_on = claim.saved is not None
+        summary = run.finished(config, workdir, checkpoints, say) if goes_on else None
         if summary is not None:
             say(f"this run is complete; delete {workdir} to start it afresh")
             console.finish(summary, workdir, next_command, full)
@@ -145,7 +150,8 @@ def fine_tune(args: argparse.Namespace, owner: Ownership) -> int:
         lines = metrics.read_metrics(workdir)
     measured = (use, full_use, compiled.peak_bytes)
     summary = summarize(config, lines, test["accuracy"], started.run.best, *measured)
-    summary["seconds"] = time.monotonic() - began
+    # How long the processes before this one took is not known.
+    summary["seconds"] = time.monotonic() - began if started.resumed is None else None
     with extras.attempt(metrics.SUMMARY):
         metrics.write_summary(workdir, summary)
     with extras.attempt("report.html"):

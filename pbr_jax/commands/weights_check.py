@@ -14,6 +14,7 @@ import jax
 
 from pbr_jax.configs.common import Config, Model
 from pbr_jax.families import FAMILIES
+from pbr_jax.reading import few
 from pbr_jax.settings.flags import add_config
 from pbr_jax.settings.load import SHIPPED, ConfigError, load, relative
 from pbr_jax.training import from_config, pretrained
@@ -30,7 +31,6 @@ from pbr_jax.weights import (
     read,
     remarks,
 )
-from pbr_jax.weights.beside import listed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +71,7 @@ def facts(weights: Weights) -> list[tuple[str, str]]:
     # What lies beside the file.
     names, why_not = own_classes(weights)
     if names or why_not:
-        found.append(("classes", listed(names) if names else why_not))
+        found.append(("classes", few(names, 6) if names else why_not))
     family = FAMILIES.get(weights.family)
     if family is not None and family.reads == "image":
         beside = preparation_of(weights.path)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from pbr_jax.compare.table import Result
-from pbr_jax.report.figures import PLAIN
+from pbr_jax.reports.figures import PLAIN
 
 _DPI = 150
 

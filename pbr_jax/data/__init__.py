@@ -8,7 +8,6 @@ Reading and preparing are apart: `load` gives records, and a `Prepare` such as `
 the arrays of a batch of them.
 """
 
-import difflib
 import importlib
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from pbr_jax.data.records import (
 from pbr_jax.data.sample import sample
 from pbr_jax.data.text import TextInputs
 from pbr_jax.datasets import SOURCES, OnError
+from pbr_jax.names import nearest
 
 __all__ = [
     "SOURCES",
@@ -102,6 +102,6 @@ def _reader(name: str) -> Any:
 
 def unknown(name: str) -> str:
     """The fault of a name that is not one of `SOURCES`, with the nearest name."""
-    nearest = difflib.get_close_matches(name, SOURCES, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    close = nearest(name, SOURCES)
+    hint = f"; did you mean {close!r}?" if close else ""
     return f"data set {name!r} is unknown: must be one of {', '.join(SOURCES)}{hint}"

@@ -25,10 +25,11 @@ class ArrayRecords:
         faults = image_faults(f"{name} images", images)
         faults += _label_faults(name, labels, len(images) if images.ndim else 0, num_classes)
         if not faults and not (good := usable(images)).all():
+            # Where nothing would be left, to leave them out is no advice.
+            skip = ", or leave them out with data.on_error=skip" if good.any() else ""
             faults.append(
                 f"{name} images have NaN or infinity in {(~good).sum()} of {len(images)} examples, "
-                f"first in example {int(np.argmin(good))}: repair them, or leave them out with "
-                "data.on_error=skip"
+                f"first in example {int(np.argmin(good))}: repair them{skip}"
             )
         if faults:
             raise ValueError("\n".join(faults))

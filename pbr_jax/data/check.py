@@ -2,13 +2,13 @@
 
 import collections
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 from pbr_jax.data.images import image_size
-from pbr_jax.data.records import ImageRecord, Records
+from pbr_jax.data.loader import dropped_threads
+from pbr_jax.data.records import ImageRecord, Records, TextRecord, content
 from pbr_jax.datasets import SOURCES
 from pbr_jax.files import user_path
 
@@ -31,7 +31,7 @@ def guess_name(path: str) -> str | None:
 
 def examine(records: Records) -> Findings:
     """Reads and decodes all records."""
-    with ThreadPoolExecutor() as threads:
+    with dropped_threads() as threads:
         found = list(threads.map(lambda row: _examine(records, row), range(len(records))))
     usable = [one for one in found if not isinstance(one, str)]
     labels, sizes, digests = zip(*usable, strict=True) if usable else ((), (), ())
@@ -43,20 +43,15 @@ def _examine(records: Records, row: int) -> tuple[int, tuple[int, ...], bytes] |
     """Label, size and digest of a usable example, or what is wrong with it."""
     try:
         record = records[row]
-        if isinstance(record, ImageRecord):
-            # Undecoded so far, an image can still turn out broken.
-            content = record.image if isinstance(record.image, bytes) else record.image.tobytes()
-            return record.label, image_size(record), _digest(content)
+        # Undecoded so far, an image can still turn out broken.
+        size = image_size(record) if isinstance(record, ImageRecord) else _words(record)
     except ValueError as error:
         return str(error)
-    # The zero byte keeps the pairs (ab, c) and (a, bc) apart.
-    texts = (record.text_a, record.text_b or "")
-    words = sum(len(text.split()) for text in texts)
-    return record.label, (words,), _digest("\0".join(texts).encode())
+    return record.label, size, hashlib.blake2b(content(record), digest_size=16).digest()
 
 
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
+def _words(record: TextRecord) -> tuple[int]:
+    return (len(f"{record.text_a} {record.text_b or ''}".split()),)
 
 
 def shared(train: Findings, test: Findings) -> int:

@@ -7,14 +7,14 @@ read again, one by one. Each is a row of its own, or belongs to the row that was
 
 import contextlib
 import csv
-import difflib
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pbr_jax.data.lines import COLUMNS, Line
-from pbr_jax.data.records import shown
+from pbr_jax.names import nearest
+from pbr_jax.reading import excerpt
 
 _AGAIN = 100  # lines of a row that is read again: each of many may open a quote
 _LONGEST_FIELD = 2**31 - 1  # characters; what a C long holds on every system
@@ -130,8 +130,8 @@ def _check_header(columns: Sequence[str], file: Path, labelled: bool) -> None:
     hint = ""
     plain = {name.strip().lower(): name for name in columns}
     for name in missing:
-        if close := difflib.get_close_matches(name, plain, 1):
-            hint += f"; the nearest to {name} is {shown(repr(plain[close[0]]))}: rename it"
+        if close := nearest(name, plain):
+            hint += f"; the nearest to {name} is {excerpt(repr(plain[close]))}: rename it"
     # A spreadsheet may write another separator than the comma.
     whole = ",".join(columns)
     for separator, called in _SEPARATORS.items():
@@ -143,7 +143,7 @@ def _check_header(columns: Sequence[str], file: Path, labelled: bool) -> None:
     label = "a column label, and " if labelled else ""
     raise ValueError(
         f"the header must name {label}text or text_a and text_b; "
-        f"it has {shown(', '.join(columns), 200) or 'nothing'}{hint}"
+        f"it has {excerpt(', '.join(columns), 200) or 'nothing'}{hint}"
     )
 
 

@@ -17,7 +17,7 @@ from pbr_jax.data import tfds
 from pbr_jax.data.image_folder import FileRecords, sound
 from pbr_jax.data.records import Dataset, Request, Skipped
 from pbr_jax.files import user_path
-from pbr_jax.reading import read_lines
+from pbr_jax.reading import START, foreign, read_lines
 
 ARCHIVE = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
 FOLDER = "CUB_200_2011"
@@ -45,7 +45,9 @@ def load(request: Request) -> Dataset:
 
     # Each table goes by the number of an image, or of a class; both count from 1.
     files, labels, names, training = (_table(folder / table) for table in _TABLES)
-    if not files.keys() == labels.keys() == training.keys() or not {*labels.values()} <= {*names}:
+    numbers = [str(number) for number in range(1, len(names) + 1)]
+    agree = files.keys() == labels.keys() == training.keys() and {*labels.values()} <= {*names}
+    if not agree or {*numbers} != {*names} or not {*training.values()} <= {"0", "1"}:
         raise ValueError(
             f"{folder}: {', '.join(_TABLES)} do not agree; remove the folder and prepare it again"
         )
@@ -57,7 +59,7 @@ def load(request: Request) -> Dataset:
         return sound(records, folder, request.on_error)
 
     (train, train_skipped), (test, test_skipped) = split("1"), split("0")
-    classes = tuple(names[str(number)] for number in range(1, len(names) + 1))
+    classes = tuple(names[number] for number in numbers)
     return Dataset(train, test, classes, (train_skipped, test_skipped))
 
 
@@ -117,12 +119,11 @@ def prepare(name: str, path: str | None = None, archive: str | None = None) -> P
 def _check_archive(file: Path) -> None:
     """Raises `ValueError` for what a browser may have saved instead of the archive."""
     with open(file, "rb") as stream:
-        start = stream.read(1024).lstrip()
-    if start[:1] == b"<":
-        google = " (Google's warning that it cannot scan the file for viruses)"
-        raise ValueError(
-            f"--archive {file}: a web page{google if b'oogle' in start else ''}, not the archive; "
-            f"open it in a browser and confirm the download, or take {ARCHIVE}"
-        )
+        start = stream.read(START)
+    what = foreign(start)
+    if what and b"Google" in start:
+        what = "Google's warning that it cannot scan the file for viruses; confirm the download"
+    if what:
+        raise ValueError(f"--archive {file}: is {what}; take {ARCHIVE}")
     if not tarfile.is_tarfile(file):
         raise ValueError(f"--archive {file}: not a tar archive; download {ARCHIVE}")

@@ -19,6 +19,8 @@ from pbr_jax.reading import foreign
 
 # As Pillow's own limit, of which it only warns up to twice as many.
 MAX_PIXELS = 89_478_485
+# Those that are bounded by their header. Pillow knows more, and starts Ghostscript for PostScript.
+FORMATS = ("BMP", "GIF", "PNG", "TIFF", "WEBP")
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 _TOO_LARGE = (
     f"more than {MAX_PIXELS // 10**6} million pixels, which would fill the memory; make it smaller,"
@@ -111,7 +113,7 @@ def _open(content: bytes) -> ImageFile.ImageFile:
         most = MAX_PIXELS if file.info.get("progressive") else 4 * MAX_PIXELS
     else:
         try:
-            file, most = Image.open(io.BytesIO(content)), MAX_PIXELS
+            file, most = Image.open(io.BytesIO(content), formats=FORMATS), MAX_PIXELS
         except UnidentifiedImageError as error:
             raise _Fault(_instead(content)) from error
     if file.width * file.height > most:

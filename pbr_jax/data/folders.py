@@ -8,13 +8,14 @@ Names that differ only in how their accents are written are one class.
 """
 
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from pbr_jax.data.records import Skipped
 from pbr_jax.datasets import OnError
 from pbr_jax.files import user_path
-from pbr_jax.reading import read_lines
+from pbr_jax.reading import few, read_lines
 
 _EVALUATION = ("test", "val", "validation", "valid", "dev")
 
@@ -72,6 +73,11 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def repeated(names: Iterable[str]) -> list[str]:
+    """Those that are there more than once."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
 def class_names(found: Iterable[str], folder: Path) -> tuple[str, ...]:
     """The classes in the order of their labels: those of `classes.txt`, or `found`, sorted.
 
@@ -90,10 +96,10 @@ def class_names(found: Iterable[str], folder: Path) -> tuple[str, ...]:
         return tuple(sorted(values, key=lambda name: (int(name) if numbers else 0, name)))
     names = tuple(line.strip() for line in read_lines(listed) if line.strip())
     known = [composed(name) for name in names]
-    if twice := sorted({name for name in known if known.count(name) > 1}):
-        raise ValueError(f"{listed}: lists {', '.join(twice)} more than once")
+    if twice := repeated(known):
+        raise ValueError(f"{listed}: lists {few(twice, 20)} more than once")
     if missing := sorted(labels.keys() - set(known)):
-        raise ValueError(f"{listed}: does not list {', '.join(missing)}; add or remove them")
+        raise ValueError(f"{listed}: does not list {few(missing, 20)}; add or remove them")
     return names
 
 

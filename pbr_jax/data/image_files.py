@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pbr_jax.data.records import ImageRecord
-from pbr_jax.reading import read_bytes, shown
+from pbr_jax.reading import few, read_bytes, shown
 
 _JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
 SUFFIXES = _JPEG | {".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
@@ -126,10 +126,8 @@ def notes(where: Path, left_out: LeftOut) -> list[str]:
         found = {name: number for (why, name), number in left_out.items() if why == one and number}
         if found:
             number = sum(found.values())
-            named = [shown(name) for name in sorted(found)]
-            more = f" and {len(named) - 3} more" if len(named) > 3 else ""
             what = one if number == 1 else several
-            kinds.append(f"{number} {what} ({', '.join(named[:3])}{more})")
+            kinds.append(f"{number} {what} ({few([*map(shown, sorted(found))])})")
     if not kinds:
         return []
     convert = sorted(_TO_CONVERT & {name for _, name in left_out})

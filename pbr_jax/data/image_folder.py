@@ -3,7 +3,6 @@
 import collections
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from pbr_jax.data.image_files import (
     read_image,
 )
 from pbr_jax.data.images import image_size
+from pbr_jax.data.loader import dropped_threads
 from pbr_jax.data.records import Dataset, Identity, ImageRecord, Request, Skipped
 from pbr_jax.datasets import OnError
 from pbr_jax.reading import shown
@@ -123,7 +123,7 @@ def sound(records: FileRecords, where: Path, on_error: OnError) -> tuple[FileRec
             faults[row] = str(error)
 
     if on_error == "skip":
-        with ThreadPoolExecutor() as threads:
+        with dropped_threads() as threads:
             list(threads.map(examine, range(len(records))))
     named = [faults[row] for row in sorted(faults)]  # threads find them in any order
     skipped = settle(named, len(records), "images", where, on_error)

@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pbr_jax.data.folders import composed
-from pbr_jax.data.records import shown
+from pbr_jax.data.folders import composed, repeated
+from pbr_jax.reading import excerpt, few
 
 _POINT = re.compile(r"[+-]?[0-9]*\.[0-9]+(e[+-]?[0-9]+)?", re.IGNORECASE)
 _MANY = 20  # classes; fewer may well be as many as there are rows
@@ -32,8 +32,7 @@ def label_fault(labels: Sequence[str]) -> str | None:
 def label_remarks(folder: Path, labels: Iterable[str], names: Sequence[str]) -> tuple[str, ...]:
     """Lines for the user about classes, by their `names`, that may not be what was meant."""
     remarks = []
-    forms = collections.Counter(map(composed, {*labels}))
-    if several := sorted(form for form, count in forms.items() if count > 1):
+    if several := repeated(map(composed, {*labels})):
         remarks.append(
             f"{folder}: {_some(several)} is written with composed and with decomposed accents; "
             "both are one class"
@@ -46,12 +45,11 @@ def label_remarks(folder: Path, labels: Iterable[str], names: Sequence[str]) -> 
     whole = [name for name in names if _POINT.fullmatch(name) and float(name).is_integer()]
     if whole:
         remarks.append(
-            f"{folder}: label {shown(whole[0])} is a class as it is written; "
+            f"{folder}: label {excerpt(whole[0])} is a class as it is written; "
             f"{float(whole[0]):.0f} would be another one"
         )
     return tuple(remarks)
 
 
 def _some(labels: Sequence[str]) -> str:
-    few = list(dict.fromkeys(labels))[:4]
-    return ", ".join(shown(label, 30) for label in few) + (", ..." if len({*labels}) > 4 else "")
+    return few([excerpt(label, 30) for label in dict.fromkeys(labels)], 4)

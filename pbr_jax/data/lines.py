@@ -10,20 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pbr_jax.reading import regular_size
+from pbr_jax.measure.memory import shortage
+from pbr_jax.reading import START, check_text, regular_size
 
 COLUMNS = ("text", "text_a", "text_b", "label")  # those that are read
 _LONGEST_NUMBER = 1000  # digits; Python itself refuses more than 4300
-# How files begin that are no text in UTF-8, what they are, and what makes them one.
-_FOREIGN = (
-    (b"\xff\xfe\0\0", "UTF-32", "iconv -f UTF-32 -t UTF-8 {file} > new"),
-    (b"\xff\xfe", "UTF-16", "iconv -f UTF-16 -t UTF-8 {file} > new"),
-    (b"\xfe\xff", "UTF-16", "iconv -f UTF-16 -t UTF-8 {file} > new"),
-    (b"\x1f\x8b", "compressed by gzip", "gunzip < {file} > new"),
-    (b"PK\x03\x04", "a zip archive or an Excel workbook", ""),
-    (b"\xd0\xcf\x11\xe0", "an Excel workbook", ""),
-    (b"PAR1", "a Parquet file", ""),
-)
 
 
 class Line(NamedTuple):
@@ -42,25 +33,14 @@ def read_lines(file: Path) -> list[str]:
     Raises:
       ValueError: it is no file, or of another format; says what converts it.
     """
-    regular_size(file)  # a pipe of that name would be waited for
+    size = regular_size(file)  # a pipe of that name would be waited for
+    # Lines, and the fields that are cut out of them, are held at once.
+    if short := shortage(2 * size):
+        raise ValueError(f"{file}: its rows {short}; take fewer rows")
     with open(file, "rb") as stream:
-        start = stream.read(4)
-    for magic, what, command in _FOREIGN:
-        if start.startswith(magic):
-            raise _foreign(file, what, command)
-    # Letters of two bytes each, without the mark that says so.
-    for order, zeros in (("LE", start[1::2]), ("BE", start[::2])):
-        if zeros == b"\0\0" and start.strip(b"\0"):
-            raise _foreign(file, "UTF-16", f"iconv -f UTF-16{order} -t UTF-8 {{file}} > new")
+        check_text(file, stream.read(START))
     with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         return list(stream)
-
-
-def _foreign(file: Path, what: str, command: str) -> ValueError:
-    how = "export it as such"
-    if command:
-        how = f"`{command.format(file=shlex.quote(str(file)))}` converts it"
-    return ValueError(f"{file}: is {what}: must be text in UTF-8; {how}")
 
 
 def json_rows(file: Path, lines: Sequence[str]) -> Iterator[Line]:

@@ -6,16 +6,15 @@ its content and label, wherever it stands. The order belongs to the list.
 
 import hashlib
 import io
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import UInt64
 
 from pbr_jax.data.records import Records, identity
+from pbr_jax.reading import few
 
 Marks = UInt64[np.ndarray, " N"]
 
@@ -42,7 +41,7 @@ class Change(NamedTuple):
 
     def __str__(self) -> str:
         kinds = {"gained": self.gained, "lost": self.lost, "changed": self.changed}
-        parts = [f"{len(names)} {kind} ({_few(names)})" for kind, names in kinds.items() if names]
+        parts = [f"{len(names)} {kind} ({few(names)})" for kind, names in kinds.items() if names]
         return ", ".join(parts) or "in another order"
 
 
@@ -111,7 +110,7 @@ def from_bytes(stored: bytes, splits: Iterable[str]) -> dict[str, Listing]:
     try:
         with np.load(io.BytesIO(stored), allow_pickle=False) as arrays:
             return {split: _from_arrays(arrays, split) for split in splits}
-    except (BadZipFile, zlib.error, OSError, EOFError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # a damaged file can make zipfile and NumPy raise almost anything
         raise ValueError(f"no list of examples ({error})") from error
 
 
@@ -143,7 +142,3 @@ def _without(
         if left[key] < 0:
             alone.append(name)
     return tuple(alone)
-
-
-def _few(names: Sequence[str], limit: int = 3) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if names[limit:] else "")

@@ -4,8 +4,10 @@ A batch is a pure function of (seed, index). So a position is one number, the or
 on the number of workers, and a run may be resumed with another number of them.
 """
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 import numpy as np
@@ -131,6 +133,16 @@ def eval_batches(
         return arrays | {"mask": np.arange(batch_size) < len(rows)}
 
     return _ahead(batch, 0, -(-len(records) // batch_size), workers)
+
+
+@contextlib.contextmanager
+def dropped_threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads that an error or an interrupt does not wait for: what is queued is dropped."""
+    threads = ThreadPoolExecutor()
+    try:
+        yield threads
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _ahead(

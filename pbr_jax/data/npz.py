@@ -4,9 +4,10 @@ import numpy as np
 
 from pbr_jax import npz
 from pbr_jax.data.arrays import NUMBER_THEM, ArrayRecords, image_faults, usable
-from pbr_jax.data.folders import settle
+from pbr_jax.data.folders import composed, repeated, settle
 from pbr_jax.data.records import Dataset, Request, Skipped
 from pbr_jax.files import user_path
+from pbr_jax.reading import few
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -38,10 +39,11 @@ def load(request: Request) -> Dataset:
     skipped: tuple[Skipped, ...] = ()
     if request.on_error == "skip":
         skipped = tuple(_skip(found, split, path) for split in ("train", "test"))
-    # Checked twice: without class names their number comes from these labels, which must be sound.
-    train = ArrayRecords("training", found["train_images"], found["train_labels"])
-    names = _class_names(found.get("class_names"), train.labels)
-    train = ArrayRecords("training", train.images, train.labels, len(names))
+    names = _given_names(found.get("class_names"))
+    train = ArrayRecords(
+        "training", found["train_images"], found["train_labels"], len(names) or None
+    )
+    names = names or _numbers(train.labels)
     test = ArrayRecords("test", found["test_images"], found["test_labels"], len(names))
     if train.images.shape[1:] != test.images.shape[1:]:
         raise ValueError(
@@ -63,14 +65,25 @@ def _skip(found: dict[str, np.ndarray], split: str, path: str) -> Skipped:
     return skipped
 
 
-def _class_names(names: np.ndarray | None, labels: np.ndarray) -> tuple[str, ...]:
-    """The names of the classes that are given, or else the numbers up to the largest label."""
-    if names is not None:
-        if names.ndim != 1:
-            raise ValueError(f"class_names have shape {names.shape}: must be [classes]")
-        # Bytes are how some languages store strings.
-        text = np.char.decode(names, "utf-8") if names.dtype.kind == "S" else names
-        return tuple(map(str, text))
+def _given_names(names: np.ndarray | None) -> tuple[str, ...]:
+    """The names of the classes, none where there is no array of them."""
+    if names is None:
+        return ()
+    if names.ndim != 1 or not len(names):
+        raise ValueError(f"class_names have shape {names.shape}: must be [classes]")
+    if names.dtype.kind == "S":  # bytes are how some languages store strings
+        try:
+            names = np.char.decode(names, "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"class_names are bytes that are not UTF-8 ({error})") from error
+    found = tuple(map(str, names))
+    if twice := repeated(map(composed, found)):
+        raise ValueError(f"class_names have {few(twice)} more than once")
+    return found
+
+
+def _numbers(labels: np.ndarray) -> tuple[str, ...]:
+    """The numbers of the classes up to the largest label, where they have no names."""
     highest, distinct = int(labels.max()), np.unique(labels)
     # Numbers with a few gaps are classes; with more gaps than labels they are numbers of something.
     if highest >= max(2 * len(distinct), min(100 * len(distinct), 100_000), 1000):

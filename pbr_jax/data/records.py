@@ -8,16 +8,11 @@ import numpy as np
 from jaxtyping import Int
 
 from pbr_jax.datasets import OnError
+from pbr_jax.reading import excerpt, few
 
 # What the model sees. Images: image Float32[B, H, W, C]. Text: tokens and token_types Int32[B, N],
 # lengths Int32[B]. Both: label Int32[B]; evaluation adds mask Bool[B], false for filling.
 Batch = dict[str, np.ndarray]
-
-
-def shown(text: str, longest: int = 60) -> str:
-    """A text of the user's as it can be printed in a message, cut where it is longer."""
-    cut = text if len(text) <= longest else f"{text[:longest]}..."
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
 
 
 class ImageRecord(NamedTuple):
@@ -170,17 +165,16 @@ def label_faults(
     """
     if len(class_names) < 2:
         return [
-            f"all labels are {', '.join(map(shown, class_names)) or 'missing'}: a classifier needs "
-            "two classes or more; add examples of another class to both splits"
+            f"all labels are {', '.join(map(excerpt, class_names)) or 'missing'}: a classifier "
+            "needs two classes or more; add examples of another class to both splits"
         ]
     unseen = sorted(label for label, count in test.items() if count and not train.get(label))
     if not unseen:
         return []
-    named = [f"{shown(class_names[label])} ({test[label]} examples)" for label in unseen[:10]]
-    more = f" and {len(unseen) - 10} more" if len(unseen) > 10 else ""
+    named = [f"{excerpt(class_names[label])} ({test[label]} examples)" for label in unseen]
     return [
-        f"test labels never seen in training: {', '.join(named)}{more}; move examples of them to "
-        "the training split, or leave them out of the test split"
+        f"test labels never seen in training: {few(named, 10)}; move examples of them to the "
+        "training split, or leave them out of the test split"
     ]
 
 

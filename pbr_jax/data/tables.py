@@ -17,8 +17,9 @@ from pbr_jax.data.csv_rows import read_csv
 from pbr_jax.data.folders import class_names, composed, evaluation_split, existing_folder, settle
 from pbr_jax.data.labels import label_fault, label_remarks
 from pbr_jax.data.lines import Line, json_rows, read_lines
-from pbr_jax.data.records import Dataset, Request, Skipped, TextRecord, shown
+from pbr_jax.data.records import Dataset, Request, Skipped, TextRecord
 from pbr_jax.datasets import OnError
+from pbr_jax.reading import excerpt
 
 _LONGEST_LABEL = 1000  # characters
 
@@ -70,7 +71,7 @@ def load(request: Request) -> Dataset:
     near = sorted(p.name for p in folder.iterdir() if p.name.lower().startswith("train"))
     if "train" not in found and near:
         raise ValueError(
-            f"{folder}: has {shown(near[0])}, but no train.{suffix}; rename or convert it"
+            f"{folder}: has {excerpt(near[0])}, but no train.{suffix}; rename or convert it"
         )
     test = evaluation_split(found, request.test_split, str(folder))
     train_rows, train_skipped = _read(folder / f"train.{suffix}", on_error)
@@ -108,7 +109,7 @@ def read_rows(file: Path, labelled: bool = True) -> list[Row | Fault]:
         that is not one object a line.
     """
     lines = read_lines(file)
-    if file.suffix == ".csv":
+    if file.suffix.lower() == ".csv":
         rows = read_csv(file, lines, labelled)
     else:
         rows = list(json_rows(file, lines))
@@ -132,7 +133,7 @@ def _row(fields: Any, file: Path, name: str, labelled: bool) -> Row:
     if not isinstance(fields, dict):
         raise ValueError("not an object with the keys text and label")
     if not {"text", "text_a"} & fields.keys():
-        keys = shown(", ".join(fields), 200)
+        keys = excerpt(", ".join(fields), 200)
         raise ValueError(f"has neither text nor text_a, but {keys or 'nothing'}")
     if "text_b" in fields and "text_a" not in fields:
         raise ValueError("has text and text_b: a pair is text_a and text_b")
@@ -156,8 +157,8 @@ def _label(fields: dict[str, Any], file: Path) -> str:
     _check_text(label, "label", file)
     if len(label) > _LONGEST_LABEL:
         raise ValueError(
-            f"label has {len(label)} characters, {shown(label, 20)}: at most {_LONGEST_LABEL} are "
-            "allowed; are label and text exchanged?"
+            f"label has {len(label)} characters, {excerpt(label, 20)}: at most {_LONGEST_LABEL} "
+            "are allowed; are label and text exchanged?"
         )
     return label
 
@@ -188,4 +189,4 @@ def _kind(value: Any) -> str:
     """A value of JSON as it is, or what it is where that may be long."""
     if isinstance(value, list | dict):
         return "an array" if isinstance(value, list) else "an object"
-    return shown(json.dumps(value))
+    return excerpt(json.dumps(value))

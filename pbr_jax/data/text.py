@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pbr_jax.data.records import Batch, TextRecord, shown
+from pbr_jax.data.records import Batch, TextRecord
 from pbr_jax.data.vocabulary import load_tokenizer, normalization
+from pbr_jax.reading import excerpt
 
 _SHORTEST = 5  # [CLS] a [SEP] b [SEP]
 _MOST_WORDS = 2**24  # the vocabularies of published models have less than a million words
@@ -41,11 +42,13 @@ class TextInputs:
         words = self._tokenizer.get_vocab()
         ids = {token: self._tokenizer.token_to_id(token) for token in _SPECIAL}
         if missing := [token for token, number in ids.items() if number is None]:
-            like = [shown(repr(w)) for w in words if w.strip().upper() in missing]
+            like = [excerpt(repr(w)) for w in words if w.strip().upper() in missing]
             hint = f", but {like[0]}" if like else ""
             raise ValueError(
                 f"data.tokenizer = {path}: has no {', '.join(missing)}{hint}; not of a BERT"
             )
+        if len({*ids.values()}) < len(ids):
+            raise ValueError(f"data.tokenizer = {path}: has one number for several of {ids}")
         if longest is not None and longest < max_length:
             self.notes.append(
                 f"model.max_length = {max_length}: the files of {path} say {longest} at most"
@@ -94,7 +97,7 @@ class TextInputs:
         first, lines = f"of the first {len(sample)} texts", []
         if share > 0.5:
             lines.append(
-                f"{share:.0%} of the tokens {first} are [UNK], such as {shown(word)}: "
+                f"{share:.0%} of the tokens {first} are [UNK], such as {excerpt(word)}: "
                 f"{self._path} lacks them; {self._cause(sample, share)}"
             )
         if cut > len(sample) / 2:

@@ -84,7 +84,7 @@ def _arrays(path: Path) -> Sequence[Item]:
 
 
 def _texts(path: Path) -> Sequence[Item]:
-    if path.suffix not in TEXTS or not path.is_file():
+    if path.suffix.lower() not in TEXTS or not path.is_file():
         what = "no such file" if not path.exists() else f"must be one of {', '.join(TEXTS)}"
         raise ValueError(f"{path}: {what}; the model of this run reads texts")
     return [

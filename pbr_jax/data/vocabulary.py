@@ -12,9 +12,8 @@ import unicodedata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pbr_jax.data.records import shown
 from pbr_jax.files import user_path
-from pbr_jax.reading import read_bytes, read_lines
+from pbr_jax.reading import excerpt, read_lines, read_text
 
 CONFIG = "tokenizer_config.json"
 # Classes of Transformers that read a vocab.txt as the original does; each may end with "Fast".
@@ -25,7 +24,6 @@ _CLASSES = {
 }
 _FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "do_basic_tokenize")
 _WORDS = 5000  # that are looked at
-_CONFIG_BYTES = 2**26  # those of known models have less than 2**21
 
 
 class Loaded(NamedTuple):
@@ -91,8 +89,8 @@ def _unlike(words: dict[str, int], tokenizer: Any, lower: bool, path: str) -> li
     lost = [word for word in some if change(word).strip() != word.strip()]
     if lower and len(lost) > len(some) / 10:
         return [
-            f"{path}: {len(lost) / len(some):.0%} of its words, such as {shown(lost[-1])}, are in "
-            "no text that is lower-cased; if the model is a cased one, set data.lower_case=false"
+            f"{path}: {len(lost) / len(some):.0%} of its words, such as {excerpt(lost[-1])}, are "
+            "in no text that is lower-cased; if the model is a cased one, set data.lower_case=false"
         ]
     if not lower and some and all(word == word.lower() for word in some):
         return [
@@ -129,7 +127,7 @@ def _words(file: Path) -> tuple[dict[str, int], list[str]]:
         if word in words:
             notes.append(
                 f"{file}: lines {words[word] + 1} and {number + 1} are both "
-                f"{shown(word)}; the later one is its token, as in Transformers"
+                f"{excerpt(word)}; the later one is its token, as in Transformers"
             )
         if word:
             words[word] = number
@@ -141,12 +139,14 @@ def _whole(file: Path, beside: dict[str, Any]) -> tuple[Any, list[str]]:
     """The tokenizer in a `tokenizer.json`, and notes on what the file beside it says otherwise."""
     from tokenizers import Tokenizer
 
-    content = read_bytes(file, _CONFIG_BYTES)
+    content = read_text(file)
     try:
-        tokenizer = Tokenizer.from_str(content.decode("utf-8-sig"))
+        tokenizer = Tokenizer.from_str(content)
         tokenizer.encode("\U0001f9ff")  # a model without its token for unknown words fails here
-    except Exception as error:  # the library raises Exception itself
-        raise ValueError(f"{file}: not a tokenizer.json ({shown(str(error), 200)})") from error
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises Exception itself, and a panic is none
+        raise ValueError(f"{file}: not a tokenizer.json ({excerpt(str(error), 200)})") from error
     does = normalization(tokenizer)
     notes = [
         f"{file}: has {name} = {str(does[name]).lower()}, but {CONFIG} beside it says "
@@ -163,23 +163,23 @@ def _config_beside(file: Path) -> dict[str, Any]:
     beside = file.with_name(CONFIG)
     if not beside.exists():
         return {}
-    content = read_bytes(beside, _CONFIG_BYTES)
+    content = read_text(beside)
     try:
-        found = json.loads(content.decode("utf-8-sig"))
+        found = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{beside}: not JSON ({error}); repair or remove it") from error
     if not isinstance(found, dict):
         raise ValueError(f"{beside}: not a JSON object; repair or remove it")
     for name in _FLAGS:
         if not isinstance(found.get(name), bool | None):
-            value = shown(json.dumps(found[name]))
+            value = excerpt(json.dumps(found[name]))
             raise ValueError(f"{beside}: {name} is {value}: must be true, false or null")
     kind = found.get("tokenizer_class")
     if file.suffix != ".json":
         if kind is not None and str(kind).removesuffix("Fast") not in _CLASSES:
             raise ValueError(
-                f"{beside}: tokenizer_class is {shown(str(kind))}, which cuts texts otherwise than "
-                "BertTokenizer; take the files of a BERT"
+                f"{beside}: tokenizer_class is {excerpt(str(kind))}, which cuts texts otherwise "
+                "than BertTokenizer; take the files of a BERT"
             )
         if found.get("do_basic_tokenize") is False:
             raise ValueError(

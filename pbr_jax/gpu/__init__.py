@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         require_compiler,
     )
     from pbr_jax.gpu.presence import gpu_is_present, use_cpu_without_gpu
+    from pbr_jax.gpu.step_memory import StepMemory, fit
     from pbr_jax.gpu.target import parse_target_config, present_card, sized_card
 
 __all__ = [
@@ -24,9 +25,11 @@ __all__ = [
     "Card",
     "GpuCompilerMissing",
     "MemoryReport",
+    "StepMemory",
     "compile_for",
     "compiling_for",
     "find_card",
+    "fit",
     "gpu_is_present",
     "memory",
     "parse_target_config",
@@ -41,7 +44,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Looks for an exported name in the modules, the lightest first."""
     if name in __all__:
-        for module in ("cards", "presence", "target", "compile"):
+        for module in ("cards", "presence", "target", "compile", "step_memory"):
             found = importlib.import_module(f"pbr_jax.gpu.{module}")
             if hasattr(found, name):
                 return getattr(found, name)

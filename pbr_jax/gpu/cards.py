@@ -7,9 +7,10 @@ boost clock. A driver keeps part of the memory for itself, more of it in newer v
 """
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import TypeVar
+
+from pbr_jax.names import nearest
 
 T = TypeVar("T")
 
@@ -100,8 +101,8 @@ def find_card(name: str) -> Card:
     key = "".join(character for character in name.lower() if character.isalnum())
     if key in CARDS:
         return CARDS[key]
-    nearest = difflib.get_close_matches(key, CARDS, n=1)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    close = nearest(key, CARDS)
+    hint = f"did you mean {close!r}? " if close else ""
     raise ValueError(f"name = {name!r}: no such card; {hint}Known cards: {', '.join(CARDS)}")
 
 

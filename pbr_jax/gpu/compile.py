@@ -4,6 +4,7 @@ XLA's GPU compiler runs on the CPU. It needs the packages of the extra `gpu-comp
 plugin in the version of JAX, and `ptxas` with `libdevice` of CUDA 13.
 """
 
+import contextlib
 import contextvars
 import dataclasses
 import importlib.metadata
@@ -11,7 +12,7 @@ import importlib.util
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +48,7 @@ class MemoryReport(NamedTuple):
     output_bytes: int  # Outputs, with the pointer table (8 bytes an output) when there are several
     temp_bytes: int  # The one buffer that holds all intermediate values
     alias_bytes: int  # Outputs written over donated arguments, counted in both of the first two
+    host_bytes: int = 0  # What the function keeps in the memory of the host, as offloading does
 
     @property
     def peak_bytes(self) -> int:
@@ -137,10 +139,23 @@ def compile_for(
     }
     token = _card.set(card)
     try:
-        with jax.set_mesh(mesh):  # Pallas asks the mesh in scope which card it lowers for
+        # Pallas asks the mesh in scope which card it lowers for.
+        with jax.set_mesh(mesh), _outside_the_cache():
             return staged.lower(*specs).compile(compiler_options=options)
     finally:
         _card.reset(token)
+
+
+@contextlib.contextmanager
+def _outside_the_cache() -> Iterator[None]:
+    """JAX's persistent cache would store the program, and fail to load it at every later call."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, float("inf"))
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def compiling_for() -> Card | None:
@@ -164,6 +179,10 @@ def memory(compiled: jax.stages.Compiled) -> MemoryReport:
         output_bytes=stats.output_size_in_bytes,
         temp_bytes=stats.temp_size_in_bytes,
         alias_bytes=stats.alias_size_in_bytes,
+        host_bytes=stats.host_argument_size_in_bytes
+        + stats.host_output_size_in_bytes
+        + stats.host_temp_size_in_bytes
+        - stats.host_alias_size_in_bytes,
     )
 
 

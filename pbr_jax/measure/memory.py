@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import jax
 
+from pbr_jax.measure.text import format_bytes
+
 
 class Room(NamedTuple):
     """Memory for a run."""
@@ -39,6 +41,14 @@ def host_room(root: Path = Path("/")) -> Room | None:
         return None
     limit = min([memory, *_limits_of_groups(root)])
     return Room(limit + swap, min(available, limit) + swap_free, "this machine")
+
+
+def shortage(size: int) -> str | None:
+    """That `size` bytes are more than this machine has free, for a message; None if they fit."""
+    room = host_room()
+    if room is None or size <= room.free:
+        return None
+    return f"take {format_bytes(size)} of memory, and {format_bytes(room.free)} are free"
 
 
 def _limits_of_groups(root: Path) -> Iterator[int]:

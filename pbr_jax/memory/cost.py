@@ -133,6 +133,8 @@ def read_times(file: Path, card: Card, config: Config) -> dict[str, float]:
         }
     except (ValueError, ArithmeticError) as error:  # of another length, none, or zero
         raise DamagedFile(f"{file}: no times of steps ({error}); {advice}") from error
+    if not all(0 < ratio < math.inf for ratio in ratios.values()):
+        raise DamagedFile(f"{file}: no times of steps (they must be above 0); {advice}")
     if differing:
         raise ValueError(f"{file}: was measured with {', '.join(differing)}; measure this one")
     return ratios

@@ -9,10 +9,11 @@ from pbr_jax.measure.text import format_bytes
 from pbr_jax.memory import fit
 
 
-def check_room(config: Config, room: Room | None = None) -> list[str]:
+def check_room(config: Config, room: Room | None = None, *, force: bool | None = None) -> list[str]:
     """A line if a step needs more memory than is free now; `room` is that of the device at hand.
 
-    The need is that of a formula, so that nothing is compiled.
+    The need is that of a formula, so that nothing is compiled. `force` is the flag by which a user
+    tries it all the same; None where the command has none.
 
     Raises:
       ValueError: it needs more than there is in all; says the largest batch that would do.
@@ -22,7 +23,7 @@ def check_room(config: Config, room: Room | None = None) -> list[str]:
     if room is None or need <= room.free:
         return []
     needs = f"a step by {config.method} needs about {format_bytes(need)} by a formula"
-    if need <= room.total:
+    if need <= room.total or force:
         return [f"{needs}, and {room.of} has {format_bytes(room.free)} free now: it may be ended"]
     card = sized_card(room.of, room.total)
     found = fit.fit_method(config, fit.Target(card, 0, fit.estimated))
@@ -31,6 +32,7 @@ def check_room(config: Config, room: Room | None = None) -> list[str]:
         if found.largest_batch
         else "no batch would fit; take a smaller model"
     )
+    advice += "" if force is None else "; --force tries it all the same"
     raise ValueError(
         f"batch_size = {config.batch_size}: {needs}, and {room.of} has {format_bytes(room.total)};"
         f" {advice}\n`pbr fit --gpu {room.total // 10**6}MB` with the same settings says what every"

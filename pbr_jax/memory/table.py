@@ -14,8 +14,8 @@ from pbr_jax.gpu import CARDS, Card, MemoryReport
 from pbr_jax.measure.text import format_bytes, markdown
 from pbr_jax.memory.fit import MethodFit, fastest
 from pbr_jax.memory.largest_batch import LARGEST_BATCH
-from pbr_jax.settings.flags import Arguments, train_words
-from pbr_jax.settings.variants import joint_spar_suffix
+from pbr_jax.settings.flags import train_words
+from pbr_jax.settings.variants import joint_spar_suffix, with_method
 
 _WIDE = 96  # columns from which on every row has its parameters and optimizer
 _TITLES = ("gradients", "activations", "temp", "peak", "fits", "largest batch", "time")
@@ -134,8 +134,11 @@ def in_brief(table: Table) -> str:
     )
 
 
-def print_table(table: Table, out: rich.console.Console, arguments: Arguments) -> None:
-    """Prints the table, the fastest method that fits, and what to know about the figures."""
+def print_table(table: Table, out: rich.console.Console, spec: str) -> None:
+    """Prints the table, the fastest method that fits, and what to know about the figures.
+
+    `spec` is the file of its configuration, for the command that trains so.
+    """
     wide, best = out.width >= _WIDE, table.fastest
     out.print(Text(headline(table), style="bold"))
     drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=0, pad_edge=False)
@@ -161,8 +164,8 @@ def print_table(table: Table, out: rich.console.Console, arguments: Arguments) -
         # JointSPAR is that of the configuration, unless the method has its own.
         method = best.method
         if not joint_spar_suffix(method):
-            method += joint_spar_suffix(arguments.config.method)
-        command = shlex.join(train_words(arguments, method))
+            method += joint_spar_suffix(table.config.method)
+        command = shlex.join(train_words(spec, with_method(table.config, method)))
         line = Text.assemble(("◀ fastest that fits  ", "bold green"), command)
         out.print(line, soft_wrap=True)
     for note in notes(table):

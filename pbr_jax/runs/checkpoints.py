@@ -1,11 +1,10 @@
 """Checkpoints that are either proven whole or not used.
 
-Orbax's `CheckpointManager` writes and restores; a manifest (`manifest.py`) proves. Orbax runs
-`post_finalization_callback` once all files of a step are written and before it renames the step's
-temporary directory. The manifest is written there, so that one rename publishes data and manifest
-together: a process killed at any moment leaves a verified step or a temporary directory that is
-ignored, and Orbax, which deletes old steps after that rename, never deletes the last verified one.
-Two files that Orbax writes between manifest and rename, `_CHECKPOINT_METADATA` and
+`store.py` writes and restores; a manifest (`manifest.py`) proves. It is written once all files of a
+step are, and before their temporary directory is renamed, so that one rename publishes data and
+manifest together: a process killed at any moment leaves a verified step or a temporary directory
+that is ignored, and Orbax, which deletes old steps after that rename, never deletes the last
+verified one. Two files that Orbax writes between manifest and rename, `_CHECKPOINT_METADATA` and
 `commit_success.txt`, are not listed; restoring does not need them.
 """
 
@@ -20,13 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from pbr_jax.files import plain_path
 from pbr_jax.measure.text import format_bytes
-from pbr_jax.runs import manifest, restorable
+from pbr_jax.runs import disk, manifest, restorable
+from pbr_jax.runs.store import Store
 
 _LOGGER = logging.getLogger(__name__)
 _CHANGED_LATER = frozenset({"_CHECKPOINT_METADATA"})  # by Orbax, between manifest and rename
@@ -74,15 +71,13 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         self.directory = Path(directory).absolute()
         self.keep = keep  # latest steps; the most accurate one is kept besides
         self.notify = notify  # told of each checkpoint that is passed over or set aside, and why
-        self._manager: ocp.CheckpointManager | None = None
+        self._store = Store(self.directory, self, self._prove)
         self._pending: _Pending | None = None
         self._writing = False
         self._links = True  # whether the link `best` can be written
         # Steps newer than the newest verified one and what is wrong with them; None before
         # `restore` has looked.
         self._faults: dict[int, manifest.BrokenCheckpoint] | None = None
-        self._open_path = contextlib.ExitStack()
-        self._path: Path | None = None  # of `directory`, for Orbax
 
     def __exit__(self, *error: object) -> None:
         try:
@@ -125,18 +120,15 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         num_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
         pending = _Pending(step, metrics, manifest.describe(state), num_bytes)
         try:
-            manager, where = self._open_for_writing(), self.directory
+            self._prepare()
         except OSError as error:
             raise self._failure(pending, error) from error
         if step in self.steps():
-            raise ValueError(f"step = {step}: already saved in {where}; save each step once")
+            rule = f"already saved in {self.directory}; save each step once"
+            raise ValueError(f"step = {step}: {rule}")
         self._pending = pending
-        # Orbax refuses arrays of size zero: they are in the manifest's tree only. It skips a step
-        # below its newest one without a word unless forced.
-        stored = jax.tree.map(lambda x: x if x.size else None, state)
-        items = {"state": ocp.args.StandardSave(stored), "data": ocp.args.JsonSave(data_state)}
         try:
-            manager.save(step, args=ocp.args.Composite(**items), force=True)
+            self._store.save(step, state, data_state)
         except (OSError, ValueError) as error:
             raise self._failure(pending, error) from error
 
@@ -144,9 +136,8 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         """Waits for the save in progress, if any; raises CheckpointError where it failed."""
         if self._pending is None:
             return
-        assert self._manager is not None
         try:
-            self._manager.wait_until_finished()
+            self._store.wait()
         except Exception as error:  # Orbax's threads raise ValueError, OSError or TimeoutError
             raise self._failure(self._pending, error) from error
         self._pending = None
@@ -157,12 +148,7 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         try:
             self.wait()
         finally:
-            if self._manager is not None:
-                with contextlib.suppress(Exception):  # of the save whose fault `wait` has told
-                    self._manager.close()
-                self._manager = None
-            self._open_path.close()
-            self._path = None
+            self._store.close()
 
     def restore(self, state_like: PyTree, step: int | None = None) -> Restored | None:
         """Restores the newest step that verifies, or exactly `step`; None where there is none.
@@ -179,7 +165,7 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         steps = sorted(self.steps(), reverse=True) if step is None else [step]
         if not steps:
             why = "is an interrupted save and is ignored; no checkpoint is complete yet"
-            for path in self._interrupted():
+            for path in self._store.interrupted():
                 self.notify(f"{path} {why}")
             return None
         # The newest step that is whole; those above it are named, and set aside by the next save.
@@ -204,36 +190,18 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
                 + "\nIt was saved with another model, method or optimizer: "
                 "use its config, or another work directory."
             )
-        # Empty arrays are not on disk: Orbax is asked for the others, and they are made anew.
-        leaves, treedef = jax.tree.flatten(state_like)
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        targets = [
-            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here)
-            for x in leaves
-        ]
-        stored = jax.tree.unflatten(treedef, [x if math.prod(x.shape) else None for x in targets])
-        wanted = {"state": ocp.args.StandardRestore(stored), "data": ocp.args.JsonRestore()}
         try:
-            items = self._open().restore(found.step, args=ocp.args.Composite(**wanted))
+            state, data_state = self._store.restore(found.step, state_like)
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"checkpoint {self.directory / str(found.step)} is whole, but cannot be restored:"
                 f" {error}\nRemove it to use the one before, or use another work directory."
             ) from error
-        arrays = iter(jax.tree.leaves(items["state"]))
-        filled = (
-            next(arrays) if math.prod(x.shape) else jnp.zeros(x.shape, x.dtype, device=x.sharding)
-            for x in targets
-        )
-        return Restored(found.step, jax.tree.unflatten(treedef, filled), items["data"])
+        return Restored(found.step, state, data_state)
 
     def steps(self) -> list[int]:
         """Steps on disk, in ascending order, verified or not; without a save in progress."""
-        if not self.directory.is_dir():
-            return []
-        return sorted(
-            int(p.name) for p in self.directory.iterdir() if p.name.isdigit() and p.is_dir()
-        )
+        return self._store.steps()
 
     def best_step(self) -> int | None:
         """The step with the highest accuracy (the later of equals), or None if none was evaluated.
@@ -242,24 +210,23 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         """
         return self._best(self.steps())
 
-    def bytes_needed(self, state_like: PyTree) -> int:
-        """An upper bound of the bytes that this run may still have to write; Orbax compresses."""
-        # The last steps, the best and one in progress, less what is there.
+    def bytes_needed(self, state_like: PyTree, saves: int) -> int:
+        """An upper bound of what this run may still have to write in `saves`; Orbax compresses."""
         size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state_like))
-        present = sum(
-            p.stat().st_size for s in self.steps() for p in (self.directory / str(s)).rglob("*")
-        )
-        return max(size, size * (self.keep + 2) - present)
+        steps = self.steps()
+        present = sum(p.stat().st_size for s in steps for p in (self.directory / str(s)).rglob("*"))
+        # The last steps, the best and one in progress, less what is there.
+        return max(size, size * min(self.keep + 2, len(steps) + saves) - present)
 
     def check_space(self, bytes_needed: int) -> None:
         """Raises `CheckpointError` unless `bytes_needed` are free where `directory` lies."""
-        free = _free_bytes(self.directory)
+        free = disk.free_bytes(self.directory)
         if free < bytes_needed:
             raise CheckpointError(
                 f"not enough disk space for checkpoints: {format_bytes(bytes_needed)} needed, "
                 f"{format_bytes(free)} free\n"
                 f"in {self.directory}\n"
-                "Free some space, use another work directory, or keep fewer checkpoints."
+                "Free some space, use another work directory, or set a lower keep_checkpoints."
             )
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
@@ -292,40 +259,21 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         for step in steps or sorted(self.steps(), reverse=True):
             try:
                 found = manifest.verify(self.directory / str(step))
-                restorable.prove(self._plain() / str(step), found.tree)
+                restorable.prove(self._store.path / str(step), found.tree)
             except manifest.BrokenCheckpoint as fault:
                 faults[step] = fault
             else:
                 return found, faults
         return None, faults
 
-    def _plain(self) -> Path:
-        if self._path is None:
-            self._path = self._open_path.enter_context(plain_path(self.directory))
-        return self._path
-
-    def _open(self) -> ocp.CheckpointManager:
-        if self._manager is None:
-            logging.getLogger("absl").addFilter(_not_of_orbax)
-            self._manager = ocp.CheckpointManager(
-                self._plain(),
-                item_names=("state", "data"),
-                options=ocp.CheckpointManagerOptions(
-                    preservation_policy=self,
-                    lightweight_initialize=True,  # the manifests are the metadata
-                    async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
-                ),
-            )
-        return self._manager
-
-    def _open_for_writing(self) -> ocp.CheckpointManager:
-        """Opens Orbax; the first time, removes interrupted saves and sets broken steps aside.
+    def _prepare(self) -> None:
+        """Before the first save: removes interrupted ones, and sets broken steps aside.
 
         A broken step would count as one of the last, and collide when its number comes again.
         """
         if not self._writing:
             self.directory.mkdir(parents=True, exist_ok=True)
-            for path in self._interrupted():
+            for path in self._store.interrupted():
                 shutil.rmtree(path)
             if self._faults is None:
                 _, self._faults = self._newest_verified()
@@ -338,49 +286,29 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
                 self.notify(
                     f"broken checkpoint {step} is now {aside}; delete it when you no longer need it"
                 )
-            if self._faults and self._manager is not None:
-                self._manager.reload()
+            if self._faults:
+                self._store.reload()
             self._writing = True
-        return self._open()
 
-    def _write_manifest(self) -> None:
+    def _prove(self, temporary: Path) -> None:
         assert self._pending is not None
         step, metrics, tree, _ = self._pending
         # What Orbax could not restore must not be vouched for.
-        restorable.prove(self._plain() / self._temporary(step).name, tree)
-        manifest.write(self._temporary(step), step, metrics, tree, _CHANGED_LATER)
+        restorable.prove(temporary, tree)
+        manifest.write(temporary, step, metrics, tree, _CHANGED_LATER)
 
     def _failure(self, failed: _Pending, error: Exception) -> CheckpointError:
         """Cleans up after a failed save and explains it."""
         step, _, _, num_bytes = failed
         self._pending = None
-        # What it managed to write would keep a full disk full. A second fault here must not replace
-        # the first.
-        shutil.rmtree(self._temporary(step), ignore_errors=True)
-        with contextlib.suppress(OSError):
-            if self._manager is not None:
-                self._manager.reload()
+        self._store.discard(step)  # a second fault there must not replace the first
         intact, _ = self._newest_verified()
-        why, advice = self._cause(str(error), num_bytes)
+        said = str(error).replace(str(self._store.path), str(self.directory))
+        why, advice = disk.cause(self.directory, said, num_bytes)
         rest = f"Checkpoint {intact.step} is intact" if intact else "No checkpoint is intact"
         return CheckpointError(
             f"checkpoint {step} was not saved: {why}\nin {self.directory}\n{rest}; {advice}."
         )
-
-    def _cause(self, why: str, num_bytes: int) -> tuple[str, str]:
-        """What kept a save from being written, by what Orbax says, and what to do about it."""
-        if not self.directory.is_dir():
-            return "the folder is no longer there", "move it back and resume"
-        if "No space left" in why or "quota exceeded" in why:
-            free = format_bytes(_free_bytes(self.directory))
-            full = f"the disk is full ({format_bytes(num_bytes)} needed, {free} free)"
-            return full, "free some space and resume"
-        if "No such file" in why:
-            return "files were removed from the folder meanwhile", "put them back and resume"
-        for words in ("Read-only file system", "Permission denied", "Operation not permitted"):
-            if words in why:
-                return f"the folder cannot be written ({words})", "make it writable and resume"
-        return why.replace(str(self._plain()), str(self.directory)), "mend that and resume"
 
     def _link_best(self) -> None:
         best, link = self.best_step(), self.directory / "best"
@@ -394,19 +322,3 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         except OSError as error:  # a disk without links; nothing of ours reads it
             self._links = False
             self.notify(f"{link} cannot be written: {error.strerror}; the run goes on without")
-
-    def _temporary(self, step: int) -> Path:
-        return self.directory / f"{step}{ocp.utils.TMP_DIR_SUFFIX}"
-
-    def _interrupted(self) -> list[Path]:
-        return sorted(self.directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"))
-
-
-def _not_of_orbax(record: logging.LogRecord) -> bool:
-    """Drops what Orbax prints of a failed save, several tracebacks: `CheckpointError` says it."""
-    return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-def _free_bytes(directory: Path) -> int:
-    existing = next(p for p in (directory, *directory.parents) if p.exists())
-    return shutil.disk_usage(existing).free

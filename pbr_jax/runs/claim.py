@@ -16,6 +16,8 @@ from pbr_jax.files import DamagedFile
 from pbr_jax.runs import held, history, metrics
 from pbr_jax.runs.ownership import LOCK
 from pbr_jax.runs.run import CHECKPOINTS, CLASSES, CONFIG, saved_settings
+from pbr_jax.settings.load import ConfigError
+from pbr_jax.settings.saved import from_dict
 
 # All that a run writes into its directory, beside TensorBoard's events.
 WRITTEN = (
@@ -94,7 +96,8 @@ def _settings(workdir: Path) -> tuple[dict[str, Any] | None, str]:
         return None, ""
     try:
         saved = saved_settings(workdir)
-    except DamagedFile as error:
+        from_dict(saved, str(workdir / CONFIG))
+    except (DamagedFile, ConfigError) as error:
         return None, str(error)
     return saved, ""
 

@@ -39,6 +39,7 @@ def write(workdir: Path, files: Mapping[str, bytes]) -> None:
     folder = workdir / FOLDER
     folder.mkdir(exist_ok=True)
     sums = _sums(workdir) | {name: _digest(content) for name, content in files.items()}
+    # Sums last: a write that was cut off leaves files that no sum vouches for.
     for name, content in files.items():
         write_bytes(folder / name, content)
     write_json(folder / _SUMS, sums)
@@ -97,6 +98,7 @@ def check_tokenizer(config: Config, workdir: Path) -> list[str]:
     if not held or named is None:
         return []
     now = tokenizer_files(user_path(named))
+    # The run needs only its own copy; one that changed would prepare texts otherwise.
     if not {*now} & {*_TOKENIZERS}:
         return [f"data.tokenizer = {named} is gone: the run goes on with its own copy of it"]
     if differing := sorted(n for n in {*held, *now} if held.get(n) != now.get(n)):
@@ -134,6 +136,7 @@ def check_examples(workdir: Path, now: Mapping[str, Listing]) -> dict[str, Chang
         return None
     found = {split: compare(before[split], now[split]) for split in SPLITS}
     changes = {split: change for split, change in found.items() if change is not None}
+    # A run may lose examples, as broken files are skipped; anything else would change its order.
     if not all(change.only_lost for change in changes.values()):
         lines = "".join(f"\n  {split}: {change}" for split, change in changes.items())
         raise ValueError(
@@ -152,6 +155,7 @@ def examples_file(lists: Mapping[str, Listing]) -> dict[str, bytes]:
 def _read(workdir: Path, name: str) -> bytes | None:
     """A file that a run holds, as it was written; None if it holds none of that name."""
     file, wanted = workdir / FOLDER / name, _sums(workdir).get(name)
+    # A file that the user put there has no sum, and is taken as it is; none may lead elsewhere.
     if wanted is None and not os.path.lexists(file):
         return None
     if _leads_out(workdir, file):
@@ -166,7 +170,9 @@ def _read(workdir: Path, name: str) -> bytes | None:
 
 def _sums(workdir: Path) -> dict[str, str]:
     """The sha256 of what a run holds, by name; none of it where the user put a file there."""
-    file = workdir / FOLDER / _SUMS
+    folder, file = workdir / FOLDER, workdir / FOLDER / _SUMS
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise DamagedFile(f"{folder}: is no folder; {_advice(workdir)}")
     return read_json(file, {...: str}, _advice(workdir)) if os.path.lexists(file) else {}
 
 

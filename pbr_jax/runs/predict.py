@@ -1,7 +1,6 @@
 """Classes of examples by a trained model."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ from flax import linen as nn
 from jaxtyping import Float32
 
 from pbr_jax.data import Batch, Prepare
+from pbr_jax.data.loader import dropped_threads
 from pbr_jax.data.unlabelled import Unlabelled
 
 
@@ -54,8 +54,7 @@ def predict(
         except ValueError as error:
             return error
 
-    threads = ThreadPoolExecutor()
-    try:
+    with dropped_threads() as threads:
         for start in range(0, len(examples), batch_size):
             # Examples are read and prepared on threads, and stay in their order.
             rows = range(len(examples))[start : start + batch_size]
@@ -75,5 +74,3 @@ def predict(
                 result = np.asarray(probabilities(params, model.inputs(batch)))
                 for (name, _), row in zip(usable, result, strict=False):
                     yield Prediction(name, row)
-    finally:  # an interrupt does not wait for examples that are being read
-        threads.shutdown(wait=False, cancel_futures=True)

@@ -10,7 +10,7 @@ from pbr_jax.files import DamagedFile, read_json
 from pbr_jax.runs import held
 from pbr_jax.runs.checkpoints import Checkpointer, CheckpointError
 from pbr_jax.runs.metrics import SUMMARY, read_summary
-from pbr_jax.settings import load as settings
+from pbr_jax.settings import saved as settings
 from pbr_jax.training import from_config
 from pbr_jax.training.from_config import Parts
 from pbr_jax.training.inputs import settled

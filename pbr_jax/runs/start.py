@@ -14,7 +14,7 @@ from pbr_jax.runs.checkpoints import Checkpointer, CheckpointError, Restored
 from pbr_jax.runs.claim import Claim
 from pbr_jax.runs.ownership import Ownership
 from pbr_jax.runs.run import CLASSES, CONFIG
-from pbr_jax.settings import load as settings
+from pbr_jax.settings import saved as settings
 from pbr_jax.training import from_config
 from pbr_jax.training.begin import begin, compile_step
 from pbr_jax.training.from_config import Parts
@@ -50,9 +50,12 @@ def start(
     workdir, shapes = owner.folder, from_config.state_shapes(config, parts)
     # The data first: it is soon looked at.
     lists = {split: listing(getattr(dataset, split)) for split in held.SPLITS}
-    gone = held.check_examples(workdir, lists) if claim.saved is not None else {}
-    restored = checkpoints.restore(shapes)
-    checkpoints.check_space(checkpoints.bytes_needed(shapes))
+    # Checkpoints that --force replaces are nobody's beginning.
+    gone: dict[str, Change] | None = {}
+    restored = None
+    if claim.saved is not None:
+        gone, restored = held.check_examples(workdir, lists), checkpoints.restore(shapes)
+    checkpoints.check_space(checkpoints.bytes_needed(shapes, _saves(config, restored)))
     # A run that goes on reads its own tokenizer, wherever the user's is by now.
     own = config if claim.saved is None else held.with_own_tokenizer(config, workdir)
     run, notes = begin(own, parts, dataset, _on_fewer(restored, len(dataset.train)))
@@ -74,6 +77,12 @@ def start(
         return Started(run, train_step, None, notes)
     notes += [*_on_data(gone, dataset, restored.step), f"resumed from checkpoint {restored.step}"]
     return Started(run, train_step, restored.step, notes)
+
+
+def _saves(config: Config, restored: Restored | None) -> int:
+    """The most checkpoints that a run still saves: at intervals, of a best, and of a stop."""
+    left = config.steps - (0 if restored is None else restored.step)
+    return left // config.checkpoint_every + left // config.eval_every + 2
 
 
 def _in_own_folder(owner: Ownership, write: Callable[..., None]) -> Callable[..., None]:

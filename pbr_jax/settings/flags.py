@@ -1,6 +1,7 @@
 """From the words of a command line to a checked configuration."""
 
 import argparse
+import dataclasses
 import itertools
 import shlex
 import textwrap
@@ -10,9 +11,12 @@ from typing import NamedTuple
 
 from pbr_jax.configs.common import Config, Rule
 from pbr_jax.files import user_path
+from pbr_jax.names import nearest
+from pbr_jax.plans import Keep
 from pbr_jax.settings import foreign
-from pbr_jax.settings.load import ADVICE, ConfigError, collect, default_spec, load
-from pbr_jax.settings.rules import choices, nearest, settings, show, value_at
+from pbr_jax.settings.load import ADVICE, ConfigError, collect, default_spec
+from pbr_jax.settings.rules import as_text, choices, settings, show, value_at
+from pbr_jax.settings.variants import fully_fine_tuned, with_method
 
 
 class Arguments(NamedTuple):
@@ -20,7 +24,6 @@ class Arguments(NamedTuple):
 
     config: Config
     spec: str  # FILE or FILE:variant
-    overrides: tuple[str, ...]  # "a.b=value"
 
 
 def parse_config(spec: str, words: Sequence[str], flags: Sequence[str]) -> Arguments:
@@ -36,7 +39,7 @@ def parse_config(spec: str, words: Sequence[str], flags: Sequence[str]) -> Argum
     config, faults = collect(spec, overrides)
     if faults := unknown + faults:
         raise ConfigError(faults, f"the command line and configuration {spec}", ADVICE)
-    return Arguments(config, spec, tuple(overrides))
+    return Arguments(config, spec)
 
 
 def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -81,35 +84,36 @@ def default_workdir(config: Config) -> Path:
     return Path("runs") / f"{config.name}-{chosen.replace('/', '-')}"
 
 
-def next_command(arguments: Arguments, workdir: Path | None = None) -> tuple[str, str]:
-    """A command worth trying after this run, and what it shows: the same run by another method."""
+def next_command(arguments: Arguments, method: str, workdir: Path | None = None) -> tuple[str, str]:
+    """A command worth trying after a run by `method`, and what it shows: the run by another."""
     # Pruning is compared with full fine-tuning, and full fine-tuning with pruning.
-    if arguments.config.method == "full":
-        method, shows = "prebackrazor", "pruned columns"
-        words = train_words(arguments, method)
+    if method == "full":
+        other, shows = with_method(arguments.config, "prebackrazor"), "pruned columns"
     else:
-        # Full fine-tuning prunes nothing and would refuse to be told how.
-        method, shows = "full", "full fine-tuning"
-        file_keeps = load(arguments.spec).pruning.keep is not None
-        added = ["pruning.keep=none"] if file_keeps else []
-        words = train_words(arguments, method, ("pruning.", "plan."), added)
+        other, shows = fully_fine_tuned(arguments.config), "full fine-tuning"
+    words = train_words(arguments.spec, other)
     if workdir is not None:
-        words += ["--workdir", f"{workdir}-{method}"]
+        named = workdir if workdir.name not in ("", "..") else workdir.resolve()
+        words += ["--workdir", f"{named}-{other.method}"]
     return shlex.join(words), f"the same run with {shows}, to compare accuracy, memory and time"
 
 
-def train_words(
-    arguments: Arguments, method: str, dropped: Sequence[str] = (), added: Sequence[str] = ()
-) -> list[str]:
-    """The words of a command that trains as `arguments` say, by another method.
+def train_words(spec: str, config: Config) -> list[str]:
+    """The words of a command that trains as `config` says, by its method, from the file of `spec`.
 
-    Overrides that begin with one of `dropped` are left out, and `added` come last.
+    They are what differs from the file, whose own settings another method may have no use for.
     """
-    spec = ["--config", arguments.spec] if arguments.spec != default_spec() else []
-    left_out = ("method=", "memory_budget=", *dropped)
-    kept = [word for word in arguments.overrides if not word.startswith(left_out)]
-    overrides = [f"--config.{word}" for word in (*kept, *added, f"method={method}")]
-    return ["python", "train.py", *spec, *overrides]
+    config = dataclasses.replace(config, memory_budget=None)
+    there, _ = collect(spec, ())  # what is faulty there is set by `config`
+    words = ["--config", spec] if spec != default_spec() else []
+    for entry in settings():
+        old, new = (value_at(tree, entry.key) for tree in (there, config))
+        if old != new or entry.key == "method":
+            sites = new.sites if isinstance(new, Keep) else {}
+            values = {entry.key: new.default if isinstance(new, Keep) else new}
+            values |= {f"{entry.key}.{site}": share for site, share in sites.items()}
+            words += [f"--config.{key}={as_text(value)}" for key, value in values.items()]
+    return ["python", "train.py", *words]
 
 
 def _split(argv: Sequence[str], flags: Sequence[str]) -> tuple[list[str], list[str]]:

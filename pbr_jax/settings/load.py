@@ -7,25 +7,23 @@ has variants, their names in a module-level `VARIANTS` (a tuple, or a dict with 
 """
 
 import contextlib
-import dataclasses
 import inspect
-import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from pbr_jax.configs.common import Config
 from pbr_jax.files import user_path
-from pbr_jax.plans import Keep
+from pbr_jax.names import nearest
 from pbr_jax.settings import foreign, rules
-from pbr_jax.settings.rules import Setting, alternatives, choices, nearest, settings, show
+from pbr_jax.settings.overrides import override
+from pbr_jax.settings.rules import settings, show
 from pbr_jax.settings.ties import tie_faults
 
 SHIPPED = Path(__file__).parents[1] / "configs"
 _LARGEST = 2**20  # bytes of a configuration file
-_KEEP = "keep"  # the one setting that is a number, or one for each site
 ADVICE = "Correct the file or the flags; `python train.py --help` lists every key and its rule."
 
 
@@ -78,8 +76,8 @@ def collect(spec: str, overrides: Sequence[str]) -> tuple[Config, list[str]]:
     """
     loaded, faults = _execute(spec)
     config = loaded or Config()
-    for override in overrides:
-        config, fault = _override(config, override)
+    for text in overrides:
+        config, fault = override(config, text)
         faults += [fault] if fault else []
     # First each value alone, then those that are sound together.
     wrong = rules.field_faults(config)
@@ -199,136 +197,3 @@ def _raised(path: Path, error: BaseException) -> str:
         hint += "; a configuration is a Python file"
     place = f"{path}, line {line}" if line else str(path)
     return f"{place}: {type(error).__name__}: {text}{hint}"
-
-
-def _override(config: Config, override: str) -> tuple[Config, str | None]:
-    key, equals, text = override.partition("=")
-    if not equals:
-        return config, f"{override}: has no value; write {override}=VALUE"
-    # A key as it is, or one site of a key that is a number for each.
-    for entry in settings():
-        if entry.key == key:
-            return _replace(config, key, _parse(text, entry)), None
-        # A site of `keep`; whether the model has it is seen when the family is known.
-        site = key.removeprefix(f"{entry.key}.")
-        if Keep in alternatives(entry.annotation) and site != key and "." not in site:
-            keep = as_keep(rules.value_at(config, entry.key))
-            sites = {**keep.sites, site: _parse(text, entry)}
-            return _replace(config, entry.key, Keep(keep.default, **sites)), None
-    return config, rules.unknown_key(key)
-
-
-def _parse(text: str, entry: Setting) -> Any:
-    """`text` as the first type of the setting that can read it.
-
-    When none can, it stays text, which validation then rejects by its type.
-    """
-    members = alternatives(entry.annotation)
-    if type(None) in members and text.lower() == "none":
-        return None
-    if text in choices(entry):
-        return text
-    if bool in members and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    # 2e3 is a whole number too, and 1 stays one where any number will do. What overflows is text.
-    for kind in (int, float) if {int, float} & {*members} else ():
-        with contextlib.suppress(ValueError):
-            number = kind(text)
-            if number in (math.inf, -math.inf) and "inf" not in text.lower():
-                return text
-            whole = type(number) is float and number.is_integer() and int in members
-            return int(number) if whole else number
-    return text
-
-
-def _replace(tree: Any, key: str, value: Any) -> Any:
-    """`tree` with the value under the dotted key."""
-    name, _, rest = key.partition(".")
-    if rest:
-        value = _replace(getattr(tree, name), rest, value)
-    return dataclasses.replace(tree, **{name: value})
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """The configuration as nested dictionaries of JSON values, as in `config.json`."""
-    tree = dataclasses.asdict(config)
-    # Written site by site; one number, or none, stays as it is.
-    if isinstance(keep := config.pruning.keep, Keep):
-        tree["pruning"][_KEEP] = {"default": keep.default, **keep.sites}
-    return tree
-
-
-def as_keep(value: Any) -> Keep:
-    """A keep that is one number, a dictionary of `config.json`, none or a `Keep`, as a `Keep`."""
-    if isinstance(value, dict):
-        return Keep(value.get("default"), **{k: v for k, v in value.items() if k != "default"})
-    return value if isinstance(value, Keep) else Keep(value)
-
-
-def from_dict(saved: dict[str, Any], where: str) -> Config:
-    """The inverse of `to_dict`; a key that is not there has its default.
-
-    Raises:
-      ConfigError: naming `where`, every key that does not exist and every value that is wrong.
-    """
-    if not isinstance(saved, dict):
-        raise ConfigError([f"holds no settings but {show(saved)}"], where)
-    # Only a tree of known keys can become a configuration.
-    keys = {entry.key for entry in settings()}
-    faults = [rules.unknown_key(key) for key in _flatten(saved) if key not in keys]
-    config = Config()
-    if not faults:
-        config = _section(Config, saved)
-        wrong = rules.field_faults(config)
-        faults = [*wrong.values(), *tie_faults(config, wrong)]
-    if faults:
-        raise ConfigError(faults, where, "It was written by another version of pbr_jax.")
-    return config
-
-
-def _section(kind: type, tree: dict[str, Any]) -> Any:
-    hints = get_type_hints(kind)
-    values = {}
-    for name, value in tree.items():
-        if isinstance(value, dict) and name == _KEEP:
-            value = as_keep(value)
-        elif dataclasses.is_dataclass(hints[name]):
-            value = _section(hints[name], value)
-        values[name] = value
-    return kind(**values)
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value; a keep is one value, however it was written."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if name == _KEEP:
-            flat[prefix + name] = None if value is None else as_keep(value)
-        elif isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def check_resume(saved: dict[str, Any], config: Config, workdir: Path | str) -> list[str]:
-    """One line for each harmless change since the run in `workdir` was started.
-
-    Raises:
-      ConfigError: a change that would make the resumed run another run; all are named.
-    """
-    old, new = _flatten(saved), _flatten(to_dict(config))
-    kept = {entry.key for entry in settings() if entry.field.metadata["settled"]}
-    changed = {  # a key that either lacks is none there
-        key: f"{key} = {show(new.get(key))}: was {show(old.get(key))}"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key) and not (key in kept and new.get(key) is None)
-    }
-    safe = {entry.key for entry in settings() if entry.field.metadata["resume_safe"]}
-    if serious := [line for key, line in changed.items() if key not in safe]:
-        raise ConfigError(
-            serious,
-            f"the configuration: the run in {workdir} was started with other settings",
-            f"Resume with the old settings, or start afresh with another --workdir than {workdir}.",
-        )
-    return list(changed.values())

@@ -5,18 +5,18 @@ settings together are in `pbr_jax.settings.ties`.
 """
 
 import dataclasses
-import difflib
 import functools
 import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from pbr_jax.configs.common import Config, Rule
 from pbr_jax.families import FAMILIES, find
 from pbr_jax.methods import METHODS, SUFFIXES
+from pbr_jax.names import nearest
 from pbr_jax.plans import Keep
 from pbr_jax.settings import foreign
 
@@ -51,30 +51,21 @@ def value_at(config: Any, key: str) -> Any:
     return functools.reduce(getattr, key.split("."), config)
 
 
+def as_text(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
 def show(value: Any) -> str:
-    """A value as it is written on the command line; one that is long is cut short."""
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
+    """A value as it is written on the command line, for a message: what is long is cut short."""
     # Python writes no number of more than 4300 digits.
     if isinstance(value, int) and abs(value) >= 10**30:
         return f"a number of {round(abs(value).bit_length() * math.log10(2))} digits"
-    text = value if isinstance(value, str) else " ".join(str(value).split())
+    text = value if isinstance(value, str) else " ".join(as_text(value).split())
     text = re.sub(r" at 0x[0-9a-f]+>", ">", text)  # where an object lies tells nobody anything
     if not text.strip() or not text.isprintable():
         text = repr(text)
     return text if len(text) <= 300 else f"{text[:60]}... ({len(text)} characters)"
-
-
-def nearest(word: str, words: Iterable[str]) -> str | None:
-    """The most similar of `words`, or the only one that `word` is a part of; None without one.
-
-    Half of the letters make no similar word: `epochs` is not meant for `eps`.
-    """
-    words = list(words)
-    if close := difflib.get_close_matches(word, words, n=1, cutoff=0.75):
-        return close[0]
-    whole = [known for known in words if word in re.split("[_/]", known)]
-    return whole[0] if len(whole) == 1 else None
 
 
 def unknown_key(key: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pbr_jax.configs.common import BATCH, SHAPE, WIDTH, Config, Model, channel_numbers
 from pbr_jax.families import FAMILIES, find
 from pbr_jax.families.record import near_multiples
+from pbr_jax.names import nearest
 from pbr_jax.plans import MOST_DRAWN, MOST_ELEMENTS, Keep, budget_for
 from pbr_jax.settings.resolve import (
     architecture,
@@ -13,7 +14,6 @@ from pbr_jax.settings.resolve import (
     examples_at_a_time,
     named_method,
 )
-from pbr_jax.settings.rules import nearest
 
 Faults = Iterator[str]
 

@@ -9,6 +9,7 @@ from pbr_jax import data
 from pbr_jax.configs.common import Config, channel_numbers
 from pbr_jax.data.records import TextRecord
 from pbr_jax.data.unlabelled import Unlabelled
+from pbr_jax.reading import few
 from pbr_jax.training.pretrained import find_weights
 from pbr_jax.weights import Normalization, Preparation, preparation_of
 
@@ -29,7 +30,7 @@ def load_data(config: Config, classes: Sequence[str] | None = None) -> data.Data
     if classes is not None and dataset.class_names != tuple(classes):
         raise ValueError(
             "the classes of the data are not those with which the run began, so labels would mean"
-            f" others:\n  before: {_listed(classes)}\n  now:    {_listed(dataset.class_names)}\n"
+            f" others:\n  before: {few(classes, 20)}\n  now:    {few(dataset.class_names, 20)}\n"
             "Give them their names and their order back, or start afresh with another --workdir."
         )
     if dataset.num_classes != config.model.num_classes:
@@ -41,11 +42,6 @@ def load_data(config: Config, classes: Sequence[str] | None = None) -> data.Data
         test, which = data.sample(dataset.test, d.max_test)
         dataset = dataset._replace(test=test, remarks=(*dataset.remarks, which))
     return dataset
-
-
-def _listed(names: Sequence[str], limit: int = 20) -> str:
-    more = f" and {len(names) - limit} more" if names[limit:] else ""
-    return ", ".join(names[:limit]) + more
 
 
 def make_inputs(config: Config) -> data.Prepare:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pbr_jax.files import read_json
-from pbr_jax.reading import regular_size
+from pbr_jax.reading import few, regular_size
 
 CONFIG = "config.json"
 ARCHITECTURE = "architecture.json"  # beside an Orbax checkpoint of ours
@@ -67,7 +67,7 @@ def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
             pairs = [(b, a) if name_first else (a, b) for a, b in table.items()]
             named = {int(label): str(name) for label, name in pairs}
             names = tuple(named[label] for label in range(len(pairs)))
-        except (AttributeError, TypeError, ValueError, KeyError) as error:
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{key} = {reprlib.repr(table)}: gives no name to each label"
             ) from error
@@ -97,8 +97,8 @@ def rows(theirs: Sequence[str], ours: Sequence[str] | None) -> Rows:
     numbers = list(map(str, as_they_are))  # what an export has where nobody named a class
     if ours is not None and (order := _order(theirs, ours)) is not None:
         note = (
-            f"its classes lie in another order, {listed(theirs)}; the rows of its head are put into"
-            f" that of the data, {listed(ours)}"
+            f"its classes lie in another order, {few(theirs, 6)}; the rows of its head are put into"
+            f" that of the data, {few(ours, 6)}"
         )
         return Rows() if order == as_they_are else Rows(order, note)
     if not theirs or list(theirs) == numbers:
@@ -106,15 +106,15 @@ def rows(theirs: Sequence[str], ours: Sequence[str] | None) -> Rows:
     if ours is None or list(ours) == numbers:
         unknown = "are not known here" if ours is None else "are numbers"
         note = (
-            f"the classes of its head are {listed(theirs)}; the names of the data's {unknown}, so"
+            f"the classes of its head are {few(theirs, 6)}; the names of the data's {unknown}, so"
             " they are taken to have this order"
         )
         return Rows(note=note)
     known = {*map(_alike, theirs)}
     same = [name for name in ours if _alike(name) in known]
     note = (
-        f"a head of other classes, {listed(theirs)}; of the data's, {listed(ours)}, it has"
-        f" {listed(same) if same else 'none'}; the head of {len(ours)} classes starts afresh"
+        f"a head of other classes, {few(theirs, 6)}; of the data's, {few(ours, 6)}, it has"
+        f" {few(same, 6) if same else 'none'}; the head of {len(ours)} classes starts afresh"
     )
     return Rows(note=note, fresh=True)
 
@@ -132,8 +132,3 @@ def _order(theirs: Sequence[str], ours: Sequence[str]) -> list[int] | None:
 def _alike(name: str) -> str:
     """A name without what often differs: case, composed accents, underscores for spaces."""
     return unicodedata.normalize("NFC", name).casefold().replace("_", " ").replace("-", " ").strip()
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names of classes, and how many there are more."""
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

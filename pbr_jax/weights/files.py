@@ -14,7 +14,7 @@ import numpy as np
 
 from pbr_jax import npz
 from pbr_jax.files import plain_path
-from pbr_jax.reading import regular_size
+from pbr_jax.reading import START, regular_size
 from pbr_jax.weights import foreign, tensors
 from pbr_jax.weights.beside import read_small_json
 from pbr_jax.weights.layout import Arrays, flatten
@@ -43,7 +43,7 @@ def read(path: str | os.PathLike[str]) -> Arrays:
     path = Path(path)
     if os.path.isdir(path):
         return _read_directory(path)
-    if not os.path.exists(path):
+    if not os.path.lexists(path):
         raise FileNotFoundError(f"weights {path}: no such file. {_WHERE}")
     # The first bytes say what it is.
     start = _start(path)
@@ -56,13 +56,20 @@ def read(path: str | os.PathLike[str]) -> Arrays:
     return _read_tensors(path, start)
 
 
-def _start(path: Path) -> bytes:
+@contextlib.contextmanager
+def of_weights() -> Iterator[None]:
+    """Has an error that names a file say that it is one of weights."""
     try:
-        regular_size(path)
-        with path.open("rb") as file:
-            return file.read(foreign.START)
+        yield
     except (OSError, ValueError) as error:
         raise ValueError(f"weights {error}") from error
+
+
+def _start(path: Path) -> bytes:
+    with of_weights():
+        regular_size(path)
+        with path.open("rb") as file:
+            return file.read(START)
 
 
 def _what(path: Path, start: bytes) -> str:
@@ -86,27 +93,28 @@ def _read_directory(path: Path) -> Arrays:
         raise FileNotFoundError(f"{lacks}; name the file itself: {' or '.join(ours)}")
     if others:
         start = _start(others[0])
-        what = foreign.what_zip(others[0], _names(others[0])) if start.startswith(b"PK") else None
-        raise FileNotFoundError(f"{lacks}; {others[0].name} is {what or _what(others[0], start)}")
+        if start.startswith(b"PK"):
+            what = foreign.what_zip(others[0], _names(others[0]))
+        else:
+            what = None if tensors.begins(start) else _what(others[0], start)
+        if what is None:  # ours by its content
+            raise FileNotFoundError(f"{lacks}; name the file itself: {others[0]}")
+        raise FileNotFoundError(f"{lacks}; {others[0].name} is {what}")
     raise FileNotFoundError(
         f"{lacks}; name the file itself, or write the model of a run with `pbr export`"
     )
 
 
 def _names(path: Path) -> list[str]:
-    try:
+    with of_weights():
         return npz.names(path)
-    except ValueError as error:
-        raise ValueError(f"weights {error}") from error
 
 
 def _read_npz(path: Path) -> Arrays:
     if what := foreign.what_zip(path, _names(path)):
         raise ValueError(f"weights {path}: {what}")
-    try:
+    with of_weights():
         return npz.read(path)
-    except ValueError as error:
-        raise ValueError(f"weights {error}") from error
 
 
 def _read_tensors(path: Path, start: bytes) -> Arrays:
@@ -120,10 +128,8 @@ def _read_shards(path: Path) -> Arrays:
         "so it is not the index of a sharded checkpoint; name the file of weights itself, or"
         " download it again"
     )
-    try:
+    with of_weights():
         index = read_small_json(path, {"weight_map": {...: str}}, advice)
-    except ValueError as error:
-        raise ValueError(f"weights {error}") from error
     shards: dict[str, str] = index["weight_map"]
     names = sorted({*shards.values()})
     # A shard lies beside its index: a path out of a file that came from elsewhere is not followed.

@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-START = 512  # bytes that tell what a file is
+from pbr_jax.reading import foreign
+
 _TAKE = "take model.safetensors of the same model"
 _UNPACK = "unpack it and name the file of weights in it"
 _PICKLE = "a pickle of PyTorch, which could run code and is not read"
@@ -19,8 +20,6 @@ _HDF5 = (
     " TensorFlow: from_pretrained(FOLDER, from_tf=True).save_pretrained(FOLDER)"
 )
 _MAGIC = (  # where, pattern of the bytes there -> what such a file is
-    (0, rb"version https://git-lfs", "a Git LFS pointer; `git lfs pull` fetches the weights"),
-    (0, rb"(\xef\xbb\xbf)?\s*<", "a web page, not weights; download the file itself"),
     (0, rb"\x89HDF", _HDF5),
     (0, rb"GGUF", f"a GGUF file of llama.cpp; {_TAKE}"),
     (0, rb"\x80[\x02-\x05]", _PICKLE),
@@ -57,8 +56,8 @@ _CONVERT = (  # one line of Python: the file to write, then those to read
 
 def what(path: Path, start: bytes) -> str | None:
     """What the file that begins with `start` is, and the way on; None where that is not known."""
-    if not start:
-        return "an empty file; download it again"
+    if instead := foreign(start):
+        return instead
     for place, pattern, kind in _MAGIC:
         if re.match(pattern, start[place:], re.DOTALL):
             return pickled(path) if kind is _PICKLE else kind

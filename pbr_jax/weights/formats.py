@@ -63,7 +63,8 @@ class Format(NamedTuple):
 
     def block_of(self, name: str) -> int | None:
         """The number of the block in a name, None where there is none."""
-        found = re.search(rf"{self.block}(\d+)", name)
+        # A number that nobody counts to is left to the name, which then is of no block.
+        found = re.search(rf"{self.block}(\d{{1,9}})(?!\d)", name)
         return int(found[1]) if found else None
 
     def why_unused(self, name: str) -> str | None:

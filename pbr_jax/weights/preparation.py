@@ -5,6 +5,7 @@ of their own, which `preparation_of` translates.
 """
 
 import math
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,6 +90,10 @@ def _preparation(file: Path, said: Mapping[str, Any]) -> Preparation:
         std = _numbers(file, said, ("image_std", "std"), scale, STD)
     else:
         mean, std = (0.0,), (1 / scale,)
+        if not STD.holds(std[0]):
+            raise _fault(
+                file, "rescale_factor", factor, "leaves nothing of pixels, or far too much"
+            )
     notes = [
         f"{file}: {key} = {said[key]}; here {words}"
         for key, (value, words) in _HERE.items()
@@ -114,7 +119,8 @@ def _numbers(
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # NaN and what no float can hold are no numbers here.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _side(said: Mapping[str, Any]) -> int | None:
@@ -128,6 +134,6 @@ def _side(said: Mapping[str, Any]) -> int | None:
 
 def _fault(file: Path, key: str, value: Any, rule: str) -> ValueError:
     return ValueError(
-        f"{file}: {key} = {value}: {rule}; correct it, or set data.mean and data.std, which"
-        " go first"
+        f"{file}: {key} = {reprlib.repr(value)}: {rule}; correct it, or set data.mean and"
+        " data.std, which go first"
     )

@@ -137,10 +137,8 @@ def _depth(form: Format, arrays: Arrays) -> int:
 def _own(path: Path) -> Weights:
     """A directory of `export.save_orbax`: our tree as it is."""
     file, advice = path / ARCHITECTURE, "write it again with `pbr export`"
-    try:
+    with files.of_weights():
         described = beside.read_small_json(file, _DESCRIBED, advice)
-    except ValueError as error:
-        raise ValueError(f"weights {error}") from error
     family, sizes = described["family"], described["sizes"]
     # A family of one's own is a place to import from, which is left to the configuration.
     if family not in FAMILIES and ":" not in family:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pbr_jax.files import misfit
-from pbr_jax.measure.memory import host_room
-from pbr_jax.measure.text import format_bytes
+from pbr_jax.measure.memory import shortage
 from pbr_jax.weights.layout import Arrays
 
 _LENGTH = 8  # bytes of the header's length, little-endian, before the header
@@ -74,11 +73,9 @@ def _check(path: Path) -> None:
 
 def check_memory(path: Path, size: int) -> None:
     """Raises `ValueError` where arrays of `size` bytes are more than the memory can take."""
-    room = host_room()
-    if room is not None and size > room.free:
+    if short := shortage(size):
         raise ValueError(
-            f"weights {path}: its arrays take {format_bytes(size)} of memory, and"
-            f" {format_bytes(room.free)} are free; close other programs, or take a smaller model"
+            f"weights {path}: its arrays {short}; close other programs, or take a smaller model"
         )
 
 

@@ -93,6 +93,7 @@ def test_float64_results_have_the_shapes_of_the_op():
         ], case.op
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_step_of_a_padded_bert_has_the_gradient_of_a_plain_one_in_float64():
     (found,) = checks.check_steps(fakes.bert_config("full"), ["prebackrazor"])

@@ -10,6 +10,7 @@ import pytest
 
 from pbr_jax import cli
 from pbr_jax.bench.kernels import find_cases
+from pbr_jax.methods import METHODS
 from pbr_jax.settings import flags
 
 FILE = pathlib.Path(__file__).parents[2] / "benchmarks/gpu.py"
@@ -50,6 +51,11 @@ def test_every_item_is_a_command_that_takes_its_words(gpu, tiny, monkeypatch):
         assert arguments is None or isinstance(arguments, flags.Arguments)
         assert find_cases(getattr(called[-1], "only", ""))
     assert len(called) == len(listed)
+
+
+def test_every_method_is_in_a_group(gpu):
+    listed = ",".join([gpu._BASELINES, *gpu._GROUPS.values()]).split(",")
+    assert {*METHODS} == {name.partition("/")[0] for name in listed}
 
 
 def test_the_worst_step_misses_its_arithmetic_most(gpu):

@@ -9,6 +9,7 @@ from pbr_jax.compare import steps, trials
 
 WORDS = ["compare", "--config", "configs/digits.py:tiny", "--config.steps=3", "--seeds", "2"]
 WORDS += ["--config.pruning.keep=0.2"]  # which full fine-tuning has no use for
+WORDS += ["--config.data.max_test=100"]
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +23,12 @@ def compare(folder, *words):
 
 @pytest.fixture(scope="module")
 def finished(folder):
+    (folder / "checkpoints" / "4").mkdir(parents=True)  # of a run that is there, too
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "_SECONDS", 0.0)
         assert compare(folder) == 0
+    (folder / "checkpoints" / "4").rmdir()
+    (folder / "checkpoints").rmdir()
     return folder
 
 
@@ -43,7 +47,9 @@ def test_the_folder_holds_every_form_of_the_table(finished):
 def test_a_second_call_measures_nothing_again(finished, monkeypatch, capsys):
     monkeypatch.setattr(trials, "prepare", None)
     assert compare(finished, "--json") == 0
-    table = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    table = json.loads(printed.out)
+    assert "evaluation on 100 of" in printed.err  # a note on the data
     full, fast = table["rows"]
     assert (full["seeds"], fast["seeds"], full["time_to_full"]) == (2, 2, 1.0)
     assert fast["memory_to_full"] < 1
@@ -60,3 +66,12 @@ def test_faults_of_the_arguments_are_named_together(capsys):
     assert cli.main(["compare", "--methods", "ful,fast/js0", "--seeds", "0"]) == 2
     error = capsys.readouterr().err
     assert all(word in error for word in ("the nearest is full", "fast/js0", "--seeds 0"))
+
+
+def test_a_method_that_cannot_take_the_batch_is_named_before_anything_is_measured(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(trials, "prepare", None)
+    assert cli.main([*WORDS, "--methods", "full,remat/chunks3", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "--methods remat/chunks3: plan.batch_chunks = 3 of method remat/chunks3" in error

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import sys
 
 import jax
 import pytest
@@ -114,7 +115,7 @@ def test_a_batch_that_cannot_be_cut_is_no_failure(pbr_fit):
         (["--gpu", "rtx4900"], ["--gpu 'rtx4900': no such card; did you mean 'rtx4090'?", "8GiB"]),
         ([], ["--gpu: JAX sees no GPU here; name one (h200, h100"]),
         (["--gpu", "h100", "--gpu-file", "x"], ["--gpu and --gpu-file: give one of them"]),
-        (["--gpu-file", "nowhere.txt"], ["--gpu-file nowhere.txt: No such file"]),
+        (["--gpu-file", "nowhere.txt"], ["--gpu-file nowhere.txt: cannot be read (No such file"]),
         (
             ["--gpu", "h20", "--reserve", "1G", "--methods", "fasst,lean/x"],
             [
@@ -125,7 +126,12 @@ def test_a_batch_that_cannot_be_cut_is_no_failure(pbr_fit):
                 "--methods lean/x: the suffix must be",
             ],
         ),
-        (["--gpu", "h100", "--times", "nowhere.json"], ["--times nowhere.json: No such file"]),
+        (
+            ["--gpu", "h100", "--times", "nowhere.json"],
+            ["--times nowhere.json: cannot be read (No such file"],
+        ),
+        (["--gpu", "8GiB", "--reserve", "8GiB"], ["8GiB: leaves nothing of the 8.59 GB of 8GiB"]),
+        (["--gpu-file", "/dev/zero"], ["--gpu-file /dev/zero: is a device, not a file"]),
         (["--gpu", "h100", "--config.stps=3"], ["stps: no such key; the nearest is steps"]),
         (["--gpu", "h100", "--config.memory_budget=8"], ["must be a size with its unit, such as"]),
     ],
@@ -155,11 +161,11 @@ def test_a_card_of_ones_own(pbr_fit, tmp_path):
 
 def made_up(missing="", card=None, dtype="bfloat16"):
     flags = ["--config.method=lean", f"--config.model.dtype={dtype}"]
-    arguments = parse_config(TINY[1], flags, ())
+    config = parse_config(TINY[1], flags, ()).config
     use = MemoryUse(343_502_224, 343_502_224, 343_502_228, 6_524_329_604)
     rows = [
         fit.MethodFit(
-            with_method(arguments.config, name),
+            with_method(config, name),
             use=use,
             need=MemoryReport(764_075_312, 687_004_853, temp, 687_004_464),
             fits=temp < 6e9,
@@ -173,15 +179,14 @@ def made_up(missing="", card=None, dtype="bfloat16"):
             ("lean", 1_391_051_736, 1280, 0.79, ""),
         )
     ]
-    broken = fit.MethodFit(with_method(arguments.config, "tiny"), fault="INTERNAL: no tile")
-    table = Table(arguments.config, card or CARDS["rtx3090"], 805_306_368, (*rows, broken), missing)
-    return table, arguments
+    broken = fit.MethodFit(with_method(config, "tiny"), fault="INTERNAL: no tile")
+    table = Table(config, card or CARDS["rtx3090"], 805_306_368, (*rows, broken), missing)
+    return table
 
 
 def drawn(width):
-    table, arguments = made_up()
     out = io.StringIO()
-    print_table(table, rich.console.Console(file=out, width=width, highlight=False), arguments)
+    print_table(made_up(), rich.console.Console(file=out, width=width, highlight=False), TINY[1])
     return out.getvalue()
 
 
@@ -199,12 +204,12 @@ def test_the_table_fits_the_terminal(width):
 
 def test_the_command_of_the_fastest_plan_is_printed():
     text = drawn(100)
-    assert "python train.py --config" in text and "--config.method=lean\n" in text
+    assert "python train.py --config" in text and "--config.method=lean" in text
     assert text.count("--config.method=") == 1  # what was asked for is replaced
 
 
 def test_the_markdown_is_a_table():
-    lines = to_markdown(made_up()[0]).splitlines()
+    lines = to_markdown(made_up()).splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert {line.count("|") for line in table} == {9}
     (lean,) = (line.split() for line in table if "lean" in line)
@@ -213,7 +218,7 @@ def test_the_markdown_is_a_table():
 
 def test_the_notes_say_what_the_figures_are():
     def said(**changes):
-        return "\n".join(notes(made_up(**changes)[0]))
+        return "\n".join(notes(made_up(**changes)))
 
     assert "not run: a peak on a live card is unverified" in said()
     assert "estimated by arithmetic, not measured" in said()
@@ -228,5 +233,73 @@ def test_the_notes_say_what_the_figures_are():
 
 
 def test_an_estimate_is_marked_in_json():
-    assert to_json(made_up(missing="no plugin")[0])["compiled"] is False
-    assert to_json(made_up()[0])["fastest"] == "lean"
+    assert to_json(made_up(missing="no plugin"))["compiled"] is False
+    assert to_json(made_up())["fastest"] == "lean"
+
+
+STEP = """
+import jax
+import jax.numpy as jnp
+
+@jax.jit
+def step(params, x):
+    return params - 1e-3 * jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w)))(params)
+
+step_args = [jax.ShapeDtypeStruct((rows, 1024), jnp.float32) for rows in (1024, 8)]
+
+def larger():
+    return jnp.zeros((64, 64)), jax.ShapeDtypeStruct((10**8, 64), jnp.float32)
+
+word = "step"
+"""
+
+
+@pytest.fixture
+def in_a_program(tmp_path, monkeypatch):
+    """The folder of a program with a step in it, which tests of the same name do not share."""
+    (tmp_path / "a_program.py").write_text(STEP)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    sys.modules.pop("a_program", None)
+
+
+@pytest.mark.gpu_compile
+@pytest.mark.usefixtures("in_a_program")
+def test_a_step_of_ones_own_is_fitted(capsys):
+    assert cli.main(["fit", "a_program:step", "--gpu", "rtx4090"]) == 0
+    printed = capsys.readouterr().out
+    assert "a_program:step on rtx4090, 25.3 GB" in printed
+    assert "arguments  4.23 MB" in printed and "fits, 24.4 GB are left" in printed
+    assert "4.19 MB  f32[1024,1024]  argument" in printed
+    assert "params" in printed and "jax.jit(step, donate_argnums=...)" in printed
+
+
+@pytest.mark.gpu_compile
+@pytest.mark.usefixtures("in_a_program")
+def test_a_step_that_does_not_fit_ends_with_1(capsys):
+    words = ["fit", "a_program:step", "--args", "larger", "--gpu", "8GiB", "--json"]
+    assert cli.main(words) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["fits"] and found["argument_bytes"] == 4 * 64 * (10**8 + 64)
+    assert found["arrays"][0]["bytes"] == 4 * 64 * 10**8
+    assert found["peak_bytes"] > found["card_bytes"] - found["reserve_bytes"]
+
+
+@pytest.mark.usefixtures("in_a_program")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["step"], "step: must be MODULE:FUNCTION"),
+        (["nowhere:step"], "nowhere:step: cannot be imported (ModuleNotFoundError"),
+        (["a_program:stp"], "has no attribute 'stp'"),
+        (["a_program:larger"], "a_program:larger_args: cannot be imported"),
+        (["a_program:word", "--args", "larger"], "a_program:word: is a str, and must be a func"),
+        (["a_program:step", "--args", "word"], "word: gives a str, and must give a tuple"),
+        (["a_program:step", "--methods", "full"], "--methods: is of methods; leave it out"),
+        (["--args", "word"], "--args: is of MODULE:FUNCTION; leave it out"),
+    ],
+)
+def test_mistakes_about_a_step_are_named(words, message, capsys):
+    assert cli.main(["fit", *words, "--gpu", "rtx4090"]) == 2
+    assert message in capsys.readouterr().err

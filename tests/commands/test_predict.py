@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -177,6 +178,25 @@ def test_what_is_no_image_is_refused(vit, tmp_path, capsys, name, content, messa
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere/out.csv", "there is no folder"),
+        ("folder", "is no file"),
+        ("pipe", "is no file; leave out --csv for standard output"),
+        ("own.npz", "is one of the inputs"),
+        ("folder/../own.npz", "is one of the inputs"),
+    ],
+)
+def test_where_nothing_can_be_written_nothing_is_computed(tmp_path, capsys, name, message):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "own.npz").write_bytes(b"PK")
+    assert predict(tmp_path, tmp_path / "own.npz", "--csv", tmp_path / name) == 2
+    assert f"--csv {tmp_path / name}: {message}" in capsys.readouterr().err
+    assert (tmp_path / "own.npz").read_bytes() == b"PK"
+
+
 def text_probabilities(bert, *texts):
     workdir, params = bert
     inputs = TextInputs(read_config(workdir).data.tokenizer, 12)
@@ -184,7 +204,7 @@ def text_probabilities(bert, *texts):
 
 
 def test_rows_of_text_with_and_without_a_second_one(bert, tmp_path, capsys):
-    table, lines = tmp_path / "texts.csv", tmp_path / "texts.jsonl"
+    table, lines = tmp_path / "texts.CSV", tmp_path / "texts.jsonl"
     table.write_text('label,text\n7,a man walks\n,"it\'s 1\n2"\n,man\n')
     lines.write_text(json.dumps({"text_a": "a man", "text_b": "it is"}) + "\n")
     assert predict(bert[0], table, lines) == 0

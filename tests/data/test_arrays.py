@@ -99,6 +99,12 @@ def test_two_channels_more_or_less_are_explained():
         data.ImageInputs(8, 3)(batch)
 
 
+def test_where_all_images_have_nan_to_leave_them_out_is_no_advice(tmp_path):
+    path = save(tmp_path, np.full(DIGITS.shape, np.nan))
+    with pytest.raises(ValueError, match=r"in 6 of 6 examples, first in example 0: repair them$"):
+        data.load("npz", str(path))
+
+
 def test_images_with_nan_stop_or_are_left_out_and_counted(tmp_path, capsys):
     images = (DIGITS / 255).astype(np.float32)
     images[[1, 4], 0, 0, 0] = np.nan, np.inf

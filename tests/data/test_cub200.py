@@ -47,10 +47,10 @@ GOOGLE = (
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (GOOGLE, r"a web page \(Google's warning that it cannot scan the file"),
-        (b"\n<html>not found</html>", "a web page, not the archive"),
+        (GOOGLE, "Google's warning that it cannot scan the file"),
+        (b"\n<html>not found</html>", "a web page; download the file itself; take https"),
         (b"PK\x03\x04", "not a tar archive"),
-        (b"", "not a tar archive"),
+        (b"", "an empty file"),
     ],
 )
 def test_other_files_are_told_apart(tmp_path, content, message):
@@ -86,9 +86,10 @@ def test_broken_images_and_tables_are_named(archive, tmp_path):
     (folder / "classes.txt").write_text("1 a\n2\n")
     with pytest.raises(ValueError, match=r"classes\.txt:2: must have a number and a value"):
         data.load("cub200", path)
-    (folder / "classes.txt").write_text("1 a\n2 b\n")
-    with pytest.raises(ValueError, match=r"classes\.txt, .* do not agree; remove the folder"):
-        data.load("cub200", path)
+    for classes in ("1 a\n2 b\n", "1 a\n2 b\n3 c\n5 e\n", "1 a\n2 b\n3 c\nx d\n"):
+        (folder / "classes.txt").write_text(classes)
+        with pytest.raises(ValueError, match=r"classes\.txt, .* do not agree; remove the folder"):
+            data.load("cub200", path)
     (folder / "classes.txt").unlink()
     with pytest.raises(ValueError, match=r"classes\.txt: cannot be read .* prepare it again"):
         data.load("cub200", path)

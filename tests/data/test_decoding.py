@@ -171,6 +171,7 @@ def test_a_file_of_more_bytes_than_any_image_is_not_read(tmp_path):
         (b"<?xml version='1.0'?>\n<svg xmlns='x'/>", "an SVG drawing; convert it to PNG"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer; `git lfs pull` "),
         (b"\0\0\0\x18ftypheic" + bytes(50), "a HEIC or AVIF photo, or a video; convert it"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image, by its content"),
         (b"no image", "not an image, by its content"),
         (image_bytes()[:-200], "cut short: image file is truncated"),
         (image_bytes("PNG")[:-200], "cut short: "),

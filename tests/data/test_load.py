@@ -129,6 +129,13 @@ def test_npz_gives_its_arrays(tmp_path):
         ({"train_labels": np.array([0, 1, 1, 0, 1, 4])}, "test labels never seen .*2 "),
         ({"test_images": np.zeros((2, 3, 2, 1), np.uint8)}, r"\[2, 2, 1\] and test .*\[3, 2, 1\]"),
         ({"train_labels": np.array([0, 1])}, "training has 6 images and 2 labels"),
+        (
+            {"train_images": np.zeros((0, 2, 2, 1)), "train_labels": np.zeros(0, int)},
+            r"training images are empty: shape \(0, 2, 2, 1\)",
+        ),
+        ({"class_names": np.array(["ant", "ant", "bee"])}, "class_names have ant more than once"),
+        ({"class_names": np.array([], str)}, r"class_names have shape \(0,\): must be"),
+        ({"class_names": np.array([b"\xe9", b"a", b"b"])}, "class_names are bytes that are not U"),
         ({"class_names": np.array(["ant", "bee"])}, r"training label 2 .*must be in 0\.\.1"),
         ({"train_labels": np.array([0.0, np.nan, 1, 2, 0, 1])}, "labels are float64"),
         ({"train_labels": np.array([])}, "labels are float64"),

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from pbr_jax import data
 from pbr_jax.data import Dataset, ImageInputs, TrainBatches, check_labels
 from pbr_jax.data.arrays import ArrayRecords
+from pbr_jax.data.loader import dropped_threads
 
 PLAIN = ImageInputs(size=4, channels=1)
 AFFINE = ImageInputs(size=4, channels=1, augment="affine")
@@ -156,33 +158,6 @@ def test_evaluation_covers_every_example_once(batch_size):
 
 
 IMAGES, LABELS = make_records(6).images, make_records(6).labels
-FLOATS = IMAGES / 255
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "message"),
-    [
-        (IMAGES[..., 0], LABELS, r"shape \(6, 4, 4\): must be \[N, height, width, channels\]"),
-        (IMAGES[:0], LABELS[:0], "images are empty"),
-        (IMAGES, LABELS[:5], "6 images and 5 labels"),
-        (IMAGES, LABELS.astype(float), "must be integers"),
-        (IMAGES, LABELS[:, None], r"of shape \(6, 1\)"),
-        (IMAGES.astype(np.int64), LABELS, "int64: must be uint8"),
-        (IMAGES.astype(np.float32), LABELS, r"\[0, 5\]: floats must lie in"),
-        (FLOATS.astype(np.float32) - 1, LABELS, "floats must lie in"),
-        (np.where(IMAGES == 3, np.nan, FLOATS), LABELS, "NaN.* 1 of 6 .*first in example 3"),
-        (np.where(IMAGES > 3, np.inf, FLOATS), LABELS, "infinity in 2 of 6"),
-        (IMAGES, LABELS - 1, "label -1 of example 0"),
-    ],
-)
-def test_wrong_arrays_are_named(images, labels, message):
-    with pytest.raises(ValueError, match=message):
-        ArrayRecords("training", images, labels)
-
-
-def test_labels_beyond_the_classes_are_named():
-    with pytest.raises(ValueError, match=r"test label 4 of example 4: must be in 0\.\.3"):
-        ArrayRecords("test", IMAGES, LABELS, 4)
 
 
 @pytest.mark.parametrize("batch_size", [0, 24])
@@ -203,3 +178,18 @@ def test_labels_that_training_never_shows_are_named():
     with pytest.raises(ValueError, match=r"cat \(1 examples\), dog \(1 examples\), eel"):
         check_labels(Dataset(train, test, names))
     check_labels(Dataset(test, train, names))
+
+
+def test_an_error_does_not_wait_for_what_is_queued():
+    begun, go_on = [], threading.Event()
+
+    def work(number):
+        begun.append(number)
+        go_on.wait(10)
+
+    with pytest.raises(KeyboardInterrupt), dropped_threads() as threads:
+        threads.map(work, range(10_000))
+        raise KeyboardInterrupt
+    number = len(begun)
+    go_on.set()
+    assert number < 100 and len(begun) <= number + 1

@@ -16,6 +16,7 @@ from pbr_jax import data
 from pbr_jax.data.csv_rows import read_csv
 from pbr_jax.data.lines import json_rows, read_lines
 from pbr_jax.data.tables import Fault, read_rows
+from pbr_jax.measure import memory
 
 GOOD = [("a b", "yes"), ("c", "no"), ("d, e", "yes")]
 
@@ -329,6 +330,22 @@ def test_foreign_files_and_folders_are_named(tmp_path):
     file.unlink()
     file.mkdir()
     with pytest.raises(ValueError, match=r"train\.csv: is a folder"):
+        read_rows(file)
+
+
+@pytest.mark.parametrize("name", ["csv", "jsonl"])
+def test_what_was_saved_in_place_of_a_table_is_named(tmp_path, name):
+    file = tmp_path / f"train.{name}"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n")
+    with pytest.raises(ValueError, match=rf"train\.{name}: is a Git LFS pointer; `git lfs pull`"):
+        read_rows(file)
+
+
+def test_a_table_that_the_memory_cannot_hold_is_not_read(tmp_path, monkeypatch):
+    file = tmp_path / "train.csv"
+    file.write_text("text,label\n" + "a,b\n" * 2500)
+    monkeypatch.setattr(memory, "host_room", lambda: memory.Room(10**6, 10_000, "this machine"))
+    with pytest.raises(ValueError, match=r"train\.csv: its rows take 20\.0 kB of memory, and 10"):
         read_rows(file)
 
 

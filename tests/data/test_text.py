@@ -78,6 +78,10 @@ def test_tokenizer_json_gives_the_same(vocabulary, tmp_path):
     path.write_text(json.dumps(without))
     with pytest.raises(ValueError, match="has token 4000000000"):
         TextInputs(str(path), 10)
+    without["model"]["vocab"] |= {"a": 5, "[CLS]": 1}
+    path.write_text(json.dumps(without | {"added_tokens": []}))
+    with pytest.raises(ValueError, match="has one number for several of"):
+        TextInputs(str(path), 10)
     del without["model"]["vocab"]["[CLS]"]
     without["post_processor"] = None
     without["added_tokens"] = []
@@ -85,7 +89,8 @@ def test_tokenizer_json_gives_the_same(vocabulary, tmp_path):
     with pytest.raises(ValueError, match=r"has no \[CLS\]; not of a BERT"):
         TextInputs(str(path), 10)
     del without["model"]["vocab"]["[UNK]"]
-    for content in ("{}", "[" * 100_000, json.dumps(without), "\xe9"):
+    panic = without | {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "A"}}
+    for content in ("{}", "[" * 100_000, json.dumps(without), json.dumps(panic), ""):
         path.write_text(content, encoding="latin-1")
         with pytest.raises(ValueError, match=r"not a tokenizer\.json"):
             TextInputs(str(path), 10)
@@ -105,7 +110,7 @@ def test_wrong_vocabularies_are_named(tmp_path):
     for content, message in [
         (b"[PAD]\n[UNK]\n[CLS]\n", r"has no \[SEP\]"),
         (b"[PAD]\n[UNK]\n[CLS]\n[SEP] \n", r"has no \[SEP\], but '\[SEP\] '"),
-        (b"\xff\xfe", r"vocab\.txt: is UTF-16; save it as UTF-8"),
+        (b"\xff\xfe", r"vocab\.txt: is UTF-16: must be text in UTF-8"),
         (b"[PAD]\n[UNK]\n\xe9\n", r"vocab\.txt:3: is not UTF-8"),
     ]:
         path.write_bytes(content)

@@ -174,8 +174,8 @@ class TestOp:
     ("tokens", "inner", "features", "kept", "bits", "dtype"),
     [
         (6304, 768, 3072, 312, 2, jnp.bfloat16),
-        (6304, 768, 3072, 0, 0, jnp.bfloat16),
-        (6304, 768, 3072, 312, 4, jnp.float32),
+        pytest.param(6304, 768, 3072, 0, 0, jnp.bfloat16, marks=pytest.mark.exhaustive),
+        pytest.param(6304, 768, 3072, 312, 4, jnp.float32, marks=pytest.mark.exhaustive),
         (197, 50, 100, 33, 3, jnp.float16),
     ],
     ids=str,

@@ -10,7 +10,7 @@ from pbr_jax.configs.common import Keep, Plan, Pruning, size_in_bytes
 from pbr_jax.gpu import GpuCompilerMissing, MemoryReport
 from pbr_jax.memory import budget, fit
 from pbr_jax.memory.budget import OutOfMemory, explain_out_of_memory, settle
-from pbr_jax.settings import load as configuration
+from pbr_jax.settings import saved as configuration
 from pbr_jax.settings.flags import default_workdir, next_command, parse_config
 from pbr_jax.settings.load import default_spec
 from pbr_jax.settings.variants import with_method
@@ -98,7 +98,7 @@ def test_the_work_directory_is_that_of_the_budget():
     words = ["--config.memory_budget=8GiB"]
     arguments = parse_config(default_spec(), words, ())
     assert default_workdir(arguments.config).name == "digits-8GiB"
-    after, _ = next_command(arguments)
+    after, _ = next_command(arguments, "lean")
     assert "memory_budget" not in after and "--config.method=full" in after
 
 

@@ -130,6 +130,8 @@ def test_times_of_another_card_or_setting_are_refused(measured):
         ({"seconds": [1]}, "seconds must be an object"),
         ({"seconds": {"full": []}}, "no times of steps"),
         ({"seconds": {"full": [0], "lean": [1]}}, "no times of steps"),
+        ({"seconds": {"full": [1], "lean": [-1]}}, "no times of steps"),
+        ({"seconds": {"full": [1], "lean": [float("nan")]}}, "no times of steps"),
     ],
 )
 def test_a_file_without_times_is_refused(measured, change, fault):

@@ -20,7 +20,7 @@ from pbr_jax.training.from_config import state_shapes
 
 pytestmark = [pytest.mark.gpu_compile, pytest.mark.slow]
 # Steps that are compiled in any case; those of all other methods are exhaustive.
-ALWAYS = ("full", "remat", "lean", "tiny")
+ALWAYS = ("full", "remat", "lean")
 
 
 def each(methods, *others, always=ALWAYS):
@@ -150,9 +150,11 @@ def test_the_state_is_updated_in_place(report):
     assert use.output_bytes - use.alias_bytes < 1e4
 
 
-def test_lean_and_tiny_are_as_small_as_rematerialisation(report):
-    assert report("lean").temp_bytes <= 1.1 * report("remat").temp_bytes
-    assert report("tiny").temp_bytes < 0.75 * report("remat").temp_bytes
+@pytest.mark.parametrize(
+    ("method", "share"), [("lean", 1.1), pytest.param("tiny", 0.75, marks=pytest.mark.exhaustive)]
+)
+def test_lean_and_tiny_are_as_small_as_rematerialisation(report, method, share):
+    assert report(method).temp_bytes <= share * report("remat").temp_bytes
 
 
 @pytest.mark.parametrize("method", each(["full", "prebackrazor"]))

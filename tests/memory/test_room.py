@@ -34,8 +34,13 @@ def test_what_can_never_fit_is_refused_with_a_batch_that_does():
         check_room(run, room)
     batch = int(re.search(r"set batch_size=(\d+) or less", str(raised.value))[1])
     assert check_room(config("full", batch_size=batch), room) == []
-    with pytest.raises(ValueError, match="no batch would fit; take a smaller model"):
-        check_room(run, Room(1000, 1000, "a machine"))
+    too_small = Room(1000, 1000, "a machine")
+    with pytest.raises(ValueError, match="no batch would fit; take a smaller model\n"):
+        check_room(run, too_small)
+    # A formula may be wrong.
+    with pytest.raises(ValueError, match="a smaller model; --force tries it all the same\n"):
+        check_room(run, too_small, force=False)
+    assert "it may be ended" in check_room(run, too_small, force=True)[0]
 
 
 def test_a_model_beyond_any_machine_is_refused_without_being_made():

@@ -163,9 +163,9 @@ class TestKernels:
         ("kind", "n", "m", "head"),
         [
             *[(kind, 197, 197, 64) for kind in IN_BLOCKS],  # ViT
-            *[(kind, 1, 1, 32) for kind in IN_BLOCKS],
-            ("flash", 13, 20, 40),
-            ("qkv", 20, 13, 128),
+            *[pytest.param(kind, 1, 1, 32, marks=pytest.mark.exhaustive) for kind in IN_BLOCKS],
+            pytest.param("flash", 13, 20, 40, marks=pytest.mark.exhaustive),
+            pytest.param("qkv", 20, 13, 128, marks=pytest.mark.exhaustive),
             ("qkv", 5, 450, 24),  # longer than a row on chip
             ("channels", 20, 20, 128),
         ],
@@ -181,7 +181,9 @@ class TestKernels:
             else:
                 assert_close(gradient, exact, ROUNDING, f"d{name}")
 
-    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+    @pytest.mark.parametrize(
+        "dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.exhaustive)]
+    )
     @pytest.mark.parametrize("kind", IN_BLOCKS)
     def test_error_of_16_bits_is_that_of_plain_code(self, kind, dtype):
         check_rounding(kind, dtype, "triton")

@@ -51,8 +51,15 @@ class TestDropout:
         for a, e in zip(actual, self.expected(), strict=True):
             assert_close(a, e, 1e-5)
 
-    @pytest.mark.parametrize("embedded", [True, False])
-    @pytest.mark.parametrize("name", ["full", "columns, recomputed q k v"])
+    @pytest.mark.parametrize(
+        ("name", "embedded"),
+        [
+            ("full", True),
+            pytest.param("full", False, marks=pytest.mark.exhaustive),
+            pytest.param("columns, recomputed q k v", True, marks=pytest.mark.exhaustive),
+            ("columns, recomputed q k v", False),
+        ],
+    )
     def test_post_norm_drops_normalised_embeddings_too(self, name, embedded):
         """Also where q, k, v and columns of their input are made again in the backward pass."""
         plain = functools.partial(plain_block, rate=0.3, embedded=embedded)

@@ -99,7 +99,16 @@ def test_equals_the_oracle(kind, case):
 
 @pytest.mark.parametrize(
     ("kind", "case"),
-    [*[("flash", case) for case in CASES], *[(r, "all") for r in IN_KERNELS if r != "flash"]],
+    [
+        *[(kind, "all") for kind in IN_KERNELS],
+        ("flash", "lengths"),
+        ("flash", "causal padding"),
+        *[
+            pytest.param("flash", case, marks=pytest.mark.exhaustive)
+            for case in CASES
+            if case not in ("all", "lengths", "causal padding")
+        ],
+    ],
 )
 def test_kernels_equal_the_oracle_tile_by_tile(kind, case, monkeypatch):
     """Several blocks of queries and of keys, the last of each ragged; some are skipped."""

@@ -56,6 +56,7 @@ def test_the_default_learns(name):
     assert final_regret(make_policy(name, NUM_ARMS, BUDGET)) < 1.15
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_literal_algorithm_learns_at_no_step_size():
     def run(step_size):

@@ -17,7 +17,10 @@ def policies(name="bandit", **options):
 
 @pytest.mark.parametrize(
     ("name", "sampler", "group_size"),
-    [("bandit", "systematic", 1), ("importance", "bernoulli", 2)],
+    [
+        ("bandit", "systematic", 1),
+        pytest.param("importance", "bernoulli", 2, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_sites_draw_and_learn_as_each_would_alone(name, sampler, group_size):
     """Those of one width are drawn together; it must not show."""

@@ -335,7 +335,7 @@ if {slow_manifest}:
     manifest.write = slow
 checkpointer = Checkpointer(sys.argv[1], 2)
 for step in (1, 2):
-    state = {{"w": jax.random.normal(jax.random.key(step), (10_000_000,))}}
+    state = {{"w": jax.random.normal(jax.random.key(step), ({size},))}}
     checkpointer.save(step, state, {{"batch": step}})
     if step == 1:
         checkpointer.wait()
@@ -345,9 +345,14 @@ print("done", flush=True)
 """
 
 
-def kill_during_second_save(directory, slow_manifest):
-    """Kills a process that saves 40 MB twice: in the middle of writing, or before the manifest."""
-    command = [sys.executable, "-c", KILLED.format(slow_manifest=slow_manifest), str(directory)]
+def kill_during_second_save(directory, size, slow_manifest):
+    """Kills a process that saves twice: in the middle of writing, or before the manifest."""
+    command = [
+        sys.executable,
+        "-c",
+        KILLED.format(size=size, slow_manifest=slow_manifest),
+        str(directory),
+    ]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         awaited = "hashing" if slow_manifest else "saving 2"
@@ -362,19 +367,26 @@ def kill_during_second_save(directory, slow_manifest):
     assert process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("slow_manifest", [False, True])
+@pytest.mark.parametrize("slow_manifest", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_kill_in_the_middle_of_a_save(tmp_path, slow_manifest):
-    kill_during_second_save(tmp_path, slow_manifest)
+    size = 1_000 if slow_manifest else 4_000_000  # large enough to be caught at writing
+    kill_during_second_save(tmp_path, size, slow_manifest)
     (leftover,) = tmp_path.glob("2*")
     assert leftover.name != "2" and not (leftover / "manifest.json").exists()
-    like = {"w": jax.ShapeDtypeStruct((10_000_000,), jnp.float32)}
+    like = {"w": jax.ShapeDtypeStruct((size,), jnp.float32)}
     with Checkpointer(tmp_path, 2) as checkpointer:
         restored = checkpointer.restore(like)
         assert (restored.step, restored.data_state) == (1, {"batch": 1})
-        expected = jax.random.normal(jax.random.key(1), (10_000_000,))
+        expected = jax.random.normal(jax.random.key(1), (size,))
         np.testing.assert_array_equal(restored.state["w"], expected)
         checkpointer.save(2, restored.state, {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
+
+
+@pytest.mark.parametrize("name", ["\u00b2", "\u0663", "03"])
+def test_other_folders_are_no_steps(tmp_path, name):
+    (tmp_path / name).mkdir()
+    assert restore(tmp_path) == (None, [])
 
 
 def test_a_first_save_that_was_interrupted_is_no_checkpoint(tmp_path):
@@ -402,8 +414,10 @@ def test_a_full_disk_is_named_and_spares_what_is_there(small_disk):
 
     with Checkpointer(small_disk / "checkpoints", 3) as checkpointer:
         with pytest.raises(CheckpointError, match=r"6\.00 MB needed, .* free") as error:
-            checkpointer.check_space(checkpointer.bytes_needed(state(1)))
+            checkpointer.check_space(checkpointer.bytes_needed(state(1), saves=10**9))
         assert str(small_disk) in str(error.value)
+        # As many as it keeps, or can still save.
+        assert checkpointer.bytes_needed(state(1), saves=2) == 2_400_000
         checkpointer.check_space(1_000_000)
         checkpointer.save(1, state(1), {"batch": 1})
         checkpointer.save(2, state(2), {"batch": 2})

@@ -7,7 +7,7 @@ from fakes import config
 
 from pbr_jax.files import write_json
 from pbr_jax.runs.claim import look
-from pbr_jax.settings import load as settings
+from pbr_jax.settings import saved as settings
 
 
 @pytest.fixture
@@ -116,3 +116,17 @@ def test_checkpoints_of_unknown_origin_are_refused(tmp_path):
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     refused(tmp_path, [3], "has checkpoints but no config.json, so they may be of another run")
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("checkpoint_every", "ten"), ("method", "none"), ("memory_budget", [1])),
+        *(("data", {"mean": [1]}), ("data", {"mean": "abc"}), ("data", {"mean": {"a": 1}})),
+        *(("pruning", {"keep": {"default": {}}}), ("plan", 3), ("another_versions", 1)),
+    ],
+)
+def test_settings_with_a_wrong_value_are_refused_by_name(run, key, value):
+    saved = json.loads((run / "config.json").read_text())
+    write_json(run / "config.json", saved | {key: value})
+    refused(run, [3], str(run / "config.json"), key)

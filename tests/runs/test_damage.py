@@ -9,8 +9,8 @@ from fakes import config
 from saved_runs import vit_run
 
 from pbr_jax.files import DamagedFile
-from pbr_jax.report import figures
-from pbr_jax.report.page import write_report
+from pbr_jax.reports import figures
+from pbr_jax.reports.page import write_report
 from pbr_jax.runs import run
 from pbr_jax.runs.checkpoints import Checkpointer, Restored
 from pbr_jax.runs.events import Events

@@ -81,6 +81,12 @@ def test_a_copy_that_is_not_what_was_written_is_named(texts, name, damage):
     assert held.with_own_tokenizer(config, run) == config
 
 
+def test_a_file_in_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "inputs").touch()
+    with pytest.raises(DamagedFile, match="inputs: is no folder; put it back, or remove"):
+        held.examples(tmp_path)
+
+
 def test_only_what_lies_in_the_run_is_copied_from_it(texts, tmp_path):
     config, run = texts
     shutil.rmtree(run / "inputs")

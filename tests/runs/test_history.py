@@ -8,7 +8,7 @@ import pytest
 
 from pbr_jax.files import DamagedFile
 from pbr_jax.pruning import PolicyState
-from pbr_jax.report.page import read_columns
+from pbr_jax.reports.page import read_columns
 from pbr_jax.runs.history import FILE, PruningHistory
 from pbr_jax.training.selection import SelectorState
 

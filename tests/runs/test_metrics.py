@@ -101,7 +101,7 @@ def test_a_folder_in_its_place_is_set_aside(tmp_path):
     said = []
     with writing(tmp_path, 5, said.append) as writer:
         writer.write(record(6))
-    assert "metrics.jsonl: Is a directory" in said[0] and len(read_metrics(tmp_path)) == 1
+    assert "metrics.jsonl: is a folder, not a file" in said[0] and len(read_metrics(tmp_path)) == 1
 
 
 def test_values_that_are_not_finite_become_null(tmp_path):

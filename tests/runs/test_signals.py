@@ -15,6 +15,14 @@ CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIG
 KILLS = (signal.SIGTERM, signal.SIGINT)
 
 
+@pytest.fixture(autouse=True)
+def terminal_that_can_be_closed():
+    """Also under `nohup pytest`, which has every process that is started ignore SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", CODES)
 def test_a_signal_sets_the_flag_and_lets_the_code_go_on(number):
     with StopSignals() as stop:

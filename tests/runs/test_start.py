@@ -59,11 +59,11 @@ def dataset(train=range(24), test=range(100, 108)):
     return Dataset(records("training", [*train]), records("test", [*test]), NAMES)
 
 
-def go(folder, data, step=None, settings=None):
+def go(folder, data, step=None, settings=None, force=False):
     """Starts a run in a folder; saves it as if it had had `step` steps. Its notes and position."""
     settings = settings or config()
     with Ownership(folder) as owner, Checkpointer(folder / "checkpoints", 2) as checkpoints:
-        claim = look(folder, checkpoints.steps(), False)
+        claim = look(folder, checkpoints.steps(), force)
         parts = SimpleNamespace(family=find(settings.model.family))
         started = starting.start(settings, owner, claim, parts, data, checkpoints)
         run = started.run
@@ -98,6 +98,18 @@ def test_the_same_data_goes_on_without_a_word(run):
     notes, position = go(run, dataset())
     assert notes == ["resumed from checkpoint 2"]
     assert (position["batch_index"], position["num_examples"]) == (2, 24)
+
+
+def test_checkpoints_that_force_replaces_are_not_gone_on_from(run):
+    (run / "config.json").unlink()
+    notes, position = go(run, dataset(), force=True)
+    assert notes == [] and position["batch_index"] == 0
+    assert not (run / "checkpoints").exists()
+
+
+def test_only_as_many_checkpoints_as_there_can_be_need_room(tmp_path):
+    """A run of 50 steps saves 5 of them, whatever it may keep."""
+    go(tmp_path, dataset(), settings=config(steps=50, checkpoint_every=10, keep_checkpoints=10**9))
 
 
 def test_examples_that_are_gone_are_said_and_the_run_goes_on(run):

@@ -12,8 +12,9 @@ from pbr_jax.configs.common import Config, Keep
 from pbr_jax.memory import fit
 from pbr_jax.methods import METHODS
 from pbr_jax.settings import rules
-from pbr_jax.settings.load import SHIPPED, collect, from_dict, to_dict
+from pbr_jax.settings.load import SHIPPED, collect
 from pbr_jax.settings.rules import Setting
+from pbr_jax.settings.saved import from_dict, to_dict
 
 TINY = str(SHIPPED / "digits.py:tiny")
 SETTINGS = list(rules.settings())

@@ -12,15 +12,9 @@ from pbr_jax.configs.common import Config, Keep, Pruning
 from pbr_jax.datasets import SOURCES
 from pbr_jax.plans import KINDS
 from pbr_jax.settings import rules
-from pbr_jax.settings.load import (
-    SHIPPED,
-    ConfigError,
-    as_keep,
-    check_resume,
-    from_dict,
-    load,
-    to_dict,
-)
+from pbr_jax.settings.load import SHIPPED, ConfigError, load
+from pbr_jax.settings.overrides import as_keep
+from pbr_jax.settings.saved import check_resume, from_dict, to_dict
 
 DIGITS = str(SHIPPED / "digits.py")
 
@@ -317,7 +311,7 @@ def test_what_config_json_should_not_have_is_named():
 
 
 def test_one_keep_is_the_same_keep_however_it_is_written():
-    one = dataclasses.replace(Config(), pruning=Pruning(keep=0.1))
+    one = load(DIGITS, ["pruning.keep=0.1"])
     saved = json.loads(json.dumps(to_dict(one)))
     other = dataclasses.replace(one, pruning=Pruning(keep=Keep(0.1)))
     assert check_resume(saved, other, "runs/x") == []

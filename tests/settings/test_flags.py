@@ -22,7 +22,7 @@ def test_arguments():
     assert default_workdir(default.config) == Path("runs/digits-lean")
     given = parse("--config.steps", "9", "--config.method=remat/js50", spec=DIGITS + ":tiny")
     assert given.config.steps == 9
-    assert given.overrides == ("steps=9", "method=remat/js50")
+    assert given.config.method == "remat/js50"
     assert default_workdir(given.config) == Path("runs/digits-tiny-remat-js50")
 
 
@@ -62,17 +62,57 @@ def test_errors_are_plain_lines_with_exit_code_2(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+def following(*words, spec, workdir=None):
+    """The words of the next command after a run that these words ask for; they are sound."""
+    arguments = parse(*words, spec=spec)
+    command, _ = next_command(arguments, arguments.config.method, workdir)
+    begin, *rest = shlex.split(command)[1:]
+    assert begin == "train.py"
+    for at, word in enumerate(rest):
+        spec = rest[at + 1] if word == "--config" else spec
+    assert parse(*(word for word in rest if word.startswith("--config.")), spec=spec)
+    return rest
+
+
 def test_next_command_is_the_same_run_by_another_method():
-    command, shows = next_command(parse(spec=default_spec()))
+    command, shows = next_command(parse(spec=default_spec()), "lean")
     assert command == "python train.py --config.method=full"
     assert "full fine-tuning" in shows
     words = ("--config.pruning.keep=0.2", "--config.seed=3")
-    command, _ = next_command(parse(*words, spec=default_spec()))
-    assert command == "python train.py --config.seed=3 --config.method=full"
-    command, _ = next_command(parse(spec=str(SHIPPED / "bert_rte.py")))
-    assert command.endswith("--config.pruning.keep=none --config.method=full")
-    full = parse("--config.method=full", "--config.seed=3", spec=DIGITS + ":tiny")
-    command, _ = next_command(full, Path("a b"))
-    words = shlex.split(command)
-    assert words[:5] == ["python", "train.py", "--config", DIGITS + ":tiny", "--config.seed=3"]
-    assert words[5:] == ["--config.method=prebackrazor", "--workdir", "a b-prebackrazor"]
+    assert following(*words, spec=default_spec()) == ["--config.seed=3", "--config.method=full"]
+    words = following(spec=str(SHIPPED / "bert_rte.py"))
+    assert words[2:] == ["--config.method=full", "--config.pruning.keep=none"]
+    words = following(
+        "--config.method=full", "--config.seed=3", spec=DIGITS + ":tiny", workdir=Path("a b")
+    )
+    assert words[:2] == ["--config", DIGITS + ":tiny"]
+    assert words[2:] == [
+        *("--config.seed=3", "--config.method=prebackrazor", "--workdir", "a b-prebackrazor")
+    ]
+    assert following(spec=DIGITS, workdir=Path("."))[-1] == f"{Path.cwd()}-full"
+
+
+def test_next_command_overrides_what_the_file_says_for_its_own_method(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        """
+import dataclasses
+from pbr_jax.configs import digits
+from pbr_jax.configs.common import Keep, Optimizer, Plan, Pruning
+
+def get_config(variant=None):
+    return dataclasses.replace(
+        digits.get_config("tiny"), steps=2, memory_budget="8GiB", plan=Plan(linear="columns"),
+        pruning=Pruning(keep=Keep(0.1, fc2=0.3)), optimizer=Optimizer(warmup_steps=3))
+"""
+    )
+    # By itself the file is faulty, as `steps` is.
+    words = ("--config.steps=4", "--config.name=a b")
+    assert following(*words, spec=str(file)) == [
+        *("--config", str(file), "--config.name=a b", "--config.method=full"),
+        *("--config.memory_budget=none", "--config.steps=4"),
+        *("--config.pruning.keep=none", "--config.plan.linear=none"),
+    ]
+    words = [*words, "--config.method=full", "--config.plan.linear=none"]
+    words += ["--config.pruning.keep=none"]
+    assert "--config.method=prebackrazor" in following(*words, spec=str(file))

@@ -22,7 +22,17 @@ def start(settings):
     return parts, from_config.new_state(settings, parts, random_params(parts.model))
 
 
-@pytest.mark.parametrize("name", ["full", "backrazor", "prebackrazor++", "fast", "tiny"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "full",
+        "fast",
+        *(
+            pytest.param(name, marks=pytest.mark.exhaustive)
+            for name in ("backrazor", "prebackrazor++", "tiny")
+        ),
+    ],
+)
 def test_it_learns_a_batch(name):
     """By methods that keep every kind of residual between them."""
     parts, state = start(bert_config(name))

@@ -11,7 +11,8 @@ from small_data import VOCABULARY, write_image_folder, write_vocabulary
 from pbr_jax import data
 from pbr_jax.configs import digits
 from pbr_jax.configs.common import Data
-from pbr_jax.settings.load import SHIPPED, ConfigError, check_resume, from_dict, load, to_dict
+from pbr_jax.settings.load import SHIPPED, ConfigError, load
+from pbr_jax.settings.saved import check_resume, from_dict, to_dict
 from pbr_jax.training.from_config import batch_specs
 from pbr_jax.training.inputs import input_notes, load_data, make_inputs, normalization, settled
 

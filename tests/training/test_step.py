@@ -48,7 +48,14 @@ def pruned():
     return compiled(config("prebackrazor/js50"))
 
 
-@pytest.mark.parametrize("name", METHODS)
+# The others are exhaustive: most tests below take a step of one of them.
+ALWAYS = ("full", "prebackrazor", "lean")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in ALWAYS else pytest.mark.exhaustive) for n in METHODS],
+)
 def test_every_method_learns(name):
     step, state = compiled(config(name))
     losses = []

@@ -121,6 +121,7 @@ def test_classes_that_cannot_be_compared_are_named(folder, ours, why):
         ({"id2label": labels("abcdef")}, "6 for a head of 5"),
         ({"id2label": {"0": "a", "2": "b"}}, "gives no name to each label"),
         ({"id2label": {"one": "a"}}, "gives no name to each label"),
+        ({"label2id": {"a": float("inf")}}, "gives no name to each label"),
         ({"id2label": ["a", "b"]}, "gives no name to each label"),
         ({"id2label": labels("aabcd")}, "gives two labels one name"),
     ],
@@ -254,7 +255,7 @@ def test_mean_and_deviation_are_read_in_all_their_forms(folder, name, content, e
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"image_mean": "0.5"}, "image_mean = 0.5: must be a number, or a list"),
+        ({"image_mean": "0.5"}, "image_mean = '0.5': must be a number, or a list"),
         ({"image_mean": []}, r"image_mean = \[\]: must be a number, or a list"),
         (
             {"image_std": [0, 0.5, 0.5]},
@@ -264,6 +265,9 @@ def test_mean_and_deviation_are_read_in_all_their_forms(folder, name, content, e
         ({"image_mean": [float("nan")]}, "must be a number, or a list"),
         ({"image_std": [True]}, "must be a number, or a list"),
         ({"rescale_factor": 0}, "rescale_factor = 0: must be a number above 0"),
+        ({"rescale_factor": 10**400}, r"rescale_factor = 1000+\.\.\.0+: must be a number"),
+        ({"do_normalize": False, "rescale_factor": 1e-9}, "leaves nothing of pixels"),
+        ({"image_mean": [10**400]}, r"image_mean = \[1000+\.\.\.0+\]: must be a number"),
         ({"rescale_factor": None}, "rescale_factor = None: must be a number above 0"),
     ],
 )

@@ -105,6 +105,13 @@ def test_empty_arrays_and_single_numbers_are_misshapen(tmp_path, name):
             public.load(weights, *words(vit()), INITIAL)
 
 
+def test_a_block_whose_number_has_thousands_of_digits_is_no_block(tmp_path):
+    name = f"Transformer/encoderblock_{'9' * 5000}/LayerNorm_0/scale"
+    np.savez(tmp_path / "a.npz", **google_vit() | {name: np.zeros(16, np.float32)})
+    (fault,) = public.own_faults(public.read(tmp_path / "a.npz"))
+    assert fault == f"not in the model: {name}"
+
+
 def test_numbers_that_float32_does_not_hold_are_not_finite(tmp_path):
     arrays = google_vit()
     arrays["cls"] = np.full_like(arrays["cls"], 1e300, np.float64)
@@ -125,11 +132,10 @@ def test_what_the_memory_cannot_hold_is_said_before_it_is_read(tmp_path):
     save_file(HUGGING_FACE, tmp_path / "model.safetensors")
     (tmp_path / "index.json").write_bytes(INDEX)
     np.savez(tmp_path / "a.npz", **google_vit())
-    for module, names in (("weights.tensors", ["", "index.json"]), ("npz", ["a.npz"])):
-        with mock.patch(f"pbr_jax.{module}.host_room", return_value=mock.Mock(free=10)):
-            for name in names:
-                with pytest.raises(ValueError, match=r"take [\d.]+ kB of memory.* 10 B are free"):
-                    public.read(tmp_path / name)
+    with mock.patch("pbr_jax.measure.memory.host_room", return_value=mock.Mock(free=10)):
+        for name in ("", "index.json", "a.npz"):
+            with pytest.raises(ValueError, match=r"take [\d.]+ kB of memory, and 10 B are free"):
+                public.read(tmp_path / name)
 
 
 def test_zeros_that_unpack_to_very_much_are_not_unpacked(tmp_path, monkeypatch):
@@ -148,7 +154,7 @@ def test_zeros_that_unpack_to_very_much_are_not_unpacked(tmp_path, monkeypatch):
         ({"weight_map": {"a": "/etc/passwd"}}, "names of files beside it, not '/etc/passwd'"),
         ({"weight_map": {"a": ".."}}, "1 of 1 shards are not beside it: .."),
         ({"weight_map": {"a": ""}}, "1 of 1 shards are not beside it: "),
-        ({"weight_map": {"a": "page"}}, "page: a web page, not weights"),
+        ({"weight_map": {"a": "page"}}, "page: a web page; download"),
         ({"weight_map": {"a": "a", "b": "again"}}, "again and another shard both have a; download"),
         ({"weight_map": {}}, "of its 0 arrays none belongs"),
     ],

@@ -54,7 +54,7 @@ FOREIGN = {
     "a packed archive": b"7z\xbc\xaf\x27\x1c" + bytes(30),
     "a Git LFS pointer; `git lfs pull`": b"version https://git-lfs.github.com/spec/v1\noid s",
     "a web page": b"\n<!DOCTYPE html><title>Sign in</title>",
-    "an empty file; download it again": b"",
+    "an empty file; copy or download it again": b"",
     "a text, not weights: 'Access denied'": b"Access denied\n",
     "it lacks 'weight_map'; so it is not the index": b'{"error": "Repository not found"}',
     "neither .npz nor safetensors, by its first bytes": bytes(range(255, 1, -1)),
@@ -140,3 +140,21 @@ def test_the_command_for_a_pickle_writes_what_is_then_read(tmp_path, shards):
     path = os.pathsep.join([str(tmp_path), *sys.path])
     subprocess.run([sys.executable, *words], check=True, env=os.environ | {"PYTHONPATH": path})
     assert public.own_faults(public.read(folder)) == []
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.zip"])
+def test_a_file_of_ours_by_another_name_is_named(tmp_path, name):
+    file = tmp_path / name
+    with file.open("wb") as content:
+        if name.endswith(".zip"):
+            np.savez(content, a=np.zeros(3))
+        else:
+            content.write(save({"a": np.zeros(3)}))
+    with pytest.raises(FileNotFoundError, match=rf"; name the file itself: {file}$"):
+        public.read(tmp_path)
+
+
+def test_a_link_that_leads_nowhere_is_told(tmp_path):
+    (tmp_path / "a.npz").symlink_to("gone")
+    with pytest.raises(ValueError, match=r"a\.npz: cannot be read \(No such .*; a link to gone\)"):
+        public.read(tmp_path / "a.npz")

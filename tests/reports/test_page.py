@@ -12,11 +12,12 @@ import pytest
 
 from pbr_jax.configs import digits
 from pbr_jax.files import write_json
-from pbr_jax.report import figures
-from pbr_jax.report.page import read_columns, write_report
+from pbr_jax.reports import figures
+from pbr_jax.reports.page import read_columns, write_report
 from pbr_jax.runs.console import MemoryUse
 from pbr_jax.runs.metrics import MetricsWriter, write_summary
-from pbr_jax.settings.load import SHIPPED, load, to_dict
+from pbr_jax.settings.load import SHIPPED, load
+from pbr_jax.settings.saved import to_dict
 
 S, L, A = 3, 2, 8
 SUMMARY = {
@@ -214,5 +215,5 @@ def test_report_is_replaced_in_one_piece(workdir):
 
 
 def test_matplotlib_is_imported_only_for_a_page():
-    code = "import sys, pbr_jax.report.page; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, pbr_jax.reports.page; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -54,7 +54,7 @@ def _page(
     columns: Columns | None,
 ) -> str:
     # matplotlib takes a while to import, and only the page needs it.
-    from pbr_jax.report import figures
+    from pbr_jax.reports import figures
 
     title = f"{config.get('name', 'run')}: {config.get('method', '')}"
     tests = (record for record in records if record.get("split") == "test")
@@ -126,7 +126,7 @@ def _cards(summary: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]])
 def _memory(summary: Mapping[str, Any]) -> list[str]:
     if not summary.get("memory"):
         return []
-    from pbr_jax.report import figures
+    from pbr_jax.reports import figures
 
     method = summary["method"]
     # Full fine-tuning is drawn for comparison, unless this is it.
