@@ -3,10 +3,10 @@
     python train.py --config benchmarks/real/config.py:documents
     python train.py --config benchmarks/real/config.py:clipart --config.method=full
 
-after the scripts of this folder have made weights and data: `minilm.py` and `documents.py`, or
-`dinov2.py` and `clipart.py`. Evaluation reads the validation part; the test part is for figures
-that are reported, `--config.data.test_split=test`. Lengths and batches are small, so that a run
-takes a few minutes on two CPU cores.
+after the scripts of this folder have made weights and data: `minilm.py`, `documents.py` and
+`cut.py`, or `dinov2.py` and `clipart.py`. Evaluation reads the validation part; the test part is
+for figures that are reported, `--config.data.test_split=test`. Lengths and batches are small, so
+that a run takes a few minutes on two CPU cores.
 """
 
 from pbr_jax.configs.common import Config, Data, Model, Optimizer
@@ -25,7 +25,7 @@ def get_config(variant: str | None = None) -> Config:
 
 
 def _documents() -> Config:
-    minilm = f"{FOLDER}/minilm"
+    minilm = f"{FOLDER}/minilm_documents"  # of the words of the task, by cut.py
     return Config(
         name="documents",
         method="lean",
@@ -40,6 +40,7 @@ def _documents() -> Config:
             depth=6,
             heads=12,
             mlp_dim=1536,
+            vocab_size=8012,
             max_length=32,
             num_classes=12,
             weights=f"{minilm}/model.safetensors",

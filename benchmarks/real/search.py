@@ -7,39 +7,11 @@ both its neighbours are run too, so that the best lies inside what was tried.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+
+from rows import Line, Row, Trial, full, row_of
 
 BASE = {"adamw": 1e-4, "sgd": 0.01}
 _FARTHEST = 12  # steps of the grid from its base, beyond which no best is looked for
-Line = dict[str, Any]
-
-
-class Row(NamedTuple):
-    """What is tuned and compared.
-
-    Attributes:
-      method, optimizer: names of the settings.
-      keep: of every site; None for a method that keeps all, or its own.
-      extra: settings on top, `key=value` each.
-    """
-
-    method: str
-    optimizer: str
-    keep: float | None = None
-    extra: tuple[str, ...] = ()
-
-
-class Trial(NamedTuple):
-    """One run."""
-
-    row: Row
-    rate: float
-    seed: int
-
-
-def full(optimizer: str) -> Row:
-    """The row that others are compared with."""
-    return Row("full", optimizer)
 
 
 def rate_at(optimizer: str, index: int) -> float:
@@ -57,7 +29,7 @@ def of_row(lines: Sequence[Line], row: Row) -> dict[tuple[int, int], Line]:
     return {
         (index_of(row.optimizer, line["rate"]), line["seed"]): line
         for line in lines
-        if Row(line["method"], line["optimizer"], line["keep"], tuple(line["extra"])) == row
+        if row_of(line) == row
     }
 
 
@@ -72,11 +44,10 @@ def losses(lines: Sequence[Line], row: Row) -> dict[int, float]:
 
 
 def start(lines: Sequence[Line], row: Row) -> int:
-    """Where to begin to look: at the best of `full`, times keep to the power -1/2."""
+    """Where to begin to look: at the best of `full`, times the mean keep to the power -1/2."""
     known = losses(lines, full(row.optimizer))
     index = min(known, key=known.__getitem__) if known else 1
-    keep = 1.0 if row.keep is None else row.keep
-    return index + round(-0.5 * math.log2(keep))
+    return index + round(-0.5 * math.log2(row.share))
 
 
 def next_index(lines: Sequence[Line], row: Row) -> int | None:

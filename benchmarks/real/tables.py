@@ -4,21 +4,20 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from rows import Line, Row, full, row_of
 from scipy import stats
-from search import Line, Row, best_index, full, losses, of_row, rate_at, refined
+from search import best_index, losses, of_row, rate_at, refined
 
 from pbr_jax.compare.table import half_interval
 
 
 def rows(lines: Sequence[Line]) -> list[Row]:
-    """All rows, `full` first, then by optimizer, method, what is on top, and keep from 1 down."""
-    found = {Row(x["method"], x["optimizer"], x["keep"], tuple(x["extra"])) for x in lines}
+    """All rows, by optimizer, then `full` first, then by name, and by mean keep from 1 down."""
 
     def order(row: Row) -> tuple:
-        keep = 1.0 if row.keep is None else row.keep
-        return row.optimizer, row.method != "full", row.method, row.extra, -keep
+        return row.optimizer, row.method != "full", row.name, -row.share
 
-    return sorted(found, key=order)
+    return sorted({row_of(line) for line in lines}, key=order)
 
 
 def mean_and_half(values: Sequence[float], digits: int) -> str:
@@ -54,7 +53,7 @@ def _points(line: Line) -> float:
 
 
 HEADER = (
-    *("method", "keep", "own rate", "accuracy %", "from `full`", "loss", "seeds"),
+    *("method", "mean keep", "own rate", "accuracy %", "from `full`", "loss", "seeds"),
     *("at `full`'s rate: accuracy %", "from `full`", "loss", "seeds"),
 )
 
@@ -68,26 +67,25 @@ def table(lines: Sequence[Line], optimizer: str) -> str:
             continue
         index = best_index(lines, row)
         rate = "open" if index is None else f"{rate_at(optimizer, index):.2g}"
-        name = ", ".join([row.method, *row.extra])
-        keep = "" if row.keep is None else f"{row.keep:g}"
-        cells = [name, keep, rate, *figures(lines, row, index), *figures(lines, row, shared)]
+        keep = "" if row == full(optimizer) else f"{row.share:.2g}"
+        cells = [row.name, keep, rate, *figures(lines, row, index), *figures(lines, row, shared)]
         text.append(f"| {' | '.join(cells)} |")
     return "\n".join(text)
 
 
-def power(lines: Sequence[Line], optimizer: str, method: str) -> tuple[float, float, int] | None:
+def power(lines: Sequence[Line], optimizer: str, name: str) -> tuple[float, float, int] | None:
     """`(a, half of its 95 % interval, rows)` of the fit `rate = c keep^-a`; None below 3 rows.
 
     Rates are the least of a parabola of the validation loss over the logarithm of the rate.
     """
     points = []
     for row in rows(lines):
-        if (row.optimizer, row.method, row.extra) != (optimizer, method, ()) or row.keep is None:
+        if (row.optimizer, row.name) != (optimizer, name):
             continue
         if best_index(lines, row) is not None:
             place = refined(losses(lines, row))
             if place is not None:
-                points.append((math.log2(row.keep), place))
+                points.append((math.log2(row.share), place))
     if len(points) < 3:
         return None
     fit = stats.linregress(*zip(*points, strict=True))
@@ -100,9 +98,9 @@ def report(lines: Sequence[Line]) -> str:
     parts = []
     for optimizer in dict.fromkeys(row.optimizer for row in rows(lines)):
         parts += [f"### {optimizer}", "", table(lines, optimizer), ""]
-        for method in dict.fromkeys(r.method for r in rows(lines) if r.keep is not None):
-            if fitted := power(lines, optimizer, method):
+        for name in dict.fromkeys(row.name for row in rows(lines)):
+            if fitted := power(lines, optimizer, name):
                 a, half, count = fitted
-                parts.append(f"{method}: own rate ~ keep^-{a:.2f} ± {half:.2f} ({count} keeps)")
+                parts.append(f"{name}: own rate ~ keep^-{a:.2f} ± {half:.2f} ({count} keeps)")
         parts.append("")
     return "\n".join(parts)
