@@ -346,6 +346,11 @@ class Optimizer:
         "cosine", "learning rate after the warm-up: falls to zero, or stays"
     )
     accumulation_steps: int = setting(1, "parts of a batch, whose gradients add up", BATCH)
+    rate_for_keep: float = setting(
+        0.0,
+        "the rate of a pruned kernel is learning_rate / (kept fraction)^this; 0 = learning_rate",
+        within(0, 1),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from pbr_jax.configs.common import Config, Data, Model, Optimizer
 
 FOLDER = "runs/real"
 VARIANTS = {
-    "documents": "MiniLM-L6, 12 classes, sentences of 32 tokens: the default",
+    "documents": "MiniLM-L6, 12 classes, sentences of 24 tokens: the default",
     "clipart": "DINOv2-S/14, 28 classes, images of 70 pixels",
 }
 ADAMW = Optimizer(name="adamw", learning_rate=3e-4, warmup_steps=20, schedule="linear")
@@ -29,10 +29,10 @@ def _documents() -> Config:
     return Config(
         name="documents",
         method="lean",
-        steps=200,
+        steps=150,
         batch_size=16,
-        eval_every=200,
-        checkpoint_every=200,
+        eval_every=150,
+        checkpoint_every=150,
         log_every=20,
         model=Model(
             family="bert",
@@ -41,7 +41,7 @@ def _documents() -> Config:
             heads=12,
             mlp_dim=1536,
             vocab_size=8012,
-            max_length=32,
+            max_length=24,
             num_classes=12,
             weights=f"{minilm}/model.safetensors",
         ),

@@ -56,8 +56,7 @@ def next_index(lines: Sequence[Line], row: Row) -> int | None:
     if not known:
         return start(lines, row)
     best = min(known, key=known.__getitem__)
-    # Below the best first: there a run is stable.
-    missing = (i for i in (best - 1, best + 1) if i not in known and abs(i) <= _FARTHEST)
+    missing = (i for i in (best + 1, best - 1) if i not in known and abs(i) <= _FARTHEST)
     return next(missing, None)
 
 

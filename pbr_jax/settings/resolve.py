@@ -1,6 +1,7 @@
 """What settings mean together: the method with its overrides, and the columns that it keeps."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from pbr_jax import methods
 from pbr_jax.configs.common import Config
@@ -84,3 +85,29 @@ def column_budgets(config: Config, method: Method, sizes: Architecture) -> dict[
         for name, site in sizes.sites.items()
     }
     return {name: k for name, k in budgets.items() if k < sizes.sites[name].columns}
+
+
+def rate_factors(
+    power: float, budgets: Mapping[str, int], sizes: Architecture
+) -> dict[str, float] | None:
+    """`{site: (K / D)^-power}`, factors on the rate of the kernels that are pruned; None if all 1.
+
+    A row of such a kernel moves in K of D steps, and by these factors farther when it does.
+    """
+    if not (power and budgets):
+        return None
+    return {site: (k / sizes.sites[site].columns) ** -power for site, k in budgets.items()}
+
+
+def rate_notes(config: Config) -> list[str]:
+    """A line if kernels are trained at another rate than the rest."""
+    sizes = architecture(config)
+    budgets = column_budgets(config, resolve_method(config), sizes)
+    factors = rate_factors(config.optimizer.rate_for_keep, budgets, sizes)
+    if not factors:
+        return []
+    each = ", ".join(f"{site} {factor:.3g}" for site, factor in factors.items())
+    rule = f"keep^-{config.optimizer.rate_for_keep:g} (optimizer.rate_for_keep)"
+    return [
+        f"learning rates of kernels of which a part is trained are multiplied by {rule}: {each}"
+    ]

@@ -14,7 +14,7 @@ from pbr_jax import methods, pruning
 from pbr_jax.configs.common import Config
 from pbr_jax.families import BIAS, KERNEL, Architecture, Family, find, late
 from pbr_jax.plans import Keep, ResidualPlan
-from pbr_jax.settings.resolve import column_budgets, resolve_method
+from pbr_jax.settings.resolve import column_budgets, rate_factors, resolve_method
 from pbr_jax.training import pretrained, selection
 from pbr_jax.training.optimizer import Optimizer, learning_rate, make_optimizer
 from pbr_jax.training.state import TrainState, init_state
@@ -67,6 +67,7 @@ def build(config: Config) -> Parts:
         interval=config.pruning.interval,
         importance_weighting=config.pruning.importance_weighting,
         implementation=plan.implementation,
+        rates=rate_factors(o.rate_for_keep, budgets, sizes),
     )
     eval_step = make_eval_step(model, task)
     return Parts(

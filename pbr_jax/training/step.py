@@ -72,6 +72,7 @@ def make_train_step(
     interval: int = 1,
     importance_weighting: bool = False,
     implementation: Implementation | None = None,
+    rates: Mapping[str, float] | None = None,
 ) -> TrainStep:
     """The train step `(state, batch) -> (state, metrics)`; jit it with the state donated.
 
@@ -84,6 +85,7 @@ def make_train_step(
       importance_weighting: divide kept rows by their probability (Theorem 1) or not (the authors'
         code).
       implementation: of the update, see `pbr_jax.ops.dispatch`.
+      rates: `{site: factor on the learning rate of its kernel}`; None is 1 for all.
 
     A step whose loss or gradient is not finite changes neither parameters nor optimizer nor
     policies.
@@ -114,8 +116,12 @@ def make_train_step(
         # through the backward pass.
         selection, finite = jax.lax.optimization_barrier((selection, finite))
         rows, packed = _pack(selector, selection, grads, state.params, architecture)
+        factors = None
+        if rates is not None:
+            factors = jax.tree.map(lambda _: 1.0, state.params)
+            factors = with_layers(factors, architecture, _kernels(rates))
         params, opt_state, norms = update_rows(
-            optimizer, packed, state.opt_state, state.params, rows, finite, implementation
+            optimizer, packed, state.opt_state, state.params, rows, finite, implementation, factors
         )
 
         # 4. The policies learn from the norms (line 24), as they were before any division by p.
@@ -155,7 +161,7 @@ def split_params(
     return with_layers(params, architecture, _kernels(rows)), frozen
 
 
-def _kernels(arrays: Mapping[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
+def _kernels(arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {site: {KERNEL: array} for site, array in arrays.items()}
 
 

@@ -5,7 +5,7 @@ from fakes import config
 
 from pbr_jax.configs.common import Optimizer, Plan
 from pbr_jax.settings.load import SHIPPED, collect
-from pbr_jax.settings.resolve import batch_divisor, chunk_notes, resolve_method
+from pbr_jax.settings.resolve import batch_divisor, chunk_notes, rate_notes, resolve_method
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,15 @@ def test_other_chunks_than_the_methods_own_are_said():
         "method lean runs 6 examples in 3 parts in place of 4, which do not divide them"
     ]
     assert "in 1 part in place of 4" in chunk_notes(config("lean", batch_size=7))[0]
+
+
+def test_rates_of_pruned_kernels_are_said():
+    assert rate_notes(config("lean")) == []
+    told = config("prebackrazor", optimizer=Optimizer(rate_for_keep=0.5))
+    (line,) = rate_notes(told)
+    assert "multiplied by keep^-0.5 (optimizer.rate_for_keep): qkv 1.41" in line
+    assert line.endswith("fc2 2")
+    assert rate_notes(config("full", optimizer=Optimizer(rate_for_keep=0.5))) == []
 
 
 def test_chunks_that_were_asked_for_stay():

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -210,6 +211,19 @@ def test_importance_weighting_reaches_the_update(plain_update):
         assert np.any(once)
         np.testing.assert_allclose(actual, 2 * once, rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(weighted["head"]["kernel"], plain["head"]["kernel"], rtol=1e-4)
+
+
+def test_rows_of_few_columns_move_at_a_higher_rate(plain_update):
+    """Of kernels that train a half or a quarter of their rows a step; dense tensors as before."""
+    plain, faster = plain_update[0], first_update(rate_for_keep=0.5)[0]
+    for site in SITES:
+        actual, once = (tree["blocks"][site]["kernel"] for tree in (faster, plain))
+        share = 8 / once.shape[1]
+        assert share in (1 / 2, 1 / 4) and np.any(once)
+        np.testing.assert_allclose(actual, once / math.sqrt(share), rtol=1e-3, atol=1e-6)
+        same = (tree["blocks"][site]["bias"] for tree in (faster, plain))
+        np.testing.assert_allclose(*same, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(faster["head"]["kernel"], plain["head"]["kernel"], rtol=1e-4)
 
 
 # --- what stays as it is ---
