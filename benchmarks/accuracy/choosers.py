@@ -2,7 +2,7 @@
 
 `compare` has three groups. Scores order all columns, and the K of highest score are taken. Policies
 of `pbr_jax.pruning` draw K columns by their probabilities and learn from the energies of these
-alone, as in training. `forecast` is no policy yet: it draws in proportion to the root of
+alone, as in training. `forecast` is no policy: it draws in proportion to the root of
 `|x_d|^2 r_d`, where r_d, the energy of a row over the squared norm of its column, is learned of the
 rows that were drawn.
 """
@@ -96,8 +96,14 @@ def replay(policy: Any, energy: jax.Array, seed: int = 0) -> Drawn:
     return Drawn(share, state.probs, state.counts)
 
 
-def forecast(energy: jax.Array, norms: jax.Array, policy: Any, seed: int = 0) -> Drawn:
-    """Draws by last step's norms of x times learned ratios; `policy` has K and bounds of p."""
+def forecast(
+    energy: jax.Array, norms: jax.Array, policy: Any, power: float = 0.5, seed: int = 0
+) -> Drawn:
+    """Draws by last step's norms of x times learned ratios; `policy` has K and bounds of p.
+
+    p is in proportion to that product to the `power`: the root has the least variance, and more
+    holds more energy.
+    """
     blocks, columns_of_all = energy.shape[1:]
     simplex, budget = policy.simplex, policy.num_slots
     nothing = jnp.zeros((blocks, columns_of_all))
@@ -110,7 +116,7 @@ def forecast(energy: jax.Array, norms: jax.Array, policy: Any, seed: int = 0) ->
         average = average / jnp.maximum(jnp.sum(known, -1, keepdims=True, dtype=jnp.float32), 1)
         some = jnp.any(known, -1, keepdims=True)
         guess = last * jnp.where(known, ratios, jnp.where(some, average, 1.0))
-        logits = 0.5 * jnp.log(jnp.maximum(guess, _TINY))
+        logits = power * jnp.log(jnp.maximum(guess, _TINY))
         probs = jax.vmap(project, (0, None))(logits, simplex)
         keys = jax.random.split(key, blocks)
         drawn = jax.vmap(lambda k, p: systematic(k, p, policy.capacity, budget))(keys, probs)
@@ -162,5 +168,6 @@ def compare(told: Mapping[str, np.ndarray], budget: int, first: int) -> dict[str
         policies[name] = pruning.make_policy("bandit", width, budget, learning=learning)
     for name, policy in policies.items():
         found[name] = _summary(replay(policy, energy), first)
-    found["forecast"] = _summary(forecast(energy, norms, policies["importance"]), first)
+    for name, power in (("forecast", 0.5), ("forecast, p in proportion", 1.0)):
+        found[name] = _summary(forecast(energy, norms, policies["importance"], power), first)
     return found

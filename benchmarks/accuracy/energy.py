@@ -14,11 +14,12 @@ import argparse
 import contextlib
 import functools
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import choosers
+import energy_tables
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +29,7 @@ from pbr_jax.configs.common import Config
 from pbr_jax.families import KERNEL
 from pbr_jax.files import write_json
 from pbr_jax.ops import half_blocks, linear
-from pbr_jax.plans import budget_for
+from pbr_jax.plans import SITES, budget_for
 from pbr_jax.settings import load as configuration
 from pbr_jax.training import from_config
 from pbr_jax.training.begin import train_batches
@@ -36,6 +37,7 @@ from pbr_jax.training.inputs import load_data
 from pbr_jax.training.sites import layers
 from pbr_jax.training.step import make_loss
 
+PARTS = (energy_tables.table, energy_tables.depths, energy_tables.spread)
 BEHIND_NORM = {"qkv": "norm1", "fc1": "norm2"}  # sites whose input a LayerNorm makes
 Record = dict[str, dict[str, np.ndarray]]
 """`{site: {"energy", "norms", "sample", "affine": [steps, L, D]}}`."""
@@ -99,6 +101,21 @@ def record(config: Config) -> Record:
     return jax.tree.map(lambda *steps: np.stack(steps), *seen)
 
 
+def trace_of(config: Config, file: Path | None) -> Record:
+    """The record in a file; where there is none, of a run of `config`, and then in the file."""
+    if file is not None and file.is_file():
+        trace: Record = {}
+        for name, array in np.load(file).items():
+            site, kind = name.split("/")
+            trace.setdefault(site, {})[kind] = array
+        return trace
+    trace = record(config)
+    if file is not None:
+        named = {f"{site}/{kind}": a for site, told in trace.items() for kind, a in told.items()}
+        np.savez(file, **named)
+    return trace
+
+
 def _affine(params: Any, site: str, like: jax.Array) -> jax.Array:
     """`gamma^2 + beta^2` of the LayerNorm before a site, `[L, D]`; zeros where there is none."""
     norm = params.get("blocks", {}).get(BEHIND_NORM.get(site, ""))
@@ -117,30 +134,6 @@ def study(trace: Record, keep: float, first: int) -> dict[str, Any]:
     return results
 
 
-def table(results: dict[str, Any], sites: Sequence[str]) -> str:
-    """Shares of energy in per cent, means over blocks, by site; and by depth below each other."""
-    rows = [f"| chooser | {' | '.join(sites)} |", "|---|" + "---|" * len(sites)]
-    for name, by_site in results.items():
-        cells = [
-            f"{100 * np.mean(by_site[s]['share']):.1f}" if s in by_site else "-" for s in sites
-        ]
-        rows.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(rows)
-
-
-def spread(results: dict[str, Any], sites: Sequence[str]) -> str:
-    """How far each policy's probabilities concentrate, and which columns it never trained."""
-    rows = ["| policy | site | effective columns / D | p > 0.9 | never trained |", "|---" * 5 + "|"]
-    for name, by_site in results.items():
-        for site in sites:
-            found = by_site.get(site, {})
-            if "effective" in found:
-                kinds = ("effective", "certain", "never")
-                shown = " | ".join(f"{100 * np.mean(found[kind]):.1f} %" for kind in kinds)
-                rows.append(f"| {name} | {site} | {shown} |")
-    return "\n".join(rows)
-
-
 def main() -> None:
     """Records, compares, prints, and writes the figures."""
     parser = argparse.ArgumentParser(
@@ -148,22 +141,26 @@ def main() -> None:
     )
     parser.add_argument("--config", default="benchmarks/accuracy/config.py", help="FILE:VARIANT")
     parser.add_argument("--steps", type=int, help="of the run, instead of those of the file")
-    parser.add_argument("--keep", type=float, default=0.1)
+    parser.add_argument("--keeps", default="0.1,0.02")
     parser.add_argument("--first", type=int, default=30, help="the first step that counts")
     parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE on top")
+    parser.add_argument("--trace", type=Path, help="file of the record; read where it is there")
     parser.add_argument("--out", type=Path, help="file of results")
     args = parser.parse_args()
     steps = [f"steps={args.steps}"] if args.steps else []
     config = configuration.load(args.config, ["method=full", *steps, *args.set])
-    trace = record(config)
-    results = study(trace, args.keep, min(args.first, config.steps - 1))
-    print(table(results, list(trace)), spread(results, list(trace)), sep="\n\n")
+    trace = trace_of(config, args.trace)
+    sites = [site for site in SITES if site in trace]
+    first, found = min(args.first, config.steps - 1), {}
+    for keep in args.keeps.split(","):
+        results = found[keep] = study(trace, float(keep), first)
+        print(f"### keep {keep}", *(part(results, sites) for part in PARTS), sep="\n\n")
     if args.out:
         versions = {"jax": jax.__version__, "pbr_jax": __version__}
-        known = {"config": args.config, "steps": config.steps, "keep": args.keep}
-        shown = jax.tree.map(functools.partial(np.round, decimals=5), results)
+        known = {"config": args.config, "steps": config.steps, "first": first}
+        shown = jax.tree.map(functools.partial(np.round, decimals=5), found)
         lists = jax.tree.map(lambda a: np.asarray(a).tolist(), shown)
-        write_json(args.out, known | {"versions": versions, "choosers": lists})
+        write_json(args.out, known | {"versions": versions, "keeps": lists})
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pbr_jax.training import from_config
 from pbr_jax.training.begin import begin
 from pbr_jax.training.inputs import load_data, make_inputs
 from pbr_jax.training.loop import Diverged, Figures, Observer, make_evaluate, train
-from pbr_jax.training.step import StepMetrics, TrainStep
+from pbr_jax.training.step import StepMetrics, TrainStep, make_train_step
 
 CONFIG = str(Path(__file__).with_name("config.py"))
 _EVALUATED = 16  # examples of a batch in evaluation
@@ -81,14 +81,22 @@ def _step(task: str, row: Row, more: tuple[str, ...]) -> Callable[..., Any]:
     config = configuration.load(f"{CONFIG}:{task}", [*more, *row.settings()])
 
     def step(state: Any, batch: Any, rate: jax.Array) -> Any:
-        return _at_rate(config, rate)(state, batch)
+        return step_at(config, rate, row.kernels)(state, batch)
 
     return jax.jit(step, donate_argnums=0)
 
 
-def _at_rate(config: Config, rate: Any) -> TrainStep:
+def step_at(config: Config, rate: Any, kernels: float | None = None) -> TrainStep:
+    """The step of a configuration at another rate, and at another one of the blocks' kernels."""
     optimizer = dataclasses.replace(config.optimizer, learning_rate=rate)
-    return from_config.build(dataclasses.replace(config, optimizer=optimizer)).train_step
+    parts = from_config.build(dataclasses.replace(config, optimizer=optimizer))
+    if kernels is None:
+        return parts.train_step
+    return make_train_step(
+        *(parts.model, parts.task, parts.architecture, parts.optimizer, parts.selector),
+        interval=config.pruning.interval,
+        rates=dict.fromkeys(parts.architecture.sites, kernels),
+    )
 
 
 @functools.cache

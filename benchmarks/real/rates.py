@@ -3,9 +3,11 @@
     python benchmarks/real/rates.py --optimizers adamw --keeps 0.1,0.02
     python benchmarks/real/rates.py --methods lean --scales 1,0.5,0.2
     python benchmarks/real/rates.py --keeps 0.02 --policies uniform,importance --intervals 20,never
+    python benchmarks/real/rates.py --methods full --kernels 0.25
     python benchmarks/real/rates.py --table
 
-A row is a method, an optimizer and what is set on top: keep, policy, interval. Its rate is searched
+A row is a method, an optimizer and what is set on top: keep, policy, interval, and the rate of the
+blocks' kernels, which shows what a rate does to all other parameters. Its rate is searched
 on a grid of factors of 2, by the loss on the validation part at seed 0; then it is run with more
 seeds at its own rate and at that of `full`, and figures of the test part are reported. A run is a
 line of `--out`; one that is there is not repeated. One process at a time may write a file.
@@ -93,6 +95,7 @@ def main() -> None:
     parser.add_argument("--scales", default="", help="factors on the method's own keeps")
     parser.add_argument("--policies", default="", help="none = the method's own")
     parser.add_argument("--intervals", default="", help="steps between two draws, or never")
+    parser.add_argument("--kernels", default="", help="factors on the rate of the blocks' kernels")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE of all runs")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/rates_TASK.jsonl")
@@ -109,6 +112,7 @@ def main() -> None:
         _numbers(args.scales),
         _names(args.policies) or [None],
         _names(args.intervals) or [None],
+        _numbers(args.kernels) or [None],
     )
     study(args.task, rows, args.seeds, out, args.set)
 

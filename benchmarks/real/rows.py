@@ -24,6 +24,7 @@ class Row(NamedTuple):
       scale: factor on the method's own keep of every site, in place of `keep`.
       policy: who chooses the columns; None is the method's own.
       interval: steps between two draws, a number or "never"; None is the default.
+      kernels: factor on the learning rate of the blocks' kernels alone; None is 1.
       extra: settings on top, `key=value` each.
     """
 
@@ -33,6 +34,7 @@ class Row(NamedTuple):
     scale: float | None = None
     policy: str | None = None
     interval: str | None = None
+    kernels: float | None = None
     extra: tuple[str, ...] = ()
 
     @property
@@ -55,10 +57,10 @@ class Row(NamedTuple):
     def name(self) -> str:
         """All but optimizer and keep, in a word or a few."""
         every = {None: [], NEVER: ["fixed columns"]}
-        interval = every.get(self.interval, [f"every {self.interval} steps"])
-        return ", ".join(
-            [self.method, *([self.policy] if self.policy else []), *interval, *self.extra]
-        )
+        more = every.get(self.interval, [f"every {self.interval} steps"])
+        if self.kernels is not None:
+            more = [*more, f"kernels at {self.kernels:g} of the rate"]
+        return ", ".join([self.method, *([self.policy] if self.policy else []), *more, *self.extra])
 
     def settings(self) -> list[str]:
         """On top of the configuration of a task."""
@@ -89,8 +91,8 @@ class Trial(NamedTuple):
 
 
 def row_of(line: Line) -> Row:
-    """The row that a line is of."""
-    fields = {name: line[name] for name in Row._fields}
+    """The row that a line is of; an axis that it lacks was not set."""
+    fields = {name: line.get(name) for name in Row._fields}
     return Row(**fields | {"extra": tuple(line["extra"])})
 
 
@@ -106,18 +108,24 @@ def rows_of(
     scales: Sequence[float] = (),
     policies: Sequence[str | None] = (None,),
     intervals: Sequence[str | None] = (None,),
+    kernels: Sequence[float | None] = (None,),
 ) -> list[Row]:
     """All combinations; `full` is first whatever is named, since others begin at its rate.
 
     Without keeps and scales, a method keeps its own.
     """
     amounts = [(keep, None) for keep in keeps] + [(None, scale) for scale in scales]
-    return [full(optimizer) for optimizer in optimizers] + [
-        Row(method, optimizer, keep, scale, policy, interval)
-        for optimizer in optimizers
-        for method in methods_of
-        if method != "full"
-        for policy in policies
-        for interval in intervals
-        for keep, scale in amounts or [(None, None)]
-    ]
+    found = [full(optimizer) for optimizer in optimizers]
+    for optimizer in optimizers:
+        for method in methods_of:
+            if method == "full":
+                found += [Row(method, optimizer, kernels=factor) for factor in kernels]
+                continue
+            found += [
+                Row(method, optimizer, keep, scale, policy, interval, factor)
+                for policy in policies
+                for interval in intervals
+                for factor in kernels
+                for keep, scale in amounts or [(None, None)]
+            ]
+    return list(dict.fromkeys(found))

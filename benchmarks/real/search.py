@@ -44,10 +44,10 @@ def losses(lines: Sequence[Line], row: Row) -> dict[int, float]:
 
 
 def start(lines: Sequence[Line], row: Row) -> int:
-    """Where to begin to look: at the best of `full`, times the mean keep to the power -1/2."""
+    """Where to begin to look: at the best of `full`, times the mean keep to the power -1/4."""
     known = losses(lines, full(row.optimizer))
     index = min(known, key=known.__getitem__) if known else 1
-    return index + round(-0.5 * math.log2(row.share))
+    return index + round(-0.25 * math.log2(row.share))
 
 
 def next_index(lines: Sequence[Line], row: Row) -> int | None:

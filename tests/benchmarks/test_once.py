@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import random_params
 
 from pbr_jax import data
 from pbr_jax.configs.common import Config, Model, Optimizer
@@ -55,7 +56,7 @@ def test_the_rate_as_an_argument_is_that_of_the_settings(once):
     other = dataclasses.replace(
         config, optimizer=dataclasses.replace(optimizer, learning_rate=7e-4)
     )
-    traced = jax.jit(lambda s, b, rate: once._at_rate(other, rate)(s, b))
+    traced = jax.jit(lambda s, b, rate: once.step_at(other, rate)(s, b))
     ours, plain = start, start
     for _ in range(3):
         ours, _ = traced(ours, batch, jnp.float32(3e-1))
@@ -65,3 +66,22 @@ def test_the_rate_as_an_argument_is_that_of_the_settings(once):
     for one, two in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
         if not jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
             np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-7)
+
+
+def test_kernels_may_have_a_rate_of_their_own(once):
+    model = Model(width=16, depth=1, heads=2, mlp_dim=32, patch=4, image_size=8, num_classes=3)
+    optimizer = Optimizer(schedule="constant", clip_norm=None)
+    config = Config(method="full", model=model, steps=4, batch_size=2, optimizer=optimizer)
+    parts = from_config.build(config)
+    params = random_params(parts.model)
+    start = from_config.new_state(config, parts, params)
+    batch = {"image": jnp.ones((2, 8, 8, 3)), "label": jnp.array([0, 2])}
+    plain, slow = (
+        jax.jit(once.step_at(config, 0.1, kernels))(start, batch)[0].params
+        for kernels in (None, 0.25)
+    )
+    once_moved, moved = (jax.tree.map(jnp.subtract, new, params) for new in (plain, slow))
+    for name, factor in (("kernel", 0.25), ("bias", 1.0)):
+        ours, theirs = (tree["blocks"]["fc1"][name] for tree in (moved, once_moved))
+        np.testing.assert_allclose(ours, factor * theirs, rtol=1e-2, atol=1e-7)
+        assert float(jnp.abs(theirs).max()) > 1e-5

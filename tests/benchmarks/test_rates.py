@@ -126,5 +126,7 @@ def test_the_axes_of_a_row_become_settings(real):
     for row in rows:
         assert real.rows.row_of(line(real.rows.Trial(row, 1e-4, 0), 0)) == row
     assert real.rows.Row("prebackrazor", "sgd", 0.02).settings()[2:] == ["pruning.keep=0.02"]
+    slow = real.rows.rows_of(["adamw"], ["full"], kernels=[0.25])
+    assert [row.name for row in slow] == ["full", "full, kernels at 0.25 of the rate"]
     (alone,) = real.rows.rows_of(["sgd"], ["prebackrazor"])[1:]
     assert alone.share == pytest.approx(0.1)
