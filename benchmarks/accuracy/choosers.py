@@ -162,10 +162,13 @@ def compare(told: Mapping[str, np.ndarray], budget: int, first: int) -> dict[str
         "uniform": pruning.make_policy("uniform", width, budget),
         "importance": pruning.make_policy("importance", width, budget),
     }
-    for size in STEP_SIZES:
+    sizes = {f"{size:g}": size for size in STEP_SIZES}
+    # Its update divides a loss by p^3, which this undoes at the mean of p.
+    cube = (budget / width) ** 3
+    for name, size in {**sizes, "0.1 keep^3": 0.1 * cube, "keep^3": cube}.items():
         learning = pruning.Learning(step_size=size)
-        name = f"bandit, step size {size:g}"
-        policies[name] = pruning.make_policy("bandit", width, budget, learning=learning)
+        policy = pruning.make_policy("bandit", width, budget, learning=learning)
+        policies[f"bandit, step size {name}"] = policy
     for name, policy in policies.items():
         found[name] = _summary(replay(policy, energy), first)
     for name, power in (("forecast", 0.5), ("forecast, p in proportion", 1.0)):

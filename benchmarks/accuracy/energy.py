@@ -141,7 +141,7 @@ def main() -> None:
     )
     parser.add_argument("--config", default="benchmarks/accuracy/config.py", help="FILE:VARIANT")
     parser.add_argument("--steps", type=int, help="of the run, instead of those of the file")
-    parser.add_argument("--keeps", default="0.1,0.02")
+    parser.add_argument("--keeps", default="0.1,0.05,0.02")
     parser.add_argument("--first", type=int, default=30, help="the first step that counts")
     parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE on top")
     parser.add_argument("--trace", type=Path, help="file of the record; read where it is there")

@@ -64,3 +64,19 @@ def test_the_forecast_draws_the_budget_and_keeps_the_floor(choosers):
     np.testing.assert_allclose(drawn.probs.sum(-1), 8, rtol=1e-5)
     assert float(drawn.probs.min()) >= float(policy.simplex.min_prob) * 0.999
     assert int(drawn.counts.sum()) == 2 * 60 * 8
+
+
+def test_the_tables_of_the_energy_study(choosers):
+    sys.path.insert(0, str(FOLDER))
+    try:
+        tables = importlib.import_module("energy_tables")
+    finally:
+        sys.path.remove(str(FOLDER))
+    results = {name: {"fc1": found} for name, found in choosers.compare(told(), 8, 20).items()}
+    share = results["importance"]["fc1"]["share"]
+    shown = f"{100 * share.mean():.1f}"
+    assert f"| importance | {shown} |" in tables.table(results, ["fc1"])
+    depths = tables.depths(results, ["fc1"]).splitlines()
+    assert depths[0] == "| chooser | site | 0 | 1 |" and len(depths) == 2 + len(tables.DEEP)
+    spread = tables.spread(results, ["fc1"])
+    assert "| uniform | fc1 | 100.0 % |" in spread and "best K" not in spread
