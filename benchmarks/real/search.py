@@ -44,10 +44,14 @@ def losses(lines: Sequence[Line], row: Row) -> dict[int, float]:
 
 
 def start(lines: Sequence[Line], row: Row) -> int:
-    """Where to begin to look: at the best of `full`, times the mean keep to the power -1/4."""
+    """Where to begin to look: at the best of `full`, or above it.
+
+    Times the mean keep to the power -1/4, and a factor on the rate of kernels to that of -1/2.
+    """
     known = losses(lines, full(row.optimizer))
     index = min(known, key=known.__getitem__) if known else 1
-    return index + round(-0.25 * math.log2(row.share))
+    slower = 1.0 if row.kernels is None else max(row.kernels, 1 / 16)
+    return index + round(-0.25 * math.log2(row.share) - 0.5 * math.log2(slower))
 
 
 def next_index(lines: Sequence[Line], row: Row) -> int | None:
