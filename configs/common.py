@@ -348,7 +348,7 @@ class Optimizer:
     accumulation_steps: int = setting(1, "parts of a batch, whose gradients add up", BATCH)
     rate_for_keep: float = setting(
         0.0,
-        "the rate of a pruned kernel is learning_rate / (kept fraction)^this; 0 = learning_rate",
+        "learning_rate is divided by (mean kept fraction of the columns)^this; 0 = as it is",
         within(0, 1),
     )
 

@@ -73,14 +73,19 @@ def table(lines: Sequence[Line], optimizer: str) -> str:
     return "\n".join(text)
 
 
-def power(lines: Sequence[Line], optimizer: str, name: str) -> tuple[float, float, int] | None:
+def power(
+    lines: Sequence[Line], optimizer: str, name: str | None = None
+) -> tuple[float, float, int] | None:
     """`(a, half of its 95 % interval, rows)` of the fit `rate = c keep^-a`; None below 3 rows.
+
+    Of the rows of that name; None is all that draw in every step, with one rate for all parameters.
 
     Rates are the least of a parabola of the validation loss over the logarithm of the rate.
     """
     points = []
     for row in rows(lines):
-        if (row.optimizer, row.name) != (optimizer, name):
+        alike = (row.interval, row.kernels, row.extra) == (None, None, ())
+        if row.optimizer != optimizer or not (alike if name is None else row.name == name):
             continue
         if best_index(lines, row) is not None:
             place = refined(losses(lines, row))
@@ -98,9 +103,11 @@ def report(lines: Sequence[Line]) -> str:
     parts = []
     for optimizer in dict.fromkeys(row.optimizer for row in rows(lines)):
         parts += [f"### {optimizer}", "", table(lines, optimizer), ""]
-        for name in dict.fromkeys(row.name for row in rows(lines)):
+        for name in (None, *dict.fromkeys(row.name for row in rows(lines))):
             if fitted := power(lines, optimizer, name):
                 a, half, count = fitted
-                parts.append(f"{name}: own rate ~ keep^-{a:.2f} ± {half:.2f} ({count} keeps)")
+                parts.append(
+                    f"{name or 'all rows'}: own rate ~ keep^-{a:.2f} ± {half:.2f} ({count} keeps)"
+                )
         parts.append("")
     return "\n".join(parts)

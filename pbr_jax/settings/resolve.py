@@ -1,7 +1,6 @@
 """What settings mean together: the method with its overrides, and the columns that it keeps."""
 
 import dataclasses
-from collections.abc import Mapping
 
 from pbr_jax import methods
 from pbr_jax.configs.common import Config
@@ -87,27 +86,31 @@ def column_budgets(config: Config, method: Method, sizes: Architecture) -> dict[
     return {name: k for name, k in budgets.items() if k < sizes.sites[name].columns}
 
 
-def rate_factors(
-    power: float, budgets: Mapping[str, int], sizes: Architecture
-) -> dict[str, float] | None:
-    """`{site: (K / D)^-power}`, factors on the rate of the kernels that are pruned; None if all 1.
+def mean_kept(config: Config) -> float:
+    """K / D, the mean over sites; those that keep all columns are included."""
+    sizes = architecture(config)
+    budgets = column_budgets(config, resolve_method(config), sizes)
+    shares = [budgets.get(name, site.columns) / site.columns for name, site in sizes.sites.items()]
+    return sum(shares) / len(shares)
 
-    A row of such a kernel moves in K of D steps, and by these factors farther when it does.
+
+def rate_factor(config: Config) -> float:
+    """What `optimizer.rate_for_keep` multiplies the learning rate by.
+
+    A row of a pruned kernel moves in K of D steps, and bears a higher rate.
     """
-    if not (power and budgets):
-        return None
-    return {site: (k / sizes.sites[site].columns) ** -power for site, k in budgets.items()}
+    power = config.optimizer.rate_for_keep
+    return mean_kept(config) ** -power if power else 1.0
 
 
 def rate_notes(config: Config) -> list[str]:
-    """A line if kernels are trained at another rate than the rest."""
-    sizes = architecture(config)
-    budgets = column_budgets(config, resolve_method(config), sizes)
-    factors = rate_factors(config.optimizer.rate_for_keep, budgets, sizes)
-    if not factors:
+    """A line if the learning rate is another than the one that was set."""
+    factor, o = rate_factor(config), config.optimizer
+    if factor == 1.0:
         return []
-    each = ", ".join(f"{site} {factor:.3g}" for site, factor in factors.items())
-    rule = f"keep^-{config.optimizer.rate_for_keep:g} (optimizer.rate_for_keep)"
+    kept = mean_kept(config)
     return [
-        f"learning rates of kernels of which a part is trained are multiplied by {rule}: {each}"
+        f"learning rate {o.learning_rate * factor:.3g}: {o.learning_rate:g} of the settings times "
+        f"{kept:.3g}^-{o.rate_for_keep:g}, since {kept:.1%} of the columns are kept in the mean "
+        "(optimizer.rate_for_keep)"
     ]

@@ -14,7 +14,7 @@ from pbr_jax import methods, pruning
 from pbr_jax.configs.common import Config
 from pbr_jax.families import BIAS, KERNEL, Architecture, Family, find, late
 from pbr_jax.plans import Keep, ResidualPlan
-from pbr_jax.settings.resolve import column_budgets, rate_factors, resolve_method
+from pbr_jax.settings.resolve import column_budgets, rate_factor, resolve_method
 from pbr_jax.training import pretrained, selection
 from pbr_jax.training.optimizer import Optimizer, learning_rate, make_optimizer
 from pbr_jax.training.state import TrainState, init_state
@@ -53,7 +53,8 @@ def build(config: Config) -> Parts:
     model = late(family.build)(config.model, plan)
     # Who trains it: the optimizer moves the rows that the selector draws.
     o = config.optimizer
-    schedule = learning_rate(o.learning_rate, config.steps, o.warmup_steps, o.schedule)
+    peak = o.learning_rate * rate_factor(config)
+    schedule = learning_rate(peak, config.steps, o.warmup_steps, o.schedule)
     names = ("momentum", "b1", "b2", "eps", "weight_decay", "clip_norm")
     optimizer = make_optimizer(o.name, schedule, **{name: getattr(o, name) for name in names})
     selector = make_selector(config, method, sizes, budgets)
@@ -67,7 +68,6 @@ def build(config: Config) -> Parts:
         interval=config.pruning.interval,
         importance_weighting=config.pruning.importance_weighting,
         implementation=plan.implementation,
-        rates=rate_factors(o.rate_for_keep, budgets, sizes),
     )
     eval_step = make_eval_step(model, task)
     return Parts(

@@ -3,9 +3,15 @@
 import pytest
 from fakes import config
 
-from pbr_jax.configs.common import Optimizer, Plan
+from pbr_jax.configs.common import Keep, Optimizer, Plan, Pruning
 from pbr_jax.settings.load import SHIPPED, collect
-from pbr_jax.settings.resolve import batch_divisor, chunk_notes, rate_notes, resolve_method
+from pbr_jax.settings.resolve import (
+    batch_divisor,
+    chunk_notes,
+    rate_factor,
+    rate_notes,
+    resolve_method,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,13 +44,18 @@ def test_other_chunks_than_the_methods_own_are_said():
     assert "in 1 part in place of 4" in chunk_notes(config("lean", batch_size=7))[0]
 
 
-def test_rates_of_pruned_kernels_are_said():
+def test_another_rate_than_the_one_that_was_set_is_said():
     assert rate_notes(config("lean")) == []
-    told = config("prebackrazor", optimizer=Optimizer(rate_for_keep=0.5))
-    (line,) = rate_notes(told)
-    assert "multiplied by keep^-0.5 (optimizer.rate_for_keep): qkv 1.41" in line
-    assert line.endswith("fc2 2")
-    assert rate_notes(config("full", optimizer=Optimizer(rate_for_keep=0.5))) == []
+    told = Optimizer(learning_rate=0.1, rate_for_keep=0.5)
+    assert rate_notes(config("full", optimizer=told)) == []
+    assert rate_factor(config("full", optimizer=told)) == 1.0
+    # 8 of 16 columns at three sites and 8 of 32 at the fourth.
+    assert rate_notes(config("prebackrazor", optimizer=told)) == [
+        "learning rate 0.151: 0.1 of the settings times 0.438^-0.5, since 43.8% of the columns are"
+        " kept in the mean (optimizer.rate_for_keep)"
+    ]
+    some = config("prebackrazor", optimizer=told, pruning=Pruning(keep=Keep(fc1=1.0)))
+    assert rate_factor(some) == pytest.approx(0.5625**-0.5)
 
 
 def test_chunks_that_were_asked_for_stay():
