@@ -206,8 +206,8 @@ class Model:
 
     family: str = setting(
         "vit",
-        "vit reads images, bert one or two texts; or the place of a Family of your own, "
-        "my_module:FAMILY",
+        "vit reads images, bert one or two texts; or the place of a function of your own that "
+        "makes a Flax module, my_module:make (docs/models.md)",
     )
     size: Literal["Ti", "S", "B", "L"] | None = setting(
         None, "named size; then width, depth, heads and mlp_dim stay none"

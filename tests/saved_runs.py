@@ -39,7 +39,7 @@ def write_run(workdir: Path, settings: Config) -> list:
     saved = []
     with Checkpointer(workdir / "checkpoints", 2) as checkpoints:
         for step, accuracy in ((1, 0.9), (2, 0.5)):
-            params = random_params(parts.model, step)
+            params = random_params(parts.model.module, step)
             state = from_config.new_state(settings, parts, params)
             state = state._replace(step=jnp.int32(step))
             checkpoints.save(step, state, {}, {"accuracy": accuracy})

@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 
+from pbr_jax import cli
+
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -27,6 +29,16 @@ def test_every_example_runs(tmp_path):
         command = [sys.executable, "-W", "error", "-c", example]
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+def test_the_module_of_the_docs_is_trained(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    (code,) = (code for code in _examples(page) if code.startswith("# my_models.py"))
+    (tmp_path / "my_models.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    (words,) = re.findall(r"^python train.py (.*my_models:mlp.*)$", page, re.M)
+    more = ["--config.steps=2", "--config.optimizer.warmup_steps=0", "--config.eval_every=2"]
+    assert cli.main(["train", *words.split(), *more, "--workdir", str(tmp_path / "run")]) == 0
 
 
 def test_the_installation_promises_what_pyproject_has():

@@ -31,11 +31,11 @@ from pbr_jax.files import write_json
 from pbr_jax.ops import half_blocks, linear
 from pbr_jax.plans import SITES, budget_for
 from pbr_jax.settings import load as configuration
+from pbr_jax.settings.resolve import architecture
 from pbr_jax.training import from_config
 from pbr_jax.training.begin import train_batches
 from pbr_jax.training.inputs import load_data
 from pbr_jax.training.sites import layers
-from pbr_jax.training.step import make_loss
 
 PARTS = (energy_tables.table, energy_tables.depths, energy_tables.spread)
 BEHIND_NORM = {"qkv": "norm1", "fc1": "norm2"}  # sites whose input a LayerNorm makes
@@ -74,24 +74,26 @@ def _recorded() -> Iterator[None]:
 def record(config: Config) -> Record:
     """A run of `config`, which is full fine-tuning, and what its steps had in every column."""
     parts = from_config.build(config)
-    loss = make_loss(parts.model, parts.task, parts.architecture)
+    sizes = architecture(config)
     step = jax.jit(parts.train_step, donate_argnums=0)
     drop = jax.random.key(config.seed)
 
     @jax.jit
     def look(state: Any, batch: Any) -> dict[str, dict[str, jax.Array]]:
-        _, selection = parts.selector.select(drop, state.pruning, state.step)
-        told = jax.grad(lambda p: loss(p, {}, selection, batch, drop)[0])(state.params)
+        _, selection = parts.model.select(drop, state.pruning, state.step)
+        inputs = ({}, state.extra, selection, batch, drop)
+        told = jax.grad(lambda p: parts.model.loss(p, *inputs)[0])(state.params)
         found = {}
-        for site, layer in layers(told, parts.architecture).items():
+        for site, layer in layers(told, sizes).items():
             kinds = jnp.moveaxis(layer[KERNEL][..., :3], -1, 0).astype(jnp.float32)
             found[site] = dict(zip(("energy", "norms", "sample"), kinds, strict=True))
             found[site]["affine"] = _affine(state.params, site, kinds[1])
         return found
 
     dataset = load_data(config)
-    params, _ = from_config.init_params(config, parts.model, dataset.class_names)
-    state, batches = from_config.new_state(config, parts, params), train_batches(config, dataset)
+    params, extra, _ = parts.model.begin(config.seed, dataset.class_names)
+    state = from_config.new_state(config, parts, params, extra)
+    batches = train_batches(config, dataset)
     seen = []
     for _ in range(config.steps):
         batch = next(batches)

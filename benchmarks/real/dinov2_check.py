@@ -36,12 +36,12 @@ def _ours(folder: Path, images: np.ndarray, positions: np.ndarray | None) -> np.
     sizes = {"size": "S", "patch": PATCH, "image_size": SIDE, "num_classes": 384}
     config = Config(method="full", model=Model(**sizes, weights=str(folder)))  # type: ignore
     model = from_config.build(config).model
-    params, _ = from_config.init_params(config, model)
+    params, _, _ = model.begin(config.seed)
     params = {**params, "head": {"kernel": jnp.eye(384), "bias": jnp.zeros(384)}}
     if positions is not None:
         first = params["pos_embedding"][:, :1]
         params["pos_embedding"] = jnp.concatenate([first, positions[None]], axis=1)
-    apply = jax.jit(lambda p, x: model.apply({"params": p}, x))
+    apply = jax.jit(lambda p, x: model.module.apply({"params": p}, x))
     return np.asarray(apply(params, images.transpose(0, 2, 3, 1)))
 
 

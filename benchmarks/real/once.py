@@ -19,6 +19,7 @@ from rows import Line, Row, Trial
 from pbr_jax import data
 from pbr_jax.configs.common import Config
 from pbr_jax.data.records import Batch, ChosenRecords
+from pbr_jax.families import KERNEL
 from pbr_jax.settings import load as configuration
 from pbr_jax.training import from_config
 from pbr_jax.training.begin import begin
@@ -59,12 +60,14 @@ def run(task: str, trial: Trial, more: Sequence[str] = ()) -> Line:
     line: Line = {"task": task, **trial.row._asdict(), "rate": trial.rate, "seed": trial.seed}
     line |= {"steps": config.steps, "batch": config.batch_size}
     try:
-        unseen = ready._replace(evaluate=lambda params: {parts.task.best: 0.0})  # once, at the end
+        unseen = ready._replace(
+            evaluate=lambda variables: {parts.task.best: 0.0}
+        )  # once, at the end
         final = train(unseen, (observer,)).state
     except Diverged as error:
         return line | {"diverged": str(error).splitlines()[0]}
     trained = time.monotonic()
-    line |= {name: evaluate(final.params) for name, evaluate in evaluations.items()}
+    line |= {name: evaluate(final.variables) for name, evaluate in evaluations.items()}
     line["train_loss"] = statistics.fmean(float(loss) for loss in observer.losses[-50:])
     line["seconds_per_step"] = statistics.median(observer.seconds)
     spent = {
@@ -92,10 +95,15 @@ def step_at(config: Config, rate: Any, kernels: float | None = None) -> TrainSte
     parts = from_config.build(dataclasses.replace(config, optimizer=optimizer))
     if kernels is None:
         return parts.train_step
+
+    def factor(path: Any, _: Any) -> float:
+        names = [entry.key for entry in path]
+        return kernels if "blocks" in names and names[-1] == KERNEL else 1.0
+
     return make_train_step(
-        *(parts.model, parts.task, parts.architecture, parts.optimizer, parts.selector),
+        *(parts.model, parts.optimizer),
         interval=config.pruning.interval,
-        rates=dict.fromkeys(parts.architecture.sites, kernels),
+        rates=functools.partial(jax.tree_util.tree_map_with_path, factor),
     )
 
 

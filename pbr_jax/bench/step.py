@@ -7,15 +7,17 @@ from typing import Any
 from pbr_jax.compare import steps
 from pbr_jax.compare.trials import prepare
 from pbr_jax.configs.common import Config
+from pbr_jax.families import find
 from pbr_jax.gpu import present_card
 from pbr_jax.measure import timing
 from pbr_jax.measure.text import format_bytes
 from pbr_jax.memory import cost
+from pbr_jax.memory.use import program_flops
 from pbr_jax.methods import with_variants
 from pbr_jax.runs.progress import progress
 from pbr_jax.settings import saved as configuration
 from pbr_jax.settings.resolve import architecture
-from pbr_jax.settings.variants import split_methods, with_method
+from pbr_jax.settings.variants import for_family, split_methods, with_method
 
 METHODS = with_variants(
     {
@@ -30,13 +32,13 @@ METHODS = with_variants(
 def add_methods(parser: argparse.ArgumentParser) -> None:
     """Adds `--methods`, which `checked_methods` reads."""
     parser.add_argument(
-        "--methods", default=",".join(METHODS), help="names, joined by commas; default: all"
+        "--methods", help="names, joined by commas; default: all that the model can be trained by"
     )
 
 
-def checked_methods(names: str) -> list[str]:
+def checked_methods(config: Config, names: str | None) -> list[str]:
     """The methods of a list with commas, each once; raises ValueError naming all that are none."""
-    methods, faults = split_methods(names)
+    methods, faults = split_methods(names or ",".join(for_family(config, METHODS)))
     if faults:
         raise ValueError("\n".join(faults))
     return methods
@@ -46,7 +48,7 @@ def measure(config: Config, methods: Sequence[str], rounds: int) -> dict[str, An
     """Times a step by each method, all in turn, and reads the memory that each was compiled to.
 
     Returns:
-      `{"family", "size", "dtype", "batch", "tokens", "config", "ceilings", "dense_flops",
+      `{"family", "size", "dtype", "batch", "config", "ceilings", "dense_flops",
       "seconds": {method: [...]}, "memory": {method: bytes by purpose}, "arithmetic": {method:
       seconds}, "refused"}`; `dense_flops` are those of the matrix products of a full step, and
       `arithmetic` is what `pbr fit` expects of this GPU, or empty.
@@ -79,7 +81,6 @@ def measure(config: Config, methods: Sequence[str], rounds: int) -> dict[str, An
         "size": config.model.size,
         "dtype": config.model.dtype,
         "batch": config.batch_size,
-        "tokens": architecture(config).tokens,
         "config": configuration.to_dict(config),
         "ceilings": timing.ceilings(config.model.dtype, rounds)._asdict(),
         "dense_flops": dense_flops(config),
@@ -96,6 +97,8 @@ def measure(config: Config, methods: Sequence[str], rounds: int) -> dict[str, An
 
 def dense_flops(config: Config) -> int:
     """Operations of the products of a full step: three for every layer, seven for attention."""
+    if find(config.model.family).describe is None:
+        return program_flops(with_method(config, "full"))
     sizes = architecture(config)
     each = 3 * 2 * sum(site.columns * site.features for site in sizes.sites.values())
     if sizes.attention is not None:

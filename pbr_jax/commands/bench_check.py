@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Checks, prints the tables, and returns 1 if anything failed."""
-    what, methods = args.what.split(","), step.checked_methods(args.methods)
+    what, methods = args.what.split(","), step.checked_methods(args.arguments.config, args.methods)
     if unknown := sorted({*what} - {*_WHAT}):
         raise ValueError(f"--what {','.join(unknown)}: must be of {', '.join(_WHAT)}")
     found: dict[str, Any] = {}

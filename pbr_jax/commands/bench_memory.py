@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    found = live.measure(args.arguments.config, step.checked_methods(args.methods))
+    found = live.measure(
+        args.arguments.config, step.checked_methods(args.arguments.config, args.methods)
+    )
     return report.finish(
         args, found, report.table(live.table(found)), report.refusals(found["refused"])
     )

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    methods = step.checked_methods(args.methods)
+    methods = step.checked_methods(args.arguments.config, args.methods)
     report.check_rounds(args.rounds)
     found = step.measure(args.arguments.config, methods, args.rounds)
     # The least that a full step could take, by its matrix products alone.
@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> int:
     return report.finish(
         args,
         found,
-        f"{found['family']}, {found['tokens']} tokens, batch {found['batch']}, {found['dtype']}; at"
+        f"{found['family']}, batch {found['batch']}, {found['dtype']}; at"
         f" that rate the matrix products of a full step take {1e3 * least:.3g} ms.",
         report.table(step.table(found)),
         "\nms: median and half of the distance of the quartiles; ratios: median and quartiles."

@@ -43,7 +43,7 @@ from pbr_jax.settings import flags
 from pbr_jax.settings import saved as configuration
 from pbr_jax.settings.load import ConfigError, at_once
 from pbr_jax.settings.ties import tie_faults
-from pbr_jax.settings.variants import split_methods, with_method
+from pbr_jax.settings.variants import for_family, split_methods, with_method
 from pbr_jax.training.begin import train_batches
 from pbr_jax.training.inputs import input_notes, load_data, make_inputs, settled
 
@@ -56,8 +56,8 @@ _DEFAULT = with_variants(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_config(parser)
-    names = "names, joined by commas; default: all"
-    parser.add_argument("--methods", default=",".join(_DEFAULT), help=names)
+    names = "names, joined by commas; default: all of the model"
+    parser.add_argument("--methods", help=names)
     parser.add_argument("--seeds", type=int, default=1, help="runs of each method, default 1")
     parser.add_argument("--out", type=user_path, help="folder; default runs/compare-NAME")
     shown = "print JSON, and progress on standard error"
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     config = args.arguments.config
-    methods, faults = split_methods(args.methods)
+    methods, faults = split_methods(args.methods or ",".join(for_family(config, _DEFAULT)))
     faults += (wrong := flags.number_faults("--seeds", within(1, 1000), args.seeds))
     if not wrong and not SEED.holds(config.seed + args.seeds - 1):
         faults.append(

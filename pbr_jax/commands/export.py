@@ -21,6 +21,7 @@ from pbr_jax.runs import held
 from pbr_jax.runs.run import OpenRun, open_run
 from pbr_jax.settings.flags import add_run
 from pbr_jax.training.inputs import as_setting, normalization
+from pbr_jax.training.state import as_tree
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,13 +49,14 @@ def write(run: OpenRun, form: str, out: Path) -> None:
     """Writes the model of a run to `out`; raises ValueError where the format cannot hold it."""
     model = run.config.model
     sizes = public.published(model.family).sizes(model)
-    reads_images = run.parts.family.reads == "image"
+    reads_images = run.config.data.source.kind == "image"
     seen = normalization(run.config) if reads_images else None
-    public.save(out, form, model.family, run.params, sizes, run.class_names, seen)
+    tree = as_tree(*run.state.variables)
+    public.save(out, form, model.family, tree, sizes, run.class_names, seen)
     if form == "npz" and seen is not None and seen != public.Normalization():
         flags = [f"--config.data.{n}={as_setting(v)}" for n, v in seen._asdict().items()]
         print(f"an .npz does not say how images are normalised; give {' '.join(flags)} with it")
-    if form == "safetensors" and run.parts.family.reads == "text":
+    if form == "safetensors" and not reads_images:
         _write_tokenizer(run, out)
 
 

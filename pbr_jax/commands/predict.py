@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
     batch_size = run.config.batch_size if args.batch_size is None else args.batch_size
     if faults := number_faults("--batch-size", BATCH, batch_size):
         raise ValueError(*faults)
-    examples = unlabelled.find(args.paths, run.parts.family.reads)
+    examples = unlabelled.find(args.paths, run.config.data.source.kind)
     # The last batch is filled up: one larger than all examples would be filled for nothing.
     batch_size = min(batch_size, max(run.config.batch_size, len(examples)))
     # Files are prepared as in evaluation, even where training reads arrays.
@@ -60,7 +60,8 @@ def main(args: argparse.Namespace) -> int:
         print(note, file=sys.stderr)
     faults = []
     skip = faults.append if args.skip else None
-    predictions = predict(run.parts.model, run.params, examples, inputs, batch_size, skip)
+    outputs, variables = run.parts.model.outputs, run.state.variables
+    predictions = predict(outputs, variables, examples, inputs, batch_size, skip)
     # Nothing is written before the last example is predicted: an output is whole or not there.
     try:
         text = as_csv(_shown(predictions, len(examples)), run.class_names, args.top)

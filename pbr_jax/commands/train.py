@@ -136,7 +136,7 @@ def fine_tune(args: argparse.Namespace, owner: Ownership) -> int:
         # A run that was at its end and had only lost its summary.
         test = outcome.test
         if not (test or outcome.stopped):
-            test = started.run.evaluate(outcome.state.params)
+            test = started.run.evaluate(outcome.state.variables)
     # A signal leaves a checkpoint and no summary, so that the run counts as unfinished.
     if outcome.stopped:
         assert stop.received is not None

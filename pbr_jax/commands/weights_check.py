@@ -10,8 +10,6 @@ Reads `.npz`, safetensors, the index of a sharded checkpoint, and directories of
 import argparse
 import collections
 
-import jax
-
 from pbr_jax.configs.common import Config, Model
 from pbr_jax.families import FAMILIES
 from pbr_jax.reading import few
@@ -98,9 +96,8 @@ def _fits(weights: Weights, spec: str) -> bool:
 
 def _notes(weights: Weights, config: Config) -> list[str]:
     """Notes that loading into the model of a configuration gives; raises as loading does."""
-    model = from_config.build(config).model
     # Shapes are all that is compared, so no parameter is drawn.
-    like = jax.eval_shape(lambda: from_config.random_params(config, model))
+    like, _ = from_config.build(config).model.shapes()
     family = config.model.family
     return check(weights, family, published(family).sizes(config.model), like)
 

@@ -16,7 +16,6 @@ from pbr_jax.configs.common import Config
 from pbr_jax.families import find
 from pbr_jax.measure import timing
 from pbr_jax.measure.memory import peak_in_use
-from pbr_jax.settings.resolve import architecture
 from pbr_jax.training import from_config
 from pbr_jax.training.step import Batch
 
@@ -36,8 +35,8 @@ def random_batch(config: Config, *, padded: bool = False) -> Batch:
         for seed, (name, spec) in enumerate(specs.items())
     }
     # Lengths are not drawn as other integers are: most of a text is there.
-    if family.lengths is not None:
-        tokens = architecture(config).tokens
+    if family.lengths in specs:
+        tokens = config.model.max_length
         missing = 1 + tokens // 2 if padded else 1
         batch[family.lengths] = tokens - timing.random_like(specs[family.lengths], 0, below=missing)
     return batch
@@ -55,8 +54,10 @@ def random_params(config: Config, parts: from_config.Parts) -> Any:
 
 def new_run(prepared: Prepared, params: Any, batch: Batch) -> timing.Run:
     """A step that goes on from the state of the one before; `params` are copied."""
-    copied = jax.tree.map(jnp.copy, params)
-    state = from_config.new_state(prepared.config, prepared.parts, copied)
+    copied, parts = jax.tree.map(jnp.copy, params), prepared.parts
+    _, like = parts.model.shapes()
+    extra = jax.tree.map(lambda spec: jnp.ones(spec.shape, spec.dtype), like)
+    state = from_config.new_state(prepared.config, parts, copied, extra)
 
     def keep(result):
         nonlocal state

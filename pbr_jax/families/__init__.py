@@ -1,6 +1,6 @@
 """Families of models by name; importing them imports neither JAX nor a model."""
 
-from pbr_jax.families import bert, vit
+from pbr_jax.families import bert, own, vit
 from pbr_jax.families.record import BIAS, KERNEL, Architecture, Attention, Family, Site, late
 
 __all__ = [
@@ -19,7 +19,9 @@ FAMILIES: dict[str, Family] = {family.name: family for family in (vit.FAMILY, be
 
 
 def find(name: str) -> Family:
-    """The family of that name, or the one at a place "module:NAME" of one's own.
+    """The family of that name, or what is at a place "module:NAME" of one's own.
+
+    That is a `Family`, or a function that makes a Flax module (`pbr_jax.families.own`).
 
     Raises:
       ValueError: there is none.
@@ -29,14 +31,19 @@ def find(name: str) -> Family:
     # Else a place, where a user's own module may fail as it is imported.
     if ":" not in name:
         raise ValueError(
-            f"must be {', '.join(FAMILIES)}, or the place of a Family of your own, such as"
-            " my_package.my_module:FAMILY"
+            f"must be {', '.join(FAMILIES)}, or the place of a function of your own that makes a"
+            " Flax module, such as my_package.my_module:make"
         )
     try:
-        family = late(name)
+        found = late(name)
     except (Exception, SystemExit) as error:  # whatever a module does as it is imported
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"cannot be imported ({why}); is its folder on PYTHONPATH?") from error
-    if not isinstance(family, Family):
-        raise ValueError(f"is a {type(family).__name__}; must be a pbr_jax.families.Family")
-    return family
+    if isinstance(found, Family):
+        return found
+    if not callable(found):
+        raise ValueError(
+            f"is a {type(found).__name__}; must be a function that makes a Flax module, or a"
+            " pbr_jax.families.Family"
+        )
+    return own.family(name)

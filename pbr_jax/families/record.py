@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from pbr_jax.configs.common import SHAPE, Model, Rule
+from pbr_jax.methods import METHODS
 
 KERNEL, BIAS = "kernel", "bias"
 """Names of the two parameters of a linear layer, as Flax has them."""
@@ -53,6 +54,8 @@ class Family:
     Attributes:
       build: place of `(Model, ResidualPlan) -> nn.Module`. The module has `inputs(batch)`, what it
         reads of a batch, and `input_specs(batch_size)`, shapes and dtypes of that.
+      describe: sizes of the configured model; None where only its program tells them (`own`).
+      provider: place of `(Config, Family, Method, Task) -> PrunedModel`, what the trainer trains.
       lengths: name of the input, int32 `[B]`, that says how many tokens of an example are real;
         None where all are.
       exact: place of a plain model in float64, `(Config, params, batch) -> outputs`, that
@@ -61,9 +64,11 @@ class Family:
 
     name: str  # one word
     title: str  # for readers, "ViT"
-    reads: Literal["image", "text"]  # kind of the data sets it can be trained on
-    describe: Callable[[Model], Architecture]  # sizes of the configured model
+    reads: Literal["image", "text"] | None  # kind of the data sets that it trains on; None: any
+    describe: Callable[[Model], Architecture] | None
     build: str
+    provider: str = "pbr_jax.training.family_model:family_model"
+    methods: tuple[str, ...] = METHODS  # by which it can be trained
     shape: tuple[str, ...] = SHAPE  # fields of `Model` that fix its sizes, unless `size` does
     settings: tuple[str, ...] = ()  # fields of `Model` that it reads and not every other family
     faults: Callable[[Model], list[str]] = lambda model: []  # between its settings, a line each

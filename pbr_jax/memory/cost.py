@@ -13,6 +13,9 @@ What is counted, for each of the L blocks with T = batch * N tokens:
 Not counted: element-wise work, which fuses into its neighbours at best, launches, and the patches
 or words before the first block. So the seconds are less than any card needs; ratios between methods
 are what to use. `calibrated` puts measured ones in their place where the user has them.
+
+Of a module of one's own the products of its program are counted, at the card's matrix rate, with
+what is saved between the passes and the optimizer's arrays.
 """
 
 import math
@@ -24,10 +27,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from pbr_jax.configs.common import Config
-from pbr_jax.families import Architecture
+from pbr_jax.families import Architecture, find
 from pbr_jax.files import NUMBER, DamagedFile, read_json
 from pbr_jax.gpu import Card
-from pbr_jax.memory.use import MemoryUse
+from pbr_jax.memory.use import MemoryUse, program_flops
 from pbr_jax.plans import ResidualPlan
 from pbr_jax.settings.resolve import architecture, resolve_method
 
@@ -57,7 +60,14 @@ def matrix_rate(card: Card, dtype: str) -> float:
 
 def step_seconds(config: Config, card: Card, use: MemoryUse) -> float:
     """Least seconds of a train step on `card`; `use` is `memory_use(config)`."""
-    method, sizes = resolve_method(config), architecture(config)
+    method = resolve_method(config)
+    saved = 2 * config.optimizer.accumulation_steps * use.activations
+    arrays = 3 + 2 * round(use.optimizer / use.parameters)  # of them gradient and parameter
+    updated = arrays * use.gradients * (method.joint_spar or 1.0)
+    beside = (saved + updated) / (_REACHED_BANDWIDTH * card.bandwidth)
+    if find(config.model.family).describe is None:
+        return program_flops(config) / matrix_rate(card, config.model.dtype) + beside
+    sizes = architecture(config)
     plan, width, sites = method.plan, sizes.width, sizes.sites
     linear, norm, kind = (plan.kind(op) for op in ("linear", "layer_norm", "attention"))
     rate, item = matrix_rate(card, config.model.dtype), jnp.dtype(config.model.dtype).itemsize
@@ -94,10 +104,7 @@ def step_seconds(config: Config, card: Card, use: MemoryUse) -> float:
         searched += kind.searched_channels(width, sizes.attention.heads, sizes.tokens)
     block += passes(4, searched)
 
-    saved = 2 * config.optimizer.accumulation_steps * use.activations
-    arrays = 3 + 2 * round(use.optimizer / use.parameters)  # of them gradient and parameter
-    updated = arrays * use.gradients * (method.joint_spar or 1.0)
-    return sizes.depth * block + (saved + updated) / bandwidth
+    return sizes.depth * block + beside
 
 
 def recomputed_channels(plan: ResidualPlan, sizes: Architecture) -> int:

@@ -98,16 +98,19 @@ def estimated(config: Config) -> MemoryReport:
     Temporary memory is what the forward pass saves, the gradients, and transients: four arrays
     `[B, N, D]` of the whole batch, and, of the chunk of the batch that a block has in hand, 3.5
     arrays `[B, N, F]` of the MLP (six where the largest elements are searched for), with what
-    a plan that recomputes makes again. The factors are read off compiled steps.
+    a plan that recomputes makes again. The factors are read off compiled steps. Transients of a
+    module of one's own are not known, so that its estimate is low.
     """
     parts, use = from_config.build(config), memory_use(config)
     state = tree_bytes(from_config.state_shapes(config, parts))
-    plan, sizes = parts.method.plan, parts.architecture
-    micro = config.batch_size // config.optimizer.accumulation_steps
-    token = micro * sizes.tokens * jnp.dtype(config.model.dtype).itemsize
-    in_hand = plan.kind("linear").in_hand * sizes.hidden
-    in_hand += cost.recomputed_channels(plan, sizes)
-    transients = token * (4 * sizes.width + in_hand / plan.batch_chunks)
+    transients = 0.0
+    if parts.family.describe is not None:
+        plan, sizes = parts.method.plan, parts.family.describe(config.model)
+        micro = config.batch_size // config.optimizer.accumulation_steps
+        token = micro * sizes.tokens * jnp.dtype(config.model.dtype).itemsize
+        in_hand = plan.kind("linear").in_hand * sizes.hidden
+        in_hand += cost.recomputed_channels(plan, sizes)
+        transients = token * (4 * sizes.width + in_hand / plan.batch_chunks)
     copies = 1 if config.optimizer.accumulation_steps == 1 else 2  # sum, and a part of it
     return MemoryReport(
         argument_bytes=state + tree_bytes(from_config.batch_specs(config)),

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from pbr_jax.configs.common import Config
+from pbr_jax.memory.flops import matrix_flops
 from pbr_jax.training import from_config
-from pbr_jax.training.step import make_loss, split_params
+from pbr_jax.training.state import TrainState
 
 PyTree = Any
 
@@ -61,21 +62,30 @@ def memory_use(config: Config) -> MemoryUse:
     """Bytes that a step of the configured run needs: read off its program, nothing is computed."""
     parts = from_config.build(config)
     state = from_config.state_shapes(config, parts)
-    _, drawn = jax.eval_shape(parts.selector.select, state.key, state.pruning, state.step)
-    trained, frozen = jax.eval_shape(
-        lambda params, drawn: split_params(params, drawn, parts.architecture), state.params, drawn
+    loss, trained, *others = _loss(config, parts, state)
+    return MemoryUse(
+        parameters=tree_bytes(state.params),
+        gradients=tree_bytes(trained),
+        optimizer=tree_bytes(state.opt_state),
+        activations=saved_bytes(loss, trained, *others),
     )
+
+
+def program_flops(config: Config) -> int:
+    """Operations of the products of a step: of the forward pass and of both gradients."""
+    parts = from_config.build(config)
+    loss, *args = _loss(config, parts, from_config.state_shapes(config, parts))
+    return config.optimizer.accumulation_steps * matrix_flops(jax.grad(loss), *args)
+
+
+def _loss(config: Config, parts: from_config.Parts, state: TrainState) -> tuple[Any, ...]:
+    """The loss of the part of a batch that runs at a time, and the shapes that it takes."""
+    _, drawn = jax.eval_shape(parts.model.select, state.key, state.pruning, state.step)
+    trained, frozen = jax.eval_shape(parts.model.split, state.params, drawn)
     micro = config.batch_size // config.optimizer.accumulation_steps
     batch = {
         name: jax.ShapeDtypeStruct((micro, *spec.shape[1:]), spec.dtype)
         for name, spec in from_config.batch_specs(config).items()
     }
-    loss = make_loss(parts.model, parts.task, parts.architecture)
-    return MemoryUse(
-        parameters=tree_bytes(state.params),
-        gradients=tree_bytes(trained),
-        optimizer=tree_bytes(state.opt_state),
-        activations=saved_bytes(
-            lambda *args: loss(*args)[0], trained, frozen, drawn, batch, state.key
-        ),
-    )
+    loss = lambda *args: parts.model.loss(*args)[0]  # noqa: E731
+    return loss, trained, frozen, state.extra, drawn, batch, state.key

@@ -27,13 +27,13 @@ from flax import linen as nn
 
 from pbr_jax.configs.common import SHAPE, Model
 from pbr_jax.models.blocks import LinearParams, NormParams, run_blocks
+from pbr_jax.models.inputs import TEXT, text_specs
 from pbr_jax.ops import half_blocks, layer_norm, linear
 from pbr_jax.ops.visibility import Visibility
 from pbr_jax.plans import ResidualPlan
 
 _EPSILON = 1e-12  # the original's, of every LayerNorm
 _TOKEN_TYPES = 2  # of the first and of the second text
-_INPUTS = ("tokens", "token_types", "lengths")
 _INIT = nn.initializers.truncated_normal(0.02)
 
 
@@ -108,16 +108,14 @@ class Bert(nn.Module):
     @staticmethod
     def inputs(batch: Mapping[str, Any]) -> Any:
         """What the model reads of a batch."""
-        return {name: batch[name] for name in _INPUTS}
+        return {name: batch[name] for name in TEXT}
 
     def input_specs(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the inputs in a batch of the longest sequences."""
-        row = jax.ShapeDtypeStruct((batch_size, self.max_length), jnp.int32)
-        lengths = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-        return {"tokens": row, "token_types": row, "lengths": lengths}
+        return text_specs(batch_size, self.max_length)
 
     def _checked(self, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        tokens, token_types, lengths = (inputs[name] for name in _INPUTS)
+        tokens, token_types, lengths = (inputs[name] for name in TEXT)
         if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.max_length:
             raise ValueError(
                 f"tokens have shape {tokens.shape}: must be [B, N] with N up to max_length ="

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 
 from pbr_jax.configs.common import SHAPE, Model
 from pbr_jax.models.blocks import LinearParams, NormParams, run_blocks
+from pbr_jax.models.inputs import image_specs
 from pbr_jax.ops import half_blocks, layer_norm, linear, pair
 from pbr_jax.plans import ResidualPlan
 
@@ -62,8 +63,7 @@ class ViT(nn.Module):
 
     def input_specs(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the inputs in a batch."""
-        shape = (batch_size, self.image_size, self.image_size, self.channels)
-        return {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
+        return image_specs(batch_size, self.image_size, self.channels)
 
     def _embed(self, images: jax.Array) -> jax.Array:
         """Patches as tokens, `[B, H, W, C] -> [B, N, D]`, class token first, positions added."""

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jaxtyping import Float32
 
 from pbr_jax.data import Batch, Prepare
@@ -26,8 +25,8 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    model: nn.Module,
-    params: Any,
+    outputs: Callable[[Any, Batch], Any],
+    variables: Any,
     examples: Unlabelled,
     prepare: Prepare,
     batch_size: int,
@@ -35,17 +34,16 @@ def predict(
 ) -> Iterator[Prediction]:
     """Predicts examples in their order, prepared as for evaluation, in batches of one shape.
 
-    An example that cannot be used is left out, and `skip` called with what is wrong with it.
+    `outputs` gives logits, `(variables, batch) -> [B, classes]`. An example
+    that cannot be used is left out, and `skip` called with what is wrong with it.
 
     Raises:
       ValueError: an example cannot be used, and there is no `skip`; names it.
     """
 
     @jax.jit
-    def probabilities(params: Any, inputs: Any) -> jax.Array:
-        logits = model.apply({"params": params}, inputs)
-        assert isinstance(logits, jax.Array)  # no collection is mutable
-        return jax.nn.softmax(logits)
+    def probabilities(variables: Any, batch: Batch) -> jax.Array:
+        return jax.nn.softmax(outputs(variables, batch))
 
     def read(row: int) -> tuple[str, Batch] | ValueError:
         try:
@@ -71,6 +69,6 @@ def predict(
                 arrays = [arrays for _, arrays in usable]
                 arrays += [arrays[-1]] * (batch_size - len(arrays))
                 batch = {name: np.concatenate([one[name] for one in arrays]) for name in arrays[0]}
-                result = np.asarray(probabilities(params, model.inputs(batch)))
+                result = np.asarray(probabilities(variables, batch))
                 for (name, _), row in zip(usable, result, strict=False):
                     yield Prediction(name, row)

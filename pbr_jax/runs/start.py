@@ -67,7 +67,7 @@ def start(
     write_json(workdir / CLASSES, names)
     if gone or gone is None or claim.saved is None:
         held.write(workdir, held.examples_file(lists))
-    if parts.family.reads == "text" and not held.tokenizer(workdir):
+    if config.data.source.kind == "text" and not held.tokenizer(workdir):
         assert config.data.tokenizer is not None  # a rule of the configuration
         held.write(workdir, held.tokenizer_files(user_path(config.data.tokenizer)))
 

@@ -37,6 +37,39 @@ def resolve_method(config: Config) -> Method:
     return dataclasses.replace(method, plan=dataclasses.replace(method.plan, batch_chunks=chunks))
 
 
+def family_faults(config: Config) -> list[str]:
+    """A line for everything of the method that the family has no use for."""
+    name, p = config.model.family, config.pruning
+    family, method = find(name), named_method(config)
+    faults = []
+    if method.name.partition("/")[0] not in family.methods:
+        listed = ", ".join(family.methods)
+        faults.append(
+            f"method = {method.name}: {name} can be trained by {listed}; set"
+            f" method={family.methods[-1]}"
+        )
+    if family.describe is not None:
+        return faults
+    # What a module of one's own keeps, and in which parts it runs, is its own affair.
+    given = {f"plan.{key}": value for key, value in vars(config.plan).items() if value is not None}
+    given.pop("plan.implementation", None)
+    if "/" in method.name:
+        given["method"] = method.name
+    elif method.joint_spar is not None:
+        given["pruning.joint_spar"] = method.joint_spar
+    if p.group_size != 1:
+        given["pruning.group_size"] = p.group_size
+    if config.optimizer.rate_for_keep:
+        given["optimizer.rate_for_keep"] = config.optimizer.rate_for_keep
+    if p.sampler != "systematic":
+        given["pruning.sampler"] = p.sampler
+    return faults + [
+        f"{key} = {value}: is for the blocks of the families here, and {name} is a module of your"
+        " own; leave it out"
+        for key, value in given.items()
+    ]
+
+
 def examples_at_a_time(config: Config) -> int | None:
     """Examples of a batch that are run at a time; None where accumulation does not divide it."""
     micro, rest = divmod(config.batch_size, config.optimizer.accumulation_steps)
@@ -66,12 +99,14 @@ def _chunks_are_given(config: Config) -> bool:
 
 
 def architecture(config: Config) -> Architecture:
-    """Sizes of the configured model.
+    """Sizes of the configured model, of a family that knows them (`Family.describe`).
 
     Raises:
       ValueError: they are incomplete.
     """
-    return find(config.model.family).describe(config.model)
+    describe = find(config.model.family).describe
+    assert describe is not None
+    return describe(config.model)
 
 
 def column_budgets(config: Config, method: Method, sizes: Architecture) -> dict[str, int]:

@@ -12,6 +12,7 @@ from pbr_jax.settings.resolve import (
     architecture,
     batch_divisor,
     examples_at_a_time,
+    family_faults,
     named_method,
 )
 
@@ -38,6 +39,10 @@ def _method(config: Config) -> Faults:
         named_method(config)
     except ValueError as error:
         yield from str(error).splitlines()
+
+
+def _methods(config: Config) -> Faults:
+    yield from family_faults(config)
 
 
 def _keep(config: Config) -> Faults:
@@ -150,7 +155,7 @@ def _channels(config: Config) -> Faults:
 
 def _reads(config: Config) -> Faults:
     family, kind = find(config.model.family), config.data.source.kind
-    if family.reads != kind:
+    if family.reads not in (None, kind):
         others = [other.name for other in FAMILIES.values() if other.reads == kind]
         yield (
             f"model.family = {config.model.family}: reads {family.reads}s, and data set "
@@ -260,6 +265,15 @@ def _elements(config: Config) -> Faults:
             )
 
 
+def _of_sizes(rule: Callable[[Config], Faults]) -> Callable[[Config], Faults]:
+    """A rule about sizes, for families whose sizes are known before their program is."""
+
+    def checked(config: Config) -> Faults:
+        return iter(()) if find(config.model.family).describe is None else rule(config)
+
+    return checked
+
+
 _METHOD = ("method", "pruning", "plan")
 _SHAPE = ("model.family", "model.size", *(f"model.{name}" for name in SHAPE))
 _BATCH = ("batch_size", "optimizer.accumulation_steps")
@@ -278,8 +292,9 @@ _TIES: tuple[tuple[tuple[str, ...], Callable[[Config], Faults]], ...] = (
     (("data.name", "data.tokenizer"), _tokenizer),
     (("optimizer.warmup_steps", "steps"), _warmup),
     # What a family makes its architecture of, only the family knows.
-    (("model", "pruning.keep"), _keep),
-    (("model", *_METHOD), _budgets),
-    (("model", *_METHOD), _draws),
-    (("model", *_METHOD), _elements),
+    (("model.family", *_METHOD), _methods),
+    (("model", "pruning.keep"), _of_sizes(_keep)),
+    (("model", *_METHOD), _of_sizes(_budgets)),
+    (("model", *_METHOD), _of_sizes(_draws)),
+    (("model", *_METHOD), _of_sizes(_elements)),
 )

@@ -40,7 +40,9 @@ def _reasons(config: Config, method: Method) -> dict[str, str]:
     ]
     found = {f"{of}.{key}": why for of, keys, read, why in table if not read for key in keys}
     # Fields of the model that other families read, and this one does not.
-    family = config.model.family
+    called, family = config.model.family, find(config.model.family)
+    if family.describe is None:  # a function of one's own reads what it likes
+        return found
     owned = {field for other in FAMILIES.values() for field in other.settings}
-    others = owned - {*find(family).settings}
-    return found | {f"model.{field}": f"a {family} has no {field}" for field in others}
+    others = owned - {*family.settings}
+    return found | {f"model.{field}": f"a {called} has no {field}" for field in others}

@@ -1,10 +1,13 @@
 """The same run by another method: which settings it keeps, and which methods there are to try."""
 
 import dataclasses
+from collections.abc import Iterable
 
 from pbr_jax import methods
 from pbr_jax.configs.common import Config, Plan, Pruning
+from pbr_jax.families import find
 from pbr_jax.plans import Keep
+from pbr_jax.settings.resolve import family_faults
 from pbr_jax.settings.rules import method_fault
 
 _MOST_METHODS = 100  # of a list
@@ -35,12 +38,18 @@ def fully_fine_tuned(config: Config) -> Config:
 
 
 def method_names(config: Config) -> list[str]:
-    """Every method, after `config.method` where that is another; all without JointSPAR.
+    """Every method of the family, after `config.method` where that is another, without JointSPAR.
 
     JointSPAR saves time and no memory, so that it stays the run's own choice.
     """
     own = config.method.removesuffix(joint_spar_suffix(config.method))
-    return [*methods.METHODS] if own in methods.METHODS else [own, *methods.METHODS]
+    every = find(config.model.family).methods
+    return [*every] if own in every else [own, *every]
+
+
+def for_family(config: Config, names: Iterable[str]) -> list[str]:
+    """Those of these methods by which the model can be trained."""
+    return [name for name in names if not family_faults(with_method(config, name))]
 
 
 def candidates(config: Config) -> list[str]:

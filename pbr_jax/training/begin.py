@@ -54,8 +54,8 @@ def begin(
     # Parameters are drawn or loaded only where no checkpoint replaces them.
     state: TrainState
     if saved is None:
-        params, notes = from_config.init_params(config, parts.model, dataset.class_names)
-        state, start, best = from_config.new_state(config, parts, params), 0, -1.0
+        params, extra, notes = parts.model.begin(config.seed, dataset.class_names)
+        state, start, best = from_config.new_state(config, parts, params, extra), 0, -1.0
     else:
         state, start, notes = saved.state, saved.step, []
         best = saved.data_state["best"]

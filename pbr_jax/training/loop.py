@@ -43,7 +43,7 @@ class Run(NamedTuple):
     start: int  # finished steps
     steps: int  # of the whole run
     train_step: TrainStep  # compiled, its state donated
-    evaluate: Callable[[Any], Figures]  # `params -> {"loss" and each figure: mean}`, test split
+    evaluate: Callable[[Any], Figures]  # `variables -> {"loss" and each figure: mean}`, test
     batches: Batches  # at the position of `start`
     schedule: optax.Schedule  # step -> learning rate
     batch_size: int  # examples of a step
@@ -126,7 +126,7 @@ def train(
                 observer.logged(line)
         evaluated = None
         if evaluating:
-            test = run.evaluate(state.params)
+            test = run.evaluate(state.variables)
             evaluated = {run.criterion: test[run.criterion]}
             improved = test[run.criterion] > best
             best = max(best, test[run.criterion])
@@ -172,13 +172,13 @@ def check_finite(step: int, metrics: StepMetrics) -> None:
 def make_evaluate(
     eval_step: EvalStep, batches: Callable[[], Iterable[Batch]]
 ) -> Callable[[Any], Figures]:
-    """`params -> {"loss" and each figure: mean}` over all examples whose `mask` is True."""
+    """`variables -> {"loss" and each figure: mean}` over all examples whose `mask` is True."""
 
-    def evaluate(params: Any) -> Figures:
+    def evaluate(variables: Any) -> Figures:
         totals: Figures = {}
         count = 0.0
         for batch in batches():
-            for name, value in eval_step(params, batch).items():
+            for name, value in eval_step(variables, batch).items():
                 totals[name] = totals.get(name, 0.0) + float(value)
             count += float(batch["mask"].sum())
         return {name: total / count for name, total in totals.items()}

@@ -18,48 +18,11 @@ from pbr_jax.families import KERNEL
 from pbr_jax.kernels import row_update
 from pbr_jax.kernels.row_update import Rule, Scalars
 from pbr_jax.ops import dispatch
-from pbr_jax.ops.arrays import as_matrix, squared_norms
+from pbr_jax.ops.arrays import as_matrix
 from pbr_jax.plans import Implementation
+from pbr_jax.training.slices import ALL, Rows, is_slices
 
 PyTree = Any
-
-
-class Rows(NamedTuple):
-    """Which slices of a parameter are trained in a step.
-
-    `slots`, int32, are indices into as many leading axes, flattened, as it has itself: of a stacked
-    kernel `[L, D, F]`, `[M, K]` for columns of M blocks and `[M]` for blocks. An index past the end
-    is an unused slot.
-    """
-
-    slots: jax.Array
-
-    def gather(self, leaf: jax.Array) -> jax.Array:
-        return self._flat(leaf).at[self.slots].get(mode="fill", fill_value=0)
-
-    def scatter(self, leaf: jax.Array, rows: jax.Array) -> jax.Array:
-        return self._flat(leaf).at[self.slots].set(rows, mode="drop").reshape(leaf.shape)
-
-    def norms(self, grad: jax.Array) -> jax.Array:
-        """Squared norms of the slices of a packed gradient, shaped like `slots`."""
-        return squared_norms(grad, self.slots.ndim)
-
-    def _flat(self, leaf: jax.Array) -> jax.Array:
-        axes = self.slots.ndim
-        return leaf.reshape(math.prod(leaf.shape[:axes]), *leaf.shape[axes:])
-
-
-class _All:
-    """A parameter trained whole; an object, since None would vanish from the tree."""
-
-    def gather(self, leaf: jax.Array) -> jax.Array:
-        return leaf
-
-    def scatter(self, leaf: jax.Array, rows: jax.Array) -> jax.Array:
-        return rows
-
-
-ALL = _All()
 
 
 class Optimizer(NamedTuple):
@@ -80,8 +43,7 @@ class Updated(NamedTuple):
 
     params: PyTree
     opt_state: optax.OptState
-    # Squared norms of the gradient's slices, before clipping, shaped like the slots of every leaf
-    # that has `Rows`; None for the others.
+    # Squared norms of the gradient's slices, before clipping, as `Slices.norms` gives them.
     norms: PyTree
 
 
@@ -159,7 +121,7 @@ def update_rows(
       optimizer, opt_state: the state was made for `params`.
       grads: like `params`; of a leaf that has `Rows` only the slices, in the shape of the slots.
       params: all parameters.
-      rows: like `params`, each leaf a `Rows` or `ALL`.
+      rows: like `params`, each leaf `Slices`.
       apply: bool scalar; where False nothing changes (a step whose gradient is not finite).
       implementation: see `pbr_jax.ops.dispatch`; the kernel knows what `make_optimizer` makes.
       rates: like `params`, a number each: factors on the learning rate; None is 1 for all.
@@ -167,7 +129,7 @@ def update_rows(
     Raises:
       ValueError: the named implementation cannot run.
     """
-    selected = [leaf for leaf in jax.tree.leaves(rows, is_leaf=_is_rows) if isinstance(leaf, Rows)]
+    selected = [leaf for leaf in jax.tree.leaves(rows, is_leaf=is_slices) if isinstance(leaf, Rows)]
     if selected and ROW_UPDATE.choose(implementation, optimizer, params) == "triton":
         return _update_in_place(optimizer, grads, opt_state, params, rows, apply, rates)
     tx = optimizer.tx
@@ -186,9 +148,7 @@ def update_rows(
         (new_params, new_state),
         (packed_params, packed_state),
     )
-    norms = jax.tree.map(
-        lambda r, g: r.norms(g) if isinstance(r, Rows) else None, rows, grads, is_leaf=_is_rows
-    )
+    norms = jax.tree.map(lambda r, g: r.norms(g), rows, grads, is_leaf=is_slices)
     whole = _scatter(rows, params, new_params)
     return Updated(whole, _scatter(state_rows, opt_state, new_state), norms)
 
@@ -230,13 +190,15 @@ def _update_in_place(
         mine = now if factor is None else now._replace(rate=now.rate * factor)
         if isinstance(selected, Rows):
             return _update_slices(own, mine, selected, param, grad, moments)
-        new, sums = own.new(param, grad * scale, moments, mine)
-        changes = zip((new, *sums), (param, *moments), strict=True)
-        return None, *(jnp.where(apply, after, before) for after, before in changes)
+        parts = [selected.gather(leaf) for leaf in (param, *moments)]
+        new, sums = own.new(parts[0], grad * scale, tuple(parts[1:]), mine)
+        moved = [jnp.where(apply, *pair) for pair in zip((new, *sums), parts, strict=True)]
+        whole = map(selected.scatter, (param, *moments), moved)
+        return selected.norms(grad), *whole
 
     # Leaf by leaf over trees of one structure; the results become trees again.
     structure: Any
-    leaves, structure = jax.tree_util.tree_flatten_with_path(rows, is_leaf=_is_rows)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(rows, is_leaf=is_slices)
     trees = params, grads, *(optax.tree.get(opt_state, name) for name in rule.moments)
     columns = [structure.flatten_up_to(tree) for tree in trees]
     columns.insert(2, [None] * len(leaves) if rates is None else structure.flatten_up_to(rates))
@@ -270,13 +232,11 @@ def _update_slices(rule: Rule, now: Scalars, selected: Rows, param, grad, moment
     return norms, *(array.reshape(param.shape) for array in (new, *sums))
 
 
-def _is_rows(node: Any) -> bool:
-    return isinstance(node, Rows | _All)
-
-
 def _gather(rows: PyTree, tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda r, leaf: r.gather(leaf), rows, tree, is_leaf=_is_rows)
+    return jax.tree.map(lambda r, leaf: r.gather(leaf), rows, tree, is_leaf=is_slices)
 
 
 def _scatter(rows: PyTree, tree: PyTree, packed: PyTree) -> PyTree:
-    return jax.tree.map(lambda r, leaf, p: r.scatter(leaf, p), rows, tree, packed, is_leaf=_is_rows)
+    return jax.tree.map(
+        lambda r, leaf, p: r.scatter(leaf, p), rows, tree, packed, is_leaf=is_slices
+    )

@@ -11,6 +11,7 @@ from pbr_jax.families import FAMILIES
 from pbr_jax.files import user_path
 from pbr_jax.settings.rules import show
 from pbr_jax.weights import Weights, WeightsError, published
+from pbr_jax.weights.beside import ARCHITECTURE, read_object
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -36,6 +37,15 @@ def load_weights(
         return public.load(found, model.family, sizes, initial, class_names)
     except WeightsError as error:
         raise WeightsError(error.path, error.faults, advice(found, model)) from error
+
+
+def own_export(model: Model) -> Path | None:
+    """Where `model.weights` is what `pbr export` wrote of a model of this very family, its path."""
+    if model.weights is None:
+        return None
+    path = find_weights(model.weights)
+    described = read_object(path / ARCHITECTURE) if os.path.isdir(path) else {}
+    return path if described.get("family") == model.family else None
 
 
 def describe(weights: Weights) -> str:

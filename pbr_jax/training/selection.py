@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from pbr_jax import pruning
 from pbr_jax.ops.arrays import squared_norms
-from pbr_jax.training.optimizer import Rows
+from pbr_jax.training.slices import Rows
 
 PyTree = Any
 

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import optax
 
 from pbr_jax.training.optimizer import Optimizer
-from pbr_jax.training.selection import Selector, SelectorState
+from pbr_jax.training.pruned_model import PrunedModel
+
+EXTRA = "_extra"  # in an exported tree, beside parameters
+
+
+def as_tree(params: dict[str, Any], extra: Any) -> dict[str, Any]:
+    """Parameters and what else the model changes as one tree, as it is exported."""
+    return {**params, EXTRA: extra} if jax.tree.leaves(extra) else params
 
 
 class TrainState(NamedTuple):
@@ -17,10 +24,18 @@ class TrainState(NamedTuple):
     key: jax.Array  # typed PRNG key of the run; never split, each step folds its number in
     params: Any  # float32
     opt_state: optax.OptState
-    pruning: SelectorState  # of the policies that choose columns and tensors
+    pruning: Any  # of the policies that choose columns and tensors
+    extra: Any = ()  # what else the model changes, such as running statistics
+
+    @property
+    def variables(self) -> tuple[Any, Any]:
+        """What evaluation reads."""
+        return self.params, self.extra
 
 
-def init_state(key: jax.Array, params: Any, optimizer: Optimizer, selector: Selector) -> TrainState:
+def init_state(
+    key: jax.Array, params: Any, extra: Any, optimizer: Optimizer, model: PrunedModel
+) -> TrainState:
     """State before the first step. `key` seeds selections and dropout of the whole run."""
     step, opt_state = jnp.zeros((), jnp.int32), optimizer.init(params)
-    return TrainState(step, key, params, opt_state, selector.init())
+    return TrainState(step, key, params, opt_state, model.policies(), extra)

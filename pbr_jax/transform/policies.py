@@ -72,6 +72,16 @@ class GroupPolicies:
                         found.setdefault(name, {})[field] = own
         return {name: found[name] for name in self.groups}
 
+    def inclusion(self, state: State, selection: Selection) -> dict[str, jax.Array]:
+        """Probability that each selected column was drawn with, float32 `[*stack, K]` by group."""
+        self.check(state, "state")
+        found: dict[str, jax.Array] = {}
+        for size, names in self._alike.items():
+            flat = jnp.concatenate([selection[name].reshape(-1, size[1]) for name in names])
+            drawn = jax.vmap(self.policies[size].inclusion)(self._joined(state, names), flat)
+            found |= self._apart(drawn, names)
+        return found
+
     def norms(self, grads: Mapping[int, jax.Array], selection: Selection) -> dict[str, jax.Array]:
         """Squared norms of selected rows, summed over the parameters of a group.
 

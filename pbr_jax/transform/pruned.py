@@ -156,33 +156,56 @@ class Pruned:
 
         `extra` is a pytree of what else the model reads and changes, see `parts`.
         """
-        traced = Traced(self._front.loss(loss))
+        differentiable = self.differentiable(loss, has_aux)
 
         def run(params, extra, selection, /, *batch, **kwargs):
-            # What is wrong is named before anything is traced.
-            self._leaves(params, "params")
-            self.policies.check_selection(selection)
-            trace, leaves, arrays = traced(params, (extra, *batch), kwargs)
+            trained, frozen = self.split(params, selection)
+            gradient = jax.value_and_grad(differentiable, has_aux=True)
+            (value, (aux, changed)), grads = gradient(
+                trained, frozen, extra, selection, *batch, **kwargs
+            )
+            return Gradients(value, aux, grads, changed)
+
+        return run
+
+    def split(self, params: PyTree, selection: Selection) -> tuple[PyTree, dict[str, jax.Array]]:
+        """What `differentiable` takes: parameters, of the pruned ones zero rows, and these by path.
+
+        Raises:
+          ValueError: `params` or `selection` are of another model.
+        """
+        leaves = self._leaves(params, "params")
+        self.policies.check_selection(selection)
+        columns = self._columns(selection)
+        rows = {
+            i: layout.zeros(jnp.asarray(leaves[i]), columns[i].shape[-1])
+            for i, layout in self._layouts.items()
+        }
+        trained = [rows.get(i, leaf) for i, leaf in leaves.items()]
+        frozen = {self.plan.paths[i]: leaves[i] for i in rows}
+        return jax.tree.unflatten(jax.tree.structure(params), trained), frozen
+
+    def differentiable(
+        self, loss: Callable[..., Any], has_aux: bool = False
+    ) -> Callable[..., tuple[jax.Array, tuple[PyTree, PyTree]]]:
+        """The loss as a function whose derivative is packed.
+
+        It is `(trained, frozen, extra, selection, *batch) -> (value, (aux, extra))`, of what
+        `split` and `parts` give, to be differentiated by `trained`.
+        """
+        traced = Traced(self._front.loss(loss))
+
+        def run(trained, frozen, extra, selection, /, *batch, **kwargs):
             # A pruned parameter is held constant, and its rows, zeros, are differentiated instead.
-            columns = self._columns(selection)
-            dense = {i: leaf for i, leaf in enumerate(leaves) if i not in columns}
-            rows = {
-                i: layout.zeros(leaves[i], columns[i].shape[-1])
-                for i, layout in self._layouts.items()
-            }
-
-            def function(dense, rows):
-                own = [dense.get(i, leaf) for i, leaf in enumerate(leaves)]
-                outs = self._evaluate(trace, own, columns, rows, arrays)
-                out, changed = jax.tree.unflatten(trace.tree, outs)
-                value, aux = out if has_aux else (out, None)
-                return value, (aux, changed)
-
-            gradient = jax.value_and_grad(function, argnums=(0, 1), has_aux=True)
-            (value, (aux, changed)), (dense_grads, packed) = gradient(dense, rows)
-            grads = [dense_grads[i] if i in dense_grads else packed[i] for i in range(len(leaves))]
-            tree = jax.tree.structure(params)
-            return Gradients(value, aux, jax.tree.unflatten(tree, grads), changed)
+            own = self._leaves(trained, "trained", shapes=False)
+            whole = [frozen.get(self.plan.paths[i], leaf) for i, leaf in own.items()]
+            params = jax.tree.unflatten(jax.tree.structure(trained), whole)
+            trace, leaves, arrays = traced(params, (extra, *batch), kwargs)
+            rows = {i: own[i] for i in self._layouts}
+            outs = self._evaluate(trace, leaves, self._columns(selection), rows, arrays)
+            out, changed = jax.tree.unflatten(trace.tree, outs)
+            value, aux = out if has_aux else (out, None)
+            return value, (aux, changed)
 
         return run
 
@@ -218,6 +241,21 @@ class Pruned:
             out, changed = jax.tree.unflatten(trace.tree, outs)
         self._front.put_back(params, changed)
         return out
+
+    def unbias(self, state: State, selection: Selection, grads: PyTree) -> PyTree:
+        """Packed gradients whose rows are divided by the probability of their draw (Theorem 1).
+
+        `state` is the one that the selection was drawn from.
+        """
+        probs = self.policies.inclusion(state, selection)
+        leaves = self._leaves(grads, "grads", shapes=False)
+        new = [
+            leaf / _beside(probs[self._group_of[i]], leaf).astype(leaf.dtype)
+            if i in self._group_of
+            else leaf
+            for i, leaf in leaves.items()
+        ]
+        return jax.tree.unflatten(jax.tree.structure(grads), new)
 
     def dense(self, grads: PyTree, selection: Selection | None = None) -> PyTree:
         """Packed gradients in the shape of the parameters, zero in the rows not selected.
@@ -323,6 +361,11 @@ class Pruned:
                     " pass it with the batch"
                 )
         return dict(enumerate(leaves))
+
+
+def _beside(rows: jax.Array, leaf: jax.Array) -> jax.Array:
+    """`[*stack, K]` with an axis of size 1 for each other one of a packed leaf."""
+    return rows.reshape(*rows.shape, *(1 for _ in range(leaf.ndim - rows.ndim)))
 
 
 def _unselected(path: str) -> str:

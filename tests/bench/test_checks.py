@@ -105,7 +105,7 @@ def test_the_plain_vit_computes_what_ours_does():
     config = fakes.config("full")
     parts = from_config.build(config)
     params, batch = steps.random_params(config, parts), steps.random_batch(config)
-    ours = jax.jit(parts.model.apply)({"params": params}, batch["image"])
+    ours = jax.jit(parts.model.module.apply)({"params": params}, batch["image"])
     with jax.numpy_rank_promotion("allow"):
         expected = jax.jit(lambda params: plain.vit_logits(config, params, batch))(params)
     assert checks.relative_error(ours, expected) < 1e-5

@@ -60,12 +60,12 @@ def logits(folder, vocab_size):
         weights=str(folder),
     )
     config = Config(method="full", model=model)
-    module = from_config.build(config).model
-    params, _ = from_config.init_params(config, module)
+    model = from_config.build(config).model
+    params, _, _ = model.begin(config.seed)
     inputs = TextInputs(str(folder / "vocab.txt"), POSITIONS)
     batch = inputs([TextRecord(text, None, 0, "") for text in TEXTS])
     tokens = [inputs._tokenizer.encode(text).tokens for text in TEXTS]
-    return module.apply({"params": params}, module.inputs(batch)), tokens
+    return model.outputs((params, ()), batch), tokens
 
 
 def test_fewer_words_give_the_same_pieces_and_the_same_logits(folders):

@@ -51,7 +51,7 @@ def test_the_rate_as_an_argument_is_that_of_the_settings(once):
     optimizer = Optimizer(name="sgd", learning_rate=3e-1, warmup_steps=1, schedule="linear")
     config = Config(method="full", model=model, steps=4, batch_size=2, optimizer=optimizer)
     parts = from_config.build(config)
-    start = from_config.new_state(config, parts, from_config.random_params(config, parts.model))
+    start = from_config.new_state(config, parts, random_params(parts.model.module))
     batch = {"image": jnp.ones((2, 8, 8, 3)), "label": jnp.array([0, 2])}
     other = dataclasses.replace(
         config, optimizer=dataclasses.replace(optimizer, learning_rate=7e-4)
@@ -73,7 +73,7 @@ def test_kernels_may_have_a_rate_of_their_own(once):
     optimizer = Optimizer(schedule="constant", clip_norm=None)
     config = Config(method="full", model=model, steps=4, batch_size=2, optimizer=optimizer)
     parts = from_config.build(config)
-    params = random_params(parts.model)
+    params = random_params(parts.model.module)
     start = from_config.new_state(config, parts, params)
     batch = {"image": jnp.ones((2, 8, 8, 3)), "label": jnp.array([0, 2])}
     plain, slow = (

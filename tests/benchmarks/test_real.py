@@ -232,10 +232,10 @@ def test_dinov2_with_its_scales_folded_gives_the_same_features(real, tmp_path, m
         weights=str(tmp_path),
     )
     config = Config(method="full", model=model)
-    module = from_config.build(config).model
-    params, _ = from_config.init_params(config, module)
+    built = from_config.build(config).model
+    params, _, _ = built.begin(config.seed)
     params = {**params, "head": {"kernel": jnp.eye(WIDTH), "bias": jnp.zeros(WIDTH)}}
     images = rng.normal(size=(2, 3, GRID * PATCH, GRID * PATCH)).astype(np.float32)
-    ours = module.apply({"params": params}, jnp.asarray(images.transpose(0, 2, 3, 1)))
+    ours = built.module.apply({"params": params}, jnp.asarray(images.transpose(0, 2, 3, 1)))
     theirs = dinov2_plain(nodes, arrays, images)
     np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5)

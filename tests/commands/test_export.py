@@ -44,7 +44,7 @@ def test_an_export_starts_a_run_with_the_same_bits(runs, tmp_path, family, form,
     out = tmp_path / "out [x]"
     flags = ["--to", form, "--out", str(out), "--checkpoint", checkpoint]
     assert cli.main(["export", str(workdir), *flags]) == 0
-    model = from_config.build(read_config(workdir)).model
+    model = from_config.build(read_config(workdir)).model.module
     settings = dataclasses.replace(read_config(workdir).model, weights=str(out))
     params, notes = load_weights(settings, param_shapes(model), NAMES)
     assert notes == []

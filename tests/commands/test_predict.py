@@ -64,7 +64,7 @@ def evaluate(model, params, inputs):
 
 def expected(workdir, params, batch):
     """Probabilities, computed directly."""
-    model = from_config.build(read_config(workdir)).model
+    model = from_config.build(read_config(workdir)).model.module
     logits = evaluate(model, params, jax.tree.map(jnp.asarray, model.inputs(batch)))
     return special.softmax(np.asarray(logits, np.float64), axis=-1)
 

@@ -57,8 +57,8 @@ def test_incomplete_sizes_are_named():
 def test_a_place_is_a_family_of_ones_own():
     assert families.find("toy_mixer:FAMILY").title == "Mixer"
     for name, fault in {
-        "roberta": "must be vit, bert, or the place of a Family of your own",
-        "toy_mixer:LAYERS": "is a dict; must be a pbr_jax.families.Family",
+        "roberta": "must be vit, bert, or the place of a function of your own",
+        "toy_mixer:LAYERS": "is a dict; must be a function that makes a Flax module, or a pbr_jax",
         "toy_mixer:NOTHING": "cannot be imported",
     }.items():
         with pytest.raises(ValueError, match=fault):
@@ -80,7 +80,7 @@ def test_importing_them_imports_no_jax():
         ("raise SystemExit(3)", "cannot be imported .SystemExit: 3."),
         ("def f(:", "cannot be imported .SyntaxError: "),
         ("", "cannot be imported .AttributeError: .*FAMILY"),
-        ("FAMILY = 3", "is a int; must be a pbr_jax.families.Family"),
+        ("FAMILY = 3", "is a int; must be a function that makes a Flax module, or a pbr_jax"),
     ],
 )
 def test_a_module_of_ones_own_may_fail_in_any_way(tmp_path, monkeypatch, text, told):

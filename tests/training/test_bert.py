@@ -19,7 +19,7 @@ def standard_promotion():
 def start(settings):
     """The parts and the first state of a run; random parameters have no zeros."""
     parts = from_config.build(settings)
-    return parts, from_config.new_state(settings, parts, random_params(parts.model))
+    return parts, from_config.new_state(settings, parts, random_params(parts.model.module))
 
 
 @pytest.mark.parametrize(
@@ -61,12 +61,12 @@ def test_it_learns_which_word_matters(run):
     parts, state, step = run
     test = token_batch(64, seed=10**6) | {"mask": np.ones(64, bool)}
     evaluate = jax.jit(parts.eval_step)
-    assert int(evaluate(state.params, test)["accuracy"]) < 32
+    assert int(evaluate(state.variables, test)["accuracy"]) < 32
     for i in range(180):
         state, _ = step(state, token_batch(32, seed=i))
-    sums = evaluate(state.params, test)
+    sums = evaluate(state.variables, test)
     assert int(sums["accuracy"]) >= 62
-    assert sums["loss"] == evaluate(state.params, test)["loss"]  # no dropout
+    assert sums["loss"] == evaluate(state.variables, test)["loss"]  # no dropout
 
 
 def test_dropout_follows_the_key_of_the_run_and_the_step(run):

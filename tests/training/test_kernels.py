@@ -19,7 +19,7 @@ def two_steps(settings, examples, implementation):
     plan = dataclasses.replace(settings.plan, implementation=implementation)
     settings = dataclasses.replace(settings, plan=plan)
     parts = from_config.build(settings)
-    params = random_params(parts.model)
+    params = random_params(parts.model.module)
     state = from_config.new_state(settings, parts, params)
     jaxpr = jax.make_jaxpr(parts.train_step)(state, examples)
     kernels = {

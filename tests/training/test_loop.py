@@ -17,6 +17,7 @@ class State(NamedTuple):
     step: int
     params: str = "params"
     pruning: str = "pruning"
+    variables: tuple = ("params", ())
 
 
 class Batches:
@@ -228,7 +229,7 @@ def test_a_run_that_diverges_leaves_a_finite_checkpoint(tmp_path):
     """A real model, a real checkpoint, and a batch with a NaN in it."""
     settings = config("full")
     parts = from_config.build(settings)
-    state = from_config.new_state(settings, parts, random_params(parts.model))
+    state = from_config.new_state(settings, parts, random_params(parts.model.module))
 
     def examples(number):
         drawn = batch(seed=number)

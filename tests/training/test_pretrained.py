@@ -12,7 +12,7 @@ from pbr_jax import data
 from pbr_jax import weights as public
 from pbr_jax.configs.common import MODEL_SIZES, Model
 from pbr_jax.data.arrays import ArrayRecords
-from pbr_jax.training import from_config, pretrained
+from pbr_jax.training import pretrained
 from pbr_jax.training.begin import begin
 from pbr_jax.weights.bert import HUGGINGFACE_BERT
 from pbr_jax.weights.vit import HUGGINGFACE_VIT
@@ -156,15 +156,15 @@ def test_shipped_weights_are_found_from_anywhere(tmp_path, monkeypatch):
     assert pretrained.find_weights("weights/vit_digits04.npz").read_bytes() == b"mine"
 
 
-def test_a_run_that_begins_tells_its_weights_the_classes(monkeypatch):
+def test_a_run_that_begins_tells_its_weights_the_classes():
     """So that the rows of a head can be put into their order."""
     images = np.zeros((4, 8, 8, 1), np.uint8)
     records = ArrayRecords("training", images, np.arange(4), 4)
-    told = mock.Mock(side_effect=InterruptedError)
-    monkeypatch.setattr(from_config, "init_params", told)
+    parts = mock.Mock()
+    parts.model.begin.side_effect = InterruptedError
     with pytest.raises(InterruptedError):
-        begin(config(batch_size=4), mock.Mock(), data.Dataset(records, records, tuple("abcd")))
-    assert told.call_args.args[2] == tuple("abcd")
+        begin(config(batch_size=4), parts, data.Dataset(records, records, tuple("abcd")))
+    assert parts.model.begin.call_args.args[1] == tuple("abcd")
 
 
 def test_the_classes_reach_the_weights(tmp_path):

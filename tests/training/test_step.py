@@ -17,7 +17,7 @@ from pbr_jax.memory.use import tree_bytes
 from pbr_jax.methods import METHODS
 from pbr_jax.plans import SITES
 from pbr_jax.training import from_config
-from pbr_jax.training.step import make_eval_step, make_loss, make_train_step, split_params
+from pbr_jax.training.step import make_eval_step, make_train_step
 
 ADAMW = Optimizer(name="adamw", learning_rate=0.01, schedule="constant", weight_decay=0.3)
 
@@ -25,7 +25,7 @@ ADAMW = Optimizer(name="adamw", learning_rate=0.01, schedule="constant", weight_
 def start(settings, params=None):
     """The parts and the first state of a run; random parameters have no zeros."""
     parts = from_config.build(settings)
-    params = random_params(parts.model) if params is None else params
+    params = random_params(parts.model.module) if params is None else params
     return parts, from_config.new_state(settings, parts, params)
 
 
@@ -84,7 +84,7 @@ def test_metrics_are_those_of_the_batch(pruned):
     _, metrics = step(state, batch())
     parts = from_config.build(config("prebackrazor/js50"))
     images = jnp.asarray(batch()["image"])
-    logits = jax.jit(parts.model.apply)({"params": state.params}, images)
+    logits = jax.jit(parts.model.module.apply)({"params": state.params}, images)
     labels = batch()["label"]
     log_probs = jax.nn.log_softmax(logits)
     loss = -np.mean(np.asarray(log_probs)[np.arange(8), labels])
@@ -153,7 +153,7 @@ def test_weighted_rows_average_to_the_dense_gradient():
     """Theorem 1: unbiased at any probabilities. Unweighted rows average to p times the gradient."""
     settings = config(pruning=Pruning(importance_weighting=True))
     parts, state = start(settings)
-    loss = make_loss(parts.model, parts.task, parts.architecture)
+    model = parts.model
     examples = jax.tree.map(jnp.asarray, batch())
     probs = {
         site: np.linspace(0.25, 0.75, policy.probs.shape[1]) * 8 / (policy.probs.shape[1] / 2)
@@ -166,11 +166,11 @@ def test_weighted_rows_average_to_the_dense_gradient():
     policies = state.pruning._replace(columns=columns)
 
     def packed(key):
-        drawn, selection = parts.selector.select(key, policies, state.step)
-        trained, frozen = split_params(state.params, selection, parts.architecture)
-        grads = jax.grad(lambda t: loss(t, frozen, selection, examples, key)[0])(trained)
-        blocks = grads["blocks"]
-        return blocks, parts.selector.unbias(drawn, selection, blocks), selection
+        drawn, selection = model.select(key, policies, state.step)
+        trained, frozen = model.split(state.params, selection)
+        grads = jax.grad(lambda t: model.loss(t, frozen, (), selection, examples, key)[0])(trained)
+        unbiased = model.unbias(drawn, selection, grads)
+        return grads["blocks"], unbiased["blocks"], selection
 
     @jax.jit
     def mean(keys):
@@ -188,11 +188,9 @@ def test_weighted_rows_average_to_the_dense_gradient():
         return jax.tree.map(lambda leaf: leaf.mean(0), jax.lax.map(rows, keys))
 
     averages = mean(jax.random.split(jax.random.key(0), 1500))
-    full, _ = start(config("full"))
-    dense_loss = make_loss(full.model, full.task, full.architecture)
-    _, nothing = full.selector.select(jax.random.key(0), full.selector.init(), state.step)
-    key = jax.random.key(0)
-    dense = jax.jit(jax.grad(lambda p: dense_loss(p, {}, nothing, examples, key)[0]))
+    full, key = start(config("full"))[0].model, jax.random.key(0)
+    _, nothing = full.select(key, full.policies(), state.step)
+    dense = jax.jit(jax.grad(lambda p: full.loss(p, {}, (), nothing, examples, key)[0]))
     expected = dense(state.params)["blocks"]
     for site, (plain, weighted) in averages.items():
         gradient = np.asarray(expected[site]["kernel"])
@@ -224,14 +222,20 @@ def test_a_rate_for_keep_moves_all_farther(plain_update):
 def test_kernels_of_a_site_may_have_a_rate_of_their_own(plain_update):
     sgd = Optimizer(learning_rate=0.1, schedule="constant", clip_norm=None)
     parts, state = start(config(optimizer=sgd))
+    factors = {"blocks/fc1/kernel": 0.5, "blocks/qkv/kernel": 0.0}
     step = make_train_step(
-        *(parts.model, parts.task, parts.architecture, parts.optimizer, parts.selector),
-        rates={"fc1": 0.5, "qkv": 0.0},
+        *(parts.model, parts.optimizer),
+        rates=functools.partial(
+            jax.tree_util.tree_map_with_path,
+            lambda path, _: factors.get(
+                jax.tree_util.keystr(path, simple=True, separator="/"), 1.0
+            ),
+        ),
     )
     new = jax.jit(step)(state, batch())[0].params
     moved = jax.tree.map(jnp.subtract, state.params, new)
     for site in SITES:
-        factor = {"fc1": 0.5, "qkv": 0.0}.get(site, 1.0)
+        factor = factors.get(f"blocks/{site}/kernel", 1.0)
         ours, plain = (tree["blocks"][site] for tree in (moved, plain_update[0]))
         assert np.any(plain["kernel"])
         np.testing.assert_allclose(ours["kernel"], factor * plain["kernel"], rtol=1e-3, atol=1e-6)
@@ -348,9 +352,9 @@ def test_evaluation_counts_only_what_the_mask_allows():
     examples = batch(4)
     padded = {name: np.concatenate([a, a]) for name, a in examples.items()}
     padded["image"][4:] = 7.0
-    sums = evaluate(state.params, padded | {"mask": np.arange(8) < 4})
+    sums = evaluate(state.variables, padded | {"mask": np.arange(8) < 4})
     images = jnp.asarray(examples["image"])
-    logits = np.asarray(jax.jit(parts.model.apply)({"params": state.params}, images))
+    logits = np.asarray(jax.jit(parts.model.module.apply)({"params": state.params}, images))
     picked = jax.nn.log_softmax(logits)[np.arange(4), examples["label"]]
     assert float(sums["loss"]) == pytest.approx(float(-picked.sum()), rel=1e-5)
     assert int(sums["accuracy"]) == np.sum(logits.argmax(1) == examples["label"])
@@ -358,6 +362,6 @@ def test_evaluation_counts_only_what_the_mask_allows():
 
 
 def test_parameters_of_all_methods_are_the_same():
-    expected = param_shapes(from_config.build(config("full")).model)
+    expected = param_shapes(from_config.build(config("full")).model.module)
     for name in METHODS:
-        assert param_shapes(from_config.build(config(name)).model) == expected
+        assert param_shapes(from_config.build(config(name)).model.module) == expected

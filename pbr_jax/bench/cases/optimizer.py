@@ -9,7 +9,8 @@ import optax
 from pbr_jax.bench.cases.case import BenchCase, num_bytes
 from pbr_jax.bench.cases.shapes import BLOCKS, LAYERS
 from pbr_jax.plans import budget_for
-from pbr_jax.training.optimizer import Rows, make_optimizer, update_rows
+from pbr_jax.training.optimizer import make_optimizer, update_rows
+from pbr_jax.training.slices import Rows
 
 _KEEP = 0.1
 

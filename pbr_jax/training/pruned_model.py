@@ -1,0 +1,64 @@
+"""What the trainer asks of a model: the seam between a step and whatever is trained by it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PyTree = Any
+Batch = Mapping[str, jax.Array | np.ndarray]
+
+
+class PrunedModel(NamedTuple):
+    """A model, and who chooses what a step trains of it; pure functions.
+
+    Parameters are nested dicts of arrays. `extra` is what else the model changes, such as running
+    statistics; empty for most. A selection says what one step trains. A gradient is packed: like
+    the parameters, but of a pruned one it has the selected rows alone.
+
+    Two modules make one: `family_model` of a family, `own_model` of a user's own module.
+
+    Attributes:
+      module: the Flax module, for those who know its kind.
+      input_specs: `batch_size -> {name: shape and dtype}` of what it reads of a batch.
+      shapes: `() -> (params, extra)` as shapes and dtypes; nothing is computed.
+      begin: `(seed, class_names) -> (params, extra, notes)` before the first step: pretrained where
+        the configuration says so, with notes on how.
+      outputs: `((params, extra), batch) -> [B, ...]`, in evaluation.
+      policies: `() -> state` of those who choose, before the first step.
+      select: `(key, state, step) -> (state, selection)`. The key is consumed.
+      split: `(params, selection) -> (trained, frozen)` for `loss`: in `trained` a pruned parameter
+        is zeros of the packed shape, and `frozen` holds it whole.
+      loss: `(trained, frozen, extra, selection, batch, key) -> (loss, (figures, extra))`, to be
+        differentiated by `trained`. The key is that of dropout.
+      slices: `(selection, params) -> tree`, like the parameters, of `slices.Slices`: what the
+        optimizer moves.
+      pack: `(selection, grads) -> grads`, without what `slices` leaves out.
+      unbias: `(state, selection, grads) -> grads`, kept rows divided by the probability that they
+        were drawn with (Theorem 1).
+      learn: `(state, selection, grads, step, norms) -> state` (Algorithm 1, line 24), of gradients
+        before any division by p. `norms`, squared norms of what `slices` names, are computed where
+        None.
+    """
+
+    module: Any
+    input_specs: Callable[[int], dict[str, jax.ShapeDtypeStruct]]
+    shapes: Callable[[], tuple[PyTree, PyTree]]
+    begin: Callable[..., tuple[PyTree, PyTree, list[str]]]
+    outputs: Callable[[tuple[PyTree, PyTree], Batch], Any]
+    policies: Callable[[], PyTree]
+    select: Callable[[jax.Array, PyTree, jax.Array], tuple[PyTree, PyTree]]
+    split: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
+    loss: Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]]
+    slices: Callable[[PyTree, PyTree], PyTree]
+    pack: Callable[[PyTree, PyTree], PyTree]
+    unbias: Callable[[PyTree, PyTree, PyTree], PyTree]
+    learn: Callable[..., PyTree]
+
+
+def objective(task: Any, outputs: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss that training descends, and the figures beside it: means over the batch."""
+    figures = jax.tree.map(jnp.mean, task.figures(outputs, batch))
+    return jnp.mean(task.losses(outputs, batch)), figures

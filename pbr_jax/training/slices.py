@@ -1,0 +1,68 @@
+"""Which part of a parameter a step moves: an object in its place in a tree of parameters."""
+
+import math
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+
+from pbr_jax.ops.arrays import squared_norms
+
+
+@runtime_checkable
+class Slices(Protocol):
+    """Which part of a parameter, or of a moment of it, a step moves: `Rows`, `ALL` and the like."""
+
+    def gather(self, leaf: jax.Array) -> jax.Array:
+        """The part, in the shape of its packed gradient."""
+
+    def scatter(self, leaf: jax.Array, rows: jax.Array) -> jax.Array:
+        """The leaf with this part in its place."""
+
+    def norms(self, grad: jax.Array) -> jax.Array | None:
+        """Squared norms of the rows of a packed gradient, None where nobody learns from them."""
+
+
+class Rows(NamedTuple):
+    """Which slices of a parameter are trained in a step.
+
+    `slots`, int32, are indices into as many leading axes, flattened, as it has itself: of a stacked
+    kernel `[L, D, F]`, `[M, K]` for columns of M blocks and `[M]` for blocks. An index past the end
+    is an unused slot.
+    """
+
+    slots: jax.Array
+
+    def gather(self, leaf: jax.Array) -> jax.Array:
+        return self._flat(leaf).at[self.slots].get(mode="fill", fill_value=0)
+
+    def scatter(self, leaf: jax.Array, rows: jax.Array) -> jax.Array:
+        return self._flat(leaf).at[self.slots].set(rows, mode="drop").reshape(leaf.shape)
+
+    def norms(self, grad: jax.Array) -> jax.Array:
+        """Squared norms of the slices of a packed gradient, shaped like `slots`."""
+        return squared_norms(grad, self.slots.ndim)
+
+    def _flat(self, leaf: jax.Array) -> jax.Array:
+        axes = self.slots.ndim
+        return leaf.reshape(math.prod(leaf.shape[:axes]), *leaf.shape[axes:])
+
+
+class _All:
+    """A parameter trained whole; an object, since None would vanish from the tree."""
+
+    def gather(self, leaf: jax.Array) -> jax.Array:
+        return leaf
+
+    def scatter(self, leaf: jax.Array, rows: jax.Array) -> jax.Array:
+        return rows
+
+    def norms(self, grad: jax.Array) -> None:
+        return None
+
+
+ALL = _All()
+
+
+def is_slices(node: Any) -> bool:
+    """For `is_leaf` of a tree of them."""
+    return isinstance(node, Slices)
