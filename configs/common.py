@@ -346,6 +346,11 @@ class Optimizer:
         "cosine", "learning rate after the warm-up: falls to zero, or stays"
     )
     accumulation_steps: int = setting(1, "parts of a batch, whose gradients add up", BATCH)
+    rate_for_keep: float = setting(
+        0.0,
+        "learning_rate is divided by (mean kept fraction of the columns)^this; 0 = as it is",
+        within(0, 1),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

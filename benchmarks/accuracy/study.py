@@ -32,6 +32,7 @@ from pbr_jax.configs.common import Pruning
 from pbr_jax.families import KERNEL
 from pbr_jax.files import write_json
 from pbr_jax.settings import load as configuration
+from pbr_jax.settings.resolve import architecture
 from pbr_jax.training.inputs import load_data
 from pbr_jax.training.sites import layers, with_layers
 
@@ -71,7 +72,7 @@ def _mixed(one: Prepared, other: Callable[[int], Prepared | None]) -> Step:
         instead = other(int(state.step))
         if instead is None:
             return one.step(state, batch)
-        theirs = state._replace(pruning=instead.parts.selector.init())
+        theirs = state._replace(pruning=instead.parts.model.policies())
         trained, metrics = instead.step(theirs, batch)
         return trained._replace(pruning=state.pruning), metrics
 
@@ -80,22 +81,23 @@ def _mixed(one: Prepared, other: Callable[[int], Prepared | None]) -> Step:
 
 def _decayed(one: Prepared) -> Step:
     """Steps of `one`, after which the momentum of rows that were not selected decays too."""
-    momentum, selector = one.config.optimizer.momentum, one.parts.selector
+    momentum, model = one.config.optimizer.momentum, one.parts.model
+    sizes = architecture(one.config)
 
     @jax.jit
     def chosen(state: Any) -> Any:
         key, _ = jax.random.split(jax.random.fold_in(state.key, state.step))  # as the step
-        return selector.select(key, state.pruning, state.step)[1].columns
+        return model.select(key, state.pruning, state.step)[1].columns
 
     @functools.partial(jax.jit, donate_argnums=0)
     def decay(opt_state: Any, columns: Any) -> Any:
         trace = optax.tree.get(opt_state, "trace")
-        found = layers(trace, one.parts.architecture)
+        found = layers(trace, sizes)
         decayed = {
             site: {KERNEL: _decay_others(found[site][KERNEL], rows, momentum)}
             for site, rows in columns.items()
         }
-        return optax.tree.set(opt_state, trace=with_layers(trace, one.parts.architecture, decayed))
+        return optax.tree.set(opt_state, trace=with_layers(trace, sizes, decayed))
 
     def step(state: Any, batch: Any) -> Any:
         columns = chosen(state)

@@ -36,7 +36,7 @@ from pbr_jax.settings import flags
 from pbr_jax.settings import saved as settings
 from pbr_jax.settings.flags import Arguments
 from pbr_jax.settings.load import at_once
-from pbr_jax.settings.resolve import chunk_notes
+from pbr_jax.settings.resolve import chunk_notes, rate_notes
 from pbr_jax.settings.unused import unused
 from pbr_jax.settings.variants import fully_fine_tuned
 from pbr_jax.training import from_config
@@ -99,7 +99,8 @@ def fine_tune(args: argparse.Namespace, owner: Ownership) -> int:
         lambda: load_data(own, classes),
         lambda: make_inputs(own),
     )
-    notes += chunk_notes(config) + tight + dataset.notes + input_notes(inputs, dataset.train)
+    notes += chunk_notes(config) + rate_notes(config) + tight
+    notes += dataset.notes + input_notes(inputs, dataset.train)
     parts = from_config.build(config)
     # Memory is on the screen before anything is compiled.
     use, full_use = memory_use(config), memory_use(fully_fine_tuned(config))

@@ -59,6 +59,8 @@ def family_faults(config: Config) -> list[str]:
         given["pruning.joint_spar"] = method.joint_spar
     if p.group_size != 1:
         given["pruning.group_size"] = p.group_size
+    if config.optimizer.rate_for_keep:
+        given["optimizer.rate_for_keep"] = config.optimizer.rate_for_keep
     if p.sampler != "systematic":
         given["pruning.sampler"] = p.sampler
     return faults + [
@@ -125,3 +127,33 @@ def column_budgets(config: Config, method: Method, sizes: Architecture) -> dict[
         for name, site in sizes.sites.items()
     }
     return {name: k for name, k in budgets.items() if k < sizes.sites[name].columns}
+
+
+def mean_kept(config: Config) -> float:
+    """K / D, the mean over sites; those that keep all columns are included."""
+    sizes = architecture(config)
+    budgets = column_budgets(config, resolve_method(config), sizes)
+    shares = [budgets.get(name, site.columns) / site.columns for name, site in sizes.sites.items()]
+    return sum(shares) / len(shares)
+
+
+def rate_factor(config: Config) -> float:
+    """What `optimizer.rate_for_keep` multiplies the learning rate by.
+
+    A row of a pruned kernel moves in K of D steps, and bears a higher rate.
+    """
+    power = config.optimizer.rate_for_keep
+    return mean_kept(config) ** -power if power else 1.0
+
+
+def rate_notes(config: Config) -> list[str]:
+    """A line if the learning rate is another than the one that was set."""
+    factor, o = rate_factor(config), config.optimizer
+    if factor == 1.0:
+        return []
+    kept = mean_kept(config)
+    return [
+        f"learning rate {o.learning_rate * factor:.3g}: {o.learning_rate:g} of the settings times "
+        f"{kept:.3g}^-{o.rate_for_keep:g}, since {kept:.1%} of the columns are kept in the mean "
+        "(optimizer.rate_for_keep)"
+    ]

@@ -10,7 +10,7 @@ import optax
 from pbr_jax import methods
 from pbr_jax.configs.common import Config, Mesh
 from pbr_jax.families import Family, find, late
-from pbr_jax.settings.resolve import family_faults, resolve_method
+from pbr_jax.settings.resolve import family_faults, rate_factor, resolve_method
 from pbr_jax.training.mesh import Placement, placement
 from pbr_jax.training.optimizer import Optimizer, learning_rate, make_optimizer
 from pbr_jax.training.pruned_model import PrunedModel
@@ -47,7 +47,8 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     model = late(family.provider)(config, family, method, task)
     # Who trains it: the optimizer moves the rows that the policies draw.
     o = config.optimizer
-    schedule = learning_rate(o.learning_rate, config.steps, o.warmup_steps, o.schedule)
+    peak = o.learning_rate * rate_factor(config)
+    schedule = learning_rate(peak, config.steps, o.warmup_steps, o.schedule)
     names = ("momentum", "b1", "b2", "eps", "weight_decay", "clip_norm")
     optimizer = make_optimizer(o.name, schedule, **{name: getattr(o, name) for name in names})
     place = placement(config, model.per_device, devices)

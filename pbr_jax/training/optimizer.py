@@ -109,6 +109,7 @@ def update_rows(
     rows: PyTree,
     apply: jax.Array,
     implementation: Implementation | None = None,
+    rates: PyTree | None = None,
 ) -> Updated:
     """One optimizer step on the selected rows.
 
@@ -123,13 +124,14 @@ def update_rows(
       rows: like `params`, each leaf `Slices`.
       apply: bool scalar; where False nothing changes (a step whose gradient is not finite).
       implementation: see `pbr_jax.ops.dispatch`; the kernel knows what `make_optimizer` makes.
+      rates: like `params`, a number each: factors on the learning rate; None is 1 for all.
 
     Raises:
       ValueError: the named implementation cannot run.
     """
     selected = [leaf for leaf in jax.tree.leaves(rows, is_leaf=is_slices) if isinstance(leaf, Rows)]
     if selected and ROW_UPDATE.choose(implementation, optimizer, params) == "triton":
-        return _update_in_place(optimizer, grads, opt_state, params, rows, apply)
+        return _update_in_place(optimizer, grads, opt_state, params, rows, apply, rates)
     tx = optimizer.tx
     # The same tree for the optimizer state: moments follow their parameter, counters are whole.
     state_rows = optax.tree_utils.tree_map_params(
@@ -138,6 +140,8 @@ def update_rows(
     packed_params, packed_state = _gather(rows, params), _gather(state_rows, opt_state)
     # Optax sees small arrays; where the step is not applied, they go back as they came.
     updates, new_state = tx.update(grads, packed_state, packed_params)
+    if rates is not None:  # an update, decoupled decay included, is in proportion to its rate
+        updates = jax.tree.map(jnp.multiply, updates, rates)
     new_params = optax.apply_updates(packed_params, updates)
     new_params, new_state = jax.tree.map(
         lambda new, old: jnp.where(apply, new, old),
@@ -161,7 +165,9 @@ def _refusal(optimizer: Optimizer, params: PyTree) -> str | None:
 ROW_UPDATE = dispatch.Kernel("the optimizer", _refusal)
 
 
-def _update_in_place(optimizer: Optimizer, grads, opt_state, params, rows, apply) -> Updated:
+def _update_in_place(
+    optimizer: Optimizer, grads, opt_state, params, rows, apply, rates: PyTree | None
+) -> Updated:
     """`update_rows` by the kernel where there are rows, and by the same rule elsewhere."""
     rule = optimizer.rule
     assert rule is not None
@@ -179,12 +185,13 @@ def _update_in_place(optimizer: Optimizer, grads, opt_state, params, rows, apply
         correction2=1 - rule.b2 ** steps.astype(jnp.float32),
     )
 
-    def update(path, selected, param, grad, *moments):
+    def update(path, selected, param, grad, factor, *moments):
         own = rule if is_kernel(path) else rule._replace(weight_decay=0.0)
+        mine = now if factor is None else now._replace(rate=now.rate * factor)
         if isinstance(selected, Rows):
-            return _update_slices(own, now, selected, param, grad, moments)
+            return _update_slices(own, mine, selected, param, grad, moments)
         parts = [selected.gather(leaf) for leaf in (param, *moments)]
-        new, sums = own.new(parts[0], grad * scale, tuple(parts[1:]), now)
+        new, sums = own.new(parts[0], grad * scale, tuple(parts[1:]), mine)
         moved = [jnp.where(apply, *pair) for pair in zip((new, *sums), parts, strict=True)]
         whole = map(selected.scatter, (param, *moments), moved)
         return selected.norms(grad), *whole
@@ -194,6 +201,7 @@ def _update_in_place(optimizer: Optimizer, grads, opt_state, params, rows, apply
     leaves, structure = jax.tree_util.tree_flatten_with_path(rows, is_leaf=is_slices)
     trees = params, grads, *(optax.tree.get(opt_state, name) for name in rule.moments)
     columns = [structure.flatten_up_to(tree) for tree in trees]
+    columns.insert(2, [None] * len(leaves) if rates is None else structure.flatten_up_to(rates))
     updated = [update(*leaf, *own) for leaf, *own in zip(leaves, *columns, strict=True)]
     norms, new_params, *sums = (structure.unflatten(part) for part in zip(*updated, strict=True))
     new_state = optax.tree.set(

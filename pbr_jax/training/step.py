@@ -44,6 +44,7 @@ def make_train_step(
     importance_weighting: bool = False,
     devices: Devices = ONE,
     implementation: Implementation | None = None,
+    rates: Callable[[PyTree], PyTree] | None = None,
 ) -> TrainStep:
     """The train step `(state, batch) -> (state, metrics)`; jit it with the state donated.
 
@@ -57,6 +58,7 @@ def make_train_step(
         code).
       devices: that share the batch, each with a part of it.
       implementation: of the update, see `pbr_jax.ops.dispatch`.
+      rates: `params -> factors on the learning rate`, a number for each leaf; None is 1 for all.
 
     A step whose loss or gradient is not finite changes neither parameters nor optimizer nor
     policies.
@@ -95,8 +97,16 @@ def make_train_step(
         # through the backward pass.
         selection, finite = jax.lax.optimization_barrier((selection, finite))
         slices = model.slices(selection, state.params)
+        factors = None if rates is None else rates(state.params)
         params, opt_state, norms = update_rows(
-            optimizer, weighted, state.opt_state, state.params, slices, finite, implementation
+            optimizer,
+            weighted,
+            state.opt_state,
+            state.params,
+            slices,
+            finite,
+            implementation,
+            factors,
         )
 
         # 4. The policies learn from the norms (line 24), as they were before any division by p.

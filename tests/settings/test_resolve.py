@@ -3,9 +3,15 @@
 import pytest
 from fakes import config
 
-from pbr_jax.configs.common import Optimizer, Plan
+from pbr_jax.configs.common import Keep, Optimizer, Plan, Pruning
 from pbr_jax.settings.load import SHIPPED, collect
-from pbr_jax.settings.resolve import batch_divisor, chunk_notes, resolve_method
+from pbr_jax.settings.resolve import (
+    batch_divisor,
+    chunk_notes,
+    rate_factor,
+    rate_notes,
+    resolve_method,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +42,20 @@ def test_other_chunks_than_the_methods_own_are_said():
         "method lean runs 6 examples in 3 parts in place of 4, which do not divide them"
     ]
     assert "in 1 part in place of 4" in chunk_notes(config("lean", batch_size=7))[0]
+
+
+def test_another_rate_than_the_one_that_was_set_is_said():
+    assert rate_notes(config("lean")) == []
+    told = Optimizer(learning_rate=0.1, rate_for_keep=0.5)
+    assert rate_notes(config("full", optimizer=told)) == []
+    assert rate_factor(config("full", optimizer=told)) == 1.0
+    # 8 of 16 columns at three sites and 8 of 32 at the fourth.
+    assert rate_notes(config("prebackrazor", optimizer=told)) == [
+        "learning rate 0.151: 0.1 of the settings times 0.438^-0.5, since 43.8% of the columns are"
+        " kept in the mean (optimizer.rate_for_keep)"
+    ]
+    some = config("prebackrazor", optimizer=told, pruning=Pruning(keep=Keep(fc1=1.0)))
+    assert rate_factor(some) == pytest.approx(0.5625**-0.5)
 
 
 def test_chunks_that_were_asked_for_stay():

@@ -137,6 +137,27 @@ def test_unselected_rows_keep_their_bits_under_weight_decay(implementation):
     np.testing.assert_array_equal(moved, kept)
 
 
+@pytest.mark.parametrize("name", ["sgd, decay, clipped", "adamw, clipped"])
+def test_factors_on_the_rate_multiply_what_is_added(name, implementation):
+    tx = optimizer(**OPTIMIZERS[name])
+    generator = np.random.default_rng(0)
+    params = random_tree(generator)
+    state = tx.init(params)
+    columns, active, _, grads = draw_step(generator)
+    rows, packed = pack(columns, active, grads)
+    rates = jax.tree.map(lambda _: 1.0, params)
+    rates["fc"]["kernel"], rates["head"]["kernel"] = 3.0, 0.5
+    args = tx, packed, state, params, rows, jnp.asarray(True), implementation
+    plain, scaled = update_rows(*args), update_rows(*args, rates)
+    jax.tree.map(
+        lambda old, once, new, rate: np.testing.assert_allclose(
+            new - old, rate * (once - old), rtol=1e-4, atol=1e-6
+        ),
+        *(params, plain.params, scaled.params, rates),
+    )
+    jax.tree.map(np.testing.assert_array_equal, plain.opt_state, scaled.opt_state)
+
+
 def test_a_step_that_is_not_applied_changes_nothing(implementation):
     tx = optimizer(weight_decay=0.3)
     params = random_tree(np.random.default_rng(0))

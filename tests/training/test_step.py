@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from pbr_jax.memory.use import tree_bytes
 from pbr_jax.methods import METHODS
 from pbr_jax.plans import SITES
 from pbr_jax.training import from_config
-from pbr_jax.training.step import make_eval_step
+from pbr_jax.training.step import make_eval_step, make_train_step
 
 ADAMW = Optimizer(name="adamw", learning_rate=0.01, schedule="constant", weight_decay=0.3)
 
@@ -208,6 +209,37 @@ def test_importance_weighting_reaches_the_update(plain_update):
         assert np.any(once)
         np.testing.assert_allclose(actual, 2 * once, rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(weighted["head"]["kernel"], plain["head"]["kernel"], rtol=1e-4)
+
+
+def test_a_rate_for_keep_moves_all_farther(plain_update):
+    """Three sites keep a half and one keeps a quarter of the columns: 0.4375 in the mean."""
+    plain, faster = plain_update[0], first_update(rate_for_keep=0.5)[0]
+    expected = jax.tree.map(lambda moved: moved / math.sqrt(0.4375), plain)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6)
+    jax.tree.map(close, faster, expected)
+
+
+def test_kernels_of_a_site_may_have_a_rate_of_their_own(plain_update):
+    sgd = Optimizer(learning_rate=0.1, schedule="constant", clip_norm=None)
+    parts, state = start(config(optimizer=sgd))
+    factors = {"blocks/fc1/kernel": 0.5, "blocks/qkv/kernel": 0.0}
+    step = make_train_step(
+        *(parts.model, parts.optimizer),
+        rates=functools.partial(
+            jax.tree_util.tree_map_with_path,
+            lambda path, _: factors.get(
+                jax.tree_util.keystr(path, simple=True, separator="/"), 1.0
+            ),
+        ),
+    )
+    new = jax.jit(step)(state, batch())[0].params
+    moved = jax.tree.map(jnp.subtract, state.params, new)
+    for site in SITES:
+        factor = factors.get(f"blocks/{site}/kernel", 1.0)
+        ours, plain = (tree["blocks"][site] for tree in (moved, plain_update[0]))
+        assert np.any(plain["kernel"])
+        np.testing.assert_allclose(ours["kernel"], factor * plain["kernel"], rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(ours["bias"], plain["bias"], rtol=1e-3, atol=1e-6)
 
 
 # --- what stays as it is ---

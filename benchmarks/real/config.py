@@ -1,0 +1,71 @@
+"""Pretrained models on real tasks: MiniLM-L6 on sentences of manuals, DINOv2-S/14 on clip art.
+
+    python train.py --config benchmarks/real/config.py:documents
+    python train.py --config benchmarks/real/config.py:clipart --config.method=full
+
+after the scripts of this folder have made weights and data: `minilm.py`, `documents.py` and
+`cut.py`, or `dinov2.py` and `clipart.py`. Evaluation reads the validation part; the test part is
+for figures that are reported, `--config.data.test_split=test`. Lengths and batches are small, so
+that a run takes a few minutes on two CPU cores.
+"""
+
+from pbr_jax.configs.common import Config, Data, Model, Optimizer
+
+FOLDER = "runs/real"
+VARIANTS = {
+    "documents": "MiniLM-L6, 12 classes, sentences of 24 tokens: the default",
+    "clipart": "DINOv2-S/14, 28 classes, images of 70 pixels",
+}
+ADAMW = Optimizer(name="adamw", learning_rate=3e-4, warmup_steps=20, schedule="linear")
+
+
+def get_config(variant: str | None = None) -> Config:
+    """The configuration of `variant`, one of `VARIANTS`, or the default."""
+    return _clipart() if variant == "clipart" else _documents()
+
+
+def _documents() -> Config:
+    minilm = f"{FOLDER}/minilm_documents"  # of the words of the task, by cut.py
+    return Config(
+        name="documents",
+        method="lean",
+        steps=150,
+        batch_size=16,
+        eval_every=150,
+        checkpoint_every=150,
+        log_every=20,
+        model=Model(
+            family="bert",
+            width=384,
+            depth=6,
+            heads=12,
+            mlp_dim=1536,
+            vocab_size=8012,
+            max_length=24,
+            num_classes=12,
+            weights=f"{minilm}/model.safetensors",
+        ),
+        data=Data(
+            name="csv",
+            path=f"{FOLDER}/documents",
+            test_split="val",
+            tokenizer=f"{minilm}/vocab.txt",
+        ),
+        optimizer=ADAMW,
+    )
+
+
+def _clipart() -> Config:
+    return Config(
+        name="clipart",
+        method="lean",
+        steps=200,
+        batch_size=16,
+        eval_every=200,
+        checkpoint_every=200,
+        log_every=20,
+        # 5 x 5 patches of 14 x 14 pixels: 26 tokens.
+        model=Model(size="S", patch=14, image_size=70, num_classes=28, weights=f"{FOLDER}/dinov2"),
+        data=Data(name="image_folder", path=f"{FOLDER}/clipart", test_split="val", augment="off"),
+        optimizer=ADAMW,
+    )

@@ -1,0 +1,106 @@
+"""Which run comes next: the best rate of every row, then seeds at it and at that of `full`.
+
+Pure functions of the lines that have been written, so that an interrupted study goes on where it
+was. Rates are those of a grid, `BASE * 2^i`. The rate of least validation loss at seed 0 is best;
+both its neighbours are run too, so that the best lies inside what was tried.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from rows import Line, Row, Trial, full, row_of
+
+BASE = {"adamw": 1e-4, "sgd": 0.01}
+_FARTHEST = 12  # steps of the grid from its base, beyond which no best is looked for
+
+
+def rate_at(optimizer: str, index: int) -> float:
+    """A rate of the grid."""
+    return BASE[optimizer] * 2.0**index
+
+
+def index_of(optimizer: str, rate: float) -> int:
+    """The place of a rate on the grid, or of that which is nearest."""
+    return round(math.log2(rate / BASE[optimizer]))
+
+
+def of_row(lines: Sequence[Line], row: Row) -> dict[tuple[int, int], Line]:
+    """`{(index of the rate, seed): line}`."""
+    return {
+        (index_of(row.optimizer, line["rate"]), line["seed"]): line
+        for line in lines
+        if row_of(line) == row
+    }
+
+
+def losses(lines: Sequence[Line], row: Row) -> dict[int, float]:
+    """`{index of the rate: validation loss at seed 0}`; infinite where a run diverged."""
+    found = of_row(lines, row)
+    return {
+        index: math.inf if line.get("diverged") else line["val"]["loss"]
+        for (index, seed), line in sorted(found.items())
+        if seed == 0
+    }
+
+
+def start(lines: Sequence[Line], row: Row) -> int:
+    """Where to begin to look: at the best of `full`, or above it.
+
+    Times the mean keep to the power -1/4, and a factor on the rate of kernels to that of -1/2.
+    """
+    known = losses(lines, full(row.optimizer))
+    index = min(known, key=known.__getitem__) if known else 1
+    slower = 1.0 if row.kernels is None else max(row.kernels, 1 / 16)
+    return index + round(-0.25 * math.log2(row.share) - 0.5 * math.log2(slower))
+
+
+def next_index(lines: Sequence[Line], row: Row) -> int | None:
+    """The rate to try next, or None where the best lies inside."""
+    known = losses(lines, row)
+    if not known:
+        return start(lines, row)
+    best = min(known, key=known.__getitem__)
+    missing = (i for i in (best + 1, best - 1) if i not in known and abs(i) <= _FARTHEST)
+    return next(missing, None)
+
+
+def best_index(lines: Sequence[Line], row: Row) -> int | None:
+    """The rate of least validation loss, once it lies inside; None before."""
+    known = losses(lines, row)
+    if not known or next_index(lines, row) is not None:
+        return None
+    return min(known, key=known.__getitem__)
+
+
+def trials(lines: Sequence[Line], rows: Sequence[Row], seeds: int) -> Iterator[Trial]:
+    """The runs that are still missing and can be named now, in the order to run them.
+
+    `full` of each optimizer comes first, since the others begin at its best rate. A row's further
+    seeds come when its best is known.
+    """
+    first = [full(name) for name in dict.fromkeys(row.optimizer for row in rows)]
+    for row in dict.fromkeys([*first, *rows]):
+        index = next_index(lines, row)
+        if index is not None:
+            yield Trial(row, rate_at(row.optimizer, index), 0)
+            continue
+        places = [best_index(lines, row), best_index(lines, full(row.optimizer))]
+        known = of_row(lines, row)
+        for place in dict.fromkeys(p for p in places if p is not None):
+            for seed in range(seeds):
+                if (place, seed) not in known:
+                    yield Trial(row, rate_at(row.optimizer, place), seed)
+
+
+def refined(known: dict[int, float]) -> float | None:
+    """The index, no whole number, of the least of a parabola through the best and its neighbours.
+
+    None where one of the three is missing or infinite.
+    """
+    best = min(known, key=known.__getitem__)
+    around = [known.get(best + i, math.inf) for i in (-1, 0, 1)]
+    if not all(map(math.isfinite, around)):
+        return None
+    left, middle, right = around
+    curvature = left - 2 * middle + right
+    return float(best) if curvature <= 0 else best + 0.5 * (left - right) / curvature

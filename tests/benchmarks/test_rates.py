@@ -1,0 +1,132 @@
+"""The study of rate and keep: which run comes next, and the tables, from made-up lines."""
+
+import importlib
+import math
+import pathlib
+import sys
+import types
+
+import pytest
+
+FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks/real"
+NAMES = ("rows", "search", "tables")
+
+
+@pytest.fixture(scope="module")
+def real():
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield types.SimpleNamespace(**{name: importlib.import_module(name) for name in NAMES})
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in NAMES:
+            sys.modules.pop(name, None)
+
+
+def line(trial, best, diverges=12):
+    """A line whose validation loss is a parabola over the index of the rate, least at `best`."""
+    row, index = trial.row, round(math.log2(trial.rate / 1e-4))
+    known = {**row._asdict(), "extra": list(row.extra), "rate": trial.rate, "seed": trial.seed}
+    if index >= diverges:
+        return known | {"diverged": "step 3: loss = nan"}
+    loss = 1 + 0.1 * (index - best) ** 2
+    test = {"loss": loss + 0.5, "accuracy": 0.8 - 0.01 * (index - best) ** 2 + 0.001 * trial.seed}
+    return known | {"val": {"loss": loss, "accuracy": 0.0}, "test": test}
+
+
+def run_all(search, rows, best_of, seeds=3, **kwargs):
+    lines = []
+    while (trial := next(search.trials(lines, rows, seeds), None)) is not None:
+        lines.append(line(trial, best_of(trial.row), **kwargs))
+        assert len(lines) < 200
+    return lines
+
+
+def power_law(row):
+    """The best rate goes with keep to the power -1/2, from an index of 1.2 at keep 1."""
+    return 1.2 - 0.5 * math.log2(row.share)
+
+
+def test_every_row_ends_with_its_best_inside_and_with_all_seeds(real):
+    rows = [real.rows.Row("prebackrazor", "adamw", keep) for keep in (1.0, 0.1, 0.01)]
+    lines = run_all(real.search, rows, power_law)
+    for row in [real.rows.full("adamw"), *rows]:
+        index = real.search.best_index(lines, row)
+        assert index == round(power_law(row))
+        known = real.search.losses(lines, row)
+        assert {index - 1, index, index + 1} <= known.keys()
+        shared = real.search.best_index(lines, real.rows.full("adamw"))
+        for place in (index, shared):
+            assert {(place, seed) for seed in range(3)} <= real.search.of_row(lines, row).keys()
+    # None twice.
+    keys = [(x["method"], x["keep"], x["rate"], x["seed"]) for x in lines]
+    assert len(keys) == len(set(keys))
+
+
+def test_a_search_goes_on_where_it_was(real):
+    rows = [real.rows.Row("prebackrazor", "adamw", 0.1)]
+    lines = run_all(real.search, rows, power_law)
+    for cut in (1, len(lines) // 2, len(lines) - 1):
+        assert next(real.search.trials(lines[:cut], rows, 3)) == real.rows.Trial(
+            real.rows.row_of(lines[cut]),
+            lines[cut]["rate"],
+            lines[cut]["seed"],
+        )
+
+
+def test_a_diverged_run_bounds_the_search(real):
+    rows = [real.rows.Row("lean", "adamw", 0.01)]
+    lines = run_all(real.search, rows, lambda row: 6.0, diverges=6)
+    assert real.search.best_index(lines, rows[0]) == 5
+    assert real.search.refined(real.search.losses(lines, rows[0])) is None
+
+
+def test_the_table_and_the_power(real):
+    keeps = (1.0, 0.4, 0.1, 0.05, 0.02, 0.01)
+    rows = [real.rows.Row("prebackrazor", "adamw", keep) for keep in keeps]
+    lines = run_all(real.search, rows, power_law)
+    a, half, count = real.tables.power(lines, "adamw", "prebackrazor")
+    assert a == pytest.approx(0.5, abs=1e-6) and half < 1e-6 and count == len(keeps)
+    text = real.tables.report(lines)
+    assert "prebackrazor: own rate ~ keep^-0.50 ± 0.00 (6 keeps)" in text
+    first, *_, last = [row for row in text.splitlines() if row.startswith("| ")][1:]
+    # Seeds differ by 0.1 points: a standard deviation of 0.1, times 4.303 over the root of 3.
+    assert first.split(" | ")[3] == "80.06 ± 0.25"
+    cells = [cell.strip() for cell in last.strip("|").split("|")]
+    assert cells[:3] == ["prebackrazor", "0.01", "0.0032"]
+    assert cells[6] == cells[10] == "3"
+    # At the rate of `full` a row of few columns is behind in these lines, and at its own it is not.
+    assert float(cells[8].split(" ")[0]) < -5 < float(cells[4].split(" ")[0]) + 5
+
+
+def test_a_row_that_is_not_done_is_open(real):
+    row = real.rows.Row("prebackrazor", "adamw", 0.1)
+    lines = [line(next(real.search.trials([], [row], 1)), 1.2)]
+    assert "| full |  | open |" in real.tables.report(lines)
+
+
+def test_the_axes_of_a_row_become_settings(real):
+    rows = real.rows.rows_of(
+        ["adamw"], ["lean"], [], [0.5], ["uniform", None], ["never", "20", None]
+    )
+    assert rows[0] == real.rows.full("adamw") and len(rows) == 7
+    assert rows[1].settings() == [
+        *("method=lean", "optimizer.name=adamw"),
+        *("pruning.keep.qkv=0.05", "pruning.keep.proj=0.05"),
+        *("pruning.keep.fc1=0.2", "pruning.keep.fc2=0.05"),
+        *("pruning.policy=uniform", "pruning.interval=1000000000"),
+    ]
+    assert rows[1].share == pytest.approx(0.0875)
+    assert [row.name for row in rows[1:4]] == [
+        "lean, uniform, fixed columns",
+        "lean, uniform, every 20 steps",
+        "lean, uniform",
+    ]
+    assert rows[6].settings() == rows[1].settings()[:6]
+    for row in rows:
+        assert real.rows.row_of(line(real.rows.Trial(row, 1e-4, 0), 0)) == row
+    assert real.rows.Row("prebackrazor", "sgd", 0.02).settings()[2:] == ["pruning.keep=0.02"]
+    slow = real.rows.rows_of(["adamw"], ["full"], kernels=[0.25])
+    assert [row.name for row in slow] == ["full", "full, kernels at 0.25 of the rate"]
+    (alone,) = real.rows.rows_of(["sgd"], ["prebackrazor"])[1:]
+    assert alone.share == pytest.approx(0.1)
