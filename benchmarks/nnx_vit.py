@@ -105,7 +105,7 @@ def main() -> int:
 
     pruned = traced("prune", lambda: pbr_jax.prune(model, images, keep=args.keep))
     tx = optax.adamw(1e-4)
-    train = pbr_jax.train_step(pruned, loss_fn, tx)
+    train = pbr_jax.train_step(pruned, loss_fn, tx, packed=True)
     stock, dense = stock_step(model, tx)
     key, runs, losses = jax.random.key(0), {}, {}
     for name, state, step in (("stock", stock, dense), ("pruned", train.init(model), train.step)):

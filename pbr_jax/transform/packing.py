@@ -35,7 +35,7 @@ class Packing:
         """
         leaves = self._leaves(params, "params")
         self.policies.check_selection(selection)
-        columns = self._columns(selection)
+        columns = self.columns(selection)
         rows = {
             i: layout.zeros(jnp.asarray(leaves[i]), columns[i].shape[-1])
             for i, layout in self._layouts.items()
@@ -54,7 +54,7 @@ class Packing:
         """Parameters with their selected rows, and all that is not pruned, from `packed`."""
         new = self._leaves(packed, "packed", shapes=False)
         old = self._leaves(params, "params")
-        columns = self._columns(selection)
+        columns = self.columns(selection)
         leaves = [
             self._layouts[i].scatter(old[i], leaf, columns[i]) if i in columns else leaf
             for i, leaf in new.items()
@@ -67,7 +67,7 @@ class Packing:
         `pbr_jax.freeze_unselected` reads it.
         """
         self.policies.check_selection(selection)
-        columns = self._columns(selection)
+        columns = self.columns(selection)
         return {self.plan.paths[i]: own.mask(columns[i]) for i, own in self._layouts.items()}
 
     def unbias(self, state: State, selection: Selection, grads: PyTree) -> PyTree:
@@ -87,7 +87,7 @@ class Packing:
 
     def _map_packed(self, tree, selection, function):
         self.policies.check_selection(selection)
-        columns = self._columns(selection)
+        columns = self.columns(selection)
         leaves = self._leaves(tree, "tree", shapes=False)
         new = [
             function(self._layouts[i], leaf, columns[i]) if i in columns else leaf
@@ -95,7 +95,7 @@ class Packing:
         ]
         return jax.tree.unflatten(jax.tree.structure(tree), new)
 
-    def _columns(self, selection: Selection) -> dict[int, jax.Array]:
+    def columns(self, selection: Selection) -> dict[int, jax.Array]:
         """Columns of every pruned parameter, one object for a group."""
         return {i: selection[name] for i, name in self._group_of.items()}
 

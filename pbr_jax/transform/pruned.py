@@ -187,7 +187,7 @@ class Pruned(Packing):
             params = jax.tree.unflatten(jax.tree.structure(trained), whole)
             trace, leaves, arrays = traced(params, (extra, *batch), kwargs)
             rows = {i: own[i] for i in self._layouts}
-            outs = self._evaluate(trace, leaves, self._columns(selection), rows, arrays)
+            outs = self._evaluate(trace, leaves, self.columns(selection), rows, arrays)
             out, *changed = jax.tree.unflatten(trace.tree, outs)
             value, aux = out if has_aux else (out, None)
             return value, (aux, *changed)
@@ -257,7 +257,7 @@ class Pruned(Packing):
         self, trace: Any, leaves: Sequence[Any], arrays: Sequence[Any], selection: Selection
     ) -> list[Any]:
         """Outputs of a trace, of which the selected rows alone are differentiated."""
-        columns = self._columns(selection)
+        columns = self.columns(selection)
         rows = {i: rows_of(lay, leaves[i], columns[i]) for i, lay in self._layouts.items()}
         return self._evaluate(trace, leaves, columns, rows, arrays)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from pbr_jax.freeze import freeze_unselected
+from pbr_jax.transform.packed_update import packed_update
 from pbr_jax.transform.policies import State
 from pbr_jax.transform.pruned import Pruned
 
@@ -51,6 +52,7 @@ def train_step(
     tx: optax.GradientTransformation,
     accumulate: int = 1,
     has_aux: bool = False,
+    packed: bool = False,
 ) -> TrainStep:
     """Draws, differentiates, learns and updates (Algorithm 1).
 
@@ -65,19 +67,22 @@ def train_step(
       accumulate: parts of the batch that follow one another with one selection, their packed
         gradients averaged. Divides the leading axis of every array of the batch.
       has_aux: whether the loss returns `(scalar, aux)`; that of the last part is returned.
+      packed: `tx` sees the selected rows alone, which takes less time and memory. For those that
+        treat every element alike, or look at the global norm: SGD, momentum, Adam, decoupled decay,
+        clipping; not for Muon, Adafactor, or what goes by the names or shapes of parameters.
 
     Raises:
       ValueError: `accumulate` is less than 1 or does not divide the batch.
     """
     if accumulate < 1:
         raise ValueError(f"accumulate = {accumulate}: must be at least 1, which is a whole batch")
-    frozen = freeze_unselected(tx, pruned)
+    init_state = tx.init if packed else freeze_unselected(tx, pruned).init
     gradients = pruned.gradients(loss, has_aux)
 
     def init(given):
         params, extra = pruned.parts(given)
         step = jnp.zeros((), jnp.int32)
-        return TrainState(step, params, extra, frozen.init(params), pruned.init())
+        return TrainState(step, params, extra, init_state(params), pruned.init())
 
     def step(state, key, *batch):
         # Columns first, since the forward pass keeps only these (lines 5-6).
@@ -87,17 +92,22 @@ def train_step(
             value, aux, grads, extra, _ = found
         else:
             value, aux, grads, extra = _averaged(gradients, accumulate, state, selection, batch)
-        # The policies learn from packed rows (line 24); Optax takes them in the parameters' shape.
+        # The policies learn from packed rows (line 24).
         pruning = pruned.learn(state.pruning, selection, grads)
-        dense = pruned.dense(grads, selection)
-        updates, opt_state = frozen.update(
-            dense, state.opt_state, state.params, selection=selection
-        )
-        params = optax.apply_updates(state.params, updates)
+        given = grads, state.opt_state, state.params
+        update = packed_update if packed else _dense_update
+        params, opt_state = update(pruned, tx, *given, selection)
         new = TrainState(state.step + 1, params, extra, opt_state, pruning)
         return new, ((value, aux) if has_aux else value)
 
     return TrainStep(init, step)
+
+
+def _dense_update(pruned, tx, grads, opt_state, params, selection):
+    """As `packed_update`, of any transformation: it sees gradients in the parameters' shape."""
+    frozen, dense = freeze_unselected(tx, pruned), pruned.dense(grads, selection)
+    updates, opt_state = frozen.update(dense, opt_state, params, selection=selection)
+    return optax.apply_updates(params, updates), opt_state
 
 
 def _averaged(gradients, accumulate, state, selection, batch):

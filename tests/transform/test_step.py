@@ -1,5 +1,7 @@
 """The loop around a pruned model: any Optax transformation, accumulation, checkpoints."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import optax
 import optax.contrib
 import pytest
 from flax import nnx
+from measures import equations
 from rewritten import loss_of, numbers, selection_of, weights
 
 from pbr_jax import freeze_unselected, prune, train_step
@@ -105,6 +108,28 @@ def test_equals_the_plain_optimizer_where_all_is_selected(pruned, params):
     np.testing.assert_array_equal(actual["in"]["w"][mask], expected["in"]["w"][mask])
     assert not actual["in"]["w"][~mask].any()
     np.testing.assert_array_equal(actual["head"]["w"], expected["head"]["w"])
+
+
+@pytest.mark.parametrize("name", ["chain", "sgd"])
+def test_packed_rows_move_as_in_the_shape_of_the_parameters(pruned, params, name):
+    """Three steps with other columns each; the update of a packed step reads K of D rows."""
+    tx = optax.sgd(0.1, momentum=0.9, nesterov=True) if name == "sgd" else OPTIMIZERS[name]
+    ended = []
+    for packed in (False, True):
+        train = train_step(pruned, loss, tx, packed=packed)
+        state, step = train.init(params), jax.jit(train.step)
+        for number in range(3):
+            state, _ = step(state, jax.random.key(number), numbers(number, 4, D))
+        ended.append(state)
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-7)
+    jax.tree.map(close, *ended)
+    # No sum, product or root of an array as large as a pruned parameter.
+    arithmetic = {"add", "sub", "mul", "div", "sqrt", "integer_pow"}
+    given = (ended[1], jax.random.key(0), numbers(0, 4, D))
+    program = equations(jax.make_jaxpr(train.step)(*given).jaxpr)
+    seen = [eqn for eqn in program if eqn.primitive.name in arithmetic]
+    assert seen
+    assert not [e for e in seen if e.outvars[0].aval.shape in ((D, D), (2, D, D))]
 
 
 def test_packed_gradients_are_refused_by_name(pruned, params):
