@@ -233,6 +233,10 @@ def test_what_a_function_returns_is_checked(name, told):
         ({"method": "lean"}, "method = lean: own_models:mlp can be trained by full, prebackrazor"),
         ({"method": "prebackrazor/js50"}, "method = prebackrazor/js50: is for the blocks"),
         ({"pruning": Pruning(group_size=2)}, "pruning.group_size = 2: is for the blocks"),
+        (
+            {"optimizer": Optimizer(rate_for_keep=0.5)},
+            "optimizer.rate_for_keep = 0.5: is for the blocks",
+        ),
         ({"pruning": Pruning(sampler="bernoulli")}, "pruning.sampler = bernoulli: is for"),
     ],
 )
