@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -66,10 +67,27 @@ class Placement(NamedTuple):
         if self.mesh is None or not self.per_device:
             return step
         specs = PartitionSpec(), PartitionSpec(_AXIS)
-        # Kernels do not say along which axes their outputs vary, so that it cannot be checked.
-        return jax.shard_map(
-            step, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
-        )
+
+        def spread(state, batch):
+            leaves, structure = jax.tree.flatten(state)
+
+            def own(filled, batch):
+                given = iter(filled)
+                all_of_it = [
+                    next(given) if leaf.size else jnp.zeros(leaf.shape, leaf.dtype)
+                    for leaf in leaves
+                ]
+                return step(jax.tree.unflatten(structure, all_of_it), batch)
+
+            # Empty arrays stay outside: of inputs that it finds unused, XLA's partitioner in
+            # jax 0.11 crashes. Kernels do not say along which axes their outputs vary, so that
+            # it cannot be checked.
+            run = jax.shard_map(
+                own, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
+            )
+            return run([leaf for leaf in leaves if leaf.size], batch)
+
+        return spread
 
     def jit(self, step: Callable[..., PyTree], **kwargs: Any) -> Any:
         """`jax.jit` of what `spread` returned."""
