@@ -3,10 +3,10 @@
 import math
 import re
 
-# Of XLA's types, in bits.
+# Of XLA's types, in bits. Of an operation in two halves the second has the result alone.
 _BITS = re.compile(r"(?:pred|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(
-    r"= (.*?) (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    r"= (.*?) (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-done)?\("
 )
 
 
