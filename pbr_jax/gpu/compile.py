@@ -180,6 +180,8 @@ def memory(compiled: jax.stages.Compiled) -> MemoryReport:
         raise ValueError(
             "compiled: its back end reports no memory; use the result of `compile_for`"
         )
+    # The text of a program is long, and of one device it has nothing to say.
+    many = any(len(s.device_set) > 1 for s in jax.tree.leaves(compiled.input_shardings))
     return MemoryReport(
         argument_bytes=stats.argument_size_in_bytes,
         output_bytes=stats.output_size_in_bytes,
@@ -189,7 +191,7 @@ def memory(compiled: jax.stages.Compiled) -> MemoryReport:
         + stats.host_output_size_in_bytes
         + stats.host_temp_size_in_bytes
         - stats.host_alias_size_in_bytes,
-        wire_bytes=exchanged_bytes(compiled.as_text() or ""),
+        wire_bytes=exchanged_bytes(compiled.as_text() or "") if many else 0,
     )
 
 

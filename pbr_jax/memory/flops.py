@@ -1,10 +1,11 @@
 """Operations of a JAX program, counted on its equations."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.extend.core import jaxprs_in_params
 
 PyTree = Any
 
@@ -35,16 +36,7 @@ def _of_equation(eqn: Any) -> int:
         return 2 * eqn.outvars[0].aval.size * math.prod(kernel) // outputs
     if name == "pallas_call":
         return 0
-    inner = [_flops(jaxpr) for jaxpr in _jaxprs(eqn.params)]
+    inner = [_flops(jaxpr) for jaxpr in jaxprs_in_params(eqn.params)]
     if name == "cond":
         return max(inner)
     return sum(inner) * (eqn.params["length"] if name == "scan" else 1)
-
-
-def _jaxprs(params: dict[str, Any]) -> Iterator[Any]:
-    """The programs that an equation runs."""
-    for value in params.values():
-        for one in value if isinstance(value, tuple | list) else (value,):
-            inner = getattr(one, "jaxpr", one)
-            if hasattr(inner, "eqns"):
-                yield inner

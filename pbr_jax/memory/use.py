@@ -81,6 +81,7 @@ def packed_bytes(config: Config) -> int:
     return tree_bytes(jax.eval_shape(parts.model.pack, drawn, trained))
 
 
+@functools.lru_cache(256)
 def program_flops(config: Config) -> int:
     """Operations of the products of a step: of the forward pass and of both gradients."""
     config = on_one_device(config)

@@ -33,9 +33,11 @@ class Packing:
         Raises:
           ValueError: `params` or `selection` are of another model.
         """
+        # What is wrong is named before anything is traced.
         leaves = self._leaves(params, "params")
         self.policies.check_selection(selection)
         columns = self.columns(selection)
+        # Zeros are differentiated in the place of a pruned parameter, which is held constant.
         rows = {
             i: layout.zeros(jnp.asarray(leaves[i]), columns[i].shape[-1])
             for i, layout in self._layouts.items()
@@ -101,6 +103,7 @@ class Packing:
 
     def _leaves(self, tree: PyTree, argument: str, shapes: bool = True) -> dict[int, Any]:
         """Leaves by number, after a check that the tree is that of the model."""
+        # Paths first: shapes of another tree would say nothing.
         paths, leaves = self._paths(tree), jax.tree.leaves(tree)
         if list(paths) != list(self.plan.paths):
             missing = [p for p in self.plan.paths if p not in paths] or ["nothing"]
