@@ -77,11 +77,11 @@ def python_seconds(kind: str, rounds: int = 9) -> float:
     file = io.BytesIO()
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(file, kind)
     records = [ImageRecord(file.getvalue(), 0, "")] * 512
-    inputs, generator = data.ImageInputs(8, 3, "crop"), np.random.default_rng(0)
+    inputs, generators = data.ImageInputs(8, 3, "crop"), [np.random.default_rng(0)] * len(records)
     times = []
     for _ in range(rounds):
         start = time.thread_time()
-        inputs(records, generator)
+        inputs(records, generators)
         times.append((time.thread_time() - start) / len(records))
     return min(times)
 

@@ -363,6 +363,12 @@ class Mesh:
         within(1, 2**16),
         resume_safe=True,
     )
+    timeout: int = setting(
+        600,
+        "seconds that a step may take before a job of several processes counts as stuck and ends",
+        within(1, 10**6),
+        resume_safe=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -160,7 +160,7 @@ def _record_cost(
     comparison: Comparison, full: trials.Prepared, one: trials.Prepared, dataset: data.Dataset
 ) -> None:
     # All methods step on the first batch of the data.
-    batch = next(train_batches(one.config, dataset))
+    batch = next(train_batches(one.config, dataset, one.parts.placement))
     seconds, to_full = time_against(full, one, batch)
     comparison.record_cost(
         one.config.method,

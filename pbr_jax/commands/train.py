@@ -7,8 +7,10 @@ The same command again resumes where the run was.
 """
 
 import argparse
+import os
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,17 +21,18 @@ import jax
 from pbr_jax.configs.common import Config
 from pbr_jax.files import user_path
 from pbr_jax.gpu import memory as compiled_memory
+from pbr_jax.hosts import ALONE, AgreedStop, Job, joined
 from pbr_jax.memory.budget import explain_out_of_memory, settle
 from pbr_jax.memory.room import check_room
 from pbr_jax.memory.use import MemoryUse, memory_use
 from pbr_jax.reports.page import write_report
 from pbr_jax.runs import held, history, metrics, run
 from pbr_jax.runs.checkpoints import Checkpointer
-from pbr_jax.runs.claim import look
+from pbr_jax.runs.claim import Claim, look
 from pbr_jax.runs.console import Console
 from pbr_jax.runs.events import Events
 from pbr_jax.runs.extras import Extras
-from pbr_jax.runs.ownership import Ownership
+from pbr_jax.runs.ownership import Guest, Ownership
 from pbr_jax.runs.signals import StopSignals
 from pbr_jax.runs.start import Started, start
 from pbr_jax.settings import flags
@@ -63,22 +66,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Trains or resumes; returns 0, or the exit code of the signal that stopped the run."""
-    # The work directory is this process's own, from before it is looked at until the end.
-    with Ownership(args.workdir or flags.default_workdir(args.arguments.config)) as owner:
-        return fine_tune(args, owner)
+    workdir = args.workdir or flags.default_workdir(args.arguments.config)
+    # The work directory is this process's own, or its job's, from before it is looked at.
+    with joined() as job, Ownership(workdir) if job.first else Guest(workdir) as owner:
+        job.meet()
+        return fine_tune(args, owner, job)
 
 
-def fine_tune(args: argparse.Namespace, owner: Ownership) -> int:
+def fine_tune(args: argparse.Namespace, owner: Ownership | Guest, job: Job = ALONE) -> int:
     """Trains or resumes in the folder of `owner`, as `main`."""
     began = time.monotonic()
     arguments: Arguments = args.arguments
     workdir = owner.folder
     config, devices = settled_devices(arguments.config)
-    console = Console(config.steps)
+    # Of a job the first process speaks and writes.
+    screen = sys.stdout if job.first else open(os.devnull, "w")  # noqa: SIM115  # to the end
+    console = Console(config.steps, file=screen)
     say = console.message
-    checkpoints = Checkpointer(workdir / run.CHECKPOINTS, config.keep_checkpoints, say)
+    checkpoints = Checkpointer(workdir / run.CHECKPOINTS, config.keep_checkpoints, say, job)
     # A run that goes on keeps its settings but for those that may change.
-    claim = look(workdir, checkpoints.steps(), args.force)
+    claim = Claim.of_first(job, lambda: look(workdir, checkpoints.steps(), args.force))
     config, chosen = settle(config, claim.saved)
     notes = owner.notes + claim.notes + devices + chosen
     if claim.saved is not None:
@@ -109,8 +116,8 @@ def fine_tune(args: argparse.Namespace, owner: Ownership) -> int:
     with explain_out_of_memory(config), StopSignals(say) as stop, checkpoints:
         console.header(headline(config, parts), config.method, use, full)
         goes_on = claim.saved is not None
-        summary = run.finished(config, workdir, checkpoints, say) if goes_on else None
-        if summary is not None:
+        ended = goes_on and job.first and run.finished(config, workdir, checkpoints, say)
+        if summary := job.shared(ended or None):
             say(f"this run is complete; delete {workdir} to start it afresh")
             console.finish(summary, workdir, next_command, full)
             return 0
@@ -122,18 +129,21 @@ def fine_tune(args: argparse.Namespace, owner: Ownership) -> int:
         console.compiled(compiled)
         going = started.run._replace(
             evaluate=stop.during("the evaluation and the next step", started.run.evaluate),
-            save=stop.during("the checkpoint", started.run.save),
-            wait=stop.during("the checkpoint", started.run.wait),
+            save=stop.during("the checkpoint", job.patiently(started.run.save)),
+            wait=stop.during("the checkpoint", job.patiently(started.run.wait)),
         )
 
-        def stopping() -> bool:
+        def received() -> signal.Signals | None:
             if not console.has_reader:
                 stop.request(signal.SIGPIPE)
-            return stop.requested
+            return stop.received
 
-        writers = _writers(extras, workdir, started.resumed, say)
+        writers = _writers(extras, workdir, started.resumed, say) if job.first else []
+        job.expect_steps(config.mesh.timeout)
         with console, extras:
+            stopping = AgreedStop(job, received, stop.request)
             outcome = train(going, (owner, *writers, console), stopping)
+        job.expect_steps(None)
         owner.check()
         # A run that was at its end and had only lost its summary.
         test = outcome.test
@@ -147,6 +157,8 @@ def fine_tune(args: argparse.Namespace, owner: Ownership) -> int:
         saved_step = f"saved checkpoint {outcome.step}; the same command resumes"
         console.last_words(f"{stop.received.name}: {saved_step}")
         return stop.exit_code
+    if not job.first:
+        return 0
 
     lines: list[dict[str, Any]] = []
     with extras.attempt(metrics.FILE):
@@ -183,9 +195,10 @@ def headline(config: Config, parts: from_config.Parts) -> str:
     params = from_config.state_shapes(config, parts).params
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     kind, number = jax.devices()[0].device_kind, config.mesh.data or 1
+    processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return (
         f"{config.name} · {config.steps} steps of {config.batch_size} examples ·"
-        f" {count / 1e6:.2f} M parameters · {f'{number} x ' if number > 1 else ''}{kind}"
+        f" {count / 1e6:.2f} M parameters · {f'{number} x ' if number > 1 else ''}{kind}{processes}"
     )
 
 

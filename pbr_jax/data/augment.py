@@ -1,6 +1,7 @@
 """Random changes of images; NumPy only."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -36,7 +37,7 @@ def random_box(
 
 def affine(
     images: Float32[np.ndarray, "B H W C"],
-    generator: np.random.Generator,
+    generators: Sequence[np.random.Generator],
     *,
     shift: float = 0.5,
     degrees: float = 10.0,
@@ -47,7 +48,7 @@ def affine(
     The amounts are uniform. Pixels are interpolated linearly, with zeros outside the image.
 
     Args:
-      generator: source of the amounts, one draw whatever the sizes of the images.
+      generators: sources of the amounts, one for each image.
       shift: largest shift along each axis, in pixels.
       degrees: largest rotation either way.
       scale: images are enlarged by a factor in [1 - scale, 1 + scale]; below 1.
@@ -60,7 +61,7 @@ def affine(
             f"shift = {shift}, degrees = {degrees}, scale = {scale}: must not be negative, and "
             "scale must be below 1"
         )
-    amounts = generator.uniform(-1, 1, (4, len(images), 1, 1))
+    amounts = np.stack([generator.uniform(-1, 1, (4, 1, 1)) for generator in generators], axis=1)
     rows, columns = shift * amounts[0], shift * amounts[1]
     angle, factor = np.deg2rad(degrees * amounts[2]), 1 + scale * amounts[3]
     # Offsets from the centre of the shifted image, then where each output pixel comes from: turned

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pbr_jax.data.augment import affine, random_box
 from pbr_jax.data.decoding import decode, decoded_size
-from pbr_jax.data.records import Batch, ImageRecord
+from pbr_jax.data.records import Batch, Generators, ImageRecord
 from pbr_jax.datasets import Augment
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
@@ -29,33 +29,33 @@ class ImageInputs:
 
     size: int  # S; images of other sizes are resized
     channels: int  # C, 1 or 3; grey pixels are repeated, files are converted
-    augment: Augment = "off"  # where there is a generator; "affine" is for small images in arrays
+    augment: Augment = "off"  # where there are generators; "affine" is for small images in arrays
     mean: tuple[float, ...] = (0.5,)  # of pixels in [0, 1], one for all channels or one for each
     std: tuple[float, ...] = (0.5,)  # what `pixel - mean` is divided by
 
     def __call__(
-        self, records: Sequence[ImageRecord], generator: np.random.Generator | None = None
+        self, records: Sequence[ImageRecord], generators: Generators | None = None
     ) -> Batch:
         if isinstance(records[0].image, bytes):
-            images = self._files(records, generator)
+            images = self._files(records, generators)
         else:
-            images = self._arrays(records, generator)
+            images = self._arrays(records, generators)
         labels = np.array([record.label for record in records], np.int32)
         return {"image": images, "label": labels}
 
     def _files(
-        self, records: Sequence[ImageRecord], generator: np.random.Generator | None
+        self, records: Sequence[ImageRecord], generators: Generators | None
     ) -> Float32[np.ndarray, "B S S C"]:
         if self.augment == "affine":
             raise ValueError("augment = affine: for small images in arrays only; crop is for files")
         if self.channels not in MODES:
             raise ValueError(f"model.channels = {self.channels}: must be 1 or 3 for image files")
-        crop = generator if self.augment == "crop" else None
+        crops = self._crops(records, generators)
         mean, std = np.asarray(self.mean), np.asarray(self.std)
         scale, shift = self._in_a_row(255 * std), self._in_a_row(mean / std)
         # Written row by row, so that a batch is held once.
         images = np.empty((len(records), self.size, self.size, self.channels), np.float32)
-        for row, record in zip(images, records, strict=True):
+        for row, record, crop in zip(images, records, crops, strict=True):
             assert isinstance(record.image, bytes)
             image = decode(record.image, record.name, MODES[self.channels], self.size, crop)
             np.divide(np.asarray(image).reshape(row.shape), scale, out=row)
@@ -63,13 +63,13 @@ class ImageInputs:
         return images
 
     def _arrays(
-        self, records: Sequence[ImageRecord], generator: np.random.Generator | None
+        self, records: Sequence[ImageRecord], generators: Generators | None
     ) -> Float32[np.ndarray, "B S S C"]:
         images = np.stack([record.image for record in records])
         scale = np.float32(255 if images.dtype == np.uint8 else 1)
         images = images.astype(np.float32) / scale  # in [0, 1]
-        if self.augment == "affine" and generator is not None:
-            images = affine(images, generator)
+        if self.augment == "affine" and generators is not None:
+            images = affine(images, generators)
         height, width, channels = images.shape[1:]
         if channels not in (1, self.channels):
             raise ValueError(
@@ -78,16 +78,22 @@ class ImageInputs:
                 f"{_fewer(channels, self.channels)}"
             )
         # Whole images of the right size are taken as they are.
-        crop = generator if self.augment == "crop" else None
-        if crop is not None or (height, width) != (self.size, self.size):
+        crops = self._crops(records, generators)
+        if any(crops) or (height, width) != (self.size, self.size):
             whole = (0, 0, width, height)
-            boxes = [random_box(width, height, crop) if crop else whole for _ in records]
+            boxes = [random_box(width, height, crop) if crop else whole for crop in crops]
             images = np.stack(
                 [resize(image, self.size, box) for image, box in zip(images, boxes, strict=True)]
             )
         images = np.repeat(images, self.channels // channels, axis=-1)
         mean, std = np.asarray(self.mean), np.asarray(self.std)
         return (images - self._in_a_row(mean)) / self._in_a_row(std)
+
+    def _crops(
+        self, records: Sequence[ImageRecord], generators: Generators | None
+    ) -> Sequence[np.random.Generator | None]:
+        """What draws the random part of each image; None takes the whole image."""
+        return generators if self.augment == "crop" and generators else [None] * len(records)
 
     def _in_a_row(self, numbers: np.ndarray) -> Float32[np.ndarray, "..."]:
         """One of `numbers` for each value in a row of pixels, [S, C]; a scalar where all agree."""

@@ -1,12 +1,13 @@
 """Batches for training and evaluation: the order of the examples, and threads that prepare them.
 
-A batch is a pure function of (seed, index). So a position is one number, the order does not depend
-on the number of workers, and a run may be resumed with another number of them.
+A batch is a pure function of (seed, index), and each of its examples of (seed, index, place in the
+batch). So a position is one number, and neither the number of workers nor the number of processes
+that share a batch changes an example.
 """
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
@@ -30,13 +31,20 @@ class TrainBatches:
       batch_size: at most the number of records.
       seed: with the batch's index it decides order and augmentation.
       workers: threads that prepare batches ahead of time; 0 prepares each when it is asked for.
+      places: in a batch, of the examples that are prepared, in their order; None is all of them.
 
     Raises:
       ValueError: `batch_size` is not in 1..len(records), or `seed` or `workers` is negative.
     """
 
     def __init__(
-        self, records: Records, prepare: Prepare, batch_size: int, seed: int, workers: int = 0
+        self,
+        records: Records,
+        prepare: Prepare,
+        batch_size: int,
+        seed: int,
+        workers: int = 0,
+        places: Sequence[int] | None = None,
     ) -> None:
         if not 1 <= batch_size <= len(records):
             raise ValueError(
@@ -47,6 +55,7 @@ class TrainBatches:
             raise ValueError(f"seed = {seed}, workers = {workers}: must not be negative")
         self._records, self._prepare = records, prepare
         self._batch_size, self._seed, self._workers = batch_size, seed, workers
+        self._places = range(batch_size) if places is None else [*map(int, places)]
         self._index = 0
         self._order: tuple[int, np.ndarray] | None = None  # epoch and its permutation
         self._batches: Iterator[Batch] | None = None  # from `_index` on
@@ -67,12 +76,13 @@ class TrainBatches:
         return batch
 
     def batch(self, index: int) -> Batch:
-        """The batch of that index since the start of training."""
+        """The batch of that index since the start of training, at `places`."""
         # An epoch has one permutation, and its batches are slices of it.
         epoch, position = divmod(index, self.batches_per_epoch)
-        rows = self._permutation(epoch)[position * self._batch_size :][: self._batch_size]
-        records = [self._records[int(row)] for row in rows]
-        return self._prepare(records, self._generator(_AUGMENT, index))
+        rows = self._permutation(epoch)[position * self._batch_size :]
+        records = [self._records[int(rows[place])] for place in self._places]
+        generators = [self._generator(_AUGMENT, index, place) for place in self._places]
+        return self._prepare(records, generators)
 
     def state(self) -> dict[str, Any]:
         """The position, and what it depends on; JSON-able."""
@@ -104,18 +114,22 @@ class TrainBatches:
             self._order = known
         return known[1]
 
-    def _generator(self, kind: int, index: int) -> np.random.Generator:
-        sequence = np.random.SeedSequence((self._seed, kind, index))
+    def _generator(self, kind: int, *index: int) -> np.random.Generator:
+        sequence = np.random.SeedSequence((self._seed, kind, *index))
         return np.random.Generator(np.random.Philox(sequence))
 
 
 def eval_batches(
-    records: Records, prepare: Prepare, batch_size: int, workers: int = 0
+    records: Records,
+    prepare: Prepare,
+    batch_size: int,
+    workers: int = 0,
+    places: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """Yields every example exactly once, in order, in batches of one shape.
 
     The last batch is filled up with copies of its last example. `mask: Bool[B]` is true for
-    examples and false for filling.
+    examples and false for filling. `places` are as in `TrainBatches`.
 
     Raises:
       ValueError: `batch_size` is below 1.
@@ -124,13 +138,17 @@ def eval_batches(
         raise ValueError(f"batch_size = {batch_size}: must be at least 1")
 
     def batch(index: int) -> Batch:
-        rows = range(len(records))[index * batch_size :][:batch_size]
-        arrays = prepare([records[row] for row in rows], None)
-        if missing := batch_size - len(rows):
+        rows = index * batch_size + own
+        there = rows < len(records)
+        given = rows[there].tolist() or [len(records) - 1]  # nothing but filling has a shape, too
+        arrays = prepare([records[row] for row in given], None)
+        if missing := len(rows) - len(given):
             # Copies keep the shape of a batch, so that the step is compiled once.
             for name, array in arrays.items():
                 arrays[name] = np.pad(array, [(0, missing), *[(0, 0)] * (array.ndim - 1)], "edge")
-        return arrays | {"mask": np.arange(batch_size) < len(rows)}
+        return arrays | {"mask": there}
+
+    own = np.arange(batch_size) if places is None else np.asarray(places)
 
     return _ahead(batch, 0, -(-len(records) // batch_size), workers)
 

@@ -100,8 +100,10 @@ def content(record: Record) -> bytes:
     return "\0".join(texts).encode("utf-8", "surrogatepass")
 
 
-# Records to the arrays of a batch; changed at random when a generator is given.
-Prepare = Callable[[Sequence[Any], np.random.Generator | None], Batch]
+# Source of the random changes of a batch: one for each record, so that none depends on the others.
+Generators = Sequence[np.random.Generator]
+# Records to the arrays of a batch; changed at random when generators are given.
+Prepare = Callable[[Sequence[Any], Generators | None], Batch]
 
 
 class Request(NamedTuple):

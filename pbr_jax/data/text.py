@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pbr_jax.data.records import Batch, TextRecord
+from pbr_jax.data.records import Batch, Generators, TextRecord
 from pbr_jax.data.vocabulary import load_tokenizer, normalization
 from pbr_jax.reading import excerpt
 
@@ -75,7 +75,7 @@ class TextInputs:
         return normalization(self._tokenizer)
 
     def __call__(
-        self, records: Sequence[TextRecord], generator: np.random.Generator | None = None
+        self, records: Sequence[TextRecord], generators: Generators | None = None
     ) -> Batch:
         pairs = [_pair(record) for record in records]
         # Rows of one length, whatever the texts: the step is compiled once.

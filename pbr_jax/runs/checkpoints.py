@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import PyTree
 
+from pbr_jax.hosts import ALONE, Job
 from pbr_jax.measure.text import format_bytes
 from pbr_jax.runs import disk, manifest, restorable
 from pbr_jax.runs.store import Store
@@ -54,8 +55,8 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
     """Saves in the background, keeps the last steps and the best, restores verified steps only.
 
     Leave it through its context manager or `close()`: a save still running when the interpreter
-    exits is lost (it leaves a temporary directory, never a broken step). One process may write to a
-    directory at a time.
+    exits is lost (it leaves a temporary directory, never a broken step). One process, or those of
+    one job, may write to a directory at a time.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         directory: str | os.PathLike[str],
         keep: int,
         notify: Callable[[str], None] = _LOGGER.warning,
+        job: Job = ALONE,
     ) -> None:
         if keep < 1:
             rule = "must be at least 1, the number of latest checkpoints to keep"
@@ -70,6 +72,7 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         # Holds `<step>/` for each checkpoint and the link `best`; the first save makes it.
         self.directory = Path(directory).absolute()
         self.keep = keep  # latest steps; the most accurate one is kept besides
+        self.job = job  # whose processes all save and restore; the first alone cleans and proves
         self.notify = notify  # told of each checkpoint that is passed over or set aside, and why
         self._store = Store(self.directory, self, self._prove)
         self._pending: _Pending | None = None
@@ -123,7 +126,7 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
             self._prepare()
         except OSError as error:
             raise self._failure(pending, error) from error
-        if step in self.steps():
+        if self.job.first and step in self.steps():
             rule = f"already saved in {self.directory}; save each step once"
             raise ValueError(f"step = {step}: {rule}")
         self._pending = pending
@@ -140,8 +143,10 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
             self._store.wait()
         except Exception as error:  # Orbax's threads raise ValueError, OSError or TimeoutError
             raise self._failure(self._pending, error) from error
+        self.job.saved(self._pending.step)
         self._pending = None
-        self._link_best()
+        if self.job.first:
+            self._link_best()
 
     def close(self) -> None:
         """Waits for the save in progress and releases Orbax's threads."""
@@ -162,6 +167,22 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
           ValueError: the checkpoint holds another tree than `state_like`, by the paths that differ.
         """
         self.wait()
+        # All processes take the step that the first has found to be whole.
+        newest = self.job.shared(self._found(state_like, step) if self.job.first else None)
+        if newest is None:
+            return None
+        try:
+            state, data_state = self._store.restore(newest, state_like)
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"checkpoint {self.directory / str(newest)} is whole, but cannot be restored:"
+                f" {error}\nRemove it to use the one before, or use another work directory."
+            ) from error
+        self.job.saved(newest)
+        return Restored(newest, state, data_state)
+
+    def _found(self, state_like: PyTree, step: int | None) -> int | None:
+        """The step that `restore` takes, None where there is none; raises as it does."""
         steps = sorted(self.steps(), reverse=True) if step is None else [step]
         if not steps:
             why = "is an interrupted save and is ignored; no checkpoint is complete yet"
@@ -190,14 +211,7 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
                 + "\nIt was saved with another model, method or optimizer: "
                 "use its config, or another work directory."
             )
-        try:
-            state, data_state = self._store.restore(found.step, state_like)
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"checkpoint {self.directory / str(found.step)} is whole, but cannot be restored:"
-                f" {error}\nRemove it to use the one before, or use another work directory."
-            ) from error
-        return Restored(found.step, state, data_state)
+        return found.step
 
     def steps(self) -> list[int]:
         """Steps on disk, in ascending order, verified or not; without a save in progress."""
@@ -271,24 +285,29 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
 
         A broken step would count as one of the last, and collide when its number comes again.
         """
-        if not self._writing:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            for path in self._store.interrupted():
-                shutil.rmtree(path)
-            if self._faults is None:
-                _, self._faults = self._newest_verified()
-            for step in self._faults:
-                path = self.directory / str(step)
-                aside = path.with_name(f"{step}.broken")
-                if aside.exists():
-                    shutil.rmtree(aside)
-                path.rename(aside)
-                self.notify(
-                    f"broken checkpoint {step} is now {aside}; delete it when you no longer need it"
-                )
-            if self._faults:
-                self._store.reload()
-            self._writing = True
+        if self._writing:
+            return
+        if self.job.first:
+            self._clean()
+        self.job.meet()
+        self._store.reload()
+        self._writing = True
+
+    def _clean(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for path in self._store.interrupted():
+            shutil.rmtree(path)
+        if self._faults is None:
+            _, self._faults = self._newest_verified()
+        for step in self._faults:
+            path = self.directory / str(step)
+            aside = path.with_name(f"{step}.broken")
+            if aside.exists():
+                shutil.rmtree(aside)
+            path.rename(aside)
+            self.notify(
+                f"broken checkpoint {step} is now {aside}; delete it when you no longer need it"
+            )
 
     def _prove(self, temporary: Path) -> None:
         assert self._pending is not None

@@ -8,11 +8,12 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pbr_jax.files import DamagedFile
+from pbr_jax.hosts import Job
 from pbr_jax.runs import held, history, metrics
 from pbr_jax.runs.ownership import LOCK
 from pbr_jax.runs.run import CHECKPOINTS, CLASSES, CONFIG, saved_settings
@@ -32,6 +33,13 @@ class Claim(NamedTuple):
     saved: dict[str, Any] | None  # settings of the run that goes on there, None where one begins
     replaced: tuple[Path, ...]  # what is removed when one begins
     notes: list[str]
+
+    @classmethod
+    def of_first(cls, job: Job, find: Callable[[], "Claim"]) -> "Claim":
+        """What the first process of a job finds; the others learn of the settings alone."""
+        found = find() if job.first else None
+        saved = job.shared(found and found.saved)
+        return found or cls(saved, (), [])
 
     def clear(self) -> None:
         """Removes what is replaced."""

@@ -65,6 +65,19 @@ class Owner(NamedTuple):
         return self.boot != _boot() or self.started != _started(self.pid)
 
 
+class Guest(Observer, contextlib.AbstractContextManager["Guest", None]):
+    """A process that works in a folder which the first process of its job owns."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.notes = folder, list[str]()
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing was taken."""
+
+    def check(self) -> None:
+        """The owner checks."""
+
+
 class Ownership(Observer, contextlib.AbstractContextManager["Ownership", None]):
     """Makes a folder and owns it inside the context; what it made and nobody filled goes again.
 

@@ -85,7 +85,7 @@ class Store:
     def restore(self, step: int, state_like: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """The state of a step, of the structure of `state_like`, and the data saved with it."""
         leaves, treedef = jax.tree.flatten(state_like)
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         targets = [
             jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here)
             for x in leaves

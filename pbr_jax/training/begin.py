@@ -1,6 +1,7 @@
 """The beginning of a training, or the point from which it goes on."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -11,6 +12,7 @@ from pbr_jax.training import from_config
 from pbr_jax.training.from_config import Parts
 from pbr_jax.training.inputs import make_inputs
 from pbr_jax.training.loop import Intervals, Run, make_evaluate
+from pbr_jax.training.mesh import Placement
 from pbr_jax.training.state import TrainState
 from pbr_jax.training.step import TrainStep
 
@@ -26,10 +28,11 @@ class Saved(Protocol):
     def data_state(self) -> dict[str, Any]: ...
 
 
-def train_batches(config: Config, dataset: data.Dataset) -> data.TrainBatches:
-    """The batches of a run, from its first."""
+def train_batches(config: Config, dataset: data.Dataset, placement: Placement) -> data.TrainBatches:
+    """The batches of a run, from its first: the samples that this process prepares."""
+    places = placement.places(config.batch_size, config.optimizer.accumulation_steps)
     how = (make_inputs(config), config.batch_size, config.seed, config.data.workers)
-    return data.TrainBatches(dataset.train, *how)
+    return data.TrainBatches(dataset.train, *how, places=places.tolist())
 
 
 def begin(
@@ -38,6 +41,7 @@ def begin(
     dataset: data.Dataset,
     saved: Saved | None = None,
     train_step: TrainStep | None = None,
+    alive: Callable[[], None] = lambda: None,
 ) -> tuple[Run, list[str]]:
     """A run at its first step, or at a checkpoint, and notes on the weights that it starts from.
 
@@ -46,11 +50,13 @@ def begin(
       parts: built from `config`, or from a run that differs in the seed only.
       saved: the checkpoint from which it goes on, position of the data included.
       train_step: of `parts`, compiled; None compiles at the first step.
+      alive: called after every step and after every batch of an evaluation.
 
     Raises:
       WeightsError: the configured weights do not fit.
     """
-    batches = train_batches(config, dataset)
+    place = parts.placement
+    batches = train_batches(config, dataset, place)
     # Parameters are drawn or loaded only where no checkpoint replaces them.
     state: TrainState
     if saved is None:
@@ -60,16 +66,17 @@ def begin(
         state, start, notes = saved.state, saved.step, []
         best = saved.data_state["best"]
         batches.restore(saved.data_state["batches"])
-    place = parts.placement
     step = train_step or place.jit(parts.train_step, donate_argnums=0)
     how = (make_inputs(config), config.batch_size, config.data.workers)
-    test = functools.partial(data.eval_batches, dataset.test, *how)
+    places = place.places(config.batch_size).tolist()
+    test = functools.partial(data.eval_batches, dataset.test, *how, places)
+    eval_step = on_batches(parts, place.jit(parts.eval_step), alive)
     run = Run(
-        place.state(state),
+        place.state(state) if saved is None else state,
         start,
         config.steps,
-        train_step=stepping(parts, step),
-        evaluate=make_evaluate(place.jit(parts.eval_step), test),
+        train_step=on_batches(parts, step, alive),
+        evaluate=make_evaluate(eval_step, test, len(dataset.test)),
         batches=batches,
         schedule=parts.schedule,
         batch_size=config.batch_size,
@@ -80,9 +87,17 @@ def begin(
     return run, notes
 
 
-def stepping(parts: Parts, step: TrainStep) -> TrainStep:
+def on_batches(
+    parts: Parts, step: Callable[..., Any], alive: Callable[[], None] = lambda: None
+) -> Callable[..., Any]:
     """A jitted or compiled step of `parts` that takes batches as they come from the data."""
-    return lambda state, batch: step(state, parts.placement.batch(batch))
+
+    def taken(state: Any, batch: Any) -> Any:
+        result = step(state, parts.placement.batch(batch))
+        alive()
+        return result
+
+    return taken
 
 
 def compile_step(config: Config, parts: Parts) -> jax.stages.Compiled:

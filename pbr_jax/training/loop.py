@@ -83,14 +83,16 @@ class Observer:
 
 
 def train(
-    run: Run, observers: Sequence[Observer] = (), stop_requested: Callable[[], bool] = lambda: False
+    run: Run,
+    observers: Sequence[Observer] = (),
+    stop_requested: Callable[[int], bool] = lambda step: False,
 ) -> Outcome:
     """Runs steps `start + 1 ... steps`.
 
     Args:
       run: its state is donated.
       observers: told of everything, in their order.
-      stop_requested: asked after every step; when it says so, the state is saved first.
+      stop_requested: asked once after every step; when it says so, the state is saved first.
 
     Raises:
       Diverged: a step was not finite; its update was not applied. It is noticed one step later, so
@@ -110,7 +112,9 @@ def train(
         for observer in observers:
             observer.stepped(step, metrics)
         last = step == run.steps
-        stopping = stop_requested()  # asked once: a signal that comes later waits for the next step
+        stopping = stop_requested(
+            step
+        )  # asked once: a signal that comes later waits for the next step
         logging = last or step % every.log == 0  # a stop leaves no line that a straight run lacks
         evaluating = last or step % every.evaluate == 0
         saving = last or stopping or step % every.save == 0
@@ -170,17 +174,15 @@ def check_finite(step: int, metrics: StepMetrics) -> None:
 
 
 def make_evaluate(
-    eval_step: EvalStep, batches: Callable[[], Iterable[Batch]]
+    eval_step: EvalStep, batches: Callable[[], Iterable[Batch]], count: int
 ) -> Callable[[Any], Figures]:
-    """`variables -> {"loss" and each figure: mean}` over all examples whose `mask` is True."""
+    """`variables -> {"loss" and each figure: mean}` over the `count` examples of `batches`."""
 
     def evaluate(variables: Any) -> Figures:
         totals: Figures = {}
-        count = 0.0
         for batch in batches():
             for name, value in eval_step(variables, batch).items():
                 totals[name] = totals.get(name, 0.0) + float(value)
-            count += float(batch["mask"].sum())
         return {name: total / count for name, total in totals.items()}
 
     return evaluate

@@ -5,6 +5,7 @@ same on every device; of a batch each has an equal part.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,16 +28,28 @@ def settled_devices(config: Config) -> tuple[Config, list[str]]:
     Raises:
       ValueError: it asks for more than JAX sees.
     """
-    there, asked = jax.device_count(), config.mesh.data
+    there, asked, hosts = jax.device_count(), config.mesh.data, jax.process_count()
     if asked is not None:
         if asked > there:
             kind = jax.devices()[0].device_kind
             raise ValueError(
                 f"mesh.data = {asked}: JAX sees {there} ({kind}); set mesh.data={there} or less"
             )
+        if asked % hosts:
+            raise ValueError(
+                f"mesh.data = {asked}: must be a multiple of the {hosts} processes of the job, each"
+                " of which has equally many of the devices"
+            )
         return config, []
-    parts = batch_divisor(config)
-    used = max(n for n in range(1, there + 1) if config.batch_size % (parts * n) == 0)
+    # Of every process equally many, since a process without a device would have no part.
+    parts, each = batch_divisor(config), there // hosts
+    fitting = [n for n in range(1, each + 1) if config.batch_size % (parts * n * hosts) == 0]
+    if not fitting:
+        raise ValueError(
+            f"batch_size = {config.batch_size}: must be a multiple of {parts * hosts}, so that each"
+            f" of the {hosts} processes of the job has an equal part of it"
+        )
+    used = hosts * fitting[-1]
     note = (
         f"{used} of {there} devices are used: more do not divide batch_size = {config.batch_size}"
     )
@@ -50,12 +63,10 @@ class Placement(NamedTuple):
     Attributes:
       mesh: of the devices that share a batch; None for one.
       per_device: `PrunedModel.per_device`.
-      accumulation_steps: micro-batches of a step.
     """
 
     mesh: jax.sharding.Mesh | None
     per_device: bool
-    accumulation_steps: int
 
     @property
     def devices(self) -> Devices:
@@ -98,22 +109,45 @@ class Placement(NamedTuple):
         return jax.jit(step, in_shardings=(whole, parts), out_shardings=whole, **kwargs)
 
     def state(self, state: PyTree) -> PyTree:
-        """A state on every device."""
+        """A state on every device, of which each process passes the same."""
         if self.mesh is None:
             return state
-        return jax.device_put(state, NamedSharding(self.mesh, PartitionSpec()))
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        if jax.process_count() == 1:
+            return jax.device_put(state, whole)
+        return jax.jit(lambda state: state, out_shardings=whole)(state)
+
+    def state_like(self, shapes: PyTree) -> PyTree:
+        """Shapes and dtypes of a state, and how it lies on the devices, for a restored one."""
+        if self.mesh is None:
+            return shapes
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes
+        )
+
+    def places(self, batch_size: int, steps: int = 1) -> np.ndarray:
+        """The places in a batch of the samples that this process prepares, in their order.
+
+        Devices take their parts in this order. Every one of `steps` micro-batches is shared by all
+        devices, so that its samples are those of one device.
+        """
+        places = np.arange(batch_size)
+        if self.mesh is None:
+            return places
+        if self.per_device:
+            places = places.reshape(steps, self.mesh.size, -1).swapaxes(0, 1).ravel()
+        owners = [device.process_index for device in self.mesh.devices.flat]
+        own = np.repeat(np.equal(owners, jax.process_index()), batch_size // self.mesh.size)
+        return places[own]
 
     def batch(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A training batch in the order in which devices take their parts of it.
-
-        Every micro-batch is shared by all devices, so that its samples are those of one device.
-        """
-        steps = self.accumulation_steps
-        if self.mesh is None or not self.per_device or steps == 1:
+        """A batch for a step, from its samples at `places`."""
+        if self.mesh is None or jax.process_count() == 1:
             return batch
-        shape = steps, self.mesh.size, -1
+        parts = NamedSharding(self.mesh, PartitionSpec(_AXIS))
         return {
-            name: np.swapaxes(array.reshape(*shape, *array.shape[1:]), 0, 1).reshape(array.shape)
+            name: jax.make_array_from_process_local_data(parts, array)
             for name, array in batch.items()
         }
 
@@ -125,9 +159,16 @@ def placement(
 
     `devices` may be others than JAX's own, to compile for them.
     """
-    count, steps = config.mesh.data or 1, config.optimizer.accumulation_steps
+    count = config.mesh.data or 1
     if count == 1:
-        return Placement(None, per_device, steps)
-    devices = (devices or jax.devices())[:count]
+        return Placement(None, per_device)
+    devices = (devices or _of_each_process(count))[:count]
     mesh = jax.make_mesh((count,), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-    return Placement(mesh, per_device, steps)
+    return Placement(mesh, per_device)
+
+
+def _of_each_process(count: int) -> list[jax.Device]:
+    """`count` devices, equally many of each process, those of a process together."""
+    own = itertools.groupby(jax.devices(), key=lambda device: device.process_index)
+    each = count // jax.process_count()
+    return [device for _, devices in own for device in itertools.islice(devices, each)]

@@ -18,7 +18,8 @@ def record(image, label=3):
 
 
 def image_of(inputs, *images, generator=None):
-    return inputs([record(image) for image in images], generator)["image"]
+    generators = generator and [generator] * len(images)
+    return inputs([record(image) for image in images], generators)["image"]
 
 
 def test_small_images_are_enlarged_and_grey_becomes_colour():

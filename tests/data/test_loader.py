@@ -99,7 +99,7 @@ def test_workers_change_nothing(workers):
 
 
 def test_an_error_in_a_worker_reaches_the_loop():
-    def prepare(records, generator):
+    def prepare(records, generators):
         raise ValueError("broken.jpg: not a readable image")
 
     with pytest.raises(ValueError, match=r"broken\.jpg"):
@@ -193,3 +193,23 @@ def test_an_error_does_not_wait_for_what_is_queued():
     number = len(begun)
     go_on.set()
     assert number < 100 and len(begun) <= number + 1
+
+
+@pytest.mark.parametrize("parts", [[[0, 1], [2, 3]], [[0], [1], [2], [3]], [[3, 0], [2, 1]]])
+def test_processes_that_share_a_batch_have_its_examples(parts):
+    records = make_records(11)
+    whole = TrainBatches(records, AFFINE, 4, 7)
+    shares = [TrainBatches(records, AFFINE, 4, 7, places=places) for places in parts]
+    for batch in take(whole, 6):  # two epochs and more
+        for places, share in zip(parts, shares, strict=True):
+            assert same(next(share), {name: array[places] for name, array in batch.items()})
+    ends = list(data.eval_batches(records, PLAIN, 4))
+    assert [batch["mask"].sum() for batch in ends] == [4, 4, 3]
+    for places in parts:
+        for batch, share in zip(
+            ends, data.eval_batches(records, PLAIN, 4, places=places), strict=True
+        ):
+            there = share["mask"]
+            assert there.tolist() == batch["mask"][places].tolist()
+            assert share["image"].shape == (len(places), 4, 4, 1)
+            assert share["image"][there].tobytes() == batch["image"][places][there].tobytes()

@@ -102,7 +102,7 @@ class Fake:
             save=self.save,
             wait=lambda: self.events.append(("wait",)),
         )
-        return train(run, (Recorder(self.events),), lambda: self.asked)
+        return train(run, (Recorder(self.events),), lambda step: self.asked)
 
     def steps_of(self, name, pick=lambda event: event[1]):
         return [pick(event) for event in self.events if event[0] == name]
@@ -275,7 +275,7 @@ def test_evaluation_weighs_examples_alike():
         seen.append(params)
         return {"loss": batch["loss"], "accuracy": batch["correct"]}
 
-    evaluate = make_evaluate(eval_step, lambda: iter(batches))
+    evaluate = make_evaluate(eval_step, lambda: iter(batches), 4)
     for _ in range(2):  # the batches are asked for anew
         assert evaluate("params") == {"loss": 2.5, "accuracy": 0.75}
     assert seen == ["params"] * 4

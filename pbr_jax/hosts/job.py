@@ -1,0 +1,169 @@
+"""One process among all of its job: who it is, and what all of them know alike.
+
+Processes tell each other by the key-value store of `jax.distributed`, which also works while they
+compute, and while one of them is stuck in an exchange.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+from pbr_jax.hosts import cluster
+from pbr_jax.hosts.last_words import LastWords
+from pbr_jax.hosts.store import Store
+from pbr_jax.hosts.watch import LINGER, Watch
+
+# JAX ends a process that has lost the others. The watch comes before it, with a message.
+_HEARTBEAT = 60  # seconds
+_SHUTDOWN = 120  # seconds in which the first may still write a report
+
+
+class Job:
+    """This process among `count`; the first has `index` 0."""
+
+    def __init__(self, index: int = 0, count: int = 1, store: Store | None = None) -> None:
+        self.index, self.count = index, count
+        self._store = store
+        self._shared = 0  # values so far; all processes share the same ones in the same order
+        self._watch: Watch | None = None
+        self._last_words: LastWords | None = None
+        self._saved: int | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.index == 0
+
+    @property
+    def store(self) -> Store | None:
+        """Where the processes tell each other; None where there is one."""
+        return self._store
+
+    def __str__(self) -> str:
+        return f"process {self.index} of {self.count} on {socket.gethostname()}"
+
+    def shared(self, value: Any) -> Any:
+        """What the first process passes, a JSON value, in every process; waits for it."""
+        if self._store is None:
+            return value
+        self._shared += 1
+        key = f"shared/{self._shared}"
+        if self.first:
+            self._store.put(key, json.dumps(value))
+            return value
+        return json.loads(self._store.wait_for(key))
+
+    def meet(self) -> None:
+        """Waits until the first process has come here."""
+        self.shared(None)
+
+    def check_same(self, what: Mapping[str, Any]) -> None:
+        """Checks that this process has what the first has, by name; JSON values.
+
+        Raises:
+          ValueError: they differ; names what, and both.
+        """
+        of_first = self.shared([str(self), dict(what)])
+        if self._store is None:
+            return
+        who, theirs = of_first
+        for name, own in json.loads(json.dumps(dict(what))).items():
+            if own != theirs[name]:
+                raise ValueError(
+                    f"{self} has {name} {own}, {who} has {theirs[name]}: all processes of a job"
+                    " must have the same"
+                )
+
+    def alive(self) -> None:
+        """Tells that this process got further: it finished a step or a batch of an evaluation."""
+        if self._watch is not None:
+            self._watch.alive()
+
+    def patiently(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function; while it runs nobody expects a step of this process."""
+        if self._watch is None:
+            return function
+        return self._watch.patiently(function)
+
+    def saved(self, step: int) -> None:
+        """Tells that a checkpoint is whole, for what is said when the job comes to grief."""
+        self._saved = step
+        if self._watch is not None and self._last_words is not None:
+            self._watch.advice = _advice(step)
+            self._last_words.set(self._gone())
+
+    def expect_steps(self, timeout: int | None) -> None:
+        """Has the job end when a step takes longer than `timeout` seconds; None expects none."""
+        if self._watch is not None:
+            self._watch.timeout = timeout
+
+    def _gone(self) -> str:
+        return (
+            f"{self} ended without a word: it was killed, or lost the others of its job;"
+            f" {_advice(self._saved)}"
+        )
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Has every process know within seconds when this one fails, and this one of the others."""
+        assert self._store is not None
+        self._last_words = LastWords(self._gone())
+        self._watch = Watch(self._store, self.index, self.count, str(self), self._last_words.clear)
+        self._watch.advice = _advice(None)
+        try:
+            with self._watch:
+                yield
+        except BaseException as error:
+            author = self._watch.failed(str(error) or type(error).__name__)
+            self._last_words.clear()
+            if not author:
+                time.sleep(2 * LINGER)  # the watch says who failed first, and ends this process
+            if self.first:
+                time.sleep(LINGER)  # the others are lost without it, before they have read why
+            print(f"{self}:", file=sys.stderr, flush=True)
+            raise
+        jax.distributed.shutdown()
+        self._last_words.clear()
+
+
+ALONE = Job()
+"""The only process."""
+
+
+def _advice(step: int | None) -> str:
+    if step is None:
+        return "it has saved no checkpoint; the same command begins or resumes"
+    return f"checkpoint {step} is whole, and the same command resumes"
+
+
+@contextlib.contextmanager
+def joined(environ: Mapping[str, str] = os.environ) -> Iterator[Job]:
+    """Joins the job that this process was started for; `ALONE` where it is the only one.
+
+    Must be entered before anything asks JAX for devices. An error that leaves the block ends the
+    job: every process says which one failed, and why.
+
+    Raises:
+      ValueError: the environment describes no place in a job.
+    """
+    arguments = cluster.found(environ)
+    if arguments is None:
+        yield ALONE
+        return
+    # JAX would take SIGTERM for itself; `AgreedStop` agrees on other signals, too.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(
+        **arguments,
+        heartbeat_timeout_seconds=_HEARTBEAT,
+        shutdown_timeout_seconds=_SHUTDOWN,
+    )
+    job = Job(jax.process_index(), jax.process_count(), Store())
+    with job._watched():
+        yield job
