@@ -44,7 +44,9 @@ def step(settings, data, devices):
     noise = lambda a: a + 0.02 * jax.random.normal(jax.random.key(a.size), a.shape)  # noqa: E731
     state = from_config.new_state(settings, parts, jax.tree.map(noise, params), extra)
     place = parts.placement
-    return state, *place.jit(parts.train_step)(place.state(state), place.batch(data))
+    places = place.places(SIZE, settings.optimizer.accumulation_steps)
+    batch = {name: array[places] for name, array in data.items()}
+    return state, *place.jit(parts.train_step)(place.state(state), place.batch(batch))
 
 
 def flat(tree):

@@ -24,7 +24,7 @@ CHAIN = [
     {"families"},
     {"settings"},
     # The library.
-    {"gpu", "measure", "npz", "pruning", "freeze", "weights"},
+    {"gpu", "hosts", "measure", "npz", "pruning", "freeze", "weights"},
     {"kernels"},
     {"ops"},
     {"layers", "transform"},
@@ -44,6 +44,7 @@ CHAIN = [
 FORBIDDEN = {
     "pruning": {"configs", "families", "settings", "datasets", "methods", "gpu"},
     "gpu": {"configs", "families", "settings", "datasets", "methods", "plans"},
+    "hosts": {"configs", "families", "settings", "datasets", "methods", "plans", "files"},
     "kernels": {"configs", "families", "settings", "datasets", "methods", "plans", "pruning"},
     "ops": {"configs", "families", "settings", "datasets", "methods", "pruning", "weights"},
     "layers": {"configs", "families", "settings", "datasets", "methods", "pruning", "weights"},

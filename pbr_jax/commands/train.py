@@ -68,9 +68,10 @@ def main(args: argparse.Namespace) -> int:
     """Trains or resumes; returns 0, or the exit code of the signal that stopped the run."""
     workdir = args.workdir or flags.default_workdir(args.arguments.config)
     # The work directory is this process's own, or its job's, from before it is looked at.
-    with joined() as job, Ownership(workdir) if job.first else Guest(workdir) as owner:
-        job.meet()
-        return fine_tune(args, owner, job)
+    with joined(workdir / run.CHECKPOINTS) as job:
+        with Ownership(workdir) if job.first else Guest(workdir) as owner:
+            job.meet()
+            return fine_tune(args, owner, job)
 
 
 def fine_tune(args: argparse.Namespace, owner: Ownership | Guest, job: Job = ALONE) -> int:

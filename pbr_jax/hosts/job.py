@@ -4,6 +4,7 @@ Processes tell each other by the key-value store of `jax.distributed`, which als
 compute, and while one of them is stuck in an exchange.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -11,12 +12,13 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from pbr_jax.hosts import cluster
-from pbr_jax.hosts.last_words import LastWords
+from pbr_jax.hosts.last_words import LastWords, advice
 from pbr_jax.hosts.store import Store
 from pbr_jax.hosts.watch import LINGER, Watch
 
@@ -33,8 +35,6 @@ class Job:
         self._store = store
         self._shared = 0  # values so far; all processes share the same ones in the same order
         self._watch: Watch | None = None
-        self._last_words: LastWords | None = None
-        self._saved: int | None = None
 
     @property
     def first(self) -> bool:
@@ -92,63 +92,61 @@ class Job:
             return function
         return self._watch.patiently(function)
 
-    def saved(self, step: int) -> None:
-        """Tells that a checkpoint is whole, for what is said when the job comes to grief."""
-        self._saved = step
-        if self._watch is not None and self._last_words is not None:
-            self._watch.advice = _advice(step)
-            self._last_words.set(self._gone())
-
     def expect_steps(self, timeout: int | None) -> None:
         """Has the job end when a step takes longer than `timeout` seconds; None expects none."""
         if self._watch is not None:
             self._watch.timeout = timeout
 
-    def _gone(self) -> str:
-        return (
-            f"{self} ended without a word: it was killed, or lost the others of its job;"
-            f" {_advice(self._saved)}"
-        )
-
     @contextlib.contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _watched(self, checkpoints: Path) -> Iterator[None]:
         """Has every process know within seconds when this one fails, and this one of the others."""
         assert self._store is not None
-        self._last_words = LastWords(self._gone())
-        self._watch = Watch(self._store, self.index, self.count, str(self), self._last_words.clear)
-        self._watch.advice = _advice(None)
+        gone = f"{self} ended without a word: it was killed, or has lost the others of its job"
+        last_words = LastWords(gone, checkpoints)
+
+        def before_end() -> str:
+            last_words.clear()
+            return advice(checkpoints)
+
+        self._watch = Watch(self._store, self.index, self.count, str(self), before_end)
         try:
             with self._watch:
                 yield
         except BaseException as error:
-            author = self._watch.failed(str(error) or type(error).__name__)
-            self._last_words.clear()
-            if not author:
+            if not self._watch.failed(str(error) or type(error).__name__):
                 time.sleep(2 * LINGER)  # the watch says who failed first, and ends this process
             if self.first:
                 time.sleep(LINGER)  # the others are lost without it, before they have read why
+            last_words.clear()
+            # At its end JAX would wait for processes that are gone, and abort.
+            atexit.register(_leave)
             print(f"{self}:", file=sys.stderr, flush=True)
             raise
         jax.distributed.shutdown()
-        self._last_words.clear()
+        last_words.clear()
 
 
 ALONE = Job()
 """The only process."""
 
 
-def _advice(step: int | None) -> str:
-    if step is None:
-        return "it has saved no checkpoint; the same command begins or resumes"
-    return f"checkpoint {step} is whole, and the same command resumes"
+def _leave() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(1)
 
 
 @contextlib.contextmanager
-def joined(environ: Mapping[str, str] = os.environ) -> Iterator[Job]:
+def joined(checkpoints: Path, environ: Mapping[str, str] = os.environ) -> Iterator[Job]:
     """Joins the job that this process was started for; `ALONE` where it is the only one.
 
     Must be entered before anything asks JAX for devices. An error that leaves the block ends the
-    job: every process says which one failed, and why.
+    job: every process says which one failed, and why, and ends with exit code 1.
+
+    Args:
+      checkpoints: the folder whose newest step is named when the job ends early.
+      environ: in which `cluster.found` looks.
 
     Raises:
       ValueError: the environment describes no place in a job.
@@ -165,5 +163,5 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[Job]:
         shutdown_timeout_seconds=_SHUTDOWN,
     )
     job = Job(jax.process_index(), jax.process_count(), Store())
-    with job._watched():
+    with job._watched(checkpoints):
         yield job

@@ -39,7 +39,7 @@ class Watch(contextlib.AbstractContextManager["Watch", None]):
     Args:
       store: of the job.
       index, count, name: of this process, and how many there are.
-      before_end: called before the process ends.
+      before_end: called before this process ends; returns what to say of that.
     """
 
     def __init__(
@@ -48,12 +48,11 @@ class Watch(contextlib.AbstractContextManager["Watch", None]):
         index: int,
         count: int,
         name: str,
-        before_end: Callable[[], None],
+        before_end: Callable[[], str],
         end: Callable[[int], Any] = os._exit,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.timeout: int | None = None  # seconds that a step may take; None watches none
-        self.advice = ""  # said at the end
         self._store, self._index, self._count, self._name = store, index, count, name
         self._before_end, self._end, self._clock = before_end, end, clock
         self._progress = 0
@@ -150,9 +149,9 @@ class Watch(contextlib.AbstractContextManager["Watch", None]):
         return f"{', '.join(behind)} is stuck: the others have waited {idle:.0f} s for it: {rule}"
 
     def _leave(self, why: str) -> None:
-        self._before_end()
+        advice = self._before_end()
         with contextlib.suppress(OSError, ValueError):
-            print(f"{why}\n{self.advice}", file=sys.stderr, flush=True)
+            print(f"{why}\n{advice}", file=sys.stderr, flush=True)
         if self._index == 0:
             time.sleep(LINGER)
         self._end(1)

@@ -143,7 +143,6 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
             self._store.wait()
         except Exception as error:  # Orbax's threads raise ValueError, OSError or TimeoutError
             raise self._failure(self._pending, error) from error
-        self.job.saved(self._pending.step)
         self._pending = None
         if self.job.first:
             self._link_best()
@@ -178,7 +177,6 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
                 f"checkpoint {self.directory / str(newest)} is whole, but cannot be restored:"
                 f" {error}\nRemove it to use the one before, or use another work directory."
             ) from error
-        self.job.saved(newest)
         return Restored(newest, state, data_state)
 
     def _found(self, state_like: PyTree, step: int | None) -> int | None:

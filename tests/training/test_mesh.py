@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -101,9 +102,39 @@ def test_devices_have_equal_parts():
     )
 
 
+def devices_of(*processes):
+    """A mesh as `Placement` sees it: a device of each of these processes."""
+    devices = [types.SimpleNamespace(process_index=process) for process in processes]
+    return types.SimpleNamespace(size=len(devices), devices=np.array(devices))
+
+
 def test_each_device_has_its_part_of_every_micro_batch():
-    mesh = jax.sharding.AbstractMesh((2,), ("data",))
-    batch = Placement(mesh, True, accumulation_steps=3).batch({"label": np.arange(12)})
-    first, second = batch["label"].reshape(2, 3, 2).tolist()
+    places = Placement(devices_of(0, 0), True).places(12, steps=3)
+    first, second = places.reshape(2, 3, 2).tolist()
     assert first == [[0, 1], [4, 5], [8, 9]]  # of the micro-batches 0-3, 4-7 and 8-11
     assert second == [[2, 3], [6, 7], [10, 11]]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("per_device", [True, False])
+def test_processes_prepare_what_their_devices_take(monkeypatch, per_device, steps):
+    """Those of two processes in their order are those of one process."""
+    found = []
+    for process in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        place = Placement(devices_of(0, 0, 1, 1), per_device)
+        found.append(place.places(16, steps))
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    alone = Placement(devices_of(0, 0, 0, 0), per_device).places(16, steps)
+    assert np.concatenate(found).tolist() == alone.tolist()
+    assert sorted(alone) == [*range(16)]
+
+
+def test_processes_have_equally_many_devices(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert settled_devices(config(batch_size=12))[0].mesh.data == 6
+    with pytest.raises(ValueError, match=r"mesh.data = 3: must be a multiple of the 2 processes"):
+        settled_devices(config(mesh=Mesh(data=3)))
+    with pytest.raises(ValueError, match=r"batch_size = 9: must be a multiple of 2, so that each"):
+        settled_devices(config(batch_size=9))

@@ -1,0 +1,18 @@
+#!/bin/bash
+# One process on each host, the first of which coordinates. The hosts share this folder:
+#   HOSTS="node1 node2" bash ssh.sh --config configs/vit_b16.py --workdir runs/vit
+set -euo pipefail
+read -ra hosts <<<"$HOSTS"
+
+pids=()
+for i in "${!hosts[@]}"; do
+  place="JAX_COORDINATOR_ADDRESS=${hosts[0]}:${PORT:-12321} JAX_NUM_PROCESSES=${#hosts[@]} JAX_PROCESS_ID=$i"
+  # With a terminal of its own a process ends when its ssh does, and Ctrl-C reaches it.
+  ssh -tt "${hosts[i]}" "cd ${PWD@Q} && exec env $place python train.py ${*@Q}" </dev/null &
+  pids+=($!)
+done
+code=0
+for pid in "${pids[@]}"; do
+  wait "$pid" || code=$?
+done
+exit "$code"
