@@ -17,7 +17,7 @@ class Store:
     """
 
     def __init__(self, client: Any = None) -> None:
-        self._client = client or distributed.global_state.client
+        self._client: Any = client or distributed.global_state.client
 
     def put(self, key: str, text: str, *, replace: bool = False) -> bool:
         """Sets a text for all; False where there is one already and `replace` is not asked."""

@@ -57,7 +57,7 @@ def test_a_job_that_goes_on_is_left_alone(job):
 
 
 def test_a_process_without_signs_of_life_is_gone(job):
-    first, second, wait = job
+    first, _, wait = job
     first.watch.timeout = None
     wait(3)
     wait(29, first)
