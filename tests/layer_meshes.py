@@ -3,6 +3,7 @@
 A case is `axes-parallel-net`. Prints a line of JSON: {case: largest error}.
 """
 
+import contextlib
 import functools
 import json
 import sys
@@ -97,7 +98,8 @@ def run(axes, parallel, net):
     if axes in AXES:
         return largest_error(on_every_device(own, axes, params, x)[0], expected)
     mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType[axes],) * 2)
-    with jax.set_mesh(mesh):
+    # Arrays tell their mesh, so that none has to be in scope.
+    with jax.set_mesh(mesh) if parallel == "tensor" else contextlib.nullcontext():
         placed = put(mesh, params, lambda path, leaf: spec_of(parallel, path, leaf))
         batch = put(mesh, x, lambda path, leaf: P("data"))
         found = jax.jit(own)(placed, batch)

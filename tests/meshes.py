@@ -3,6 +3,7 @@
 Prints a line of JSON: {case: [largest error, bytes in all-reduces, those of the dense model]}.
 """
 
+import contextlib
 import json
 import re
 import sys
@@ -53,10 +54,11 @@ def problem_of_two_layers():
 def run(kind, parallel):
     mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2)
     batch, up, down = SPECS[parallel]
+    plain = kind == AxisType.Auto or parallel == "data"
     params, x, pruned = problem_of_two_layers()
     selection = selection_of(pruned)
-    gradient = pruned.value_and_grad(loss_of(lambda p, x: out_of(p, x, kind)))
-    stock = jax.value_and_grad(loss_of(lambda p, x: out_of(p, x, kind)))
+    gradient = pruned.value_and_grad(loss_of(lambda p, x: out_of(p, x, plain)))
+    stock = jax.value_and_grad(loss_of(lambda p, x: out_of(p, x, plain)))
     single = pruned.value_and_grad(loss_of(model))
 
     def both(gradient):
@@ -67,7 +69,8 @@ def run(kind, parallel):
         return run
 
     expected = jax.jit(both(single))(params, selection, x)
-    with jax.set_mesh(mesh):
+    # Arrays tell their mesh, so that none has to be in scope.
+    with contextlib.nullcontext() if parallel == "data" else jax.set_mesh(mesh):
         placed = put(mesh, params, lambda path, leaf: {"up": up, "down": down}[path])
         chosen = put(mesh, selection, lambda path, leaf: P())
         spread = put(mesh, x, lambda path, leaf: batch)
@@ -99,9 +102,9 @@ def run_on_every_device(axes):
     return [error, moved(compiled), moved(stock)]
 
 
-def out_of(params, x, kind):
+def out_of(params, x, plain):
     """The model; with explicit axes the contraction over a sharded axis must say its output."""
-    if kind == AxisType.Auto:
+    if plain:
         return model(params, x)
 
     def step(x, w):

@@ -64,11 +64,15 @@ def all_placed(
     function: Callable[..., list[Any]], specs: Sequence[Sequence[Any]] | None, *args: Any
 ) -> list[Any]:
     """`function(*args)`, a list, each of which lies as its spec says; as they come with None."""
-    # What no explicit axis splits leaves nothing to the compiler.
-    given = [spec_of(leaf) for leaf in jax.tree.leaves(args) if isinstance(leaf, ARRAYS)]
-    if specs is None or not any(any(spec or ()) for spec in [*given, *specs]):
+    if specs is None:
         return function(*args)
+    # What no explicit axis splits leaves nothing to the compiler. Without a mesh in scope, though,
+    # what is made of nothing would not lie on it.
     mesh = mesh_of(args)
+    given = [spec_of(leaf) for leaf in jax.tree.leaves(args) if isinstance(leaf, ARRAYS)]
+    split = any(any(spec or ()) for spec in [*given, *specs])
+    if not split and mesh == jax.sharding.get_abstract_mesh():
+        return function(*args)
     types = zip(mesh.axis_names, mesh.axis_types, strict=True)
     explicit = tuple(name for name, kind in types if kind == AxisType.Explicit)
     out = [NamedSharding(mesh, PartitionSpec(*spec)) for spec in specs]
