@@ -7,6 +7,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
+from jax.sharding import ManualAxisType
+
+from pbr_jax.kernels.varying import alike, varying
 
 
 class Blocks(NamedTuple):
@@ -28,7 +31,15 @@ class Blocks(NamedTuple):
         """The kernel as a function of arrays, with a block of threads for each place of `grid`."""
         params = triton.CompilerParams(num_warps=self.num_warps, num_stages=self.num_stages)
         options |= {"compiler_params": params, "interpret": interpret, "name": name}
-        return pl.pallas_call(kernel, grid=grid, out_shape=out_shape, **options)
+
+        def run(*args):
+            args, shapes = alike(*args), out_shape
+            if axes := varying(args):
+                kind = ManualAxisType(varying=axes)
+                shapes = jax.tree.map(lambda out: out.update(manual_axis_type=kind), out_shape)
+            return pl.pallas_call(kernel, grid=grid, out_shape=shapes, **options)(*args)
+
+        return run
 
 
 class Part(NamedTuple):

@@ -3,6 +3,7 @@
 Prints a line of JSON: {case: [largest error, bytes in all-reduces, those of the dense model]}.
 """
 
+import contextlib
 import json
 import re
 import sys
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from decoder import decoder, problem
+from four_devices import AXES, largest_error, on_every_device, put
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from rewritten import loss_of, numbers, selection_of, weights
@@ -43,15 +45,20 @@ SPECS = {  # of the batch, of `up` [L, D, F] and of `down` [L, F, D]
 }
 
 
+def problem_of_two_layers():
+    params = weights(0, up=(2, D, F), down=(2, F, D))
+    x = numbers(1, 8, 4, D)
+    return params, x, prune(model, params, x, keep=0.125)
+
+
 def run(kind, parallel):
     mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2)
     batch, up, down = SPECS[parallel]
-    params = weights(0, up=(2, D, F), down=(2, F, D))
-    x = numbers(1, 8, 4, D)
-    pruned = prune(model, params, x, keep=0.125)
+    plain = kind == AxisType.Auto or parallel == "data"
+    params, x, pruned = problem_of_two_layers()
     selection = selection_of(pruned)
-    gradient = pruned.value_and_grad(loss_of(lambda p, x: out_of(p, x, kind)))
-    stock = jax.value_and_grad(loss_of(lambda p, x: out_of(p, x, kind)))
+    gradient = pruned.value_and_grad(loss_of(lambda p, x: out_of(p, x, plain)))
+    stock = jax.value_and_grad(loss_of(lambda p, x: out_of(p, x, plain)))
     single = pruned.value_and_grad(loss_of(model))
 
     def both(gradient):
@@ -62,25 +69,42 @@ def run(kind, parallel):
         return run
 
     expected = jax.jit(both(single))(params, selection, x)
-    with jax.set_mesh(mesh):
-        put = lambda a, spec: jax.device_put(a, NamedSharding(mesh, spec))  # noqa: E731
-        placed = {"up": put(params["up"], up), "down": put(params["down"], down)}
-        chosen = {name: put(columns, P()) for name, columns in selection.items()}
-        spread = put(x, batch)
+    # Arrays tell their mesh, so that none has to be in scope.
+    with contextlib.nullcontext() if parallel == "data" else jax.set_mesh(mesh):
+        placed = put(mesh, params, lambda path, leaf: {"up": up, "down": down}[path])
+        chosen = put(mesh, selection, lambda path, leaf: P())
+        spread = put(mesh, x, lambda path, leaf: batch)
         compiled = jax.jit(both(gradient)).lower(placed, chosen, spread).compile()
         found = compiled(placed, chosen, spread)
         dense = jax.jit(stock).lower(placed, spread).compile()
-    found, expected = jax.tree.map(np.asarray, (found, expected))
-    error = max(
-        float(np.max(np.abs(a - b)) / np.max(np.abs(b)))
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
-    )
-    return [error, moved(compiled), moved(dense)]
+    return [largest_error(found, expected), moved(compiled), moved(dense)]
 
 
-def out_of(params, x, kind):
+def run_on_every_device(axes):
+    """Inside `shard_map`: the sum of gradients is that of packed ones, whoever takes it."""
+    params, x, pruned = problem_of_two_layers()
+    selection = selection_of(pruned)
+
+    def loss(params, x):
+        y = model(params, x)
+        return jnp.sum(y * y + 0.1 * y * y * y)
+
+    def gradients(params, x):
+        value, grads = pruned.value_and_grad(loss)(params, selection, x)
+        return value, (grads, jax.grad(loss, argnums=1)(params, x))
+
+    def dense(params, x):
+        return jax.value_and_grad(loss, argnums=(0, 1))(params, x)
+
+    found, compiled = on_every_device(gradients, axes, params, x)
+    _, stock = on_every_device(dense, axes, params, x)
+    error = largest_error(found, jax.jit(gradients)(params, x))
+    return [error, moved(compiled), moved(stock)]
+
+
+def out_of(params, x, plain):
     """The model; with explicit axes the contraction over a sharded axis must say its output."""
-    if kind == AxisType.Auto:
+    if plain:
         return model(params, x)
 
     def step(x, w):
@@ -116,5 +140,8 @@ if __name__ == "__main__":
     found = {}
     for case in sys.argv[1:]:
         kind, parallel = case.split("-")
-        found[case] = run_decoder() if kind == "decoder" else run(AxisType[kind], parallel)
+        if kind in AXES:
+            found[case] = run_on_every_device(kind)
+        else:
+            found[case] = run_decoder() if kind == "decoder" else run(AxisType[kind], parallel)
     print(json.dumps(found))

@@ -16,7 +16,7 @@ from jax import lax
 
 from pbr_jax.layers.columns import Columns, record, require, selected_columns
 from pbr_jax.ops import linear, pair
-from pbr_jax.ops.shardings import all_placed, spec_of
+from pbr_jax.ops.shardings import all_placed, spec_of, without_repeats
 from pbr_jax.plans import Implementation, budget_for
 
 Initializer = Callable[..., jax.Array]
@@ -208,7 +208,7 @@ def _specs(layers: Sequence[Linear], x: jax.Array) -> tuple[list[tuple] | None, 
     lead = given[: x.ndim - depth]
     own = [(spec_of(layer.params[n]), n) for layer in layers for n in _names(layer.params)]
     specs = [(spec or (), name) for spec, name in own]
-    there = [(*lead, *spec[depth:]) for spec, name in specs if name == "kernel"]
+    there = [without_repeats((*lead, *s[depth:])) for s, name in specs if name == "kernel"]
     return [*there, (*lead, None)], [*(spec for spec, _ in specs), given]
 
 

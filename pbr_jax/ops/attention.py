@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from pbr_jax import plans
 from pbr_jax.kernels.attention_arguments import Rules, Visibility
 from pbr_jax.ops import attention_xla, dispatch, pair
+from pbr_jax.ops.shardings import placed, spec_of
 from pbr_jax.ops.visibility import check
 from pbr_jax.plans import Implementation
 
@@ -141,4 +142,5 @@ def attention(
         return None, backward(residual, visibility, do, k.shape[2], settings)
 
     op = pair.Pair(lambda _, qkv, visibility: forward(qkv, visibility, settings), gradients)
-    return pair.bind(op)(None, (q, k, v), visibility)
+    attend = pair.bind(op)
+    return placed(lambda qkv, aux: attend(None, qkv, aux), spec_of(q), (q, k, v), visibility)

@@ -202,10 +202,8 @@ def attend_gradients(
             wide = (totals[0] + dk.astype(jnp.float32), totals[1] + dv.astype(jnp.float32))
             return wide, dq
 
-        zeros = (
-            jnp.zeros(k.shape, jnp.float32),
-            jnp.zeros((*v.shape[:3], do.shape[-1]), jnp.float32),
-        )
+        of_v = (*v.shape[:3], do.shape[-1])
+        zeros = jnp.zeros_like(k, jnp.float32), jnp.zeros_like(v, jnp.float32, of_v)
         (dk, dv), dq = lax.scan(accumulate, zeros, _split_queries(by_query, length, blocks))
         return _join_queries(dq, length), dk.astype(k.dtype), dv.astype(v.dtype)
 

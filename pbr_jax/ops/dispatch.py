@@ -3,7 +3,10 @@
 `implementation=None` takes the first choice for the device, as far as shapes and dtypes allow, and
 XLA otherwise. A named one is used or refused: it raises with the reason, and never falls back. The
 decision falls when a function is traced, for the card that `pbr_jax.gpu.compile_for` compiles for,
-or else for JAX's default device.
+or else for the device of the mesh in scope, or JAX's default device.
+
+A kernel is a program of one device. On a mesh it runs where every device has a program of its own,
+inside `jax.shard_map`; the mesh is the one in scope, or else that of the arrays.
 """
 
 import contextlib
@@ -19,6 +22,7 @@ import jax.numpy as jnp
 
 from pbr_jax.gpu.cards import CARDS, for_capability
 from pbr_jax.gpu.compile import compiling_for
+from pbr_jax.ops.shardings import mesh_of
 from pbr_jax.plans import IMPLEMENTATIONS, Implementation
 
 _TRITON_NEEDS = (8, 0)
@@ -63,7 +67,7 @@ class Kernel(NamedTuple):
           ValueError: `implementation` names one that does not exist, that the op does not have,
             that the device cannot run or that refuses `args`.
         """
-        where, refusal = target(), self.refusal(*args)
+        where, refusal = target(*args), self.refusal(*args)
         # Without a name the kernel has to be fit, first choice and able to run, or XLA runs.
         if implementation is None:
             if refusal or not self.preferred(*args):
@@ -119,15 +123,16 @@ def _warn_of_mesh(op: str, where: Target) -> None:
     _warned.add(op)
     warnings.warn(
         f"{op} runs by XLA: its kernel runs on one device, and the mesh has {where.num_devices};"
-        " use a mesh of one device to run the kernel, or name implementation='xla' to silence this",
+        " call it inside jax.shard_map to run the kernel on each device, or name"
+        " implementation='xla' to silence this",
         stacklevel=3,
     )
 
 
-def target() -> Target:
-    """The device that the caller is traced for."""
+def target(*args: Any) -> Target:
+    """The device that the caller is traced for, whose arrays are among `args`."""
     # Around `compile_for` the default device is this machine's, not the one that is compiled for.
-    card, mesh = compiling_for(), jax.sharding.get_abstract_mesh()
+    card, mesh = compiling_for(), mesh_of(args)
     # Along a manual axis, as inside `shard_map`, every device runs a program of its own.
     shared = [size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes]
     num_devices = math.prod(shared)
@@ -136,19 +141,28 @@ def target() -> Target:
     # A mesh may describe a device that is not there.
     described = mesh.abstract_device
     if described is not None:
-        known = (
-            card.capability for card in CARDS.values() if card.description == described.device_kind
+        return Target(
+            described.platform,
+            described.device_kind,
+            _capability_of(described.device_kind),
+            num_devices,
         )
-        return Target(described.platform, described.device_kind, next(known, None), num_devices)
     default = jax.config.values["jax_default_device"]
     device = jax.devices(default)[0] if default is None or isinstance(default, str) else default
-    capability = getattr(device, "compute_capability", None)
-    return Target(
-        device.platform,
-        device.device_kind,
-        _parse_capability(capability) if device.platform == "gpu" else None,
-        num_devices,
-    )
+    return Target(device.platform, device.device_kind, _capability(device), num_devices)
+
+
+def _capability_of(kind: str) -> tuple[int, int] | None:
+    """The compute capability of cards of that name: of one that is here, or in the table."""
+    if here := [device for device in jax.devices() if device.device_kind == kind]:
+        return _capability(here[0])
+    return next((card.capability for card in CARDS.values() if card.description == kind), None)
+
+
+def _capability(device: Any) -> tuple[int, int] | None:
+    """Of a device that is here."""
+    text = getattr(device, "compute_capability", None)
+    return _parse_capability(text) if device.platform == "gpu" else None
 
 
 def _parse_capability(text: str | None) -> tuple[int, int] | None:

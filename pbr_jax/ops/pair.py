@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pbr_jax.ops.shardings import alike
+
 PyTree = Any
 
 
@@ -60,10 +62,12 @@ def bind(
     def backward(saved, dy):
         params, residual, aux = saved
         dparams, dx = pair.backward(params, residual, aux, dy)
+        # A gradient of zeros varies with the others: all arguments do.
+        (dparams, dx), _ = alike((dparams, dx), params)
         return dparams, dx, None
 
     apply.defvjp(forward, backward)
-    return apply
+    return lambda params, x, aux: apply(*alike(params, x, aux))
 
 
 def sequence(first: Pair, second: Pair) -> Pair:

@@ -114,7 +114,7 @@ def _kth_largest(order: jax.Array, k: int) -> jax.Array:
         enough = jnp.sum(order >= candidate, axis=1, keepdims=True, dtype=jnp.int32) >= k
         return jnp.where(enough, candidate, threshold)
 
-    return lax.fori_loop(0, num_bits, set_bit, jnp.zeros((order.shape[0], 1), order.dtype))
+    return lax.fori_loop(0, num_bits, set_bit, jnp.zeros_like(order[:, :1]))
 
 
 def _ranks(bits: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -80,8 +80,8 @@ class Layout(NamedTuple):
 
     def zeros(self, leaf: jax.Array, num_kept: int) -> jax.Array:
         """Zeros `[*stack, K, *rest]` in the parameter's dtype, to be differentiated by."""
-        make = functools.partial(jnp.zeros, self.packed_shape(num_kept), leaf.dtype)
-        return placed(make, self.packed_spec(leaf))
+        make = functools.partial(jnp.zeros_like, shape=self.packed_shape(num_kept))
+        return placed(make, self.packed_spec(leaf), leaf)
 
     def gather(self, leaf: jax.Array, columns: jax.Array) -> jax.Array:
         """Rows of the parameter, `[*stack, K, *rest]`, at `columns` `[*stack, K]`."""
@@ -203,9 +203,8 @@ def rows_gradient(product: Product, packed: jax.Array, dy: jax.Array) -> jax.Arr
     gone = site.x_axes if len(site.x_axes) > 1 else ()
     x_batch = tuple(a - sum(g < a for g in gone) for a in site.x_batch)
     w_batch = tuple(range(len(batch)))
-    small = jax.ShapeDtypeStruct(
-        (*batch, packed.shape[kept], *(product.w_shape[a] for a in rest)), product.w_dtype
-    )
+    shape = (*batch, packed.shape[kept], *(product.w_shape[a] for a in rest))
+    small = jnp.zeros_like(packed, product.w_dtype, shape)  # its type alone is read
     params = dict(product.params)
     params["out_sharding"] = None  # where it matters, the compiler places what is inside
 

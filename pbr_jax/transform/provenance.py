@@ -35,7 +35,14 @@ class Provenance(NamedTuple):
 
 
 # They change neither the place of an element nor, but for rounding, its value.
-_SAME = ("convert_element_type", "copy", "copy_p", "sharding_constraint", "optimization_barrier")
+_SAME = (
+    "convert_element_type",
+    "copy",
+    "copy_p",
+    "sharding_constraint",
+    "optimization_barrier",
+    "pvary",
+)
 
 
 def whole(leaf: int, shape: Sequence[int]) -> Provenance:

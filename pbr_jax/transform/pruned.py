@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from pbr_jax.ops.shardings import alike
 from pbr_jax.transform import rewrite
 from pbr_jax.transform.attach import guard, rows_of
 from pbr_jax.transform.groups import Group, Plan
@@ -258,7 +259,9 @@ class Pruned(Packing):
     ) -> list[Any]:
         """Outputs of a trace, of which the selected rows alone are differentiated."""
         columns = self.columns(selection)
-        rows = {i: rows_of(lay, leaves[i], columns[i]) for i, lay in self._layouts.items()}
+        rows = {
+            i: rows_of(layout, *alike(leaves[i], columns[i])) for i, layout in self._layouts.items()
+        }
         return self._evaluate(trace, leaves, columns, rows, arrays)
 
     def _evaluate(self, trace, leaves, columns, rows, arrays):

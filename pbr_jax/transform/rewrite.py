@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from pbr_jax.ops.shardings import spec_of
+from pbr_jax.ops.shardings import alike, spec_of
 from pbr_jax.transform import jaxprs
 from pbr_jax.transform.attach import Layout, Product, attach, live, pack
 from pbr_jax.transform.provenance import Provenance, derive, whole
@@ -131,7 +131,7 @@ class _Evaluation:
             spec_of(w.rows),
             tuple((k, v) for k, v in eqn.params.items() if k != "dimension_numbers"),
         )
-        return attach(product, y, w.rows, memo.pack(x, site, w.columns))
+        return attach(product, *alike(y, w.rows, memo.pack(x, site, w.columns)))
 
     def _remat(self, eqn, operands):
         inner, consts = jaxprs.inner(eqn)
@@ -213,7 +213,7 @@ def evaluate(
         held = lax.stop_gradient(leaves[i])
         other = None
         if needs_live(analysis, i, layout):
-            other = live(layout, held, rows[i], columns[i])
+            other = live(layout, *alike(held, rows[i], columns[i]))
         given[i] = Tracked(held, columns[i], rows[i], other, whole(i, shapes[i]))
     run = _Evaluation(shapes, layouts).run
     return _plain(run(closed.jaxpr, closed.consts, [*given, *args], _Memo()))

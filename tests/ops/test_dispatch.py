@@ -1,10 +1,13 @@
 """Which implementation runs: the first choice of the device, or the one that was named."""
 
 import math
+import types
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from measures import unchecked
 
 from pbr_jax.gpu import CARDS, compile_for
@@ -136,6 +139,37 @@ def test_a_device_described_by_the_mesh_alone_is_looked_up():
 
     assert traced_for("NVIDIA A100-SXM4-80GB") == ("gpu", "NVIDIA A100-SXM4-80GB", (8, 0), 4)
     assert traced_for("NVIDIA Something").capability is None
+
+
+def test_a_card_of_this_machine_that_no_table_has_keeps_its_capability(monkeypatch):
+    """`jax.set_mesh` describes the device by name alone."""
+    live = types.SimpleNamespace(
+        platform="gpu", device_kind="NVIDIA Something", compute_capability="8.9"
+    )
+    device = jax.sharding.AbstractDevice(
+        device_kind=live.device_kind, num_cores=1, platform=live.platform
+    )
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        monkeypatch.setattr(jax, "devices", lambda: [live])
+        assert dispatch.target() == ("gpu", "NVIDIA Something", (8, 9), 1)
+        assert kernel().choose(None) == "triton"
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_arrays_tell_their_mesh_where_none_is_in_scope(kind):
+    mesh = jax.sharding.AbstractMesh((4,), ("x",), axis_types=(kind,))
+    x = jax.ShapeDtypeStruct((8, 2), jnp.float32, sharding=NamedSharding(mesh, P("x")))
+    assert dispatch.target({"beside": 1.0}, x).num_devices == 4
+    assert dispatch.target(jnp.ones(2)).num_devices == 1
+
+
+def test_manual_axes_do_not_count():
+    kinds = (AxisType.Manual, AxisType.Auto)
+    with jax.sharding.use_abstract_mesh(
+        jax.sharding.AbstractMesh((4, 2), ("x", "y"), axis_types=kinds)
+    ):
+        assert dispatch.target().num_devices == 2
 
 
 def test_the_capability_of_a_live_device_is_read_from_its_text():
