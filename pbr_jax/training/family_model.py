@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from pbr_jax import methods, pruning
 from pbr_jax.configs.common import Config
 from pbr_jax.families import BIAS, KERNEL, Architecture, Family, late
+from pbr_jax.ops.exchange import Exchange
 from pbr_jax.plans import Keep
 from pbr_jax.settings.resolve import column_budgets
 from pbr_jax.training import pretrained
@@ -122,6 +123,8 @@ def make_selector(
 
 def _loss(module: Any, task: Task, sizes: Architecture) -> Callable[..., Any]:
     def loss(trained, frozen, extra, selection, batch, key, part=None):
+        if part is not None and part.exchange is not None:
+            trained, frozen = _entered(module, sizes, part.exchange, trained, frozen)
         # The zeros reach the layers beside the columns; the whole kernels take their place.
         packed = layers(trained, sizes)
         rows = {site: packed[site][KERNEL] for site in frozen}
@@ -135,6 +138,17 @@ def _loss(module: Any, task: Task, sizes: Architecture) -> Callable[..., Any]:
         return value, (figures, extra)
 
     return loss
+
+
+def _entered(module: Any, sizes: Architecture, exchange: Exchange, trained, frozen) -> tuple:
+    """Both whole, but for what the module itself takes through the exchange."""
+    inside = getattr(module, "exchanges", ())
+    outside = exchange.whole({name: t for name, t in trained.items() if name not in inside})
+    for site, kernel in frozen.items():
+        path = sizes.sites[site].path
+        if path[0] not in inside:
+            frozen = frozen | {site: exchange.gather({KERNEL: kernel}, path)[KERNEL]}
+    return {**trained, **outside}, frozen
 
 
 def _kernels(arrays: Mapping[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:

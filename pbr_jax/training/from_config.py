@@ -51,7 +51,7 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     schedule = learning_rate(peak, config.steps, o.warmup_steps, o.schedule)
     names = ("momentum", "b1", "b2", "eps", "weight_decay", "clip_norm")
     optimizer = make_optimizer(o.name, schedule, **{name: getattr(o, name) for name in names})
-    place = placement(config, model.per_device, devices)
+    place = placement(config, model, method, devices)
     train_step = make_train_step(
         model,
         optimizer,

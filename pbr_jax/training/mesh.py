@@ -14,8 +14,10 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from pbr_jax.configs.common import Config
+from pbr_jax.methods import Method
 from pbr_jax.settings.resolve import batch_divisor
 from pbr_jax.training.devices import ONE, Devices, along
+from pbr_jax.training.pruned_model import PrunedModel
 
 PyTree = Any
 _AXIS = "data"
@@ -51,16 +53,19 @@ class Placement(NamedTuple):
       mesh: of the devices that share a batch; None for one.
       per_device: `PrunedModel.per_device`.
       accumulation_steps: micro-batches of a step.
+      overlap: whether gradients are exchanged while others are computed, which is worth it where
+        that takes no more bytes than to do it once, of all that is packed.
     """
 
     mesh: jax.sharding.Mesh | None
     per_device: bool
     accumulation_steps: int
+    overlap: bool = False
 
     @property
     def devices(self) -> Devices:
         """What a step asks of the other devices."""
-        return ONE if self.mesh is None or not self.per_device else along(_AXIS)
+        return ONE if self.mesh is None or not self.per_device else along(_AXIS, self.overlap)
 
     def spread(self, step: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """A function `(state, batch) -> results` of all devices, from one for `devices`."""
@@ -119,15 +124,21 @@ class Placement(NamedTuple):
 
 
 def placement(
-    config: Config, per_device: bool, devices: Sequence[jax.Device] | None = None
+    config: Config,
+    model: PrunedModel,
+    method: Method,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Placement:
     """Where the arrays of a run lie that has settled its devices; one device if it has not.
 
     `devices` may be others than JAX's own, to compile for them.
     """
+    per_device = model.per_device
     count, steps = config.mesh.data or 1, config.optimizer.accumulation_steps
     if count == 1:
         return Placement(None, per_device, steps)
     devices = (devices or jax.devices())[:count]
     mesh = jax.make_mesh((count,), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-    return Placement(mesh, per_device, steps)
+    # JointSPAR drops whole blocks when all gradients are there, accumulation adds them up first.
+    overlap = steps == 1 and method.joint_spar is None
+    return Placement(mesh, per_device, steps, overlap)

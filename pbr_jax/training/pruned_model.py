@@ -33,7 +33,8 @@ class PrunedModel(NamedTuple):
         is zeros of the packed shape, and `frozen` holds it whole.
       loss: `(trained, frozen, extra, selection, batch, key, part) -> (loss, (figures, extra))`, to
         be differentiated by `trained`. The key is that of dropout; the part, an `ops.arrays.Part`,
-        says which samples these are where several devices share a batch, and is None elsewhere.
+        says which samples these are where several devices share a batch, and is None elsewhere;
+        where it has an exchange, gradients are means over all devices.
       slices: `(selection, params) -> tree`, like the parameters, of `slices.Slices`: what the
         optimizer moves.
       pack: `(selection, grads) -> grads`, without what `slices` leaves out.

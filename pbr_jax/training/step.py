@@ -84,10 +84,12 @@ def make_train_step(
             devices,
             accumulation_steps,
         )
+        packed = model.pack(selection, grads)
         # Means over devices are taken of what is packed: the fewest bytes on the wire.
-        value, figures, extra, packed = devices.mean(
-            (value, figures, extra, model.pack(selection, grads))
-        )
+        if devices.exchanging:
+            value, figures, extra = devices.mean((value, figures, extra))
+        else:
+            value, figures, extra, packed = devices.mean((value, figures, extra, packed))
         weighted = model.unbias(drawn, selection, packed) if importance_weighting else packed
         grad_norm = optax.tree.norm(weighted)
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)

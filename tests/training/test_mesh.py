@@ -14,6 +14,7 @@ from fakes import config
 
 from pbr_jax.configs.common import Mesh, Optimizer
 from pbr_jax.gpu import CARDS, card_devices, compile_for, memory
+from pbr_jax.gpu.hlo import parse
 from pbr_jax.gpu.launches import launches
 from pbr_jax.settings import load
 from pbr_jax.settings.ties import tie_faults
@@ -21,7 +22,10 @@ from pbr_jax.training import from_config
 from pbr_jax.training.mesh import Placement, settled_devices
 
 PROGRAM = pathlib.Path(__file__).parents[1] / "sharing.py"
-ALWAYS = ["vit-full", "vit-lean-dropout-accumulated", "vit-prebackrazor/js50", "own-prebackrazor"]
+ALWAYS = [
+    *("vit-full", "vit-lean-dropout", "vit-lean-dropout-accumulated", "vit-prebackrazor/js50"),
+    "own-prebackrazor",
+]
 OTHERS = [
     *(f"vit-{method}" for method in ("remat", "backrazor", "prebackrazor++", "fast", "tiny")),
     "bert-lean-dropout",
@@ -52,12 +56,30 @@ def test_eight_devices_take_the_step_of_one(cases):
 WIRE = {"full": 344, "lean": 74, "prebackrazor": 39, "prebackrazor++/js50": 22}
 
 
+# JointSPAR exchanges when all gradients are there, and drops blocks of them before.
+OVERLAPPED = ("full", "lean", "prebackrazor")
+WORK = ("fusion", "custom-call", "while")
+
+
+def beside_all_reduces(program):
+    """The operations between the halves of the first all-reduce in a loop, as scheduled."""
+    computations, entry = parse(program)
+    for name, body in computations.items():
+        ops = [one.op for one in body.values()]
+        if name != entry and "all-reduce-start" in ops:
+            return ops[ops.index("all-reduce-start") : ops.index("all-reduce-done")]
+    return []
+
+
 @pytest.mark.gpu_compile
 @pytest.mark.parametrize(
     "method", [pytest.param(m, marks=[pytest.mark.exhaustive] if m != "lean" else []) for m in WIRE]
 )
 def test_what_devices_exchange_and_need(method):
-    """Of eight H200, 128 images each: packed gradients alone, and the memory of one device."""
+    """Of eight H200, 128 images each: packed gradients alone, and the memory of one device.
+
+    A block's gradients are on the wire while the next block computes.
+    """
     settings = load.load("configs/vit_b16.py", [f"method={method}", "batch_size=1024"])
     found = {}
     for count in (1, 8):
@@ -70,7 +92,7 @@ def test_what_devices_exchange_and_need(method):
             compiler_options={"xla_backend_optimization_level": 0},
             mesh=parts.placement.mesh,
         )
-        kernels = sorted(one.name for one in launches(step.as_text()) if one.kind == "kernel")
+        kernels = {one.name for one in launches(step.as_text()) if one.kind == "kernel"}
         need = memory(step)
         found[count] = need.wire_bytes, need.temp_bytes, kernels
     (nothing, alone, kernels), (wire, shared, same) = found[1], found[8]
@@ -78,6 +100,8 @@ def test_what_devices_exchange_and_need(method):
     assert 0.9e6 * WIRE[method] < wire < 1e6 * WIRE[method]
     assert shared < 1.02 * alone
     assert kernels == same and kernels
+    beside = sum(op in WORK for op in beside_all_reduces(step.as_text()))
+    assert beside >= 5 if method in OVERLAPPED else beside == 0
 
 
 def test_devices_are_those_that_divide_the_batch(monkeypatch):
