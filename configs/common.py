@@ -363,6 +363,12 @@ class Mesh:
         within(1, 2**16),
         resume_safe=True,
     )
+    fsdp: int = setting(
+        1,
+        "of these, devices that split large parameters and their moments among them",
+        within(1, 2**16),
+        resume_safe=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ Its layers that sites feed are stacked over the blocks, `kernel [L, D, F]`, wher
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -56,8 +57,11 @@ def family_model(config: Config, family: Family, method: methods.Method, task: T
         loaded = pretrained.load_weights(config.model, params, class_names)
         return jax.tree.map(jnp.asarray, loaded.params), extra, loaded.notes
 
-    def outputs(variables, batch):
-        return module.apply({"params": variables[0]}, module.inputs(batch))
+    def outputs(variables, batch, part=None):
+        params, shared = variables[0], {} if part is None else {"part": part}
+        if part is not None and part.exchange is not None:
+            params, _ = _entered(module, sizes, part.exchange, params, {})
+        return module.apply({"params": params}, module.inputs(batch), **shared)
 
     def split(params, selection):
         own = at(params)
@@ -77,9 +81,17 @@ def family_model(config: Config, family: Family, method: methods.Method, task: T
     def unbias(state, selection, grads):
         return put(grads, selector.unbias(state, selection, at(grads)))
 
-    def learn(state, selection, grads, step, norms=None):
+    def learn(state, selection, grads, step, norms=None, added=lambda tree: tree):
         own = None if norms is None else at(norms)
-        return selector.update(state, selection, at(grads), step, own)
+
+        def of_sites(named):  # sums know a tensor by its place among the parameters
+            whole = added(put({}, named))
+            return {
+                site: functools.reduce(operator.getitem, sizes.sites[site].path, whole)
+                for site in named
+            }
+
+        return selector.update(state, selection, at(grads), step, own, of_sites)
 
     return PrunedModel(
         module,
