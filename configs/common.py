@@ -363,6 +363,12 @@ class Mesh:
         within(1, 2**16),
         resume_safe=True,
     )
+    fsdp: int = setting(
+        1,
+        "of these, devices that split large parameters and their moments among them",
+        within(1, 2**16),
+        resume_safe=True,
+    )
     timeout: int = setting(
         600,
         "seconds that a step may take before a job of several processes counts as stuck and ends",

@@ -1,6 +1,7 @@
 """One step from one state on eight devices and on one; run by tests/training/test_mesh.py.
 
-Prints a line of JSON: {case: [relative error of the loss, of the update, same selections]}.
+Prints a line of JSON: {case: [relative errors of the loss, of the update and of what policies
+learn, same selections, fraction of the state's bytes on a device]}.
 """
 
 import dataclasses
@@ -12,14 +13,19 @@ import numpy as np
 from fakes import batch, bert_config, config, token_batch
 
 from pbr_jax.configs.common import Data, Mesh, Model
-from pbr_jax.training import from_config
+from pbr_jax.training import from_config, mesh
 
 SIZE = 16
 OWN = Model(image_size=8, channels=1, num_classes=4, family="own_models:mlp")
 
 
 def case(name):
-    """Settings and a batch: `family-method`, with `-dropout` and `-accumulated` behind it."""
+    """Settings and a batch, of `family-method` with any of these behind it.
+
+    `-dropout`, `-accumulated`, `-clipped` (AdamW, its gradient clipped), `-split` (each of two
+    groups of four devices splits the parameters), `-weighted` (rows are divided by p),
+    `-bfloat16`.
+    """
     family, method, *more = name.split("-")
     make = bert_config if family == "bert" else config
     settings, data = make(method, batch_size=SIZE), batch(SIZE)
@@ -30,42 +36,80 @@ def case(name):
         data = data | {"image": np.tile(data["image"], (1, 2, 2, 1))}
     model, optimizer = settings.model, settings.optimizer
     if family != "own":
-        model = dataclasses.replace(model, dropout=0.2 if "dropout" in more else 0.0)
+        dtype = "bfloat16" if "bfloat16" in more else "float32"
+        model = dataclasses.replace(model, dropout=0.2 if "dropout" in more else 0.0, dtype=dtype)
     if "accumulated" in more:
         optimizer = dataclasses.replace(optimizer, accumulation_steps=2)
-    return dataclasses.replace(settings, model=model, optimizer=optimizer), data
+    if "clipped" in more:
+        optimizer = dataclasses.replace(optimizer, name="adamw", clip_norm=0.05, eps=1e-3)
+    pruning = dataclasses.replace(settings.pruning, importance_weighting="weighted" in more)
+    shards = Mesh(data=8, fsdp=4 if "split" in more else 1)
+    return dataclasses.replace(
+        settings, model=model, optimizer=optimizer, pruning=pruning, mesh=shards
+    ), data
 
 
-def step(settings, data, devices):
-    """The state before and after a step, and its metrics."""
-    settings = dataclasses.replace(settings, mesh=Mesh(data=devices))
+def step(settings, data):
+    """The state before and after a step, its metrics, and the step's evaluation."""
     parts = from_config.build(settings)
     params, extra, _ = parts.model.begin(0, None)
     noise = lambda a: a + 0.02 * jax.random.normal(jax.random.key(a.size), a.shape)  # noqa: E731
     state = from_config.new_state(settings, parts, jax.tree.map(noise, params), extra)
     place = parts.placement
+    placed = place.state(state)
     places = place.places(SIZE, settings.optimizer.accumulation_steps)
-    batch = {name: array[places] for name, array in data.items()}
-    return state, *place.jit(parts.train_step)(place.state(state), place.batch(batch))
+    shared = {name: array[places] for name, array in data.items()}
+    after, metrics = place.jit(parts.train_step)(placed, place.batch(shared))
+    assert jax.tree.map(lambda a: a.sharding, after.params) == jax.tree.map(
+        lambda a: a.sharding, placed.params
+    )
+    batch = data | {"mask": np.ones(SIZE, bool)}
+    return state, after, metrics, place.jit(parts.eval_step)(after.variables, batch)
 
 
 def flat(tree):
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
 
 
+def held(state):
+    """The fraction of a state's bytes that the first device has."""
+    leaves = [a for a in jax.tree.leaves((state.params, state.opt_state)) if a.size]
+    own = sum(a.addressable_shards[0].data.nbytes for a in leaves)
+    return own / sum(a.nbytes for a in leaves)
+
+
+def policies_of(state):
+    """Those of columns, and JointSPAR's of tensors."""
+    spar = [own for named in state.tensors.values() for own in named.values()]
+    return [*state.columns.values(), *spar]
+
+
+def error(found, expected):
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
 def compare(name):
     settings, data = case(name)
-    before, one, metrics = step(settings, data, 1)
-    _, many, shared = step(settings, data, 8)
+    before, one, *figures = step(dataclasses.replace(settings, mesh=Mesh(data=1)), data)
+    _, many, *shared = step(settings, data)
     first, second = (flat(state.params) - flat(before.params) for state in (one, many))
-    loss = abs(float(shared.loss) - float(metrics.loss)) / abs(float(metrics.loss))
-    update = float(np.linalg.norm(second - first) / np.linalg.norm(first))
-    counts = [[site.counts for site in s.pruning.columns.values()] for s in (one, many)]
-    same = all(map(np.array_equal, *counts)) if counts[0] else True
-    return [loss, update, bool(same)]
+    (metrics, tested), (others, shared_test) = figures, shared
+    losses = [
+        [float(m.loss), float(m.grad_norm), float(t["loss"])]
+        for m, t in ((others, shared_test), (metrics, tested))
+    ]
+    loss = max(abs(a - b) / abs(b) for a, b in zip(*losses, strict=True))
+    policies = [policies_of(state.pruning) for state in (one, many, before)]
+    if not policies[0]:
+        return [loss, error(second, first), 0.0, True, held(many)]
+    learned, taught, start = (flat([own.probs for own in found]) for found in policies)
+    same = all(map(np.array_equal, *([own.counts for own in found] for found in policies[:2])))
+    moved = error(taught - start, learned - start) if np.any(learned != start) else 0.0
+    return [loss, error(second, first), moved, same, held(many)]
 
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
+    mesh.SPLIT_FROM = 256  # bytes: of the small models here, all kernels
     jax.config.update("jax_numpy_dtype_promotion", "standard")  # for Optax's Adam
     print(json.dumps({name: compare(name) for name in sys.argv[1:]}))

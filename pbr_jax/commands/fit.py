@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pbr_jax.commands import fit_step
-from pbr_jax.configs.common import SIZE, Config, Mesh, size_in_bytes, within
+from pbr_jax.configs.common import SIZE, Config, size_in_bytes, within
 from pbr_jax.files import DamagedFile, read_bytes, user_path
 from pbr_jax.gpu import CARDS, Card, find_card, parse_target_config, present_card, sized_card
 from pbr_jax.measure.text import format_bytes
@@ -78,7 +78,8 @@ def main(args: argparse.Namespace) -> int:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     config: Config = args.arguments.config
     if args.devices is not None:
-        config = dataclasses.replace(config, mesh=Mesh(data=args.devices))
+        mesh = dataclasses.replace(config.mesh, data=args.devices)
+        config = dataclasses.replace(config, mesh=mesh)
     card, names, reserve, times = _read(args, config)
     if args.step is not None:
         # Its memory does not depend on the configuration.

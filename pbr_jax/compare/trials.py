@@ -90,9 +90,7 @@ def run_trial(
     )
     parts, curve = contestant.parts, _Curve(on_step)
     with Checkpointer(folder, keep=1) as checkpoints:
-        saved = checkpoints.restore(
-            parts.placement.state_like(from_config.state_shapes(config, parts))
-        )
+        saved = checkpoints.restore(from_config.state_shapes(config, parts))
         if saved is not None:
             # The curve is part of what a trial resumes.
             curve.points = [Point(**point) for point in saved.data_state["curve"]]

@@ -54,7 +54,8 @@ class Family:
     Attributes:
       build: place of `(Model, ResidualPlan) -> nn.Module`. The module has `inputs(batch)`, what it
         reads of a batch, and `input_specs(batch_size)`, shapes and dtypes of that. Where devices
-        share a batch it is called with `part`, see `ops.arrays.Part`.
+        share a batch it is called with `part`, see `ops.arrays.Part`. `exchanges`, if it has them,
+        are names of the parameters that it gets and whose gradients it gives by `part.exchange`.
       describe: sizes of the configured model; None where only its program tells them (`own`).
       provider: place of `(Config, Family, Method, Task) -> PrunedModel`, what the trainer trains.
       lengths: name of the input, int32 `[B]`, that says how many tokens of an example are real;

@@ -108,7 +108,7 @@ def compile_for(
     Args:
       function: A function, or one that `jax.jit` returned.
       args: Positional arguments: pytrees of arrays or `jax.ShapeDtypeStruct`, of which only shapes
-        and dtypes are read; everything lies on the card.
+        and dtypes are read, and with `mesh` where a `ShapeDtypeStruct` says that it lies.
       card: One of `CARDS`, or a `Card` of your own.
       donate_argnums: As in `jax.jit`; empty for a jitted function, which carries its own.
       compiler_options: XLA options by name, on top of the defaults.
@@ -136,7 +136,12 @@ def compile_for(
         mesh = jax.sharding.Mesh(card_devices(card), ("device",))
         placed = NamedSharding(mesh, PartitionSpec())
     specs = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed), tuple(args)
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape,
+            leaf.dtype,
+            sharding=placed or (leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else None),
+        ),
+        tuple(args),
     )
     options: dict[str, bool | str] = {
         "xla_gpu_cuda_data_dir": str(tools),

@@ -1,23 +1,37 @@
 """What the devices of a compiled program exchange, read off its text."""
 
-import math
-import re
+from collections.abc import Mapping
 
-# Of XLA's types, in bits. Of an operation in two halves the second has the result alone.
-_BITS = re.compile(r"(?:pred|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
-_COLLECTIVE = re.compile(
-    r"= (.*?) (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-done)?\("
-)
+from pbr_jax.gpu.hlo import Instruction, parse, shape_bytes
+
+_INTO = ("while", "call", "async-start", "conditional")
+_ONE_WAY = ("all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 def exchanged_bytes(program: str) -> int:
-    """Bytes of the results of all collective operations of an HLO program, each counted once.
+    """Bytes that devices exchange in an HLO program, as bytes of all-reduces that move as much.
 
-    A collective in a loop counts once too; the steps of this package have none there.
+    A ring moves what an all-reduce sums twice, once as sums and once as results. What another
+    collective takes or gives, whichever is more, it moves once, and so it counts half. Collectives
+    in a loop count at each turn, and of branches the one that exchanges most.
     """
-    total = 0
-    for found in _COLLECTIVE.finditer(program):
-        for bits, sizes in _BITS.findall(found[1]):
-            count = math.prod(int(size) for size in sizes.split(",") if size)
-            total += count * max(int(bits or 8) // 8, 1)
+    computations, entry = parse(program)
+    return round(_exchanged(computations, entry))
+
+
+def _exchanged(computations: Mapping[str, Mapping[str, Instruction]], name: str) -> float:
+    total, body = 0.0, computations[name]
+    for one in body.values():
+        if one.op in _INTO:
+            inner = [_exchanged(computations, called) for called in one.called]
+            total += one.trips * (max(inner) if one.op == "conditional" else sum(inner))
+            continue
+        collective = one.op.removesuffix("-start")
+        if collective == "all-reduce":
+            total += sum(shape_bytes(body[operand].shape) for operand in one.operands)
+        elif collective in _ONE_WAY:
+            # The first half of an operation has operands in its result, too.
+            taken = sum(shape_bytes(body[operand].shape) for operand in one.operands)
+            given = shape_bytes(one.shape) - (taken if one.op != collective else 0)
+            total += max(taken, given) / 2
     return total

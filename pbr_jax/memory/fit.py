@@ -13,19 +13,23 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from pbr_jax.configs.common import Config
 from pbr_jax.gpu import Card, MemoryReport, card_devices, compile_for, memory
 from pbr_jax.memory import cost
 from pbr_jax.memory.largest_batch import largest_batch
-from pbr_jax.memory.use import MemoryUse, memory_use, packed_bytes, tree_bytes
+from pbr_jax.memory.use import MemoryUse, memory_use, packed_gradients, tree_bytes
 from pbr_jax.settings.resolve import batch_divisor, named_method, on_one_device
 from pbr_jax.settings.variants import candidates, joint_spar_suffix, with_method
 from pbr_jax.training import from_config
+from pbr_jax.training.devices import Cuts, is_cut
+from pbr_jax.training.mesh import split_of
 
+PyTree = Any
 Measure = Callable[[Config], MemoryReport]
 
 
@@ -103,9 +107,11 @@ def estimated(config: Config) -> MemoryReport:
     a plan that recomputes makes again. The factors are read off compiled steps. Transients of a
     module of one's own are not known, so that its estimate is low.
     """
-    devices, config = config.mesh.data or 1, on_one_device(config)
+    devices, shards, config = config.mesh.data or 1, config.mesh.fsdp, on_one_device(config)
     parts, use = from_config.build(config), memory_use(config)
-    state = tree_bytes(from_config.state_shapes(config, parts))
+    shapes = from_config.state_shapes(config, parts)
+    split = split_of(shapes.params, shards)
+    state = tree_bytes(shapes) - round(_bytes_of(split, shapes) * (1 - 1 / shards))
     transients = 0.0
     if parts.family.describe is not None:
         plan, sizes = parts.method.plan, parts.family.describe(config.model)
@@ -120,8 +126,26 @@ def estimated(config: Config) -> MemoryReport:
         output_bytes=state,
         temp_bytes=copies * use.gradients + use.activations + round(transients),
         alias_bytes=state,
-        wire_bytes=packed_bytes(config) if devices > 1 else 0,
+        wire_bytes=_wire(config, split, shapes.params) if devices > 1 else 0,
     )
+
+
+def _wire(config: Config, split: Cuts, params: PyTree) -> int:
+    """Bytes on the wire: an all-reduce of packed gradients, or half of one and two gathers.
+
+    A gather, like the half that a gradient goes to where its share lies, moves half as much.
+    """
+    packed = packed_gradients(config)
+    wide = 4 / jnp.dtype(config.model.dtype).itemsize  # kernels are gathered as they are used
+    return round(
+        tree_bytes(packed) - _bytes_of(split, packed) / 2 + _bytes_of(split, params) / wide
+    )
+
+
+def _bytes_of(split: Cuts, tree: PyTree) -> int:
+    """Of the parameters that devices split, in a tree like them."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return tree_bytes([leaf for keys, leaf in leaves if is_cut(split, keys)])
 
 
 def fit_methods(

@@ -73,12 +73,12 @@ def memory_use(config: Config) -> MemoryUse:
     )
 
 
-def packed_bytes(config: Config) -> int:
-    """Bytes of the gradients of a step that devices exchange."""
+def packed_gradients(config: Config) -> PyTree:
+    """The gradients of a step that devices exchange, as shapes in the tree of parameters."""
     config = on_one_device(config)
     parts = from_config.build(config)
     _, trained, _, _, drawn, *_ = _loss(config, parts, from_config.state_shapes(config, parts))
-    return tree_bytes(jax.eval_shape(parts.model.pack, drawn, trained))
+    return jax.eval_shape(parts.model.pack, drawn, trained)
 
 
 @functools.lru_cache(256)

@@ -27,7 +27,7 @@ from flax import linen as nn
 from jax import lax
 
 from pbr_jax.configs.common import SHAPE, Model
-from pbr_jax.models.blocks import LinearParams, NormParams, run_blocks
+from pbr_jax.models.blocks import BLOCKS, LinearParams, NormParams, run_blocks
 from pbr_jax.models.inputs import TEXT, text_specs
 from pbr_jax.ops import half_blocks, layer_norm, linear
 from pbr_jax.ops.arrays import Part
@@ -74,6 +74,7 @@ class Bert(nn.Module):
     dtype: jnp.dtype = jnp.float32  # of the activations; parameters stay float32
     approximate_gelu: bool = False  # tanh form instead of erf
     plan: ResidualPlan = ResidualPlan()  # what the blocks keep for the backward pass
+    exchanges = (BLOCKS,)
 
     @nn.compact
     def __call__(

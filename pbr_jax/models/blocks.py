@@ -22,6 +22,8 @@ from pbr_jax.ops import half_blocks, pair
 from pbr_jax.ops.arrays import Part, sample_keys
 from pbr_jax.plans import ResidualPlan
 
+BLOCKS = "blocks"
+"""Name of the blocks' parameters, which a module that calls `run_blocks` has in its `exchanges`."""
 XAVIER = nn.initializers.xavier_uniform()
 
 
@@ -87,23 +89,31 @@ def run_blocks(
     part: Part | None = None,
     initializer: nn.initializers.Initializer = XAVIER,
 ) -> jax.Array:
-    """All blocks one after the other, named `blocks`; call it inside `nn.compact`.
+    """All blocks one after the other, named `BLOCKS`; call it inside `nn.compact`.
 
     Args:
       module: that the blocks are part of, with `depth`, `mlp_dim` and `plan`. The plan is that of
         training: evaluation keeps nothing.
       x: `[B, N, D]`.
       aux: leading axis B, for every block (see `half_blocks`).
-      part: which samples of the batch these are; None for all.
+      part: which samples of the batch these are; None for all. Parameters and gradients of the
+        blocks go through its exchange.
     """
-    # A scan only over the declarations: the blocks themselves are run by `pair.stack`.
-    declared = nn.scan(
-        BlockParams,
-        variable_axes={"params": 0, "selection": 0},
-        split_rngs={"params": True},
-        length=module.depth,
-    )
-    _, params = declared(x.shape[-1], module.mlp_dim, initializer, name="blocks")(None)
+    exchange = None if part is None else part.exchange
+    if exchange is None:
+        # A scan only over the declarations: the blocks themselves are run by `pair.stack`.
+        declared = nn.scan(
+            BlockParams,
+            variable_axes={"params": 0, "selection": 0},
+            split_rngs={"params": True},
+            length=module.depth,
+        )
+        _, params = declared(x.shape[-1], module.mlp_dim, initializer, name=BLOCKS)(None)
+    else:  # a device's shares, which do not have the shapes that are declared
+        selected = module.get_variable("selection", BLOCKS, {})
+        own = module.get_variable("params", BLOCKS)
+        params = {name: {**leaves, **selected.get(name, {})} for name, leaves in own.items()}
+        exchange = exchange.rounded(x.dtype)  # of the blocks' kernels nothing else is read
     if module.is_initializing():
         return x  # of the same shape and dtype: parameters are drawn without running the blocks
     plan = module.plan
@@ -111,7 +121,8 @@ def run_blocks(
         plan = ResidualPlan(implementation=plan.implementation)
     elif max(shape.dropout, shape.attention_dropout) > 0 or plan.stochastic_codes:
         aux = aux | {"keys": sample_keys(module.make_rng("dropout"), x.shape[0], part)}
-    blocks = pair.stack(half_blocks.transformer_block(plan, shape), plan.batch_chunks, _enter)
+    halves = half_blocks.transformer_block(plan, shape)
+    blocks = pair.stack(halves, plan.batch_chunks, _enter, exchange, (BLOCKS,))
     return pair.bind(blocks, functools.partial(half_blocks.check_selection, plan))(params, x, aux)
 
 

@@ -17,7 +17,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from pbr_jax.configs.common import SHAPE, Model
-from pbr_jax.models.blocks import LinearParams, NormParams, run_blocks
+from pbr_jax.models.blocks import BLOCKS, LinearParams, NormParams, run_blocks
 from pbr_jax.models.inputs import image_specs
 from pbr_jax.ops import half_blocks, layer_norm, linear, pair
 from pbr_jax.ops.arrays import Part
@@ -42,6 +42,7 @@ class ViT(nn.Module):
     dtype: jnp.dtype = jnp.float32  # of the activations; parameters stay float32
     approximate_gelu: bool = False  # tanh form instead of erf
     plan: ResidualPlan = ResidualPlan()  # what the blocks keep for the backward pass
+    exchanges = (BLOCKS,)
 
     @nn.compact
     def __call__(

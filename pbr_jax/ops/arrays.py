@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pbr_jax.ops.exchange import Exchange
+
 
 def as_row(vector: jax.Array, ndim: int, dtype: jax.typing.DTypeLike) -> jax.Array:
     """`[D] -> [1, ..., 1, D]` with `ndim` axes, cast to `dtype`, to broadcast over leading axes."""
@@ -28,10 +30,13 @@ class Part(NamedTuple):
     Attributes:
       first: uint32 scalar, number of its first sample.
       total: samples of all devices.
+      exchange: for the parameters that a module names in `exchanges`: it gathers them, and gives
+        gradients that are means over devices. None: it has them whole and does neither.
     """
 
     first: jax.Array
     total: int
+    exchange: Exchange | None = None
 
 
 def sample_keys(key: jax.Array, batch: int, part: Part | None = None) -> jax.Array:

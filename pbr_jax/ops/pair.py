@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pbr_jax.ops.exchange import Exchange
 from pbr_jax.ops.shardings import alike
 
 PyTree = Any
@@ -105,6 +106,8 @@ def stack(
     pairs: Sequence[Pair],
     num_chunks: int = 1,
     enter: Callable[[PyTree, jax.Array], PyTree] | None = None,
+    exchange: Exchange | None = None,
+    path: tuple[str, ...] = (),
 ) -> Pair:
     """Many blocks in a row, each of the same `pairs` in sequence, in equal chunks of the batch.
 
@@ -117,11 +120,14 @@ def stack(
       pairs: each reads its own entries of the `params` dict; `x` and `y` are alike.
       num_chunks: must divide the batch.
       enter: `(aux, index) -> aux` for the block of that number.
+      exchange: with the devices that share the batch; None where there are none, and where
+        gradients are exchanged later. Gradients are then those of all devices.
+      path: of `params` among all parameters, for the exchange.
 
     Raises:
       ValueError: the batch is not a multiple of `num_chunks`.
     """
-    blocks = _Stack(pairs, num_chunks, enter)
+    blocks = _Stack(pairs, num_chunks, enter, exchange, path)
     return Pair(blocks.forward, blocks.backward, blocks.value)
 
 
@@ -140,6 +146,8 @@ class _Stack(NamedTuple):
     pairs: Sequence[Pair]
     num_chunks: int
     enter: Callable[[PyTree, jax.Array], PyTree] | None
+    exchange: Exchange | None
+    path: tuple[str, ...]
 
     def value(self, params, x, aux):
         return self._run(params, x, aux, [])[0]
@@ -186,10 +194,11 @@ class _Stack(NamedTuple):
 
         def step(block, chunk, own, aux, carry):
             dys, totals = carry
+            place = block if self.exchange is None else 0
             slot, dy = block * self.num_chunks + chunk, _at(dys, chunk)
             for pair, of_pair in zip(reversed(self.pairs), reversed(slots), strict=True):
                 grads, dy = pair.backward(own, _at(of_pair, slot), aux, dy)
-                totals = totals | {n: self._add(totals[n], g, block) for n, g in grads.items()}
+                totals = totals | {n: self._add(totals[n], g, place) for n, g in grads.items()}
                 # Barrier: otherwise XLA puts weight gradients off and holds what they are made of,
                 # and loads early what only the next pair reads.
                 totals, dy, slot = lax.optimization_barrier((totals, dy, slot))
@@ -197,9 +206,40 @@ class _Stack(NamedTuple):
 
         # Gradients of all blocks are allocated at once, too; every chunk adds its own.
         shapes = jax.eval_shape(lambda: gradients(*self._first(params, aux, dy)))
-        totals = jax.tree.map(lambda a: jnp.zeros((_depth(params), *a.shape), a.dtype), shapes)
-        dys, grads = self._loop(params, aux, step, (self._split(dy), totals), reverse=True)
+        if self.exchange is None:
+            totals = _zeros(shapes, _depth(params))
+            carry = self._split(dy), totals
+            dys, grads = self._loop(params, aux, step, carry, reverse=True)
+        else:
+            dys, grads = self._exchanged(params, aux, step, self._split(dy), shapes)
         return grads, dys.reshape(dy.shape)
+
+    def _exchanged(self, params, aux, step, dys, shapes):
+        """`(dys, gradients)` of all blocks, the means of all devices.
+
+        Those of a block are carried one turn and exchanged while the next block computes. The last
+        block stands before the loop, since with it nothing is exchanged.
+        """
+        assert self.exchange is not None
+        reduce, depth = self.exchange.reduce, _depth(params)
+        share = jax.eval_shape(lambda: _at(params, 0))
+
+        def block(index, dys):
+            return self._block(params, aux, step, index, (dys, _zeros(shapes, 1)))
+
+        def mean(grads):
+            return reduce(_at(grads, 0), share)
+
+        def turn(i, carry):
+            dys, grads, totals = carry
+            index = depth - 1 - i
+            totals = _put(totals, mean(grads), index + 1)
+            return *block(index, dys), totals
+
+        dys, grads = block(jnp.int32(depth - 1), dys)
+        totals = _zeros(jax.eval_shape(mean, grads), depth)
+        dys, grads, totals = lax.fori_loop(1, depth, turn, (dys, grads, totals))
+        return dys, _put(totals, mean(grads), 0)
 
     def _loop(self, params, aux, step, carry, reverse=False):
         """Carries `step(block, chunk, own, aux, carry)` through all chunks of all blocks.
@@ -211,14 +251,23 @@ class _Stack(NamedTuple):
 
         def block(i, carry):
             index = depth - 1 - i if reverse else i
-            own, parts = _at(params, index), self._enter(aux, index)
-
-            def chunk(j, carry):
-                return step(index, j, own, _at(parts, j), carry)
-
-            return lax.fori_loop(0, self.num_chunks, chunk, carry)
+            return self._block(params, aux, step, index, carry)
 
         return lax.fori_loop(0, depth, block, carry)
+
+    def _block(self, params, aux, step, index, carry):
+        """Carries `step` through all chunks of the block of that number."""
+        own, parts = self._own(params, index), self._enter(aux, index)
+
+        def chunk(j, carry):
+            return step(index, j, own, _at(parts, j), carry)
+
+        return lax.fori_loop(0, self.num_chunks, chunk, carry)
+
+    def _own(self, params, index):
+        """The parameters of the block of that number, whole."""
+        own = _at(params, index)
+        return own if self.exchange is None else self.exchange.gather(own, self.path)
 
     def _enter(self, aux, index):
         """`aux` of the block of that number, in chunks."""
@@ -227,7 +276,7 @@ class _Stack(NamedTuple):
     def _first(self, params, aux, x):
         """The first chunk of the first block: its parameters, `aux` and `x`, for their shapes."""
         zero = jnp.int32(0)
-        return _at((params, self._enter(aux, zero), self._split(x)), zero)
+        return self._own(params, zero), *_at((self._enter(aux, zero), self._split(x)), zero)
 
     def _split(self, array):
         """`[B, ...] -> [num_chunks, B / num_chunks, ...]`."""
@@ -249,6 +298,11 @@ def _depth(params: PyTree) -> int:
     return jax.tree.leaves(params)[0].shape[0]
 
 
+def _zeros(shapes: PyTree, depth: int) -> PyTree:
+    """Zeros for so many blocks, of the shapes of one."""
+    return jax.tree.map(lambda a: jnp.zeros((depth, *a.shape), a.dtype), shapes)
+
+
 def _at(tree: PyTree, index: jax.Array | int) -> PyTree:
     """Entry `index` of the leading axis of every leaf.
 
@@ -262,7 +316,7 @@ def _at(tree: PyTree, index: jax.Array | int) -> PyTree:
     return jax.tree.map(at, tree)
 
 
-def _put(tree: PyTree, values: PyTree, index: jax.Array) -> PyTree:
+def _put(tree: PyTree, values: PyTree, index: jax.Array | int) -> PyTree:
     """`tree` with entry `index` of the leading axis of every leaf replaced."""
 
     def put(a, value):

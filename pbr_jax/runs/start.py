@@ -59,8 +59,7 @@ def start(
     gone: dict[str, Change] | None = {}
     restored = None
     if claim.saved is not None:
-        like = parts.placement.state_like(shapes)
-        gone, restored = held.check_examples(workdir, lists), checkpoints.restore(like)
+        gone, restored = held.check_examples(workdir, lists), checkpoints.restore(shapes)
     checkpoints.check_space(checkpoints.bytes_needed(shapes, _saves(config, restored)))
     # A run that goes on reads its own tokenizer, wherever the user's is by now.
     own = config if claim.saved is None else held.with_own_tokenizer(config, workdir)

@@ -86,7 +86,7 @@ def batch_divisor(config: Config) -> int:
 def on_one_device(config: Config) -> Config:
     """What one device of a run does, as a run of its own: to ask for memory and time."""
     devices = config.mesh.data or 1
-    mesh = dataclasses.replace(config.mesh, data=1)
+    mesh = dataclasses.replace(config.mesh, data=1, fsdp=1)
     return dataclasses.replace(config, batch_size=config.batch_size // devices, mesh=mesh)
 
 

@@ -56,6 +56,15 @@ def _keep(config: Config) -> Faults:
             )
 
 
+def _shards(config: Config) -> Faults:
+    devices, shards = config.mesh.data, config.mesh.fsdp
+    if devices is not None and devices % shards:
+        yield (
+            f"mesh.fsdp = {shards}: must divide mesh.data = {devices}, the devices that share a"
+            f" batch; set mesh.fsdp={math.gcd(devices, shards)}"
+        )
+
+
 def _accumulation(config: Config) -> Faults:
     # The optimizer splits a batch into parts, and the blocks each part into chunks.
     batch, parts = config.batch_size, config.optimizer.accumulation_steps
@@ -287,6 +296,7 @@ _BATCH = ("batch_size", "optimizer.accumulation_steps", "mesh.data")
 # The keys that a rule reads, and the rule; one that needs the method comes after `_method`.
 _TIES: tuple[tuple[tuple[str, ...], Callable[[Config], Faults]], ...] = (
     (_METHOD, _method),
+    (("mesh.data", "mesh.fsdp"), _shards),
     (_BATCH, _accumulation),
     ((*_BATCH, *_METHOD), _chunks),
     (_SHAPE, _shape),

@@ -61,6 +61,8 @@ def begin(
     state: TrainState
     if saved is None:
         params, extra, notes = parts.model.begin(config.seed, dataset.class_names)
+        # Moments lie where their parameters do, and of a large model no device has room for all.
+        params = parts.placement.state(params)
         state, start, best = from_config.new_state(config, parts, params, extra), 0, -1.0
     else:
         state, start, notes = saved.state, saved.step, []

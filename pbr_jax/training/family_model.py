@@ -6,6 +6,7 @@ Its layers that sites feed are stacked over the blocks, `kernel [L, D, F]`, wher
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from pbr_jax import methods, pruning
 from pbr_jax.configs.common import Config
 from pbr_jax.families import BIAS, KERNEL, Architecture, Family, late
+from pbr_jax.ops.exchange import Exchange
 from pbr_jax.plans import Keep
 from pbr_jax.settings.resolve import column_budgets
 from pbr_jax.training import pretrained
@@ -55,8 +57,11 @@ def family_model(config: Config, family: Family, method: methods.Method, task: T
         loaded = pretrained.load_weights(config.model, params, class_names)
         return jax.tree.map(jnp.asarray, loaded.params), extra, loaded.notes
 
-    def outputs(variables, batch):
-        return module.apply({"params": variables[0]}, module.inputs(batch))
+    def outputs(variables, batch, part=None):
+        params, shared = variables[0], {} if part is None else {"part": part}
+        if part is not None and part.exchange is not None:
+            params, _ = _entered(module, sizes, part.exchange, params, {})
+        return module.apply({"params": params}, module.inputs(batch), **shared)
 
     def split(params, selection):
         own = at(params)
@@ -76,9 +81,17 @@ def family_model(config: Config, family: Family, method: methods.Method, task: T
     def unbias(state, selection, grads):
         return put(grads, selector.unbias(state, selection, at(grads)))
 
-    def learn(state, selection, grads, step, norms=None):
+    def learn(state, selection, grads, step, norms=None, added=lambda tree: tree):
         own = None if norms is None else at(norms)
-        return selector.update(state, selection, at(grads), step, own)
+
+        def of_sites(named):  # sums know a tensor by its place among the parameters
+            whole = added(put({}, named))
+            return {
+                site: functools.reduce(operator.getitem, sizes.sites[site].path, whole)
+                for site in named
+            }
+
+        return selector.update(state, selection, at(grads), step, own, of_sites)
 
     return PrunedModel(
         module,
@@ -122,6 +135,8 @@ def make_selector(
 
 def _loss(module: Any, task: Task, sizes: Architecture) -> Callable[..., Any]:
     def loss(trained, frozen, extra, selection, batch, key, part=None):
+        if part is not None and part.exchange is not None:
+            trained, frozen = _entered(module, sizes, part.exchange, trained, frozen)
         # The zeros reach the layers beside the columns; the whole kernels take their place.
         packed = layers(trained, sizes)
         rows = {site: packed[site][KERNEL] for site in frozen}
@@ -135,6 +150,17 @@ def _loss(module: Any, task: Task, sizes: Architecture) -> Callable[..., Any]:
         return value, (figures, extra)
 
     return loss
+
+
+def _entered(module: Any, sizes: Architecture, exchange: Exchange, trained, frozen) -> tuple:
+    """Both whole, but for what the module itself takes through the exchange."""
+    inside = getattr(module, "exchanges", ())
+    outside = exchange.whole({name: t for name, t in trained.items() if name not in inside})
+    for site, kernel in frozen.items():
+        path = sizes.sites[site].path
+        if path[0] not in inside:
+            frozen = frozen | {site: exchange.gather({KERNEL: kernel}, path)[KERNEL]}
+    return {**trained, **outside}, frozen
 
 
 def _kernels(arrays: Mapping[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:

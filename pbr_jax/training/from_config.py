@@ -50,8 +50,9 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     peak = o.learning_rate * rate_factor(config)
     schedule = learning_rate(peak, config.steps, o.warmup_steps, o.schedule)
     names = ("momentum", "b1", "b2", "eps", "weight_decay", "clip_norm")
-    optimizer = make_optimizer(o.name, schedule, **{name: getattr(o, name) for name in names})
-    place = placement(config, model.per_device, devices)
+    place = placement(config, model, method, devices)
+    settings = {name: getattr(o, name) for name in names}
+    optimizer = make_optimizer(o.name, schedule, **settings, norm=place.devices.norm)
     train_step = make_train_step(
         model,
         optimizer,
@@ -69,7 +70,7 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
         model,
         optimizer,
         schedule,
-        place.spread(train_step),
+        place.spread(train_step, moves=True),
         place.spread(eval_step),
         place,
     )
@@ -83,7 +84,8 @@ def new_state(config: Config, parts: Parts, params: Any, extra: Any = ()) -> Tra
 
 def state_shapes(config: Config, parts: Parts) -> TrainState:
     """The train state as shapes and dtypes."""
-    return jax.eval_shape(lambda *own: new_state(config, parts, *own), *parts.model.shapes())
+    shapes = jax.eval_shape(lambda *own: new_state(config, parts, *own), *parts.model.shapes())
+    return parts.placement.state_shapes(shapes)
 
 
 def batch_specs(config: Config) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,25 +1,35 @@
 """The devices of a run: how its state and its batches lie on them.
 
-The only module that knows shardings. Parameters, moments and what policies have learned are the
-same on every device; of a batch each has an equal part.
+The only module that knows shardings. Of a batch each device has an equal part. Parameters, moments
+and what policies have learned are the same on every device, or, along the axis `fsdp` of the mesh,
+the large ones of the first two are cut in their last axis, F: rows that are chosen along D, and the
+slices that the optimizer moves, then are as many on every device.
 """
 
 import dataclasses
 import itertools
+import math
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from pbr_jax.configs.common import Config
+from pbr_jax.methods import Method
 from pbr_jax.settings.resolve import batch_divisor
-from pbr_jax.training.devices import ONE, Devices, along
+from pbr_jax.training.devices import ONE, Cuts, Devices, along, is_cut, names_of
+from pbr_jax.training.pruned_model import PrunedModel
 
 PyTree = Any
-_AXIS = "data"
+_DATA, _SHARDS = "data", "fsdp"  # axes of the mesh; a batch is cut along both
+_BATCH = PartitionSpec((_DATA, _SHARDS))
+SPLIT_FROM = 4 * 2**20
+"""Bytes of a parameter from which on it is split: a small one is not worth its messages."""
 
 
 def settled_devices(config: Config) -> tuple[Config, list[str]]:
@@ -42,14 +52,17 @@ def settled_devices(config: Config) -> tuple[Config, list[str]]:
             )
         return config, []
     # Of every process equally many, since a process without a device would have no part.
-    parts, each = batch_divisor(config), there // hosts
-    fitting = [n for n in range(1, each + 1) if config.batch_size % (parts * n * hosts) == 0]
-    if not fitting:
+    parts, shards = batch_divisor(config), config.mesh.fsdp
+    unit = math.lcm(hosts, shards)
+    fitting = range(unit, there + 1, unit)
+    used = max((n for n in fitting if config.batch_size % (parts * n) == 0), default=0)
+    if not used:
+        kind = f"{there} devices of {hosts} processes" if hosts > 1 else f"{there} devices"
         raise ValueError(
-            f"batch_size = {config.batch_size}: must be a multiple of {parts * hosts}, so that each"
-            f" of the {hosts} processes of the job has an equal part of it"
+            f"batch_size = {config.batch_size}: has no equal parts on any multiple of {unit} of the"
+            f" {kind} that JAX sees; set it to a multiple of {parts * unit}"
+            + (", or set mesh.fsdp=1" if shards > 1 else "")
         )
-    used = hosts * fitting[-1]
     note = (
         f"{used} of {there} devices are used: more do not divide batch_size = {config.batch_size}"
     )
@@ -63,24 +76,73 @@ class Placement(NamedTuple):
     Attributes:
       mesh: of the devices that share a batch; None for one.
       per_device: `PrunedModel.per_device`.
+      overlap: whether gradients are exchanged while others are computed, which is worth it where
+        that takes no more bytes than to do it once, of all that is packed.
+      split: which parameters are cut along F; their moments are, too.
     """
 
     mesh: jax.sharding.Mesh | None
     per_device: bool
+    overlap: bool = False
+    split: Cuts = types.MappingProxyType({})
 
     @property
     def devices(self) -> Devices:
         """What a step asks of the other devices."""
-        return ONE if self.mesh is None or not self.per_device else along(_AXIS)
-
-    def spread(self, step: Callable[..., PyTree]) -> Callable[..., PyTree]:
-        """A function `(state, batch) -> results` of all devices, from one for `devices`."""
         if self.mesh is None or not self.per_device:
+            return ONE
+        return along(_DATA, _SHARDS, self.split, self.overlap or bool(self.split))
+
+    def specs(self, tree: PyTree) -> PyTree:
+        """How the leaves of a state, or of a part of it, are cut."""
+
+        def spec(keys, leaf):
+            cut = is_cut(self.split, keys)
+            return PartitionSpec(*(None,) * (leaf.ndim - 1), _SHARDS) if cut else PartitionSpec()
+
+        return jax.tree_util.tree_map_with_path(spec, tree)
+
+    def state_shardings(self, tree: PyTree) -> PyTree:
+        """Where a state, or a part of it, lies: a sharding for each array or shape; None on one.
+
+        What restores a state, restores it into these.
+        """
+        if self.mesh is None:
+            return None
+        mesh = self.mesh
+        return jax.tree.map(lambda spec: NamedSharding(mesh, spec), self.specs(tree))
+
+    def state_shapes(self, shapes: PyTree) -> PyTree:
+        """Shapes and dtypes of a state, with where it lies if that is not one device."""
+        if self.mesh is None:
+            return shapes
+        return jax.tree.map(
+            lambda own, place: jax.ShapeDtypeStruct(own.shape, own.dtype, sharding=place),
+            shapes,
+            self.state_shardings(shapes),
+        )
+
+    def spread(self, step: Callable[..., PyTree], moves: bool = False) -> Callable[..., PyTree]:
+        """A function `(state, batch) -> results` of all devices, from one for `devices`.
+
+        With `moves` the results are `(state, others)`.
+        """
+        if self.mesh is None:
             return step
-        specs = PartitionSpec(), PartitionSpec(_AXIS)
+
+        def lying(results):
+            """The new state where the old one lay."""
+            if not (moves and self.split):
+                return results
+            state, others = results
+            return lax.with_sharding_constraint(state, self.state_shardings(state)), others
+
+        if not self.per_device:
+            return lambda state, batch: lying(step(state, batch))
 
         def spread(state, batch):
             leaves, structure = jax.tree.flatten(state)
+            specs = self.specs(state)
 
             def own(filled, batch):
                 given = iter(filled)
@@ -93,10 +155,17 @@ class Placement(NamedTuple):
             # Empty arrays stay outside: of inputs that it finds unused, XLA's partitioner in
             # jax 0.11 crashes. Kernels do not say along which axes their outputs vary, so that
             # it cannot be checked.
+            pairs = zip(leaves, jax.tree.leaves(specs), strict=True)
+            filled = [(leaf, spec) for leaf, spec in pairs if leaf.size]
+            whole = PartitionSpec()
             run = jax.shard_map(
-                own, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
+                own,
+                mesh=self.mesh,
+                in_specs=([spec for _, spec in filled], _BATCH),
+                out_specs=(specs, whole) if moves else whole,
+                check_vma=False,
             )
-            return run([leaf for leaf in leaves if leaf.size], batch)
+            return lying(run([leaf for leaf, _ in filled], batch))
 
         return spread
 
@@ -105,26 +174,19 @@ class Placement(NamedTuple):
         if self.mesh is None:
             return jax.jit(step, **kwargs)
         whole = NamedSharding(self.mesh, PartitionSpec())
-        parts = NamedSharding(self.mesh, PartitionSpec(_AXIS))
+        parts = NamedSharding(self.mesh, _BATCH)
+        if self.split:  # a state lies where it is put, and its shapes say where
+            return jax.jit(step, in_shardings=(None, parts), **kwargs)
         return jax.jit(step, in_shardings=(whole, parts), out_shardings=whole, **kwargs)
 
     def state(self, state: PyTree) -> PyTree:
-        """A state on every device, of which each process passes the same."""
+        """A state, or a part of it, on the devices; each process passes the same."""
         if self.mesh is None:
             return state
-        whole = NamedSharding(self.mesh, PartitionSpec())
+        places = self.state_shardings(state)
         if jax.process_count() == 1:
-            return jax.device_put(state, whole)
-        return jax.jit(lambda state: state, out_shardings=whole)(state)
-
-    def state_like(self, shapes: PyTree) -> PyTree:
-        """Shapes and dtypes of a state, and how it lies on the devices, for a restored one."""
-        if self.mesh is None:
-            return shapes
-        whole = NamedSharding(self.mesh, PartitionSpec())
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes
-        )
+            return jax.device_put(state, places)
+        return jax.jit(lambda state: state, out_shardings=places)(state)
 
     def places(self, batch_size: int, steps: int = 1) -> np.ndarray:
         """The places in a batch of the samples that this process prepares, in their order.
@@ -145,7 +207,7 @@ class Placement(NamedTuple):
         """A batch for a step, from its samples at `places`."""
         if self.mesh is None or jax.process_count() == 1:
             return batch
-        parts = NamedSharding(self.mesh, PartitionSpec(_AXIS))
+        parts = NamedSharding(self.mesh, _BATCH)
         return {
             name: jax.make_array_from_process_local_data(parts, array)
             for name, array in batch.items()
@@ -153,18 +215,39 @@ class Placement(NamedTuple):
 
 
 def placement(
-    config: Config, per_device: bool, devices: Sequence[jax.Device] | None = None
+    config: Config,
+    model: PrunedModel,
+    method: Method,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Placement:
     """Where the arrays of a run lie that has settled its devices; one device if it has not.
 
     `devices` may be others than JAX's own, to compile for them.
     """
-    count = config.mesh.data or 1
+    per_device = model.per_device
+    count, steps = config.mesh.data or 1, config.optimizer.accumulation_steps
     if count == 1:
         return Placement(None, per_device)
     devices = (devices or _of_each_process(count))[:count]
-    mesh = jax.make_mesh((count,), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-    return Placement(mesh, per_device)
+    shards = config.mesh.fsdp
+    assert count % shards == 0, (count, shards)
+    sizes, kinds = (count // shards, shards), (AxisType.Auto,) * 2
+    mesh = jax.make_mesh(sizes, (_DATA, _SHARDS), axis_types=kinds, devices=devices)
+    # JointSPAR drops whole blocks when all gradients are there, accumulation adds them up first.
+    overlap = steps == 1 and method.joint_spar is None
+    split = split_of(model.shapes()[0], shards) if shards > 1 else {}
+    return Placement(mesh, per_device, overlap, split)
+
+
+def split_of(params: PyTree, shards: int) -> Cuts:
+    """Which parameters are cut: large matrices, whose outputs so many devices can share."""
+    found = {
+        names_of(keys): leaf.ndim > 1
+        and leaf.shape[-1] % shards == 0
+        and leaf.size * leaf.dtype.itemsize >= SPLIT_FROM
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    return found if shards > 1 and any(found.values()) else {}
 
 
 def _of_each_process(count: int) -> list[jax.Device]:

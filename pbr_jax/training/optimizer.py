@@ -8,6 +8,7 @@ kernel does the same in one pass.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -32,6 +33,7 @@ class Optimizer(NamedTuple):
     rule: Rule | None = None  # elementwise, its decay for kernels only; None: not described
     schedule: optax.Schedule = lambda count: 1.0  # step -> learning rate
     clip_norm: float | None = None  # largest global norm of the gradient
+    norm: Callable[[PyTree], jax.Array] = optax.tree.norm  # global norm of packed gradients
 
     def init(self, params: PyTree) -> optax.OptState:
         """The state of `tx` before the first step."""
@@ -72,8 +74,9 @@ def make_optimizer(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     clip_norm: float | None = 1.0,
+    norm: Callable[[PyTree], jax.Array] = optax.tree.norm,
 ) -> Optimizer:
-    """SGD with momentum or AdamW (decoupled decay), behind global-norm clipping.
+    """SGD with momentum or AdamW (decoupled decay), behind clipping of the global `norm`.
 
     Weight decay applies to leaves named `kernel` only: biases, LayerNorm, the class token and the
     embeddings of position are left alone. That of SGD is part of its gradient, behind the clipping.
@@ -88,8 +91,20 @@ def make_optimizer(
     else:
         raise ValueError(f"optimizer.name = {name!r}: must be sgd or adamw")
     if clip_norm is not None:
-        tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)
-    return Optimizer(tx, Rule(name, momentum, b1, b2, eps, weight_decay), schedule, clip_norm)
+        tx = optax.chain(_clip(clip_norm, norm), tx)
+    rule = Rule(name, momentum, b1, b2, eps, weight_decay)
+    return Optimizer(tx, rule, schedule, clip_norm, norm)
+
+
+def _clip(clip_norm: float, norm: Callable[[PyTree], jax.Array]) -> optax.GradientTransformation:
+    if norm is optax.tree.norm:
+        return optax.clip_by_global_norm(clip_norm)
+
+    def clip(updates, params=None):
+        scale = jnp.minimum(1.0, clip_norm / norm(updates))
+        return jax.tree.map(lambda u: u * scale.astype(u.dtype), updates)
+
+    return optax.stateless(clip)
 
 
 def is_kernel(path: tuple) -> bool:
@@ -176,7 +191,7 @@ def _update_in_place(
     steps = optax.safe_increment(count)
     scale = jnp.ones((), jnp.float32)
     if optimizer.clip_norm is not None:
-        scale = jnp.minimum(scale, optimizer.clip_norm / optax.tree.norm(grads))
+        scale = jnp.minimum(scale, optimizer.clip_norm / optimizer.norm(grads))
     now = Scalars(
         apply=apply.astype(jnp.float32),
         rate=optimizer.schedule(count),

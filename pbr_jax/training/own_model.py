@@ -64,7 +64,7 @@ def own_model(config: Config, family: Family, method: Method, task: Task) -> Pru
         value, figures = objective(task, outputs, batch)
         return value, (figures, moved)
 
-    def outputs(variables, batch):
+    def outputs(variables, batch, part=None):
         found, _ = own.apply(*variables, batch, jax.random.key(0), False)
         return found
 
@@ -146,7 +146,7 @@ def _dense(loss: Callable[..., Any]) -> dict[str, Any]:
         "slices": lambda selection, params: jax.tree.map(lambda _: ALL, params),
         "pack": lambda selection, grads: grads,
         "unbias": lambda state, selection, grads: grads,
-        "learn": lambda state, selection, grads, step, norms=None: state,
+        "learn": lambda state, *rest: state,
     }
 
 
@@ -167,7 +167,7 @@ def _columns(pruned: Pruned, loss: Callable[..., Any]) -> dict[str, Any]:
 
     blocks = Blocks(pruned.groups)
 
-    def learn(state, selection, grads, step, norms=None):
+    def learn(state, selection, grads, step, norms=None, added=None):
         if norms is None:
             return blocks.joined(pruned.learn(blocks.apart(state), selection, grads))
         leaves = jax.tree.leaves(norms, is_leaf=lambda leaf: leaf is None)

@@ -56,8 +56,9 @@ class Selector(NamedTuple):
         that are trained whole are absent.
       pack: `(selection, grads) -> grads`, only the slices that `rows` names: blocks that JointSPAR
         froze are left out.
-      update: `(state, selection, packed, step, norms) -> state`, of what `pack` gave, before any
-        division by p. `norms`, squared norms of what `rows` names, are computed where None.
+      update: `(state, selection, packed, step, norms, added) -> state`, of what `pack` gave, before
+        any division by p. `norms`, squared norms of what `rows` names, are computed where None;
+        `added` of squared norms sums them over the devices that share a tensor.
       unbias: `(state, selection, packed) -> packed`: kept rows of what `pack` gave, divided by the
         probability that they were drawn with.
     """
@@ -131,12 +132,16 @@ def make_selector(
             for site, named in grads.items()
         }
 
-    def update(state, selection, grads, step, norms=None):
+    def update(state, selection, grads, step, norms=None, added=lambda tree: tree):
         # Algorithm 1, line 24: columns learn from the rows of the kernels.
         seen = {}
+        if norms is None:
+            norms = added(
+                {s: {kernel: squared_norms(grads[s][kernel], 2)} for s in selection.columns}
+            )
         for site, columns in selection.columns.items():
             active = selection.active.get(site, {}).get(kernel)
-            own = squared_norms(grads[site][kernel], 2) if norms is None else norms[site][kernel]
+            own = norms[site][kernel]
             if active is not None:  # of a block whose kernel is frozen nothing was seen
                 own = jnp.zeros(columns.shape, jnp.float32).at[active].set(own)
             seen[site] = own
@@ -144,9 +149,9 @@ def make_selector(
         # JointSPAR learns from whole tensors.
         moved = state.tensors
         if spar:
-            squares = [squared_norms(grads[s][t], 1) for s, t in pairs]
+            squares = added({s: {t: squared_norms(grads[s][t], 1) for t in tensors} for s in sites})
             learn = jax.vmap(spar.update, (0, 0, None))
-            moved = _unstack(pairs, learn(_stack(pairs, moved), jnp.stack(squares), step))
+            moved = _unstack(pairs, learn(_stack(pairs, moved), _stack(pairs, squares), step))
         return SelectorState(columns, moved)
 
     def unbias(state, selection, grads):

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from pbr_jax.plans import Implementation
 from pbr_jax.training.devices import ONE, Devices
@@ -84,12 +83,14 @@ def make_train_step(
             devices,
             accumulation_steps,
         )
+        packed = model.pack(selection, grads)
         # Means over devices are taken of what is packed: the fewest bytes on the wire.
-        value, figures, extra, packed = devices.mean(
-            (value, figures, extra, model.pack(selection, grads))
-        )
+        if devices.exchanging:
+            value, figures, extra = devices.mean((value, figures, extra))
+        else:
+            value, figures, extra, packed = devices.mean((value, figures, extra, packed))
         weighted = model.unbias(drawn, selection, packed) if importance_weighting else packed
-        grad_norm = optax.tree.norm(weighted)
+        grad_norm = optimizer.norm(weighted)
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
 
         # 3. The optimizer moves the drawn rows, and finds their squared norms on the way.
@@ -110,8 +111,8 @@ def make_train_step(
         )
 
         # 4. The policies learn from the norms (line 24), as they were before any division by p.
-        squared_norms = None if importance_weighting else norms
-        learned = model.learn(drawn, selection, packed, state.step, squared_norms)
+        squared_norms = None if importance_weighting else devices.added(norms)
+        learned = model.learn(drawn, selection, packed, state.step, squared_norms, devices.added)
         pruning, extra = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (learned, extra),
@@ -129,7 +130,8 @@ def make_eval_step(model: PrunedModel, task: Task, devices: Devices = ONE) -> Ev
     """`(variables, batch) -> {"loss" and each figure: sum}` over examples whose `mask` is True."""
 
     def eval_step(variables: tuple[PyTree, PyTree], batch: Batch) -> dict[str, jax.Array]:
-        outputs = model.outputs(variables, batch)
+        size = jax.tree.leaves(batch)[0].shape[0]
+        outputs = model.outputs(variables, batch, devices.part(size))
         values = {"loss": task.losses(outputs, batch), **task.figures(outputs, batch)}
         wide = {name: value.astype(jnp.float32) for name, value in values.items()}
         sums = {name: jnp.sum(jnp.where(batch["mask"], v, 0.0)) for name, v in wide.items()}

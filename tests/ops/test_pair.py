@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from measures import as_jax, assert_close, equations, exact_jit, normal, saved_bytes, unchecked
 
+from pbr_jax.ops.exchange import Exchange
 from pbr_jax.ops.pair import Pair, bind, recompute, sequence, stack
 
 B, D, L = 6, 5, 3
@@ -104,6 +105,29 @@ def test_a_block_is_told_its_number():
 
     actual = gradients(bind(stack([A, AND_B], 2, enter)), STACKED)
     assert_equal_gradients(actual, gradients(one_by_one, STACKED))
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+@pytest.mark.parametrize("depth", [1, L])
+def test_gradients_of_every_block_are_exchanged_once(chunks, depth):
+    """Parameters come by `gather`; each gradient goes by `reduce`, and that of `x` does not."""
+
+    def gather(params, path):
+        assert path == ("blocks",)
+        return params | {"a": params["a"] | {"w": 2 * params["a"]["w"]}}
+
+    def reduce(grads, params):
+        assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, PARAMS)
+        return {n: {"w": 3 * own["w"], "index": None} for n, own in grads.items()}
+
+    given = jax.tree.map(lambda a: a[:depth], STACKED)
+    exchanged = stack([A, AND_B], chunks, None, Exchange(gather, reduce), ("blocks",))
+    value, (dw, dx) = gradients(bind(exchanged), given)
+    double = given | {"a": given["a"] | {"w": 2 * given["a"]["w"]}}
+    expected, (expected_dw, expected_dx) = gradients(bind(stack([A, AND_B], chunks)), double)
+    assert_close(value, expected, 1e-6)
+    assert_close(dx, expected_dx, 1e-6)
+    assert_close(dw, jax.tree.map(lambda a: 3 * a, expected_dw), 1e-6)
 
 
 def test_recomputation_stands_behind_a_barrier():

@@ -12,18 +12,29 @@ import jax
 import numpy as np
 import pytest
 from fakes import config
+from jax.sharding import PartitionSpec
 
 from pbr_jax.configs.common import Mesh, Optimizer
 from pbr_jax.gpu import CARDS, card_devices, compile_for, memory
+from pbr_jax.gpu.hlo import parse
 from pbr_jax.gpu.launches import launches
+from pbr_jax.memory.fit import estimated
+from pbr_jax.memory.use import tree_bytes
 from pbr_jax.settings import load
 from pbr_jax.settings.ties import tie_faults
-from pbr_jax.training import from_config
+from pbr_jax.training import from_config, mesh
 from pbr_jax.training.mesh import Placement, settled_devices
 
 PROGRAM = pathlib.Path(__file__).parents[1] / "sharing.py"
-ALWAYS = ["vit-full", "vit-lean-dropout-accumulated", "vit-prebackrazor/js50", "own-prebackrazor"]
+ALWAYS = [
+    *("vit-full", "vit-lean-dropout", "vit-lean-dropout-accumulated", "vit-prebackrazor/js50"),
+    *("own-prebackrazor", "vit-lean-clipped-split"),
+]
 OTHERS = [
+    *(f"vit-{method}-clipped-split" for method in ("full", "tiny", "prebackrazor")),
+    *("vit-prebackrazor-weighted-split", "vit-prebackrazor/js50-split"),
+    *("bert-lean-dropout-clipped-split", "vit-lean-dropout-accumulated-split"),
+    *("vit-full-bfloat16-split", "own-prebackrazor-split"),
     *(f"vit-{method}" for method in ("remat", "backrazor", "prebackrazor++", "fast", "tiny")),
     "bert-lean-dropout",
     "bert-prebackrazor-dropout-accumulated",
@@ -42,15 +53,35 @@ def compared(cases):
 @pytest.mark.slow
 @pytest.mark.parametrize("cases", [ALWAYS, pytest.param(OTHERS, marks=pytest.mark.exhaustive)])
 def test_eight_devices_take_the_step_of_one(cases):
-    """To rounding; dropout and draws are those of one device, whoever has which samples."""
-    for name, (loss, update, same) in compared(cases).items():
+    """To rounding; dropout and draws are those of one device, whoever has which samples.
+
+    A device has a quarter of what is split, and all of the rest.
+    """
+    for name, (loss, update, learned, same, held) in compared(cases).items():
         assert loss < 3e-7, name
         assert update < 3e-5, name
+        assert learned < 1e-4, name
         assert same, name
+        assert held < 0.35 if "split" in name else held == 1, name
 
 
 # Bytes of the packed gradients of ViT-B/16, float32, with the few that are not pruned.
 WIRE = {"full": 344, "lean": 74, "prebackrazor": 39, "prebackrazor++/js50": 22}
+
+
+# JointSPAR exchanges when all gradients are there, and drops blocks of them before.
+OVERLAPPED = ("full", "lean", "prebackrazor")
+WORK = ("fusion", "custom-call", "while")
+
+
+def beside_all_reduces(program):
+    """The operations between the halves of the first all-reduce in a loop, as scheduled."""
+    computations, entry = parse(program)
+    for name, body in computations.items():
+        ops = [one.op for one in body.values()]
+        if name != entry and "all-reduce-start" in ops:
+            return ops[ops.index("all-reduce-start") : ops.index("all-reduce-done")]
+    return []
 
 
 @pytest.mark.gpu_compile
@@ -58,7 +89,10 @@ WIRE = {"full": 344, "lean": 74, "prebackrazor": 39, "prebackrazor++/js50": 22}
     "method", [pytest.param(m, marks=[pytest.mark.exhaustive] if m != "lean" else []) for m in WIRE]
 )
 def test_what_devices_exchange_and_need(method):
-    """Of eight H200, 128 images each: packed gradients alone, and the memory of one device."""
+    """Of eight H200, 128 images each: packed gradients alone, and the memory of one device.
+
+    A block's gradients are on the wire while the next block computes.
+    """
     settings = load.load("configs/vit_b16.py", [f"method={method}", "batch_size=1024"])
     found = {}
     for count in (1, 8):
@@ -71,7 +105,7 @@ def test_what_devices_exchange_and_need(method):
             compiler_options={"xla_backend_optimization_level": 0},
             mesh=parts.placement.mesh,
         )
-        kernels = sorted(one.name for one in launches(step.as_text()) if one.kind == "kernel")
+        kernels = {one.name for one in launches(step.as_text()) if one.kind == "kernel"}
         need = memory(step)
         found[count] = need.wire_bytes, need.temp_bytes, kernels
     (nothing, alone, kernels), (wire, shared, same) = found[1], found[8]
@@ -79,6 +113,75 @@ def test_what_devices_exchange_and_need(method):
     assert 0.9e6 * WIRE[method] < wire < 1e6 * WIRE[method]
     assert shared < 1.02 * alone
     assert kernels == same and kernels
+    beside = sum(op in WORK for op in beside_all_reduces(step.as_text()))
+    assert beside >= 5 if method in OVERLAPPED else beside == 0
+
+
+@pytest.mark.gpu_compile
+def test_what_devices_need_that_split_parameters():
+    """Of eight H200: an eighth of kernels and moments, whole kernels of two blocks at most.
+
+    On the wire are half an all-reduce of the packed gradients, and two gathers of all kernels.
+    """
+    settings = load.load("configs/vit_b16.py", ["method=lean", "batch_size=1024"])
+    found = []
+    for shards in (1, 8):
+        run = dataclasses.replace(settings, mesh=Mesh(data=8, fsdp=shards))
+        parts = from_config.build(run, card_devices(CARDS["h200"], 8))
+        step = compile_for(
+            parts.placement.jit(parts.train_step, donate_argnums=0),
+            (from_config.state_shapes(run, parts), from_config.batch_specs(run)),
+            CARDS["h200"],
+            compiler_options={"xla_backend_optimization_level": 0},
+            mesh=parts.placement.mesh,
+        )
+        found.append(memory(step))
+        assert estimated(run).wire_bytes == pytest.approx(found[-1].wire_bytes, rel=0.01)
+        kept = estimated(run).argument_bytes - tree_bytes(from_config.batch_specs(run)) * 7 / 8
+        assert kept == pytest.approx(found[-1].argument_bytes, rel=0.01)
+    replicated, split = found
+    assert split.argument_bytes < 0.25 * replicated.argument_bytes
+    assert split.temp_bytes < 1.02 * replicated.temp_bytes
+
+
+def test_moments_are_split_like_their_parameters():
+    """By name, wherever an optimizer keeps them; what policies have learned is whole."""
+    parts = from_config.build(config("prebackrazor", optimizer=Optimizer(name="adamw")))
+    path = ("blocks", "fc1", "kernel")
+    devices = jax.sharding.AbstractMesh((2, 4), ("data", "fsdp"))
+    place = Placement(devices, True, 1, split={path: True, path[-1:]: False})
+    shapes = from_config.state_shapes(config("prebackrazor"), parts)
+    leaves = jax.tree_util.tree_leaves_with_path(place.state_shardings(shapes))
+    split = {jax.tree_util.keystr(keys) for keys, own in leaves if not own.is_fully_replicated}
+    inside = "".join(f"['{name}']" for name in path)
+    assert {name.removesuffix(inside).rpartition(".")[2] for name in split} == {
+        "params",
+        "mu",
+        "nu",
+    }
+    specs = {own.spec for _, own in leaves}
+    assert specs == {PartitionSpec(), PartitionSpec(None, None, "fsdp")}
+
+
+def test_large_matrices_are_split(monkeypatch):
+    monkeypatch.setattr(mesh, "SPLIT_FROM", 4 * 2 * 16 * 32)
+    shapes = from_config.build(config()).model.shapes()[0]
+    names = {"/".join(path) for path, cut in mesh.split_of(shapes, 4).items() if cut}
+    assert names == {f"blocks/{site}/kernel" for site in ("qkv", "fc1", "fc2")}
+    assert mesh.split_of(shapes, 1) == {}
+    assert mesh.split_of(shapes, 5) == {}  # no last axis is a multiple of 5
+
+
+def test_devices_that_split_parameters_share_the_batch(monkeypatch):
+    (fault,) = tie_faults(config(batch_size=24, mesh=Mesh(data=6, fsdp=4)), ())
+    assert fault == (
+        "mesh.fsdp = 4: must divide mesh.data = 6, the devices that share a batch; set mesh.fsdp=2"
+    )
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    settled, _ = settled_devices(config(batch_size=12, mesh=Mesh(fsdp=4)))
+    assert settled.mesh.data == 4
+    with pytest.raises(ValueError, match=r"mesh.fsdp = 4: no multiple of it among the 8 devices"):
+        settled_devices(config(batch_size=6, mesh=Mesh(fsdp=4)))
 
 
 def test_devices_are_those_that_divide_the_batch(monkeypatch):
