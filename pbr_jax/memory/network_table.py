@@ -78,9 +78,9 @@ def print_steps(found: dict[str, Comparison], network: Network, out: rich.consol
     out.print()
     out.print(Text(headline(network), style="bold"))
     drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    for title in TITLES:
-        side = "left" if title == "method" else "right"
-        drawn.add_column(title, justify=side, no_wrap=True)
+    drawn.add_column(TITLES[0], no_wrap=True)
+    for title in TITLES[1:]:
+        drawn.add_column(title, justify="right", no_wrap=True)
     for method, own in found.items():
         drawn.add_row(*cells(method, own))
     out.print(drawn)
