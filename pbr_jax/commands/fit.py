@@ -3,6 +3,7 @@
     pbr fit --config configs/vit_b16.py --gpu rtx4090
     pbr fit --config configs/vit_b16.py --gpu 8GiB --config.batch_size=64 --json
     pbr fit mymodule:step --gpu rtx4090
+    pbr fit --config configs/vit_b16.py --gpu h200 --devices 16 --hosts 2 --link 100Gbit
 
 The real train step is compiled for the card, which need not be there, by the packages of the extra
 `gpu-compiler`; where they are absent the figures are those of a formula, and it says so. A method
@@ -31,6 +32,7 @@ from pbr_jax.measure.text import format_bytes
 from pbr_jax.memory import fit
 from pbr_jax.memory.budget import RESERVE, measure_for
 from pbr_jax.memory.cost import read_times
+from pbr_jax.memory.network import LINK, Network
 from pbr_jax.memory.table import Table, print_table, to_json, to_markdown
 from pbr_jax.runs.progress import Terminal, progress
 from pbr_jax.settings.flags import add_config, number_faults
@@ -57,7 +59,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--methods", metavar="A,B", help="instead of all methods and plans")
     parser.add_argument(
-        "--devices", type=int, metavar="N", help="cards that share the batch, as mesh.data"
+        "--devices", type=int, metavar="N", help="cards that share the batch, in all, as mesh.data"
+    )
+    parser.add_argument(
+        "--hosts",
+        type=int,
+        metavar="M",
+        help="machines in which they stand, as many in each; default: one",
+    )
+    parser.add_argument(
+        "--link",
+        metavar="RATE",
+        help="of the network of a host, which its cards share, or on one host of a card, such as"
+        " 100Gbit or 450GB/s: adds times of steps by arithmetic",
     )
     parser.add_argument(
         "--reserve", default=RESERVE, metavar="SIZE", help="memory left free, default %(default)s"
@@ -81,16 +95,17 @@ def main(args: argparse.Namespace) -> int:
         mesh = dataclasses.replace(config.mesh, data=args.devices)
         config = dataclasses.replace(config, mesh=mesh)
     card, names, reserve, times = _read(args, config)
+    network = Network(config.mesh.data or 1, args.hosts or 1, args.link or "")
     if args.step is not None:
         # Its memory does not depend on the configuration.
         out = None if args.json else Terminal(highlight=False)
         return fit_step.show(args.step, args.args, card, reserve, out)
-    with measure_for(card, cache=not args.no_cache) as (measure, missing):
+    with measure_for(card, cache=not args.no_cache, hosts=network.hosts) as (measure, missing):
         target = fit.Target(card, reserve, measure)
         with progress(f"methods on {card.name}", len(names)) as done:
             rows = fit.fit_methods(config, names, target, times, lambda found: done(found.method))
     # One table, in the form that was asked for.
-    table = Table(config, card, reserve, tuple(rows), missing)
+    table = Table(config, card, reserve, tuple(rows), missing, network)
     if args.json:
         print(json.dumps(to_json(table), indent=2))
     elif args.markdown:
@@ -108,7 +123,7 @@ def _read(
 ) -> tuple[Card, list[str], int, Mapping[str, float]]:
     """The card, the methods, the reserve and measured times; every fault at once."""
     unused = (
-        ("methods", "times", "markdown", "no_cache", "devices")
+        ("methods", "times", "markdown", "no_cache", "devices", "hosts", "link")
         if args.step is not None
         else ("args",)
     )
@@ -116,6 +131,7 @@ def _read(
     faults += number_faults(
         "--devices", within(1, 2**16), *([] if args.devices is None else [args.devices])
     )
+    faults += _network_faults(args, config)
     faults += [] if faults else tie_faults(config, ())
     card: Card | None = None
     times: Mapping[str, float] = {}
@@ -138,6 +154,22 @@ def _read(
         raise ConfigError(faults, "the command line", "`pbr fit --help` says more.")
     assert card is not None and reserve is not None
     return card, names, reserve, times
+
+
+def _network_faults(args: argparse.Namespace, config: Config) -> list[str]:
+    """A line for each mistake in where the devices stand."""
+    devices, given = config.mesh.data or 1, [] if args.hosts is None else [args.hosts]
+    faults = number_faults("--hosts", within(1, 2**16), *given)
+    if given and not faults and devices % args.hosts:
+        rule = f"must divide the number of devices, {devices}; --devices says how many in all"
+        faults.append(f"--hosts {args.hosts}: {rule}")
+    if args.link is None:
+        return faults
+    if not LINK.holds(args.link):
+        faults.append(f"--link {args.link}: {LINK.text}")
+    if devices == 1 and args.step is None:
+        faults.append("--link: joins several devices; say how many with --devices")
+    return faults
 
 
 def _times(file: Path, card: Card, config: Config) -> Mapping[str, float]:

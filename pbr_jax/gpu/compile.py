@@ -200,8 +200,13 @@ def memory(compiled: jax.stages.Compiled) -> MemoryReport:
     )
 
 
-def card_devices(card: Card, count: int = 1) -> list[jax.Device]:
-    """Returns so many of a card in one machine: they can be compiled for, but not run on.
+def card_devices(card: Card, count: int = 1, hosts: int = 1) -> list[jax.Device]:
+    """Returns so many of a card, which can be compiled for, but not run on.
+
+    Args:
+      card: What they are.
+      count: A multiple of `hosts`.
+      hosts: Machines that have as many each.
 
     Raises:
       GpuCompilerMissing: JAX left out its CUDA plugin.
@@ -211,7 +216,9 @@ def card_devices(card: Card, count: int = 1) -> list[jax.Device]:
         card = dataclasses.replace(card, description=f"NVIDIA {names[0]}")
     try:
         description = topologies.get_topology_desc(
-            platform="cuda", target_config=target_config(card), topology=f"1x1x{count}"
+            platform="cuda",
+            target_config=target_config(card),
+            topology=f"1x{hosts}x{count // hosts}",
         )
     except NotImplementedError as error:
         raise GpuCompilerMissing(

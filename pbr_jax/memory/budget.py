@@ -59,8 +59,13 @@ def settle(config: Config, saved: Mapping[str, Any] | None) -> tuple[Config, lis
 
 
 @contextlib.contextmanager
-def measure_for(card: Card, *, cache: bool = True) -> Iterator[tuple[fit.Measure, str]]:
-    """Yields how memory is found out here for `card`, and why nothing is compiled, if so."""
+def measure_for(
+    card: Card, *, cache: bool = True, hosts: int = 1
+) -> Iterator[tuple[fit.Measure, str]]:
+    """Yields how memory is found out here for `card`, and why nothing is compiled, if so.
+
+    The devices of `mesh.data` stand in so many hosts.
+    """
     missing = ""
     try:
         require_compiler()
@@ -68,8 +73,8 @@ def measure_for(card: Card, *, cache: bool = True) -> Iterator[tuple[fit.Measure
         missing = str(error)
     # Without the compiler there is nothing to remember either.
     folder = cache_folder() if cache and not missing else None
-    with contextlib.nullcontext(fit.estimated) if missing else fit.compiled(card) as measure:
-        yield (cached(measure, card, folder, _warn) if folder else measure), missing
+    with contextlib.nullcontext(fit.estimated) if missing else fit.compiled(card, hosts) as measure:
+        yield (cached(measure, card, folder, _warn, hosts) if folder else measure), missing
 
 
 def _warn(text: str) -> None:

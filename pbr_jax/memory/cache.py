@@ -33,9 +33,13 @@ def cache_folder() -> Path | None:
 
 
 def cached(
-    measure: Measure, card: Card, folder: Path, say: Callable[[str], None] = lambda text: None
+    measure: Measure,
+    card: Card,
+    folder: Path,
+    say: Callable[[str], None] = lambda text: None,
+    hosts: int = 1,
 ) -> Measure:
-    """Wraps `measure` for `card` so that it remembers reports in `folder`.
+    """Wraps `measure` for `card`, in so many hosts, so that it remembers reports in `folder`.
 
     The folder is made if it does not exist. One that cannot be written remembers nothing, which
     `say` is told once.
@@ -43,7 +47,7 @@ def cached(
     say_once = functools.cache(say)
 
     def remembered(config: Config) -> MemoryReport:
-        key = cache_key(config, card)
+        key = cache_key(config, card, hosts)
         path = folder / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
         found = _read(path, key)
         if found is None:
@@ -58,7 +62,7 @@ def cached(
     return remembered
 
 
-def cache_key(config: Config, card: Card) -> str:
+def cache_key(config: Config, card: Card, hosts: int = 1) -> str:
     """A text of all that a report depends on."""
     skipped = {entry.key for entry in settings() if entry.field.metadata["resume_safe"]}
     skipped.update(_NOT_IN_THE_PROGRAM)
@@ -73,7 +77,7 @@ def cache_key(config: Config, card: Card) -> str:
     versions = {
         name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "jax-cuda13-plugin")
     }
-    return json.dumps([flat, target_config(card), versions, source_digest()])
+    return json.dumps([flat, target_config(card), hosts, versions, source_digest()])
 
 
 @functools.cache

@@ -30,32 +30,10 @@ from pbr_jax.configs.common import Config
 from pbr_jax.families import Architecture, find
 from pbr_jax.files import NUMBER, DamagedFile, read_json
 from pbr_jax.gpu import Card
+from pbr_jax.gpu.rates import copy_rate, matrix_rate
 from pbr_jax.memory.use import MemoryUse, program_flops
 from pbr_jax.plans import ResidualPlan
 from pbr_jax.settings.resolve import architecture, resolve_method
-
-# Compute capability -> bfloat16 operations of a multiprocessor in a clock, accumulated in float32,
-# without sparsity: the makers' data sheets, divided by cores and boost clock. Float32 products run
-# as TensorFloat-32, at half of it.
-_TENSOR_OPERATIONS = {(8, 0): 2048, (8, 6): 512, (8, 9): 512}
-_TENSOR_OPERATIONS |= {(9, 0): 4096, (10, 0): 8192, (12, 0): 512}
-
-# Of the peaks, what is within reach; on an H200 790 TFLOP/s in products, 4.3 TB/s in copies.
-_REACHED_RATE, _REACHED_BANDWIDTH = 0.74, 0.90
-
-
-def matrix_rate(card: Card, dtype: str) -> float:
-    """Rate of matrix products that is within reach, operations per second.
-
-    A card without bfloat16 units runs them on its float32 units; one that is newer than the table
-    has the rate of the newest in it.
-    """
-    if card.has_bfloat16:
-        known = max(c for c in _TENSOR_OPERATIONS if c <= card.capability)
-        operations = _TENSOR_OPERATIONS[known] // (1 if dtype == "bfloat16" else 2)
-    else:
-        operations = 2 * card.fpus_per_core
-    return _REACHED_RATE * operations * card.cores * card.clock_ghz * 1e9
 
 
 def step_seconds(config: Config, card: Card, use: MemoryUse) -> float:
@@ -64,14 +42,14 @@ def step_seconds(config: Config, card: Card, use: MemoryUse) -> float:
     saved = 2 * config.optimizer.accumulation_steps * use.activations
     arrays = 3 + 2 * round(use.optimizer / use.parameters)  # of them gradient and parameter
     updated = arrays * use.gradients * (method.joint_spar or 1.0)
-    beside = (saved + updated) / (_REACHED_BANDWIDTH * card.bandwidth)
+    beside = (saved + updated) / copy_rate(card)
     if find(config.model.family).describe is None:
         return program_flops(config) / matrix_rate(card, config.model.dtype) + beside
     sizes = architecture(config)
     plan, width, sites = method.plan, sizes.width, sizes.sites
     linear, norm, kind = (plan.kind(op) for op in ("linear", "layer_norm", "attention"))
     rate, item = matrix_rate(card, config.model.dtype), jnp.dtype(config.model.dtype).itemsize
-    bandwidth = _REACHED_BANDWIDTH * card.bandwidth
+    bandwidth = copy_rate(card)
     tokens = config.batch_size * sizes.tokens
 
     def product(inputs: int, outputs: int) -> float:

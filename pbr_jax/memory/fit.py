@@ -70,8 +70,10 @@ class MethodFit(NamedTuple):
 
 
 @contextlib.contextmanager
-def compiled(card: Card) -> Iterator[Measure]:
+def compiled(card: Card, hosts: int = 1) -> Iterator[Measure]:
     """Yields what compiles the train step for `card`; it may be called on several threads.
+
+    The devices of `mesh.data` stand in so many hosts.
 
     Without a device XLA's limit is 0.95 x 0.80 of the memory that it is told of; beyond the limit
     it rematerialises, slowly and uselessly here, since what is kept is kept on purpose. So it is
@@ -85,7 +87,9 @@ def compiled(card: Card) -> Iterator[Measure]:
 
         def measure(config: Config) -> MemoryReport:
             count = config.mesh.data or 1
-            parts = from_config.build(config, card_devices(larger, count) if count > 1 else None)
+            parts = from_config.build(
+                config, card_devices(larger, count, hosts) if count > 1 else None
+            )
             args = (from_config.state_shapes(config, parts), from_config.batch_specs(config))
             kernels = str(Path(folder, str(threading.get_ident())))
             options = {"xla_gpu_kernel_cache_file": kernels}

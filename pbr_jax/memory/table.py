@@ -12,8 +12,10 @@ from rich.text import Text
 from pbr_jax.configs.common import Config
 from pbr_jax.gpu import CARDS, Card, MemoryReport
 from pbr_jax.measure.text import format_bytes, markdown
+from pbr_jax.memory import network_table
 from pbr_jax.memory.fit import MethodFit, fastest
 from pbr_jax.memory.largest_batch import LARGEST_BATCH
+from pbr_jax.memory.network import Comparison, Network
 from pbr_jax.settings.flags import train_words
 from pbr_jax.settings.variants import joint_spar_suffix, with_method
 
@@ -31,10 +33,16 @@ class Table(NamedTuple):
     reserve_bytes: int  # left free
     rows: tuple[MethodFit, ...]  # one for each method
     missing: str = ""  # why nothing was compiled and the figures are a formula's
+    network: Network = Network()  # where the devices stand; of one host, with no link known
 
     @property
     def fastest(self) -> MethodFit | None:
         return fastest(self.rows)
+
+    @property
+    def steps(self) -> dict[str, Comparison]:
+        """Steps by arithmetic, by method; none where no link is known."""
+        return network_table.comparisons(self.rows, self.card, self.network)
 
     def smallest_need(self) -> str:
         """Says what memory there would have to be, where nothing fits."""
@@ -53,7 +61,7 @@ class Table(NamedTuple):
 
 def to_json(table: Table) -> dict[str, Any]:
     """The table as JSON values; sizes in bytes."""
-    best = table.fastest
+    best, steps = table.fastest, table.steps
     return {
         "gpu": table.card.name,
         "compiled_for": table.card.description,
@@ -65,7 +73,10 @@ def to_json(table: Table) -> dict[str, Any]:
         "fastest": best and best.method,
         "notes": notes(table),
         "versions": {"jax": jax.__version__},
-        "rows": [json_row(row) for row in table.rows],
+        "rows": [
+            json_row(row) | network_table.json_values(steps.get(row.method), table.network)
+            for row in table.rows
+        ],
     }
 
 
@@ -96,7 +107,8 @@ def to_markdown(table: Table) -> str:
         name = f"**`{row.method}`**" if row == table.fastest else f"`{row.method}`"
         lines.append((name, *_cells(row)[2:]))
     remarks = (f"* {note}" for note in notes(table))
-    return "\n".join([f"{headline(table)}:", "", markdown(lines), "", *remarks])
+    steps = network_table.to_markdown(table.steps, table.network)
+    return "\n".join([f"{headline(table)}:", "", markdown(lines), "", *remarks, *steps])
 
 
 def _cells(row: MethodFit) -> list[str]:
@@ -130,8 +142,10 @@ def headline(table: Table) -> str:
     config, card = table.config, table.card
     reserve = format_bytes(table.reserve_bytes)
     many = f"{config.mesh.data} x " if _shared(config) else ""
+    where = f" in {table.network.hosts} hosts" if table.network.hosts > 1 else ""
     return (
-        f"{config.name} · batch {config.batch_size} · {config.model.dtype} · {many}{card.name}: "
+        f"{config.name} · batch {config.batch_size} · {config.model.dtype} · "
+        f"{many}{card.name}{where}: "
         f"{format_bytes(card.memory_bytes)} with {reserve} in reserve"
     )
 
@@ -186,6 +200,7 @@ def print_table(table: Table, out: rich.console.Console, spec: str) -> None:
         out.print(line, soft_wrap=True)
     for note in notes(table):
         out.print(Text(note, style="dim"))
+    network_table.print_steps(table.steps, table.network, out)
 
 
 def notes(table: Table) -> list[str]:

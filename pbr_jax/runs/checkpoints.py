@@ -3,9 +3,9 @@
 `store.py` writes and restores; a manifest (`manifest.py`) proves. It is written once all files of a
 step are, and before their temporary directory is renamed, so that one rename publishes data and
 manifest together: a process killed at any moment leaves a verified step or a temporary directory
-that is ignored, and Orbax, which deletes old steps after that rename, never deletes the last
-verified one. Two files that Orbax writes between manifest and rename, `_CHECKPOINT_METADATA` and
-`commit_success.txt`, are not listed; restoring does not need them.
+that is ignored. Old steps are deleted after that rename, so never the last verified one. Two files
+that Orbax writes between manifest and rename, `_CHECKPOINT_METADATA` and `commit_success.txt`, are
+not listed; restoring does not need them.
 """
 
 import contextlib
@@ -74,7 +74,7 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         self.keep = keep  # latest steps; the most accurate one is kept besides
         self.job = job  # whose processes all save and restore; the first alone cleans and proves
         self.notify = notify  # told of each checkpoint that is passed over or set aside, and why
-        self._store = Store(self.directory, self, self._prove)
+        self._store = Store(self.directory, self._prove)
         self._pending: _Pending | None = None
         self._writing = False
         self._links = True  # whether the link `best` can be written
@@ -145,6 +145,7 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
             raise self._failure(self._pending, error) from error
         self._pending = None
         if self.job.first:
+            self._delete_old()
             self._link_best()
 
     def close(self) -> None:
@@ -241,24 +242,13 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
                 "Free some space, use another work directory, or set a lower keep_checkpoints."
             )
 
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Keeps the last `keep` steps and the best; Orbax's `PreservationPolicy`."""
-        # Orbax asks while a save starts, counts it, and deletes once it is complete.
-        del context
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = {*sorted(steps)[-self.keep :], self._best(steps)}
-        return [step in kept for step in steps]
-
     def _best(self, steps: Sequence[int]) -> int | None:
         accuracies = {}
         for step in steps:
-            if self._pending is not None and step == self._pending.step:
-                metrics = self._pending.metrics
-            else:
-                try:
-                    metrics = manifest.read(self.directory / str(step)).metrics
-                except manifest.BrokenCheckpoint:
-                    continue
+            try:
+                metrics = manifest.read(self.directory / str(step)).metrics
+            except manifest.BrokenCheckpoint:
+                continue
             if metrics is not None and not math.isnan(metrics["accuracy"]):
                 accuracies[step] = metrics["accuracy"]
         return max(accuracies, key=lambda step: (accuracies[step], step), default=None)
@@ -288,7 +278,6 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         if self.job.first:
             self._clean()
         self.job.meet()
-        self._store.reload()
         self._writing = True
 
     def _clean(self) -> None:
@@ -326,6 +315,16 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         return CheckpointError(
             f"checkpoint {step} was not saved: {why}\nin {self.directory}\n{rest}; {advice}."
         )
+
+    def _delete_old(self) -> None:
+        """Keeps the last `keep` steps and the best."""
+        steps = self.steps()
+        for step in {*steps} - {*steps[-self.keep :], self._best(steps)}:
+            try:
+                self._store.delete(step)
+            except OSError as error:
+                path = self.directory / str(step)
+                self.notify(f"{path} cannot be deleted: {error.strerror}; the run goes on")
 
     def _link_best(self) -> None:
         best, link = self.best_step(), self.directory / "best"

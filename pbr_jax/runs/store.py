@@ -1,8 +1,9 @@
 """States in a folder, by Orbax: written in the background, and read back.
 
-Orbax is held here: that it globs its own path, stores no empty array, skips a step below its newest
-one, and prints several tracebacks for a save that fails. Whether what is there can be trusted is
-not its business, but that of `checkpoints.py`.
+Orbax is held here: that it globs its own path, stores no empty array, and prints several tracebacks
+for a save that fails. Its `CheckpointManager` is not used: where one of several processes cannot
+write, that waits for the others, which wait for it. Whether what is there can be trusted is not the
+business of this module, but that of `checkpoints.py`.
 """
 
 import contextlib
@@ -28,16 +29,15 @@ _STEP = re.compile("0|[1-9][0-9]*")  # as Orbax names its folder
 class Store:
     """The steps in `directory`, which the first save makes.
 
-    `policy` says which ones stay, as Orbax's `PreservationPolicy`. `complete` is called on a
-    thread, with the path of a step's temporary directory, once all files of the step are written
-    and before one rename publishes it; what it raises fails the save.
+    `complete` is called on a thread of the first process, with the path of a step's temporary
+    directory, once all files of the step are written and before one rename publishes it; what it
+    raises fails the save.
     """
 
-    def __init__(self, directory: Path, policy: Any, complete: Callable[[Path], None]) -> None:
-        self.directory = directory
-        self._policy, self._complete = policy, complete
+    def __init__(self, directory: Path, complete: Callable[[Path], None]) -> None:
+        self.directory, self._complete = directory, complete
         self._saving = 0  # the step of the last save
-        self._manager: ocp.CheckpointManager | None = None
+        self._checkpointer: ocp.AsyncCheckpointer | None = None
         self._path: Path | None = None  # of `directory`, for Orbax
         self._open_path = contextlib.ExitStack()
 
@@ -63,24 +63,22 @@ class Store:
         """Starts to save; returns as soon as `state` may be donated."""
         self._saving = step
         items = {"state": ocp.args.StandardSave(_stored(state)), "data": ocp.args.JsonSave(data)}
-        # Forced, since a step below the newest one would be skipped without a word.
-        self._open().save(step, args=ocp.args.Composite(**items), force=True)
+        self._open().save(self.path / str(step), args=ocp.args.Composite(**items))
 
     def wait(self) -> None:
         """Waits for the save in progress; raises what Orbax's threads do."""
-        if self._manager is not None:
-            self._manager.wait_until_finished()
+        if self._checkpointer is not None:
+            self._checkpointer.wait_until_finished()
 
     def discard(self, step: int) -> None:
         """Removes what a failed save managed to write, which would keep a full disk full."""
         shutil.rmtree(self._temporary(step), ignore_errors=True)
-        with contextlib.suppress(OSError):
-            self.reload()
 
-    def reload(self) -> None:
-        """Has Orbax look again at what is on disk."""
-        if self._manager is not None:
-            self._manager.reload()
+    def delete(self, step: int) -> None:
+        """Removes a step, which is never seen in part: by then it is an interrupted save."""
+        gone = self._temporary(step).with_name(f"{step}{ocp.utils.TMP_DIR_SUFFIX}-deleted")
+        (self.path / str(step)).rename(gone)
+        shutil.rmtree(gone)
 
     def restore(self, step: int, state_like: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """The state of a step, of the structure of `state_like`, and the data saved with it."""
@@ -92,7 +90,8 @@ class Store:
         ]
         stored = _stored(jax.tree.unflatten(treedef, targets))
         wanted = {"state": ocp.args.StandardRestore(stored), "data": ocp.args.JsonRestore()}
-        items = self._open().restore(step, args=ocp.args.Composite(**wanted))
+        path = self.path / str(step)
+        items = self._open().restore(path, args=ocp.args.Composite(**wanted))
         arrays = iter(jax.tree.leaves(items["state"]))
         filled = (
             next(arrays) if math.prod(x.shape) else jnp.zeros(x.shape, x.dtype, device=x.sharding)
@@ -102,30 +101,22 @@ class Store:
 
     def close(self) -> None:
         """Releases Orbax's threads; what is wrong with the last save, `wait` has told."""
-        if self._manager is not None:
+        if self._checkpointer is not None:
             with contextlib.suppress(Exception):
-                self._manager.close()
-            self._manager = None
+                self._checkpointer.close()
+            self._checkpointer = None
         self._open_path.close()
         self._path = None
 
-    def _open(self) -> ocp.CheckpointManager:
-        if self._manager is None:
+    def _open(self) -> ocp.AsyncCheckpointer:
+        if self._checkpointer is None:
             logging.getLogger("absl").addFilter(_not_of_orbax)
-            self._manager = ocp.CheckpointManager(
-                self.path,
-                item_names=("state", "data"),
-                options=ocp.CheckpointManagerOptions(
-                    preservation_policy=self._policy,
-                    lightweight_initialize=True,  # the manifests are the metadata
-                    async_options=ocp.AsyncOptions(
-                        post_finalization_callback=lambda: self._complete(
-                            self._temporary(self._saving)
-                        )
-                    ),
-                ),
+            finished = lambda: self._complete(self._temporary(self._saving))  # noqa: E731
+            self._checkpointer = ocp.AsyncCheckpointer(
+                ocp.CompositeCheckpointHandler("state", "data"),
+                async_options=ocp.AsyncOptions(post_finalization_callback=finished),
             )
-        return self._manager
+        return self._checkpointer
 
     def _temporary(self, step: int) -> Path:
         return self.path / f"{step}{ocp.utils.TMP_DIR_SUFFIX}"

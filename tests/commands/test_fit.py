@@ -28,14 +28,15 @@ def measure(run):
     if run.pruning.keep == 0.5:
         raise jax.errors.JaxRuntimeError("INTERNAL: no tile for keep 0.5")
     each = 100e6 if run.method == "full" else 20e6
-    return MemoryReport(10**9, 10**9, round(each * run.batch_size), 10**9)
+    wire = 8_000_000 if (run.mesh.data or 1) > 1 else 0
+    return MemoryReport(10**9, 10**9, round(each * run.batch_size), 10**9, wire_bytes=wire)
 
 
 @pytest.fixture
 def pbr_fit(monkeypatch, capsys):
     """Runs `pbr fit` with flags; returns its exit code, stdout and stderr."""
     made = contextlib.nullcontext((measure, ""))
-    monkeypatch.setattr(command, "measure_for", lambda card, cache: made)
+    monkeypatch.setattr(command, "measure_for", lambda card, cache, hosts: made)
     monkeypatch.setenv("COLUMNS", "100")
 
     def run(*flags):
@@ -85,6 +86,26 @@ def test_measured_times_are_those_of_the_file_that_is_named(pbr_fit, tmp_path):
     assert f"--times {file}: was measured with batch = 16, not 32" in err
 
 
+def test_steps_over_a_link_are_arithmetic_and_say_so(pbr_fit):
+    flags = ("--gpu", "h200", "--methods", "full,lean", "--devices", "16", "--hosts", "2")
+    code, out, _ = pbr_fit(*flags, "--link", "100Gbit")
+    assert code == 0
+    assert "16 x h200 in 2 hosts" in out
+    assert "Steps by arithmetic, not measured, over 100Gbit between 2 hosts" in out
+    assert "quote `cautious`, with twice the compute" in " ".join(out.split())
+    # A made-up 8 MB are exchanged by every method: half of it twice over 12.5 GB/s.
+    full, lean = json.loads(pbr_fit(*flags, "--link", "100Gbit", "--json")[1])["rows"]
+    assert (full["devices"], full["hosts"], full["link"]) == (16, 2, "100Gbit")
+    assert full["wire_bytes"] == lean["wire_bytes"] == 8_000_000
+    assert full["seconds"]["exchange"] == pytest.approx(8e6 / 12.5e9)
+    assert lean["seconds"]["times_faster_than_full"][0] > 1
+    assert "by arithmetic" in pbr_fit(*flags, "--link", "100Gbit", "--markdown")[1]
+    # Without a link nothing is said of such times.
+    assert "by arithmetic, not measured, over" not in pbr_fit(*flags)[1]
+    row = json.loads(pbr_fit(*flags, "--json")[1])["rows"][0]
+    assert (row["hosts"], row["link"], row["seconds"]) == (2, None, None)
+
+
 def test_when_nothing_fits_the_smallest_need_is_said(pbr_fit):
     code, _, err = pbr_fit("--gpu", "2GB", "--methods", METHODS)
     assert code == 1
@@ -132,6 +153,15 @@ def test_a_batch_that_cannot_be_cut_is_no_failure(pbr_fit):
         ),
         (["--gpu", "8GiB", "--reserve", "8GiB"], ["8GiB: leaves nothing of the 8.59 GB of 8GiB"]),
         (["--gpu-file", "/dev/zero"], ["--gpu-file /dev/zero: is a device, not a file"]),
+        (
+            ["--gpu", "h100", "--devices", "8", "--hosts", "3", "--link", "100Gb"],
+            [
+                "--hosts 3: must divide the number of devices, 8; --devices says how many in all",
+                "--link 100Gb: must be a rate with its unit, Mbit, Gbit, Tbit, MB/s, GB/s or TB/s",
+            ],
+        ),
+        (["--gpu", "h100", "--hosts", "0"], ["--hosts 0: must be from 1 to 65536"]),
+        (["--gpu", "h100", "--link", "1Gbit"], ["--link: joins several devices; say how many"]),
         (["--gpu", "h100", "--config.stps=3"], ["stps: no such key; the nearest is steps"]),
         (["--gpu", "h100", "--config.memory_budget=8"], ["must be a size with its unit, such as"]),
     ],

@@ -117,7 +117,7 @@ class TestOp:
     )
     def test_the_device_decides(self, card, chosen, monkeypatch):
         where = dispatch.Target("gpu", CARDS[card].description, CARDS[card].capability)
-        monkeypatch.setattr(dispatch, "target", lambda: where)
+        monkeypatch.setattr(dispatch, "target", lambda *args: where)
         x = jax.ShapeDtypeStruct((2, 8), jnp.bfloat16)
         found = {kind: op.KERNEL.choose(None, x, kind) for kind in ("int8", "dense", "elements")}
         assert found == {"int8": chosen, "dense": chosen, "elements": "xla"}

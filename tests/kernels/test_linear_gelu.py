@@ -140,7 +140,7 @@ class TestOp:
     )
     def test_the_device_decides(self, card, kind, chosen, monkeypatch):
         where = dispatch.Target("gpu", CARDS[card].description, CARDS[card].capability)
-        monkeypatch.setattr(dispatch, "target", lambda: where)
+        monkeypatch.setattr(dispatch, "target", lambda *args: where)
         x = jax.ShapeDtypeStruct((2, 8), jnp.bfloat16)
         assert linear_gelu.KERNEL.choose(None, x, 32, kind, None) == chosen
         if card == "h200":  # by name it is taken all the same

@@ -74,7 +74,7 @@ def test_the_kernels_run_in_the_interpreter_and_equal_xla():
 )
 def test_the_device_decides(card, chosen, monkeypatch):
     where = dispatch.Target("gpu", CARDS[card].description, CARDS[card].capability)
-    monkeypatch.setattr(dispatch, "target", lambda: where)
+    monkeypatch.setattr(dispatch, "target", lambda *args: where)
     monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: object())
     x = jax.ShapeDtypeStruct((2, 8), jnp.bfloat16)
     assert residuals.KERNEL.choose(None, x) == chosen
@@ -84,7 +84,7 @@ def test_the_device_decides(card, chosen, monkeypatch):
 
 def test_what_the_kernel_cannot_take_is_refused(monkeypatch):
     where = dispatch.Target("gpu", CARDS["h200"].description, CARDS["h200"].capability)
-    monkeypatch.setattr(dispatch, "target", lambda: where)
+    monkeypatch.setattr(dispatch, "target", lambda *args: where)
     for shape, dtype, message in [
         ((2, 0), jnp.float32, r"x has shape \(2, 0\): must hold 1 to 2\^30 elements"),
         ((2, 8), jnp.float64, "x has dtype float64: must be bfloat16, float16 or float32"),

@@ -74,7 +74,7 @@ class TestOp:
 
     def test_few_columns_are_for_the_kernel_and_many_for_xla(self, monkeypatch):
         where = op.dispatch.Target("gpu", "NVIDIA H200", (9, 0))
-        monkeypatch.setattr(op.dispatch, "target", lambda: where)
+        monkeypatch.setattr(op.dispatch, "target", lambda *args: where)
         spec = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
         dy = spec((1000, 768))
         chosen = {k: op.KERNEL.choose(None, spec((1000, k)), dy) for k in (80, 312, 768)}

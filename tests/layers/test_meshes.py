@@ -12,10 +12,8 @@ from pbr_jax import layers
 from pbr_jax.gpu import CARDS, card_devices, compile_for
 
 CASES = [  # axes, parallel, net
-    pytest.param("Explicit-fsdp-blocks", id="Explicit-fsdp-blocks"),
-    pytest.param("Explicit-tensor-blocks", id="Explicit-tensor-blocks"),
-    pytest.param("Manual-data-blocks", id="Manual-data-blocks"),
-    pytest.param("Explicit-data-elements", id="Explicit-data-elements"),
+    pytest.param(case, id=case, marks=pytest.mark.slow)
+    for case in ("Explicit-fsdp-blocks", "Explicit-tensor-blocks", "Manual-data-blocks")
 ]
 OTHERS = [
     pytest.param(case, id=case, marks=pytest.mark.exhaustive)
@@ -27,6 +25,7 @@ OTHERS = [
         "Local-data-blocks",
         "Unchecked-data-blocks",
         "Auto-data-elements",
+        "Explicit-data-elements",
         "Manual-data-elements",
     )
 ]

@@ -28,7 +28,7 @@ def on(monkeypatch):
     def put(name):
         card = CARDS[name]
         where = Target("gpu", card.description, card.capability)
-        monkeypatch.setattr(dispatch, "target", lambda: where)
+        monkeypatch.setattr(dispatch, "target", lambda *args: where)
 
     return put
 
@@ -83,7 +83,7 @@ class TestMeshOfSeveralDevices:
     @pytest.fixture(autouse=True)
     def mesh(self, monkeypatch):
         where = Target("gpu", "NVIDIA H200", (9, 0), num_devices=8)
-        monkeypatch.setattr(dispatch, "target", lambda: where)
+        monkeypatch.setattr(dispatch, "target", lambda *args: where)
         monkeypatch.setattr(dispatch, "_warned", set())
 
     def test_a_named_kernel_is_refused(self):

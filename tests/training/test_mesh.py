@@ -180,7 +180,9 @@ def test_devices_that_split_parameters_share_the_batch(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 8)
     settled, _ = settled_devices(config(batch_size=12, mesh=Mesh(fsdp=4)))
     assert settled.mesh.data == 4
-    with pytest.raises(ValueError, match=r"batch_size = 6: has no equal parts on any multiple of 4"):
+    with pytest.raises(
+        ValueError, match="batch_size = 6: has no equal parts on any"
+    ):
         settled_devices(config(batch_size=6, mesh=Mesh(fsdp=4)))
 
 
@@ -239,5 +241,7 @@ def test_processes_have_equally_many_devices(monkeypatch):
     assert settled_devices(config(batch_size=12))[0].mesh.data == 6
     with pytest.raises(ValueError, match=r"mesh.data = 3: must be a multiple of the 2 processes"):
         settled_devices(config(mesh=Mesh(data=3)))
-    with pytest.raises(ValueError, match=r"batch_size = 9: has no equal parts on any multiple of 2 "):
+    with pytest.raises(
+        ValueError, match="batch_size = 9: has no equal parts on any"
+    ):
         settled_devices(config(batch_size=9))
