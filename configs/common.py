@@ -369,6 +369,11 @@ class Mesh:
         within(1, 2**16),
         resume_safe=True,
     )
+    split: Literal["parameters", "moments"] = setting(
+        "parameters",
+        "what these split: parameters with their moments, or moments alone, for fewer bytes",
+        resume_safe=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ def case(name):
 
     `-dropout`, `-accumulated`, `-clipped` (AdamW, its gradient clipped), `-split` (each of two
     groups of four devices splits the parameters), `-weighted` (rows are divided by p),
-    `-bfloat16`.
+    `-moments` (they split the moments alone), `-bfloat16`.
     """
     family, method, *more = name.split("-")
     make = bert_config if family == "bert" else config
@@ -43,7 +43,9 @@ def case(name):
     if "clipped" in more:
         optimizer = dataclasses.replace(optimizer, name="adamw", clip_norm=0.05, eps=1e-3)
     pruning = dataclasses.replace(settings.pruning, importance_weighting="weighted" in more)
-    shards = Mesh(data=8, fsdp=4 if "split" in more else 1)
+    shards = Mesh(data=8, fsdp=4 if {"split", "moments"} & {*more} else 1)
+    if "moments" in more:
+        shards = dataclasses.replace(shards, split="moments")
     return dataclasses.replace(
         settings, model=model, optimizer=optimizer, pruning=pruning, mesh=shards
     ), data

@@ -111,7 +111,8 @@ def estimated(config: Config) -> MemoryReport:
     parts, use = from_config.build(config), memory_use(config)
     shapes = from_config.state_shapes(config, parts)
     split = split_of(shapes.params, shards)
-    state = tree_bytes(shapes) - round(_bytes_of(split, shapes) * (1 - 1 / shards))
+    whole = _bytes_of(split, shapes.params) if config.mesh.split == "moments" else 0
+    state = tree_bytes(shapes) - round((_bytes_of(split, shapes) - whole) * (1 - 1 / shards))
     transients = 0.0
     if parts.family.describe is not None:
         plan, sizes = parts.method.plan, parts.family.describe(config.model)
@@ -126,7 +127,7 @@ def estimated(config: Config) -> MemoryReport:
         output_bytes=state,
         temp_bytes=copies * use.gradients + use.activations + round(transients),
         alias_bytes=state,
-        wire_bytes=_wire(config, split, shapes.params) if devices > 1 else 0,
+        wire_bytes=_wire(config, {} if whole else split, shapes.params) if devices > 1 else 0,
     )
 
 

@@ -2,8 +2,8 @@
 
 The only module that knows shardings. Of a batch each device has an equal part. Parameters, moments
 and what policies have learned are the same on every device, or, along the axis `fsdp` of the mesh,
-the large ones of the first two are cut in their last axis, F: rows that are chosen along D, and the
-slices that the optimizer moves, then are as many on every device.
+the large ones of the first two, or of the moments alone, are cut in their last axis, F: rows that
+are chosen along D, and the slices that the optimizer moves, then are as many on every device.
 """
 
 import dataclasses
@@ -69,6 +69,7 @@ class Placement(NamedTuple):
       overlap: whether gradients are exchanged while others are computed, which is worth it where
         that takes no more bytes than to do it once, of all that is packed.
       split: which parameters are cut along F; their moments are, too.
+      moments_only: of these parameters only the moments are cut.
     """
 
     mesh: jax.sharding.Mesh | None
@@ -76,19 +77,23 @@ class Placement(NamedTuple):
     accumulation_steps: int
     overlap: bool = False
     split: Cuts = types.MappingProxyType({})
+    moments_only: bool = False
 
     @property
     def devices(self) -> Devices:
         """What a step asks of the other devices."""
         if self.mesh is None or not self.per_device:
             return ONE
-        return along(_DATA, _SHARDS, self.split, self.overlap or bool(self.split))
+        parameters, moments = ({}, self.split) if self.moments_only else (self.split, {})
+        return along(_DATA, _SHARDS, parameters, moments, self.overlap)
 
     def specs(self, tree: PyTree) -> PyTree:
         """How the leaves of a state, or of a part of it, are cut."""
 
         def spec(keys, leaf):
             cut = is_cut(self.split, keys)
+            if self.moments_only:
+                cut &= names_of(keys)[:1] == ("opt_state",)
             return PartitionSpec(*(None,) * (leaf.ndim - 1), _SHARDS) if cut else PartitionSpec()
 
         return jax.tree_util.tree_map_with_path(spec, tree)
@@ -208,10 +213,12 @@ def placement(
     assert count % shards == 0, (count, shards)
     sizes, kinds = (count // shards, shards), (AxisType.Auto,) * 2
     mesh = jax.make_mesh(sizes, (_DATA, _SHARDS), axis_types=kinds, devices=devices)
-    # JointSPAR drops whole blocks when all gradients are there, accumulation adds them up first.
-    overlap = steps == 1 and method.joint_spar is None
+    # JointSPAR drops whole blocks when all gradients are there, accumulation adds them up first,
+    # and with moments that are cut a gradient goes to where its share is.
+    moments_only = shards > 1 and config.mesh.split == "moments"
+    overlap = steps == 1 and method.joint_spar is None and not moments_only
     split = split_of(model.shapes()[0], shards) if shards > 1 else {}
-    return Placement(mesh, per_device, steps, overlap, split)
+    return Placement(mesh, per_device, steps, overlap, split, moments_only)
 
 
 def split_of(params: PyTree, shards: int) -> Cuts:
