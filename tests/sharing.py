@@ -13,7 +13,7 @@ import numpy as np
 from fakes import batch, bert_config, config, token_batch
 
 from pbr_jax.configs.common import Data, Mesh, Model
-from pbr_jax.training import from_config, mesh
+from pbr_jax.training import cuts, from_config
 
 SIZE = 16
 OWN = Model(image_size=8, channels=1, num_classes=4, family="own_models:mlp")
@@ -110,6 +110,6 @@ def compare(name):
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
-    mesh.SPLIT_FROM = 256  # bytes: of the small models here, all kernels
+    cuts.SPLIT_FROM = 256  # bytes: of the small models here, all kernels
     jax.config.update("jax_numpy_dtype_promotion", "standard")  # for Optax's Adam
     print(json.dumps({name: compare(name) for name in sys.argv[1:]}))

@@ -26,8 +26,7 @@ from pbr_jax.memory.use import MemoryUse, memory_use, packed_gradients, tree_byt
 from pbr_jax.settings.resolve import batch_divisor, named_method, on_one_device
 from pbr_jax.settings.variants import candidates, joint_spar_suffix, with_method
 from pbr_jax.training import from_config
-from pbr_jax.training.devices import Cuts, is_cut
-from pbr_jax.training.mesh import split_of
+from pbr_jax.training.cuts import Cuts, is_cut, split_of
 
 PyTree = Any
 Measure = Callable[[Config], MemoryReport]

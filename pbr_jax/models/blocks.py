@@ -113,7 +113,7 @@ def run_blocks(
         selected = module.get_variable("selection", BLOCKS, {})
         own = module.get_variable("params", BLOCKS)
         params = {name: {**leaves, **selected.get(name, {})} for name, leaves in own.items()}
-        exchange = exchange.rounded(x.dtype)  # of the blocks' kernels nothing else is read
+        exchange = exchange.rounded(x.dtype)  # in which they are multiplied
     if module.is_initializing():
         return x  # of the same shape and dtype: parameters are drawn without running the blocks
     plan = module.plan

@@ -1,6 +1,6 @@
 """The devices that share a batch, as a step sees them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from pbr_jax.families import KERNEL
 from pbr_jax.ops.arrays import Part
 from pbr_jax.ops.exchange import Exchange
+from pbr_jax.training.cuts import Cuts, is_cut, names_of
 from pbr_jax.training.slices import Share, is_slices
 
 PyTree = Any
-Cuts = Mapping[tuple[str, ...], bool]
-"""Whether devices split a parameter, by its path; empty where none is split."""
 
 
 class Devices(NamedTuple):
@@ -101,20 +101,6 @@ def along(data: str, shards: str, split: Cuts, split_moments: Cuts, overlap: boo
     return devices._replace(reduced=scattered, own=own)
 
 
-def names_of(keys: tuple[Any, ...]) -> tuple[str, ...]:
-    """The names along a path into a pytree."""
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
-
-
-def is_cut(split: Cuts, keys: tuple[Any, ...]) -> bool:
-    """Whether the leaf at this path belongs to a parameter that is split.
-
-    The path of a moment ends in that of its parameter.
-    """
-    names = names_of(keys)
-    return next((split[names[i:]] for i in range(len(names)) if names[i:] in split), False)
-
-
 def _scattered(grad: jax.Array, axis: str) -> jax.Array:
     """The mean along an axis of the mesh, of which each device keeps its share of the last axis."""
     total = lax.psum_scatter(grad, axis, scatter_dimension=grad.ndim - 1, tiled=True)
@@ -126,10 +112,11 @@ def _exchange(data: str, shards: str, split: Cuts) -> Exchange:
 
     def gather(params, path, dtype=None):
         def whole(keys, leaf):
-            if not split.get((*path, *names_of(keys))):
+            names = (*path, *names_of(keys))
+            if not split.get(names):
                 return leaf
             # As wide as it was behind the wire: the gradient has the dtype of the parameter.
-            sent = leaf if dtype is None else leaf.astype(dtype)
+            sent = leaf.astype(dtype) if dtype is not None and names[-1] == KERNEL else leaf
             gathered = lax.all_gather(sent, shards, axis=leaf.ndim - 1, tiled=True)
             return gathered.astype(leaf.dtype)
 

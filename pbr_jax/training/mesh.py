@@ -20,14 +20,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from pbr_jax.configs.common import Config
 from pbr_jax.methods import Method
 from pbr_jax.settings.resolve import batch_divisor
-from pbr_jax.training.devices import ONE, Cuts, Devices, along, is_cut, names_of
+from pbr_jax.training.cuts import Cuts, is_cut, names_of, split_of
+from pbr_jax.training.devices import ONE, Devices, along
 from pbr_jax.training.pruned_model import PrunedModel
 
 PyTree = Any
 _DATA, _SHARDS = "data", "fsdp"  # axes of the mesh; a batch is cut along both
 _BATCH = PartitionSpec((_DATA, _SHARDS))
-SPLIT_FROM = 4 * 2**20
-"""Bytes of a parameter from which on it is split: a small one is not worth its messages."""
 
 
 def settled_devices(config: Config) -> tuple[Config, list[str]]:
@@ -219,14 +218,3 @@ def placement(
     overlap = steps == 1 and method.joint_spar is None and not moments_only
     split = split_of(model.shapes()[0], shards) if shards > 1 else {}
     return Placement(mesh, per_device, steps, overlap, split, moments_only)
-
-
-def split_of(params: PyTree, shards: int) -> Cuts:
-    """Which parameters are cut: large matrices, whose outputs so many devices can share."""
-    found = {
-        names_of(keys): leaf.ndim > 1
-        and leaf.shape[-1] % shards == 0
-        and leaf.size * leaf.dtype.itemsize >= SPLIT_FROM
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-    return found if shards > 1 and any(found.values()) else {}

