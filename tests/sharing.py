@@ -10,13 +10,14 @@ import sys
 
 import jax
 import numpy as np
-from fakes import batch, bert_config, config, token_batch
+from fakes import SMALL, batch, bert_config, config, token_batch
 
 from pbr_jax.configs.common import Data, Mesh, Model
 from pbr_jax.training import cuts, from_config
 
 SIZE = 16
 OWN = Model(image_size=8, channels=1, num_classes=4, family="own_models:mlp")
+MIXER = dataclasses.replace(SMALL, family="toy_mixer:FAMILY", heads=None)
 
 
 def case(name):
@@ -34,6 +35,8 @@ def case(name):
     if family == "own":
         settings = dataclasses.replace(settings, model=OWN, data=Data(name="npz", path="no"))
         data = data | {"image": np.tile(data["image"], (1, 2, 2, 1))}
+    if family == "mixer":  # which leaves its parameters and gradients to the trainer
+        settings = dataclasses.replace(settings, model=MIXER)
     model, optimizer = settings.model, settings.optimizer
     if family != "own":
         dtype = "bfloat16" if "bfloat16" in more else "float32"

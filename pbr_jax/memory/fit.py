@@ -22,7 +22,7 @@ from pbr_jax.configs.common import Config
 from pbr_jax.gpu import Card, MemoryReport, card_devices, compile_for, memory
 from pbr_jax.memory import cost
 from pbr_jax.memory.largest_batch import largest_batch
-from pbr_jax.memory.use import MemoryUse, memory_use, packed_gradients, tree_bytes
+from pbr_jax.memory.use import MemoryUse, exchanged_gradients, memory_use, packed_bytes, tree_bytes
 from pbr_jax.settings.resolve import batch_divisor, named_method, on_one_device
 from pbr_jax.settings.variants import candidates, joint_spar_suffix, with_method
 from pbr_jax.training import from_config
@@ -131,15 +131,17 @@ def estimated(config: Config) -> MemoryReport:
 
 
 def _wire(config: Config, split: Cuts, params: PyTree) -> int:
-    """Bytes on the wire: an all-reduce of packed gradients, or half of one and two gathers.
+    """Bytes on the wire: an all-reduce of packed gradients, once in a step.
 
-    A gather, like the half that a gradient goes to where its share lies, moves half as much.
+    Where parameters are split, of their gradients one way, and their kernels twice, one way, in the
+    dtype of the activations: for every part of a batch, and of all blocks.
     """
-    packed = packed_gradients(config)
-    wide = 4 / jnp.dtype(config.model.dtype).itemsize  # kernels are gathered as they are used
-    return round(
-        tree_bytes(packed) - _bytes_of(split, packed) / 2 + _bytes_of(split, params) / wide
-    )
+    if not split:
+        return packed_bytes(config)
+    grads = exchanged_gradients(config, packed=False)
+    wide = 4 / jnp.dtype(config.model.dtype).itemsize
+    part = tree_bytes(grads) - _bytes_of(split, grads) / 2 + _bytes_of(split, params) / wide
+    return round(config.optimizer.accumulation_steps * part)
 
 
 def _bytes_of(split: Cuts, tree: PyTree) -> int:

@@ -37,7 +37,7 @@ OTHERS = [
     *(f"vit-{method}" for method in ("remat", "backrazor", "prebackrazor++", "fast", "tiny")),
     "bert-lean-dropout",
     "bert-prebackrazor-dropout-accumulated",
-    "own-full",
+    *("own-full", "mixer-prebackrazor", "mixer-prebackrazor-clipped-split"),
 ]
 
 
