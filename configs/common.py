@@ -369,6 +369,11 @@ class Mesh:
         within(1, 2**16),
         resume_safe=True,
     )
+    split: Literal["parameters", "moments"] = setting(
+        "parameters",
+        "what these split: parameters with their moments, or moments alone, for fewer bytes",
+        resume_safe=True,
+    )
     timeout: int = setting(
         600,
         "seconds that a step may take before a job of several processes counts as stuck and ends",

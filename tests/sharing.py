@@ -10,13 +10,14 @@ import sys
 
 import jax
 import numpy as np
-from fakes import batch, bert_config, config, token_batch
+from fakes import SMALL, batch, bert_config, config, token_batch
 
 from pbr_jax.configs.common import Data, Mesh, Model
-from pbr_jax.training import from_config, mesh
+from pbr_jax.training import cuts, from_config
 
 SIZE = 16
 OWN = Model(image_size=8, channels=1, num_classes=4, family="own_models:mlp")
+MIXER = dataclasses.replace(SMALL, family="toy_mixer:FAMILY", heads=None)
 
 
 def case(name):
@@ -24,7 +25,7 @@ def case(name):
 
     `-dropout`, `-accumulated`, `-clipped` (AdamW, its gradient clipped), `-split` (each of two
     groups of four devices splits the parameters), `-weighted` (rows are divided by p),
-    `-bfloat16`.
+    `-moments` (they split the moments alone), `-bfloat16`.
     """
     family, method, *more = name.split("-")
     make = bert_config if family == "bert" else config
@@ -34,6 +35,8 @@ def case(name):
     if family == "own":
         settings = dataclasses.replace(settings, model=OWN, data=Data(name="npz", path="no"))
         data = data | {"image": np.tile(data["image"], (1, 2, 2, 1))}
+    if family == "mixer":  # which leaves its parameters and gradients to the trainer
+        settings = dataclasses.replace(settings, model=MIXER)
     model, optimizer = settings.model, settings.optimizer
     if family != "own":
         dtype = "bfloat16" if "bfloat16" in more else "float32"
@@ -43,7 +46,9 @@ def case(name):
     if "clipped" in more:
         optimizer = dataclasses.replace(optimizer, name="adamw", clip_norm=0.05, eps=1e-3)
     pruning = dataclasses.replace(settings.pruning, importance_weighting="weighted" in more)
-    shards = Mesh(data=8, fsdp=4 if "split" in more else 1)
+    shards = Mesh(data=8, fsdp=4 if {"split", "moments"} & {*more} else 1)
+    if "moments" in more:
+        shards = dataclasses.replace(shards, split="moments")
     return dataclasses.replace(
         settings, model=model, optimizer=optimizer, pruning=pruning, mesh=shards
     ), data
@@ -110,6 +115,6 @@ def compare(name):
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
-    mesh.SPLIT_FROM = 256  # bytes: of the small models here, all kernels
+    cuts.SPLIT_FROM = 256  # bytes: of the small models here, all kernels
     jax.config.update("jax_numpy_dtype_promotion", "standard")  # for Optax's Adam
     print(json.dumps({name: compare(name) for name in sys.argv[1:]}))

@@ -10,6 +10,7 @@ import oracles
 from measures import as_jax, normal, value_and_pullback
 
 from pbr_jax.ops import half_blocks, pair
+from pbr_jax.ops.stack import stack
 from pbr_jax.plans import SITES, Keep, ResidualPlan
 
 B, N, D, H, F, L = 4, 6, 32, 2, 48, 3
@@ -76,9 +77,7 @@ def with_selection(params, plan, extra=lambda site: {}):
 
 def stacked(plan, shape=SHAPE, check=lambda params: None):
     """Blocks in chunks of the batch, as training runs them; leaves of `params` are `[L, ...]`."""
-    return pair.bind(
-        pair.stack(half_blocks.transformer_block(plan, shape), plan.batch_chunks), check
-    )
+    return pair.bind(stack(half_blocks.transformer_block(plan, shape), plan.batch_chunks), check)
 
 
 def repeated(tree, times):

@@ -66,7 +66,7 @@ def cache_key(config: Config, card: Card, hosts: int = 1) -> str:
     """A text of all that a report depends on."""
     skipped = {entry.key for entry in settings() if entry.field.metadata["resume_safe"]}
     skipped.update(_NOT_IN_THE_PROGRAM)
-    skipped -= {"mesh.data", "mesh.fsdp"}
+    skipped -= {"mesh.data", "mesh.fsdp", "mesh.split"}
     # Sites of `keep` are part of the value of `pruning.keep`.
     flat = {
         entry.key: repr(functools.reduce(getattr, entry.key.split("."), config))

@@ -22,12 +22,11 @@ from pbr_jax.configs.common import Config
 from pbr_jax.gpu import Card, MemoryReport, card_devices, compile_for, memory
 from pbr_jax.memory import cost
 from pbr_jax.memory.largest_batch import largest_batch
-from pbr_jax.memory.use import MemoryUse, memory_use, packed_gradients, tree_bytes
+from pbr_jax.memory.use import MemoryUse, exchanged_gradients, memory_use, packed_bytes, tree_bytes
 from pbr_jax.settings.resolve import batch_divisor, named_method, on_one_device
 from pbr_jax.settings.variants import candidates, joint_spar_suffix, with_method
 from pbr_jax.training import from_config
-from pbr_jax.training.devices import Cuts, is_cut
-from pbr_jax.training.mesh import split_of
+from pbr_jax.training.cuts import Cuts, is_cut, split_of
 
 PyTree = Any
 Measure = Callable[[Config], MemoryReport]
@@ -115,7 +114,8 @@ def estimated(config: Config) -> MemoryReport:
     parts, use = from_config.build(config), memory_use(config)
     shapes = from_config.state_shapes(config, parts)
     split = split_of(shapes.params, shards)
-    state = tree_bytes(shapes) - round(_bytes_of(split, shapes) * (1 - 1 / shards))
+    whole = _bytes_of(split, shapes.params) if config.mesh.split == "moments" else 0
+    state = tree_bytes(shapes) - round((_bytes_of(split, shapes) - whole) * (1 - 1 / shards))
     transients = 0.0
     if parts.family.describe is not None:
         plan, sizes = parts.method.plan, parts.family.describe(config.model)
@@ -130,20 +130,22 @@ def estimated(config: Config) -> MemoryReport:
         output_bytes=state,
         temp_bytes=copies * use.gradients + use.activations + round(transients),
         alias_bytes=state,
-        wire_bytes=_wire(config, split, shapes.params) if devices > 1 else 0,
+        wire_bytes=_wire(config, {} if whole else split, shapes.params) if devices > 1 else 0,
     )
 
 
 def _wire(config: Config, split: Cuts, params: PyTree) -> int:
-    """Bytes on the wire: an all-reduce of packed gradients, or half of one and two gathers.
+    """Bytes on the wire: an all-reduce of packed gradients, once in a step.
 
-    A gather, like the half that a gradient goes to where its share lies, moves half as much.
+    Where parameters are split, of their gradients one way, and their kernels twice, one way, in the
+    dtype of the activations: for every part of a batch, and of all blocks.
     """
-    packed = packed_gradients(config)
-    wide = 4 / jnp.dtype(config.model.dtype).itemsize  # kernels are gathered as they are used
-    return round(
-        tree_bytes(packed) - _bytes_of(split, packed) / 2 + _bytes_of(split, params) / wide
-    )
+    if not split:
+        return packed_bytes(config)
+    grads = exchanged_gradients(config, packed=False)
+    wide = 4 / jnp.dtype(config.model.dtype).itemsize
+    part = tree_bytes(grads) - _bytes_of(split, grads) / 2 + _bytes_of(split, params) / wide
+    return round(config.optimizer.accumulation_steps * part)
 
 
 def _bytes_of(split: Cuts, tree: PyTree) -> int:

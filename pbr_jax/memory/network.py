@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pbr_jax.configs.common import Config, Rule
 from pbr_jax.gpu import Card
 from pbr_jax.memory import cost
-from pbr_jax.memory.use import memory_use, packed_gradients, tree_bytes
+from pbr_jax.memory.use import memory_use, packed_bytes
 from pbr_jax.settings.resolve import on_one_device
 from pbr_jax.settings.variants import with_method
 
@@ -112,7 +112,7 @@ def compared(
     def step(run: Config) -> StepTime:
         alone = on_one_device(run)
         compute = cost.step_seconds(alone, card, memory_use(alone))
-        exchanged = (wire or {}).get(run.method) or tree_bytes(packed_gradients(alone))
+        exchanged = (wire or {}).get(run.method) or packed_bytes(alone)
         return StepTime(compute, network.exchange_seconds(exchanged))
 
     return Comparison(step(config), step(with_method(config, "full")))

@@ -73,12 +73,20 @@ def memory_use(config: Config) -> MemoryUse:
     )
 
 
-def packed_gradients(config: Config) -> PyTree:
-    """The gradients of a step that devices exchange, as shapes in the tree of parameters."""
+def packed_bytes(config: Config) -> int:
+    """Bytes of the gradients of a step that devices exchange."""
+    return tree_bytes(exchanged_gradients(config, packed=True))
+
+
+def exchanged_gradients(config: Config, packed: bool) -> PyTree:
+    """The gradients of a step that devices exchange, as shapes in the tree of parameters.
+
+    `packed`: without the blocks that JointSPAR dropped.
+    """
     config = on_one_device(config)
     parts = from_config.build(config)
     _, trained, _, _, drawn, *_ = _loss(config, parts, from_config.state_shapes(config, parts))
-    return jax.eval_shape(parts.model.pack, drawn, trained)
+    return jax.eval_shape(parts.model.pack, drawn, trained) if packed else trained
 
 
 @functools.lru_cache(256)

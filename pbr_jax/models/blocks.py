@@ -20,6 +20,7 @@ from flax import linen as nn
 
 from pbr_jax.ops import half_blocks, pair
 from pbr_jax.ops.arrays import Part, sample_keys
+from pbr_jax.ops.stack import stack
 from pbr_jax.plans import ResidualPlan
 
 BLOCKS = "blocks"
@@ -101,7 +102,7 @@ def run_blocks(
     """
     exchange = None if part is None else part.exchange
     if exchange is None:
-        # A scan only over the declarations: the blocks themselves are run by `pair.stack`.
+        # A scan only over the declarations: the blocks themselves are run by `ops.stack`.
         declared = nn.scan(
             BlockParams,
             variable_axes={"params": 0, "selection": 0},
@@ -113,7 +114,7 @@ def run_blocks(
         selected = module.get_variable("selection", BLOCKS, {})
         own = module.get_variable("params", BLOCKS)
         params = {name: {**leaves, **selected.get(name, {})} for name, leaves in own.items()}
-        exchange = exchange.rounded(x.dtype)  # of the blocks' kernels nothing else is read
+        exchange = exchange.rounded(x.dtype)  # in which they are multiplied
     if module.is_initializing():
         return x  # of the same shape and dtype: parameters are drawn without running the blocks
     plan = module.plan
@@ -122,7 +123,7 @@ def run_blocks(
     elif max(shape.dropout, shape.attention_dropout) > 0 or plan.stochastic_codes:
         aux = aux | {"keys": sample_keys(module.make_rng("dropout"), x.shape[0], part)}
     halves = half_blocks.transformer_block(plan, shape)
-    blocks = pair.stack(halves, plan.batch_chunks, _enter, exchange, (BLOCKS,))
+    blocks = stack(halves, plan.batch_chunks, _enter, exchange, (BLOCKS,))
     return pair.bind(blocks, functools.partial(half_blocks.check_selection, plan))(params, x, aux)
 
 

@@ -14,8 +14,8 @@ class Exchange(NamedTuple):
 
     Attributes:
       gather: `(params, path, dtype) -> params`, whole, of a tree that lies at `path` among all
-        parameters. What is no parameter, and what a device has whole, comes back as it is; what is
-        gathered is rounded to `dtype` on the wire, if one is given.
+        parameters. What is no parameter, and what a device has whole, comes back as it is; a
+        kernel is rounded to `dtype` on the wire, if one is given.
       reduce: `(grads, params) -> grads`, means over all devices, of which a device keeps what it
         has of `params`. A gradient may be None.
     """
@@ -24,7 +24,7 @@ class Exchange(NamedTuple):
     reduce: Callable[[PyTree, PyTree], PyTree]
 
     def rounded(self, dtype: jax.typing.DTypeLike) -> "Exchange":
-        """The same for parameters that are used in this dtype alone."""
+        """The same where kernels are used in this dtype alone."""
         return self._replace(gather=functools.partial(self.gather, dtype=dtype))
 
     def whole(self, params: PyTree) -> PyTree:

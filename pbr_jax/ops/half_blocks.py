@@ -74,7 +74,7 @@ class MlpResidual(NamedTuple):
 
 
 def transformer_block(plan: ResidualPlan, shape: BlockShape) -> tuple[Pair, ...]:
-    """A whole block, `[B, N, D] -> [B, N, D]`, that keeps what `plan` says, for `pair.stack`."""
+    """A whole block, `[B, N, D] -> [B, N, D]`, that keeps what `plan` says, for `ops.stack`."""
     halves = attention_half(plan, shape), mlp_half(plan, shape)
     return (recompute(sequence(*halves)),) if plan.recompute else halves
 

@@ -2,8 +2,8 @@
 
 The only module that knows shardings. Of a batch each device has an equal part. Parameters, moments
 and what policies have learned are the same on every device, or, along the axis `fsdp` of the mesh,
-the large ones of the first two are cut in their last axis, F: rows that are chosen along D, and the
-slices that the optimizer moves, then are as many on every device.
+the large ones of the first two, or of the moments alone, are cut in their last axis, F: rows that
+are chosen along D, and the slices that the optimizer moves, then are as many on every device.
 """
 
 import dataclasses
@@ -22,14 +22,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from pbr_jax.configs.common import Config
 from pbr_jax.methods import Method
 from pbr_jax.settings.resolve import batch_divisor
-from pbr_jax.training.devices import ONE, Cuts, Devices, along, is_cut, names_of
+from pbr_jax.training.cuts import Cuts, is_cut, names_of, split_of
+from pbr_jax.training.devices import ONE, Devices, along
 from pbr_jax.training.pruned_model import PrunedModel
 
 PyTree = Any
 _DATA, _SHARDS = "data", "fsdp"  # axes of the mesh; a batch is cut along both
 _BATCH = PartitionSpec((_DATA, _SHARDS))
-SPLIT_FROM = 4 * 2**20
-"""Bytes of a parameter from which on it is split: a small one is not worth its messages."""
 
 
 def settled_devices(config: Config) -> tuple[Config, list[str]]:
@@ -79,25 +78,30 @@ class Placement(NamedTuple):
       overlap: whether gradients are exchanged while others are computed, which is worth it where
         that takes no more bytes than to do it once, of all that is packed.
       split: which parameters are cut along F; their moments are, too.
+      moments_only: of these parameters only the moments are cut.
     """
 
     mesh: jax.sharding.Mesh | None
     per_device: bool
     overlap: bool = False
     split: Cuts = types.MappingProxyType({})
+    moments_only: bool = False
 
     @property
     def devices(self) -> Devices:
         """What a step asks of the other devices."""
         if self.mesh is None or not self.per_device:
             return ONE
-        return along(_DATA, _SHARDS, self.split, self.overlap or bool(self.split))
+        parameters, moments = ({}, self.split) if self.moments_only else (self.split, {})
+        return along(_DATA, _SHARDS, parameters, moments, self.overlap)
 
     def specs(self, tree: PyTree) -> PyTree:
         """How the leaves of a state, or of a part of it, are cut."""
 
         def spec(keys, leaf):
             cut = is_cut(self.split, keys)
+            if self.moments_only:
+                cut &= names_of(keys)[:1] == ("opt_state",)
             return PartitionSpec(*(None,) * (leaf.ndim - 1), _SHARDS) if cut else PartitionSpec()
 
         return jax.tree_util.tree_map_with_path(spec, tree)
@@ -233,21 +237,12 @@ def placement(
     assert count % shards == 0, (count, shards)
     sizes, kinds = (count // shards, shards), (AxisType.Auto,) * 2
     mesh = jax.make_mesh(sizes, (_DATA, _SHARDS), axis_types=kinds, devices=devices)
-    # JointSPAR drops whole blocks when all gradients are there, accumulation adds them up first.
-    overlap = steps == 1 and method.joint_spar is None
+    # JointSPAR drops whole blocks when all gradients are there, accumulation adds them up first,
+    # and with moments that are cut a gradient goes to where its share is.
+    moments_only = shards > 1 and config.mesh.split == "moments"
+    overlap = steps == 1 and method.joint_spar is None and not moments_only
     split = split_of(model.shapes()[0], shards) if shards > 1 else {}
-    return Placement(mesh, per_device, overlap, split)
-
-
-def split_of(params: PyTree, shards: int) -> Cuts:
-    """Which parameters are cut: large matrices, whose outputs so many devices can share."""
-    found = {
-        names_of(keys): leaf.ndim > 1
-        and leaf.shape[-1] % shards == 0
-        and leaf.size * leaf.dtype.itemsize >= SPLIT_FROM
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-    return found if shards > 1 and any(found.values()) else {}
+    return Placement(mesh, per_device, overlap, split, moments_only)
 
 
 def _of_each_process(count: int) -> list[jax.Device]:

@@ -21,7 +21,7 @@ from pbr_jax.kernels.row_update import Rule, Scalars
 from pbr_jax.ops import dispatch
 from pbr_jax.ops.arrays import as_matrix
 from pbr_jax.plans import Implementation
-from pbr_jax.training.slices import ALL, Rows, is_slices
+from pbr_jax.training.slices import ALL, Rows, Share, Slices, is_slices
 
 PyTree = Any
 
@@ -136,7 +136,7 @@ def update_rows(
       optimizer, opt_state: the state was made for `params`.
       grads: like `params`; of a leaf that has `Rows` only the slices, in the shape of the slots.
       params: all parameters.
-      rows: like `params`, each leaf `Slices`.
+      rows: like `params`, each leaf `Slices`; of a `Share` gradient and moments are shares too.
       apply: bool scalar; where False nothing changes (a step whose gradient is not finite).
       implementation: see `pbr_jax.ops.dispatch`; the kernel knows what `make_optimizer` makes.
       rates: like `params`, a number each: factors on the learning rate; None is 1 for all.
@@ -144,13 +144,15 @@ def update_rows(
     Raises:
       ValueError: the named implementation cannot run.
     """
-    selected = [leaf for leaf in jax.tree.leaves(rows, is_leaf=is_slices) if isinstance(leaf, Rows)]
-    if selected and ROW_UPDATE.choose(implementation, optimizer, params) == "triton":
+    kinds = {type(leaf) for leaf in jax.tree.leaves(rows, is_leaf=is_slices)}
+    # The kernel moves rows where they lie, and those of a share lie nowhere by themselves.
+    in_place = Rows in kinds and Share not in kinds
+    if in_place and ROW_UPDATE.choose(implementation, optimizer, params) == "triton":
         return _update_in_place(optimizer, grads, opt_state, params, rows, apply, rates)
     tx = optimizer.tx
     # The same tree for the optimizer state: moments follow their parameter, counters are whole.
     state_rows = optax.tree_utils.tree_map_params(
-        tx, lambda _, r: r, opt_state, rows, transform_non_params=lambda _: ALL
+        tx, lambda _, r: _of_moments(r), opt_state, rows, transform_non_params=lambda _: ALL
     )
     packed_params, packed_state = _gather(rows, params), _gather(state_rows, opt_state)
     # Optax sees small arrays; where the step is not applied, they go back as they came.
@@ -245,6 +247,10 @@ def _update_slices(rule: Rule, now: Scalars, selected: Rows, param, grad, moment
     )
     norms = jnp.sum(norms.reshape(*selected.slots.shape, each), axis=-1)
     return norms, *(array.reshape(param.shape) for array in (new, *sums))
+
+
+def _of_moments(rows: Slices) -> Slices:
+    return rows.whole if isinstance(rows, Share) else rows
 
 
 def _gather(rows: PyTree, tree: PyTree) -> PyTree:

@@ -4,6 +4,7 @@ import math
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+from jax import lax
 
 from pbr_jax.ops.arrays import squared_norms
 
@@ -61,6 +62,30 @@ class _All:
 
 
 ALL = _All()
+
+
+class Share(NamedTuple):
+    """A device's share of the slices that `whole` names, of a parameter that each device has.
+
+    Inside a `shard_map`: the last axis is cut among the devices along `axis`, as that of the packed
+    gradient and of the moments is. What a device has moved, all others get.
+    """
+
+    whole: Slices
+    axis: str
+
+    def gather(self, leaf: jax.Array) -> jax.Array:
+        rows = self.whole.gather(leaf)
+        width = rows.shape[-1] // lax.axis_size(self.axis)
+        return lax.dynamic_slice_in_dim(rows, lax.axis_index(self.axis) * width, width, axis=-1)
+
+    def scatter(self, leaf: jax.Array, rows: jax.Array) -> jax.Array:
+        every = lax.all_gather(rows, self.axis, axis=rows.ndim - 1, tiled=True)
+        return self.whole.scatter(leaf, every)
+
+    def norms(self, grad: jax.Array) -> jax.Array | None:
+        """Of the share."""
+        return self.whole.norms(grad)
 
 
 def is_slices(node: Any) -> bool:

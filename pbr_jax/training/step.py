@@ -83,12 +83,9 @@ def make_train_step(
             devices,
             accumulation_steps,
         )
-        packed = model.pack(selection, grads)
+        value, figures, extra = devices.mean((value, figures, extra))
         # Means over devices are taken of what is packed: the fewest bytes on the wire.
-        if devices.exchanging:
-            value, figures, extra = devices.mean((value, figures, extra))
-        else:
-            value, figures, extra, packed = devices.mean((value, figures, extra, packed))
+        packed = devices.reduced(model.pack(selection, grads))
         weighted = model.unbias(drawn, selection, packed) if importance_weighting else packed
         grad_norm = optimizer.norm(weighted)
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
@@ -97,7 +94,7 @@ def make_train_step(
         # Barrier: otherwise XLA computes row indices in the forward pass and keeps them alive
         # through the backward pass.
         selection, finite = jax.lax.optimization_barrier((selection, finite))
-        slices = model.slices(selection, state.params)
+        slices = devices.own(model.slices(selection, state.params))
         factors = None if rates is None else rates(state.params)
         params, opt_state, norms = update_rows(
             optimizer,

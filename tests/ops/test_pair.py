@@ -7,7 +7,8 @@ import pytest
 from measures import as_jax, assert_close, equations, exact_jit, normal, saved_bytes, unchecked
 
 from pbr_jax.ops.exchange import Exchange
-from pbr_jax.ops.pair import Pair, bind, recompute, sequence, stack
+from pbr_jax.ops.pair import Pair, bind, recompute, sequence
+from pbr_jax.ops.stack import stack
 
 B, D, L = 6, 5, 3
 

@@ -22,6 +22,7 @@ from pbr_jax.runs.claim import look
 from pbr_jax.runs.ownership import Gone, Ownership
 from pbr_jax.training.begin import train_batches
 from pbr_jax.training.loop import Run
+from pbr_jax.training.mesh import Placement
 
 NAMES = ("a", "b", "c", "d")
 
@@ -29,9 +30,9 @@ NAMES = ("a", "b", "c", "d")
 STATE = {"w": jnp.zeros(3)}
 
 
-def begin(config, parts, dataset, saved):
+def begin(config, parts, dataset, saved, alive):
     """As `training.begin.begin`, without a model."""
-    batches = train_batches(config, dataset)
+    batches = train_batches(config, dataset, parts.placement)
     if saved is not None:
         batches.restore(saved.data_state["batches"])
     start = 0 if saved is None else saved.step
@@ -59,12 +60,16 @@ def dataset(train=range(24), test=range(100, 108)):
     return Dataset(records("training", [*train]), records("test", [*test]), NAMES)
 
 
+def parts_of(family):
+    return SimpleNamespace(family=find(family), placement=Placement(None, per_device=True))
+
+
 def go(folder, data, step=None, settings=None, force=False):
     """Starts a run in a folder; saves it as if it had had `step` steps. Its notes and position."""
     settings = settings or config()
     with Ownership(folder) as owner, Checkpointer(folder / "checkpoints", 2) as checkpoints:
         claim = look(folder, checkpoints.steps(), force)
-        parts = SimpleNamespace(family=find(settings.model.family))
+        parts = parts_of(settings.model.family)
         started = starting.start(settings, owner, claim, parts, data, checkpoints)
         run = started.run
         if step is not None:
@@ -168,7 +173,7 @@ def test_a_folder_that_is_gone_is_noticed_before_anything_is_saved(run):
     moved = run.with_name("moved")
     with Ownership(run) as owner, Checkpointer(run / "checkpoints", 2) as checkpoints:
         claim = look(run, checkpoints.steps(), False)
-        parts = SimpleNamespace(family=find("vit"))
+        parts = parts_of("vit")
         started = starting.start(config(), owner, claim, parts, dataset(), checkpoints)
         run.rename(moved)
         with pytest.raises(Gone, match=f"{run} was removed or moved"):
@@ -186,7 +191,7 @@ def test_a_folder_that_goes_during_a_save_is_what_is_told(run, monkeypatch):
     with Ownership(run) as owner, pytest.raises(Gone):
         with Checkpointer(run / "checkpoints", 2) as checkpoints:
             claim = look(run, checkpoints.steps(), False)
-            parts = SimpleNamespace(family=find("vit"))
+            parts = parts_of("vit")
             started = starting.start(config(), owner, claim, parts, dataset(), checkpoints)
             monkeypatch.setattr(manifest, "write", slow)
             started.run.save(3, started.run.state, {}, None)

@@ -19,26 +19,26 @@ from pbr_jax.gpu import CARDS, card_devices, compile_for, memory
 from pbr_jax.gpu.hlo import parse
 from pbr_jax.gpu.launches import launches
 from pbr_jax.memory.fit import estimated
-from pbr_jax.memory.use import tree_bytes
 from pbr_jax.settings import load
 from pbr_jax.settings.ties import tie_faults
-from pbr_jax.training import from_config, mesh
+from pbr_jax.training import cuts, from_config
 from pbr_jax.training.mesh import Placement, settled_devices
 
 PROGRAM = pathlib.Path(__file__).parents[1] / "sharing.py"
 ALWAYS = [
     *("vit-full", "vit-lean-dropout", "vit-lean-dropout-accumulated", "vit-prebackrazor/js50"),
-    *("own-prebackrazor", "vit-lean-clipped-split"),
+    *("own-prebackrazor", "vit-lean-clipped-split", "vit-lean-clipped-moments"),
 ]
 OTHERS = [
     *(f"vit-{method}-clipped-split" for method in ("full", "tiny", "prebackrazor")),
     *("vit-prebackrazor-weighted-split", "vit-prebackrazor/js50-split"),
     *("bert-lean-dropout-clipped-split", "vit-lean-dropout-accumulated-split"),
-    *("vit-full-bfloat16-split", "own-prebackrazor-split"),
+    *("vit-full-bfloat16-split", "own-prebackrazor-split", "own-full-moments"),
+    *("vit-full-clipped-moments", "vit-prebackrazor/js50-accumulated-moments"),
     *(f"vit-{method}" for method in ("remat", "backrazor", "prebackrazor++", "fast", "tiny")),
     "bert-lean-dropout",
     "bert-prebackrazor-dropout-accumulated",
-    "own-full",
+    *("own-full", "mixer-prebackrazor", "mixer-prebackrazor-clipped-split"),
 ]
 
 
@@ -55,14 +55,18 @@ def compared(cases):
 def test_eight_devices_take_the_step_of_one(cases):
     """To rounding; dropout and draws are those of one device, whoever has which samples.
 
-    A device has a quarter of what is split, and all of the rest.
+    A device has a quarter of what is split, and all of the rest. Products of bfloat16 round the sum
+    over the samples that a device has.
     """
     for name, (loss, update, learned, same, held) in compared(cases).items():
-        assert loss < 3e-7, name
-        assert update < 3e-5, name
+        assert loss < (2e-4 if "bfloat16" in name else 1e-6), name
+        assert update < (3e-3 if "bfloat16" in name else 3e-5), name
         assert learned < 1e-4, name
         assert same, name
-        assert held < 0.35 if "split" in name else held == 1, name
+        least = 0.25 if "split" in name else 0.625 if "moments" in name else 1
+        if "clipped" in name and "moments" in name:  # AdamW has two moments, SGD one
+            least = 0.5
+        assert least <= held < least + 0.05, name
 
 
 # Bytes of the packed gradients of ViT-B/16, float32, with the few that are not pruned.
@@ -117,16 +121,24 @@ def test_what_devices_exchange_and_need(method):
     assert beside >= 5 if method in OVERLAPPED else beside == 0
 
 
-@pytest.mark.gpu_compile
-def test_what_devices_need_that_split_parameters():
-    """Of eight H200: an eighth of kernels and moments, whole kernels of two blocks at most.
+# Of the state with SGD's momentum, by what is split; bytes on the wire are gradients' and kernels'.
+SPLIT = {"parameters": (0.25, 379), "moments": (0.63, 74)}
 
-    On the wire are half an all-reduce of the packed gradients, and two gathers of all kernels.
+
+@pytest.mark.gpu_compile
+@pytest.mark.parametrize(
+    "what", ["parameters", pytest.param("moments", marks=pytest.mark.exhaustive)]
+)
+def test_what_devices_need_that_split_their_state(what):
+    """Of eight H200: shares of the state, and of whole kernels those of a block or two.
+
+    Where moments are split, the wire has no more than without. Where parameters are, it has half an
+    all-reduce of packed gradients, and all kernels twice.
     """
     settings = load.load("configs/vit_b16.py", ["method=lean", "batch_size=1024"])
     found = []
-    for shards in (1, 8):
-        run = dataclasses.replace(settings, mesh=Mesh(data=8, fsdp=shards))
+    for devices in (Mesh(data=8), Mesh(data=8, fsdp=8, split=what)):
+        run = dataclasses.replace(settings, mesh=devices)
         parts = from_config.build(run, card_devices(CARDS["h200"], 8))
         step = compile_for(
             parts.placement.jit(parts.train_step, donate_argnums=0),
@@ -135,13 +147,15 @@ def test_what_devices_need_that_split_parameters():
             compiler_options={"xla_backend_optimization_level": 0},
             mesh=parts.placement.mesh,
         )
-        found.append(memory(step))
-        assert estimated(run).wire_bytes == pytest.approx(found[-1].wire_bytes, rel=0.01)
-        kept = estimated(run).argument_bytes - tree_bytes(from_config.batch_specs(run)) * 7 / 8
-        assert kept == pytest.approx(found[-1].argument_bytes, rel=0.01)
+        found.append(need := memory(step))
+        said = estimated(run)
+        assert said.wire_bytes == pytest.approx(need.wire_bytes, rel=0.01)
+        assert said.argument_bytes == pytest.approx(need.argument_bytes, rel=0.01)
     replicated, split = found
-    assert split.argument_bytes < 0.25 * replicated.argument_bytes
+    fraction, wire = SPLIT[what]
+    assert split.argument_bytes < fraction * replicated.argument_bytes
     assert split.temp_bytes < 1.02 * replicated.temp_bytes
+    assert 0.98e6 * wire < split.wire_bytes < 1e6 * wire
 
 
 def test_moments_are_split_like_their_parameters():
@@ -164,12 +178,12 @@ def test_moments_are_split_like_their_parameters():
 
 
 def test_large_matrices_are_split(monkeypatch):
-    monkeypatch.setattr(mesh, "SPLIT_FROM", 4 * 2 * 16 * 32)
+    monkeypatch.setattr(cuts, "SPLIT_FROM", 4 * 2 * 16 * 32)
     shapes = from_config.build(config()).model.shapes()[0]
-    names = {"/".join(path) for path, cut in mesh.split_of(shapes, 4).items() if cut}
+    names = {"/".join(path) for path, cut in cuts.split_of(shapes, 4).items() if cut}
     assert names == {f"blocks/{site}/kernel" for site in ("qkv", "fc1", "fc2")}
-    assert mesh.split_of(shapes, 1) == {}
-    assert mesh.split_of(shapes, 5) == {}  # no last axis is a multiple of 5
+    assert cuts.split_of(shapes, 1) == {}
+    assert cuts.split_of(shapes, 5) == {}  # no last axis is a multiple of 5
 
 
 def test_devices_that_split_parameters_share_the_batch(monkeypatch):
@@ -180,9 +194,7 @@ def test_devices_that_split_parameters_share_the_batch(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 8)
     settled, _ = settled_devices(config(batch_size=12, mesh=Mesh(fsdp=4)))
     assert settled.mesh.data == 4
-    with pytest.raises(
-        ValueError, match="batch_size = 6: has no equal parts on any"
-    ):
+    with pytest.raises(ValueError, match="batch_size = 6: has no equal parts on any"):
         settled_devices(config(batch_size=6, mesh=Mesh(fsdp=4)))
 
 
@@ -241,7 +253,5 @@ def test_processes_have_equally_many_devices(monkeypatch):
     assert settled_devices(config(batch_size=12))[0].mesh.data == 6
     with pytest.raises(ValueError, match=r"mesh.data = 3: must be a multiple of the 2 processes"):
         settled_devices(config(mesh=Mesh(data=3)))
-    with pytest.raises(
-        ValueError, match="batch_size = 9: has no equal parts on any"
-    ):
+    with pytest.raises(ValueError, match="batch_size = 9: has no equal parts on any"):
         settled_devices(config(batch_size=9))
