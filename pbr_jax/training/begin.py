@@ -12,7 +12,7 @@ from pbr_jax.training import from_config
 from pbr_jax.training.from_config import Parts
 from pbr_jax.training.inputs import make_inputs
 from pbr_jax.training.loop import Intervals, Run, make_evaluate
-from pbr_jax.training.mesh import Placement
+from pbr_jax.training.mesh import ONE_DEVICE, Placement
 from pbr_jax.training.state import TrainState
 from pbr_jax.training.step import TrainStep
 
@@ -28,7 +28,9 @@ class Saved(Protocol):
     def data_state(self) -> dict[str, Any]: ...
 
 
-def train_batches(config: Config, dataset: data.Dataset, placement: Placement) -> data.TrainBatches:
+def train_batches(
+    config: Config, dataset: data.Dataset, placement: Placement = ONE_DEVICE
+) -> data.TrainBatches:
     """The batches of a run, from its first: the samples that this process prepares."""
     places = placement.places(config.batch_size, config.optimizer.accumulation_steps)
     how = (make_inputs(config), config.batch_size, config.seed, config.data.workers)

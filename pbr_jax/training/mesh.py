@@ -218,6 +218,9 @@ class Placement(NamedTuple):
         }
 
 
+ONE_DEVICE = Placement(None, per_device=True)
+
+
 def placement(
     config: Config,
     model: PrunedModel,
@@ -231,7 +234,7 @@ def placement(
     per_device = model.per_device
     count, steps = config.mesh.data or 1, config.optimizer.accumulation_steps
     if count == 1:
-        return Placement(None, per_device)
+        return ONE_DEVICE._replace(per_device=per_device)
     devices = (devices or _of_each_process(count))[:count]
     shards = config.mesh.fsdp
     assert count % shards == 0, (count, shards)

@@ -22,7 +22,7 @@ from pbr_jax.runs.claim import look
 from pbr_jax.runs.ownership import Gone, Ownership
 from pbr_jax.training.begin import train_batches
 from pbr_jax.training.loop import Run
-from pbr_jax.training.mesh import Placement
+from pbr_jax.training.mesh import ONE_DEVICE
 
 NAMES = ("a", "b", "c", "d")
 
@@ -61,7 +61,7 @@ def dataset(train=range(24), test=range(100, 108)):
 
 
 def parts_of(family):
-    return SimpleNamespace(family=find(family), placement=Placement(None, per_device=True))
+    return SimpleNamespace(family=find(family), placement=ONE_DEVICE)
 
 
 def go(folder, data, step=None, settings=None, force=False):
