@@ -55,7 +55,7 @@ def case(name):
 
 
 def step(settings, data):
-    """The state before and after a step, its metrics, and the step's evaluation."""
+    """The state before and after a step, its metrics, the step's evaluation and outputs."""
     parts = from_config.build(settings)
     params, extra, _ = parts.model.begin(0, None)
     noise = lambda a: a + 0.02 * jax.random.normal(jax.random.key(a.size), a.shape)  # noqa: E731
@@ -69,7 +69,8 @@ def step(settings, data):
         lambda a: a.sharding, placed.params
     )
     batch = data | {"mask": np.ones(SIZE, bool)}
-    return state, after, metrics, place.jit(parts.eval_step)(after.variables, batch)
+    outputs = place.each(parts.model.outputs)(jax.device_get(after.variables), data)
+    return state, after, metrics, place.jit(parts.eval_step)(after.variables, batch), outputs
 
 
 def flat(tree):
@@ -95,13 +96,14 @@ def error(found, expected):
 
 def compare(name):
     settings, data = case(name)
-    before, one, *figures = step(dataclasses.replace(settings, mesh=Mesh(data=1)), data)
-    _, many, *shared = step(settings, data)
+    before, one, *figures, outputs = step(dataclasses.replace(settings, mesh=Mesh(data=1)), data)
+    _, many, *shared, others = step(settings, data)
+    np.testing.assert_allclose(others, outputs, rtol=1e-2, atol=1e-3)  # of states that differ
     first, second = (flat(state.params) - flat(before.params) for state in (one, many))
-    (metrics, tested), (others, shared_test) = figures, shared
+    (metrics, tested), (seen, shared_test) = figures, shared
     losses = [
         [float(m.loss), float(m.grad_norm), float(t["loss"])]
-        for m, t in ((others, shared_test), (metrics, tested))
+        for m, t in ((seen, shared_test), (metrics, tested))
     ]
     loss = max(abs(a - b) / abs(b) for a, b in zip(*losses, strict=True))
     policies = [policies_of(state.pruning) for state in (one, many, before)]

@@ -19,14 +19,19 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from pbr_jax.configs.common import BATCH
+import jax
+
+from pbr_jax.configs.common import BATCH, Config, Mesh
 from pbr_jax.data import unlabelled
 from pbr_jax.files import user_path, write_text
 from pbr_jax.runs.predict import Prediction, predict
 from pbr_jax.runs.progress import progress
 from pbr_jax.runs.run import open_run
 from pbr_jax.settings.flags import add_run, number_faults
+from pbr_jax.training import from_config
+from pbr_jax.training.from_config import Parts
 from pbr_jax.training.inputs import input_notes, make_inputs
+from pbr_jax.training.mesh import settled_devices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,8 +65,9 @@ def main(args: argparse.Namespace) -> int:
         print(note, file=sys.stderr)
     faults = []
     skip = faults.append if args.skip else None
-    outputs, variables = run.parts.model.outputs, run.state.variables
-    predictions = predict(outputs, variables, examples, inputs, batch_size, skip)
+    parts = _on_all_devices(run.config, batch_size)
+    probabilities = parts.placement.each(lambda *own: jax.nn.softmax(parts.model.outputs(*own)))
+    predictions = predict(probabilities, run.state.variables, examples, inputs, batch_size, skip)
     # Nothing is written before the last example is predicted: an output is whole or not there.
     try:
         text = as_csv(_shown(predictions, len(examples)), run.class_names, args.top)
@@ -82,6 +88,13 @@ def main(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return int(len(faults) == len(examples))
+
+
+def _on_all_devices(config: Config, batch_size: int) -> Parts:
+    """The model of a run on the devices that divide a batch."""
+    alone = dataclasses.replace(config.optimizer, accumulation_steps=1)
+    config = dataclasses.replace(config, batch_size=batch_size, optimizer=alone, mesh=Mesh())
+    return from_config.build(settled_devices(config)[0])
 
 
 def check_output(file: Path, examples: Sequence[Path]) -> None:

@@ -25,7 +25,7 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    outputs: Callable[[Any, Batch], Any],
+    probabilities: Callable[[Any, Batch], jax.Array],
     variables: Any,
     examples: Unlabelled,
     prepare: Prepare,
@@ -34,16 +34,12 @@ def predict(
 ) -> Iterator[Prediction]:
     """Predicts examples in their order, prepared as for evaluation, in batches of one shape.
 
-    `outputs` gives logits, `(variables, batch) -> [B, classes]`. An example
-    that cannot be used is left out, and `skip` called with what is wrong with it.
+    `probabilities` are `(variables, batch) -> [B, classes]`, jitted. An example that cannot be used
+    is left out, and `skip` called with what is wrong with it.
 
     Raises:
       ValueError: an example cannot be used, and there is no `skip`; names it.
     """
-
-    @jax.jit
-    def probabilities(variables: Any, batch: Batch) -> jax.Array:
-        return jax.nn.softmax(outputs(variables, batch))
 
     def read(row: int) -> tuple[str, Batch] | ValueError:
         try:

@@ -183,6 +183,19 @@ class Placement(NamedTuple):
             return jax.jit(step, in_shardings=(None, parts), **kwargs)
         return jax.jit(step, in_shardings=(whole, parts), out_shardings=whole, **kwargs)
 
+    def each(self, function: Callable[[PyTree, PyTree], jax.Array]) -> Any:
+        """`jax.jit` of `(variables, batch) -> [B, ...]`; each device has a part of the samples."""
+        if self.mesh is None:
+            return jax.jit(function)
+        own = function
+        if self.per_device:
+            specs = PartitionSpec(), _BATCH
+            own = jax.shard_map(
+                function, mesh=self.mesh, in_specs=specs, out_specs=_BATCH, check_vma=False
+            )
+        whole, parts = (NamedSharding(self.mesh, spec) for spec in (PartitionSpec(), _BATCH))
+        return jax.jit(own, in_shardings=(whole, parts), out_shardings=parts)
+
     def state(self, state: PyTree) -> PyTree:
         """A state, or a part of it, on the devices; each process passes the same."""
         if self.mesh is None:
