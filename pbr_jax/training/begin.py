@@ -8,6 +8,7 @@ import jax
 from pbr_jax import data
 from pbr_jax.configs.common import Config
 from pbr_jax.training import from_config
+from pbr_jax.training.cuts import SPLIT_FROM
 from pbr_jax.training.from_config import Parts
 from pbr_jax.training.inputs import make_inputs
 from pbr_jax.training.loop import Intervals, Run, make_evaluate
@@ -39,7 +40,7 @@ def begin(
     saved: Saved | None = None,
     train_step: TrainStep | None = None,
 ) -> tuple[Run, list[str]]:
-    """A run at its first step, or at a checkpoint, and notes on the weights that it starts from.
+    """A run at its first step, or at a checkpoint, and notes on what it starts from.
 
     Args:
       config, dataset: of the run, with as many classes as the model.
@@ -63,6 +64,12 @@ def begin(
         best = saved.data_state["best"]
         batches.restore(saved.data_state["batches"])
     place = parts.placement
+    if config.mesh.fsdp > 1 and not place.split:
+        notes = [
+            *notes,
+            f"mesh.fsdp = {config.mesh.fsdp}: nothing is split, since no parameter has"
+            f" {SPLIT_FROM / 2**20:g} MiB and outputs that so many devices can share",
+        ]
     step = train_step or place.jit(parts.train_step, donate_argnums=0)
     how = (make_inputs(config), config.batch_size, config.data.workers)
     test = functools.partial(data.eval_batches, dataset.test, *how)
