@@ -63,6 +63,11 @@ def _shards(config: Config) -> Faults:
             f"mesh.fsdp = {shards}: must divide mesh.data = {devices}, the devices that share a"
             f" batch; set mesh.fsdp={math.gcd(devices, shards)}"
         )
+    if config.mesh.split != "parameters" and shards == 1:
+        yield (
+            f"mesh.split = {config.mesh.split!r}: splits nothing with mesh.fsdp = 1; set mesh.fsdp"
+            " to the number of devices that split, or leave it out"
+        )
 
 
 def _accumulation(config: Config) -> Faults:
@@ -296,7 +301,7 @@ _BATCH = ("batch_size", "optimizer.accumulation_steps", "mesh.data")
 # The keys that a rule reads, and the rule; one that needs the method comes after `_method`.
 _TIES: tuple[tuple[tuple[str, ...], Callable[[Config], Faults]], ...] = (
     (_METHOD, _method),
-    (("mesh.data", "mesh.fsdp"), _shards),
+    (("mesh.data", "mesh.fsdp", "mesh.split"), _shards),
     (_BATCH, _accumulation),
     ((*_BATCH, *_METHOD), _chunks),
     (_SHAPE, _shape),

@@ -9,6 +9,7 @@ import jax
 from pbr_jax import data
 from pbr_jax.configs.common import Config
 from pbr_jax.training import from_config
+from pbr_jax.training.cuts import SPLIT_FROM
 from pbr_jax.training.from_config import Parts
 from pbr_jax.training.inputs import make_inputs
 from pbr_jax.training.loop import Intervals, Run, make_evaluate
@@ -45,7 +46,7 @@ def begin(
     train_step: TrainStep | None = None,
     alive: Callable[[], None] = lambda: None,
 ) -> tuple[Run, list[str]]:
-    """A run at its first step, or at a checkpoint, and notes on the weights that it starts from.
+    """A run at its first step, or at a checkpoint, and notes on what it starts from.
 
     Args:
       config, dataset: of the run, with as many classes as the model.
@@ -70,6 +71,12 @@ def begin(
         state, start, notes = saved.state, saved.step, []
         best = saved.data_state["best"]
         batches.restore(saved.data_state["batches"])
+    if config.mesh.fsdp > 1 and not place.split:
+        notes = [
+            *notes,
+            f"mesh.fsdp = {config.mesh.fsdp}: nothing is split, since no parameter has"
+            f" {SPLIT_FROM / 2**20:g} MiB and outputs that so many devices can share",
+        ]
     step = train_step or place.jit(parts.train_step, donate_argnums=0)
     how = (make_inputs(config), config.batch_size, config.data.workers)
     places = place.places(config.batch_size).tolist()

@@ -191,6 +191,8 @@ def test_devices_that_split_parameters_share_the_batch(monkeypatch):
     assert fault == (
         "mesh.fsdp = 4: must divide mesh.data = 6, the devices that share a batch; set mesh.fsdp=2"
     )
+    (fault,) = tie_faults(config(mesh=Mesh(split="moments")), ())
+    assert fault.startswith("mesh.split = 'moments': splits nothing with mesh.fsdp = 1; set")
     monkeypatch.setattr(jax, "device_count", lambda: 8)
     settled, _ = settled_devices(config(batch_size=12, mesh=Mesh(fsdp=4)))
     assert settled.mesh.data == 4
