@@ -7,12 +7,16 @@ read -ra hosts <<<"$HOSTS"
 pids=()
 for i in "${!hosts[@]}"; do
   place="JAX_COORDINATOR_ADDRESS=${hosts[0]}:${PORT:-12321} JAX_NUM_PROCESSES=${#hosts[@]} JAX_PROCESS_ID=$i"
-  # With a terminal of its own a process ends when its ssh does, and Ctrl-C reaches it.
+  # With a terminal of its own a process gets SIGHUP when its ssh ends: it saves, and ends.
   ssh -tt "${hosts[i]}" "cd ${PWD@Q} && exec env $place python train.py ${*@Q}" </dev/null &
   pids+=($!)
 done
+trap 'kill "${pids[@]}" 2>/dev/null' INT TERM
 code=0
 for pid in "${pids[@]}"; do
-  wait "$pid" || code=$?
+  until wait "$pid"; do
+    code=$?
+    kill -0 "$pid" 2>/dev/null || break # otherwise a signal to this script ended the waiting
+  done
 done
 exit "$code"

@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> int:
     # The work directory is this process's own, or its job's, from before it is looked at.
     with joined(workdir / run.CHECKPOINTS) as job:
         with Ownership(workdir) if job.first else Guest(workdir) as owner:
-            job.meet()
+            owner.check_shared(job.shared(owner.mark))
             return fine_tune(args, owner, job)
 
 

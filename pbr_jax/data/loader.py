@@ -27,7 +27,7 @@ class TrainBatches:
 
     Args:
       records: the examples.
-      prepare: makes arrays of them; gets a generator of its own for each batch.
+      prepare: makes arrays of them; gets generators of its own, one for each example.
       batch_size: at most the number of records.
       seed: with the batch's index it decides order and augmentation.
       workers: threads that prepare batches ahead of time; 0 prepares each when it is asked for.

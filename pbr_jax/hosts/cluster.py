@@ -15,20 +15,23 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 def found(environ: Mapping[str, str]) -> dict[str, Any] | None:
     """Arguments of `jax.distributed.initialize` for this process; None where it is alone.
 
-    The three `VARIABLES` come first. Without them the steps of Slurm and the processes of Open MPI
-    are known by their own variables, which JAX reads.
+    The three `VARIABLES` come first. Without them the steps of Slurm, and the processes of Open MPI
+    4, are known by their own variables, which JAX reads.
 
     Raises:
       ValueError: some of the three are set and others are not, or they are no place in a job.
     """
     given = {name: environ[name] for name in VARIABLES if environ.get(name)}
-    tasks = max(_number(environ, n) for n in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
-    if tasks > 1 and not {*given} - {*VARIABLES[:1]}:
-        return {"local_device_ids": _of_the_only_task(environ)}
-    if not given:
+    mpi = _number(environ, "OMPI_COMM_WORLD_SIZE") > 1
+    if not {*given} - {*VARIABLES[:1]}:
+        if mpi and "OMPI_MCA_orte_hnp_uri" in environ:
+            return {}
+        if not mpi and _number(environ, "SLURM_STEP_NUM_TASKS") > 1:
+            return {"local_device_ids": _of_the_only_task(environ)}
+    if not given and not mpi:
         return None
     if missing := [name for name in VARIABLES if name not in given]:
-        listed = ", ".join(f"{name}={value}" for name, value in given.items())
+        listed = ", ".join(f"{name}={value}" for name, value in given.items()) or "mpirun"
         raise ValueError(
             f"{listed}: {' and '.join(missing)} must be set, too: the host:port of the first"
             " process, how many processes there are, and which of them this is, from 0; or set"

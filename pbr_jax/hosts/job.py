@@ -19,21 +19,21 @@ import jax
 
 from pbr_jax.hosts import cluster
 from pbr_jax.hosts.last_words import LastWords, advice
-from pbr_jax.hosts.store import Store
+from pbr_jax.hosts.texts import Texts
 from pbr_jax.hosts.watch import LINGER, Watch
 
 # JAX ends a process that has lost the others. The watch comes before it, with a message.
-_HEARTBEAT = 60  # seconds
-_SHUTDOWN = 120  # seconds in which the first may still write a report
+_HEARTBEAT = 40  # seconds
+_SHUTDOWN = 3600  # seconds in which the first may still write a report
 
 
 class Job:
     """This process among `count`; the first has `index` 0."""
 
-    def __init__(self, index: int = 0, count: int = 1, store: Store | None = None) -> None:
+    def __init__(self, index: int = 0, count: int = 1, texts: Texts | None = None) -> None:
         self.index, self.count = index, count
-        self._store = store
-        self._shared = 0  # values so far; all processes share the same ones in the same order
+        self._texts = texts
+        self._shared = self._met = 0  # so far; all processes do the same in the same order
         self._watch: Watch | None = None
 
     @property
@@ -42,26 +42,34 @@ class Job:
         return self.index == 0
 
     @property
-    def store(self) -> Store | None:
+    def texts(self) -> Texts | None:
         """Where the processes tell each other; None where there is one."""
-        return self._store
+        return self._texts
 
     def __str__(self) -> str:
         return f"process {self.index} of {self.count} on {socket.gethostname()}"
 
     def shared(self, value: Any) -> Any:
         """What the first process passes, a JSON value, in every process; waits for it."""
-        if self._store is None:
+        if self._texts is None:
             return value
         self._shared += 1
         key = f"shared/{self._shared}"
         if self.first:
-            self._store.put(key, json.dumps(value))
+            self._texts.put(key, json.dumps(value))
             return value
-        return json.loads(self._store.wait_for(key))
+        return json.loads(self._texts.wait_for(key))
 
     def meet(self) -> None:
-        """Waits until the first process has come here."""
+        """Waits until all processes have come here."""
+        if self._texts is None:
+            return
+        self._met += 1
+        if not self.first:
+            self._texts.put(f"met/{self._met}/{self.index}", "")
+        else:
+            for index in range(1, self.count):
+                self._texts.wait_for(f"met/{self._met}/{index}")
         self.shared(None)
 
     def check_same(self, what: Mapping[str, Any]) -> None:
@@ -71,7 +79,7 @@ class Job:
           ValueError: they differ; names what, and both.
         """
         of_first = self.shared([str(self), dict(what)])
-        if self._store is None:
+        if self._texts is None:
             return
         who, theirs = of_first
         for name, own in json.loads(json.dumps(dict(what))).items():
@@ -87,20 +95,20 @@ class Job:
             self._watch.alive()
 
     def patiently(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function; while it runs nobody expects a step of this process."""
+        """The same function, which may take longer than a step."""
         if self._watch is None:
             return function
         return self._watch.patiently(function)
 
     def expect_steps(self, timeout: int | None) -> None:
-        """Has the job end when a step takes longer than `timeout` seconds; None expects none."""
+        """Has the job end when a step takes longer than `timeout` seconds; None expects no step."""
         if self._watch is not None:
             self._watch.timeout = timeout
 
     @contextlib.contextmanager
     def _watched(self, checkpoints: Path) -> Iterator[None]:
         """Has every process know within seconds when this one fails, and this one of the others."""
-        assert self._store is not None
+        assert self._texts is not None
         gone = f"{self} ended without a word: it was killed, or has lost the others of its job"
         last_words = LastWords(gone, checkpoints)
 
@@ -108,22 +116,30 @@ class Job:
             last_words.clear()
             return advice(checkpoints)
 
-        self._watch = Watch(self._store, self.index, self.count, str(self), before_end)
+        self._watch = Watch(self._texts, self.index, self.count, str(self), before_end)
         try:
             with self._watch:
                 yield
+                jax.distributed.shutdown()  # when all have come here; until then it is watched
         except BaseException as error:
-            if not self._watch.failed(str(error) or type(error).__name__):
+            if not self._watch.end_job(self._why(error)):
                 time.sleep(2 * LINGER)  # the watch says who failed first, and ends this process
+            last_words.clear()
             if self.first:
                 time.sleep(LINGER)  # the others are lost without it, before they have read why
-            last_words.clear()
             # At its end JAX would wait for processes that are gone, and abort.
             atexit.register(_leave)
-            print(f"{self}:", file=sys.stderr, flush=True)
+            print(f"{advice(checkpoints)}\n{self}:", file=sys.stderr, flush=True)
             raise
-        jax.distributed.shutdown()
         last_words.clear()
+
+    def _why(self, error: BaseException) -> str:
+        said = str(error) or type(error).__name__
+        # An exchange with a process that is gone fails, too, if it does not wait for ever.
+        lost = "lost another process, or its own device: "
+        return (
+            f"{self} {lost if isinstance(error, jax.errors.JaxRuntimeError) else 'failed: '}{said}"
+        )
 
 
 ALONE = Job()
@@ -142,7 +158,7 @@ def joined(checkpoints: Path, environ: Mapping[str, str] = os.environ) -> Iterat
     """Joins the job that this process was started for; `ALONE` where it is the only one.
 
     Must be entered before anything asks JAX for devices. An error that leaves the block ends the
-    job: every process says which one failed, and why, and ends with exit code 1.
+    job: every process says which one failed, and why, and ends with exit code 1, or as interrupted.
 
     Args:
       checkpoints: the folder whose newest step is named when the job ends early.
@@ -162,6 +178,6 @@ def joined(checkpoints: Path, environ: Mapping[str, str] = os.environ) -> Iterat
         heartbeat_timeout_seconds=_HEARTBEAT,
         shutdown_timeout_seconds=_SHUTDOWN,
     )
-    job = Job(jax.process_index(), jax.process_count(), Store())
+    job = Job(jax.process_index(), jax.process_count(), Texts())
     with job._watched(checkpoints):
         yield job

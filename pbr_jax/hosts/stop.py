@@ -30,16 +30,16 @@ class AgreedStop:
         self._at: int | None = None
 
     def __call__(self, step: int) -> bool:
-        store, own = self._job.store, self._received()
-        if store is None:
+        texts, own = self._job.texts, self._received()
+        if texts is None:
             return own is not None
         if own is not None and not self._asked:
-            self._asked = store.put(f"stop/asked/{self._job.index}", own.name)
+            self._asked = texts.put(f"stop/asked/{self._job.index}", own.name)
         if self._at is None:
-            if self._job.first and (asked := store.under("stop/asked")):
-                store.put("stop/at/step", f"{step + _AHEAD} {next(iter(asked.values()))}")
+            if self._job.first and (asked := texts.under("stop/asked")):
+                texts.put("stop/at/step", f"{step + _AHEAD} {next(iter(asked.values()))}")
             # One short question to the first process; the device computes meanwhile.
-            if found := store.under("stop/at"):
+            if found := texts.under("stop/at"):
                 at, name = found["step"].split()
                 self._at = int(at)
                 self._tell(signal.Signals[name])

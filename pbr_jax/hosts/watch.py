@@ -16,10 +16,11 @@ from typing import Any, NamedTuple, Self
 
 import jax
 
-from pbr_jax.hosts.store import Store
+from pbr_jax.hosts.texts import Texts
 
 LINGER = 3.0  # seconds that the first process stays, so that the others can read why
 _PAUSE = 1.0  # seconds between two signs of life
+_PATIENCE = 3600.0  # seconds for reading the data, compiling, a checkpoint or a report
 _SILENCE = 30.0  # seconds without one, after which a process counts as gone
 _FAILED = "failed"
 
@@ -30,21 +31,22 @@ class _Sign(NamedTuple):
     number: int  # of signs
     name: str  # of the process
     progress: int  # steps and batches of evaluations
-    idle: float | None  # seconds since the last of them; None where none is expected
+    idle: float  # seconds since it last got further
+    allowed: float  # seconds that it may be idle
 
 
 class Watch(contextlib.AbstractContextManager["Watch", None]):
     """Watches from a thread, inside its context, and ends the process when the job has failed.
 
     Args:
-      store: of the job.
+      texts: of the job.
       index, count, name: of this process, and how many there are.
       before_end: called before this process ends; returns what to say of that.
     """
 
     def __init__(
         self,
-        store: Store,
+        texts: Texts,
         index: int,
         count: int,
         name: str,
@@ -52,11 +54,12 @@ class Watch(contextlib.AbstractContextManager["Watch", None]):
         end: Callable[[int], Any] = os._exit,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.timeout: int | None = None  # seconds that a step may take; None watches none
-        self._store, self._index, self._count, self._name = store, index, count, name
+        self.timeout: int | None = None  # seconds that a step may take; None expects no step
+        self._texts, self._index, self._count, self._name = texts, index, count, name
         self._before_end, self._end, self._clock = before_end, end, clock
         self._progress = 0
-        self._since: float | None = None  # when a step was last finished
+        self._since = clock()  # when this process last got further
+        self._patient = False
         self._signs = 0
         self._heard: dict[int, tuple[int, float]] = {}  # the last sign of each, and when
         self._over = threading.Event()
@@ -72,39 +75,38 @@ class Watch(contextlib.AbstractContextManager["Watch", None]):
             self._thread.join()
 
     def alive(self) -> None:
-        """Counts a step, and expects the next within `timeout`."""
+        """Counts a step or a batch of an evaluation."""
         self._progress += 1
         self._since = self._clock()
 
     def patiently(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function; no step is expected while it runs."""
+        """The same function, which may take longer than a step."""
 
         def waited_for(*args: Any) -> Any:
-            before, self._since = self._since, None
+            self._patient, self._since = True, self._clock()
             try:
                 return function(*args)
             finally:
-                self._since = before and self._clock()
+                self._patient, self._since = False, self._clock()
 
         return waited_for
 
-    def failed(self, why: str) -> bool:
-        """Ends the job; whether this process is the first to say so."""
+    def end_job(self, why: str) -> bool:
+        """Has the other processes end, and say why; False if another one had that done before."""
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # the first process is gone
-            words = json.dumps([self._index, f"{self._name} failed: {why}"])
-            return self._store.put(f"{_FAILED}/why", words)
+            return self._texts.put(f"{_FAILED}/why", json.dumps([self._index, why]))
         return True
 
     def look(self) -> None:
         """Gives a sign of life; ends this process, or the job, where there is reason to."""
         self._signs += 1
-        since = self._since
-        idle = None if since is None or self.timeout is None else self._clock() - since
-        sign = _Sign(self._signs, self._name, self._progress, idle)
-        self._store.put(f"alive/{self._index}", json.dumps(sign), replace=True)
+        idle = self._clock() - self._since
+        allowed = _PATIENCE if self._patient or self.timeout is None else self.timeout
+        sign = _Sign(self._signs, self._name, self._progress, idle, allowed)
+        self._texts.put(f"alive/{self._index}", json.dumps(sign), replace=True)
         if self._index == 0 and (why := self._missed()):
-            self._store.put(f"{_FAILED}/why", json.dumps([None, why]))
-        if found := self._store.under(_FAILED):
+            self._texts.put(f"{_FAILED}/why", json.dumps([None, why]))
+        if found := self._texts.under(_FAILED):
             author, why = json.loads(found["why"])
             if author != self._index:  # which speaks for itself
                 self._leave(why)
@@ -115,11 +117,11 @@ class Watch(contextlib.AbstractContextManager["Watch", None]):
             try:
                 self.look()
             except jax.errors.JaxRuntimeError:
-                return  # the first process is gone, and JAX ends this one
+                continue  # where the first process is gone, JAX ends this one
 
     def _missed(self) -> str:
         """Who is gone or stuck, and why one thinks so; "" if nobody is."""
-        found = self._store.under("alive").items()
+        found = self._texts.under("alive").items()
         signs = {int(index): _Sign(*json.loads(text)) for index, text in found}
         return self._gone(signs) or self._stuck([*signs.values()])
 
@@ -137,10 +139,11 @@ class Watch(contextlib.AbstractContextManager["Watch", None]):
         return ""
 
     def _stuck(self, signs: Sequence[_Sign]) -> str:
-        idle = max((sign.idle for sign in signs if sign.idle is not None), default=0.0)
-        if self.timeout is None or idle <= self.timeout:
+        late = max(signs, key=lambda sign: sign.idle - sign.allowed)
+        if late.idle <= late.allowed:
             return ""
-        rule = f"mesh.timeout = {self.timeout} s"
+        idle, of_steps = late.idle, late.allowed == self.timeout
+        rule = f"{'mesh.timeout =' if of_steps else 'allowed are'} {late.allowed:.0f} s"
         # Whoever is behind keeps the others waiting.
         least = min(sign.progress for sign in signs)
         behind = [sign.name for sign in signs if sign.progress == least]

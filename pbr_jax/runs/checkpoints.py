@@ -159,8 +159,8 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         """Restores the newest step that verifies, or exactly `step`; None where there is none.
 
         `state_like` has the structure, shapes, dtypes and shardings wanted, as
-        `jax.ShapeDtypeStruct`s or arrays; without a sharding they go to the default device. A save
-        that was interrupted before it was complete is no checkpoint.
+        `jax.ShapeDtypeStruct`s or arrays; without a sharding they go to the first device of this
+        process. A save that was interrupted before it was complete is no checkpoint.
 
         Raises:
           CheckpointError: there are checkpoints and none verifies, or `step` does not.
@@ -307,11 +307,15 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         """Cleans up after a failed save and explains it."""
         step, _, _, num_bytes = failed
         self._pending = None
-        self._store.discard(step)  # a second fault there must not replace the first
-        intact, _ = self._newest_verified()
+        intact = None
+        if self.job.first:  # others may still be writing
+            self._store.discard(step)  # a second fault there must not replace the first
+            intact, _ = self._newest_verified()
         said = str(error).replace(str(self._store.path), str(self.directory))
         why, advice = disk.cause(self.directory, said, num_bytes)
         rest = f"Checkpoint {intact.step} is intact" if intact else "No checkpoint is intact"
+        if not self.job.first:
+            rest = "What was saved before is as it was"
         return CheckpointError(
             f"checkpoint {step} was not saved: {why}\nin {self.directory}\n{rest}; {advice}."
         )

@@ -22,6 +22,7 @@ from typing import NamedTuple, Self, get_type_hints
 from pbr_jax.training.loop import Observer
 
 LOCK = "run.lock"
+_SEEN = 10.0  # seconds until other hosts see a new file, as NFS may take
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 _ADVICE = {
     errno.EACCES: "make it writable for you, or ",
@@ -68,6 +69,8 @@ class Owner(NamedTuple):
 class Guest(Observer, contextlib.AbstractContextManager["Guest", None]):
     """A process that works in a folder which the first process of its job owns."""
 
+    mark = ""
+
     def __init__(self, folder: Path) -> None:
         self.folder, self.notes = folder, list[str]()
 
@@ -76,6 +79,18 @@ class Guest(Observer, contextlib.AbstractContextManager["Guest", None]):
 
     def check(self) -> None:
         """The owner checks."""
+
+    def check_shared(self, mark: str) -> None:
+        """Raises `Unusable` if the folder is not the one in which the owner left this `mark`."""
+        lock, until = self.folder / LOCK, time.monotonic() + _SEEN
+        while not (lock.is_file() and lock.read_text() == mark):
+            if time.monotonic() > until:
+                raise Unusable(
+                    f"{self.folder.absolute()}: is another folder than that of the first process,"
+                    " which all processes of a job must see under one path; take a --workdir on a"
+                    " file system that they share, the same for all"
+                )
+            time.sleep(0.1)
 
 
 class Ownership(Observer, contextlib.AbstractContextManager["Ownership", None]):
@@ -92,6 +107,7 @@ class Ownership(Observer, contextlib.AbstractContextManager["Ownership", None]):
         self.folder, self.flag = folder, flag  # the flag that names another folder
         self.notes: list[str] = []  # on a lock that was left behind
         self._made: list[Path] = []  # folders, the deepest last
+        self.mark = ""  # what the lock says
         self._lock = -1  # the lock's file descriptor
         self._identity = (0, 0)  # of the folder
 
@@ -113,6 +129,9 @@ class Ownership(Observer, contextlib.AbstractContextManager["Ownership", None]):
                 (self.folder / LOCK).unlink()
         self._release()
         self._unmake()
+
+    def check_shared(self, mark: str) -> None:
+        """The mark is its own."""
 
     def check(self) -> None:
         """Raises `Gone` if the folder is not the one that was taken, `Owned` if another took it."""
@@ -158,7 +177,8 @@ class Ownership(Observer, contextlib.AbstractContextManager["Ownership", None]):
                 # Between opening and locking, its owner may have ended and removed it.
                 if _same(path, lock):
                     os.ftruncate(lock, 0)
-                    os.pwrite(lock, json.dumps(_this_process()._asdict()).encode() + b"\n", 0)
+                    self.mark = json.dumps(_this_process()._asdict()) + "\n"
+                    os.pwrite(lock, self.mark.encode(), 0)
                     self.notes += [f"{path} was left by {left}, which has ended"] if left else []
                     return lock
             except BaseException:

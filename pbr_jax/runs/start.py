@@ -55,7 +55,8 @@ def start(
     # The data first: it is soon looked at.
     lists = {split: listing(getattr(dataset, split)) for split in held.SPLITS}
     # Checkpoints that --force replaces are nobody's beginning.
-    job.check_same(_of_every_process(config, lists))
+    if job.count > 1:
+        job.check_same(_of_every_process(config, lists))
     gone: dict[str, Change] | None = {}
     restored = None
     if claim.saved is not None:
@@ -67,6 +68,7 @@ def start(
     run, notes = begin(own, parts, dataset, at, alive=job.alive)
     train_step = compile_step(config, parts)
 
+    job.meet()  # nothing is replaced before every process has looked, and could begin
     if job.first:
         claim.clear()
         write_json(workdir / CONFIG, settings.to_dict(config))

@@ -112,9 +112,8 @@ def train(
         for observer in observers:
             observer.stepped(step, metrics)
         last = step == run.steps
-        stopping = stop_requested(
-            step
-        )  # asked once: a signal that comes later waits for the next step
+        # Asked once: a signal that comes later waits for the next step.
+        stopping = stop_requested(step)
         logging = last or step % every.log == 0  # a stop leaves no line that a straight run lacks
         evaluating = last or step % every.evaluate == 0
         saving = last or stopping or step % every.save == 0

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import math
 import types
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -37,7 +38,10 @@ def settled_devices(config: Config) -> tuple[Config, list[str]]:
     Raises:
       ValueError: it asks for more than JAX sees.
     """
-    there, asked, hosts = jax.device_count(), config.mesh.data, jax.process_count()
+    # Of every process equally many, since a process without a device would have no part.
+    hosts = jax.process_count()
+    each = min(Counter(device.process_index for device in jax.devices()).values())
+    there, asked = hosts * each, config.mesh.data
     if asked is not None:
         if asked > there:
             kind = jax.devices()[0].device_kind
@@ -50,7 +54,6 @@ def settled_devices(config: Config) -> tuple[Config, list[str]]:
                 " of which has equally many of the devices"
             )
         return config, []
-    # Of every process equally many, since a process without a device would have no part.
     parts, shards = batch_divisor(config), config.mesh.fsdp
     unit = math.lcm(hosts, shards)
     fitting = range(unit, there + 1, unit)

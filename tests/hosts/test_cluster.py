@@ -41,7 +41,10 @@ def test_three_variables_say_it_all():
 
 
 def test_what_a_scheduler_started_is_left_to_jax():
-    assert found({"OMPI_COMM_WORLD_SIZE": "4"}) == {"local_device_ids": None}
+    mpi = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://node1:9"}
+    assert found(mpi) == found(SLURM | mpi) == {}
+    with pytest.raises(ValueError, match="mpirun: JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES"):
+        found({"OMPI_COMM_WORLD_SIZE": "4"})  # Open MPI 5
     # Two tasks on one node: JAX gives each a GPU of its own.
     assert found(SLURM | {"SLURM_STEP_NUM_NODES": "1"}) == {"local_device_ids": None}
     assert found(SLURM | {"JAX_COORDINATOR_ADDRESS": "node1:99"}) is not None

@@ -3,13 +3,13 @@
 import signal
 
 import pytest
-from fake_store import stores
+from fake_texts import texts_of
 
 from pbr_jax.hosts import AgreedStop, Job
 
 
 def jobs(count=2):
-    return [Job(index, count, store) for index, store in enumerate(stores(count))]
+    return [Job(index, count, store) for index, store in enumerate(texts_of(count))]
 
 
 def test_the_others_have_what_the_first_says():

@@ -33,12 +33,13 @@ import pathlib, sys
 from pbr_jax.hosts import joined
 with joined(pathlib.Path("none")) as job:
     job.check_same({"arguments": sys.argv[1:]})
-    print(job.index, job.count, *sys.argv[1:], flush=True)
+    sys.stdout.write(" ".join([str(job.index), str(job.count), *sys.argv[1:]]) + "\\n")
 """
 # Says its place and its arguments, one to a line.
 TELLS = f"""
 import os, sys
-print(*(os.environ[name] for name in {VARIABLES!r}), *sys.argv[1:], sep="|", flush=True)
+said = [*(os.environ[name] for name in {VARIABLES!r}), *sys.argv[1:]]
+sys.stdout.write("|".join(said) + "\\n")
 """
 
 

@@ -4,7 +4,7 @@ import contextlib
 import io
 
 import pytest
-from fake_store import stores
+from fake_texts import texts_of
 
 from pbr_jax.hosts import watch
 from pbr_jax.hosts.watch import Watch
@@ -36,7 +36,7 @@ def job(monkeypatch):
     """Two processes, and a function that lets seconds pass."""
     monkeypatch.setattr(watch, "LINGER", 0.0)
     now = [100.0]
-    processes = [Process(i, 2, store, lambda: now[0]) for i, store in enumerate(stores(2))]
+    processes = [Process(i, 2, store, lambda: now[0]) for i, store in enumerate(texts_of(2))]
 
     def wait(seconds, *looking):
         for _ in range(seconds):
@@ -57,8 +57,8 @@ def test_a_job_that_goes_on_is_left_alone(job):
 
 
 def test_a_process_without_signs_of_life_is_gone(job):
-    first, _, wait = job
-    first.watch.timeout = None
+    first, second, wait = job
+    first.watch.timeout = second.watch.timeout = 100
     wait(3)
     wait(29, first)
     assert first.ended is None
@@ -92,18 +92,27 @@ def test_a_step_that_none_finishes_is_told(job):
 
 def test_a_save_may_take_its_time(job):
     first, second, wait = job
-    first.watch.alive()
-    second.watch.alive()
-    for process in (first, second):
-        process.watch._since = None  # as while `patiently` runs
-    assert first.watch.patiently(lambda a: wait(50) or a + 1)(1) == 2
+    saved = first.watch.patiently(second.watch.patiently(lambda a: wait(50) or a + 1))
+    assert saved(1) == 2
     assert first.ended is None
+    wait(12)  # and then the next step is due
+    assert first.ended == second.ended == 1
+
+
+def test_what_is_no_step_has_an_hour(job):
+    first, second, wait = job
+    for process in (first, second):
+        process.watch.timeout = None
+    wait(3599)
+    assert first.ended is None
+    wait(2)
+    assert first.said.startswith("no process has got further for 3601 s: allowed are 3600 s")
 
 
 def test_who_fails_speaks_for_itself_and_the_others_say_why(job):
     first, second, wait = job
-    assert second.watch.failed("bird.jpg: not an image")
-    assert not first.watch.failed("lost process 1")  # it was not the first to say so
+    assert second.watch.end_job("process 1 failed: bird.jpg: not an image")
+    assert not first.watch.end_job("lost process 1")  # it was not the first to say so
     wait(1)
     assert (second.ended, second.said) == (None, "")
     assert first.ended == 1

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from programs import SETTINGS, Program, content, differing, logged_step
 
+from pbr_jax.runs import manifest
+
 pytestmark = pytest.mark.slow
 
 FAULTY = Path(__file__).parents[1] / "faulty.py"
@@ -26,7 +28,7 @@ FEW = {"steps": STEPS, "checkpoint_every": 10, "eval_every": 25, "optimizer.warm
 class Processes(Program):
     """Starts `train.py` in several processes of one job."""
 
-    def start(self, workdir, hosts=2, devices=2, faults=(), **changes):
+    def start(self, workdir, hosts=2, devices=2, faults=(), folders=None, **changes):
         """One process of a job for each of `hosts`, with so many devices; none is a job of one."""
         settings = {"config": "configs/digits.py:tiny"} | SETTINGS | FEW | changes
         config = settings.pop("config")
@@ -46,7 +48,7 @@ class Processes(Program):
                 "PYTHONPATH": os.pathsep.join(sys.path),
             }
             process = subprocess.Popen(
-                [*command, "--workdir", str(workdir), *flags],
+                [*command, "--workdir", str(folders[index] if folders else workdir), *flags],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -66,7 +68,14 @@ class Processes(Program):
 
     def ended(self, processes):
         began = time.monotonic()
-        outputs = [process.communicate()[0] for process in processes]
+        outputs = []
+        for process in processes:
+            try:
+                outputs.append(process.communicate(timeout=200)[0])
+            except subprocess.TimeoutExpired:
+                for one in processes:
+                    one.kill()
+                raise
         return outputs, [p.returncode for p in processes], time.monotonic() - began
 
 
@@ -144,9 +153,9 @@ def test_a_killed_process_ends_the_other_with_a_message(processes, tmp_path, vic
     outputs, codes, seconds = processes.lose(tmp_path / "run", signal.SIGKILL, victim)
     assert codes[victim] == -signal.SIGKILL and codes[1 - victim] != 0
     assert seconds < 60
-    said = "".join(outputs)
-    assert COMPLETE.search(said)
-    assert f"process {victim} of 2" in said
+    for output in outputs:
+        assert COMPLETE.search(output)
+    assert f"process {victim} of 2" in outputs[victim]
 
 
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.exhaustive), 1])
@@ -171,9 +180,20 @@ def test_an_error_of_one_process_is_that_of_all(processes, tmp_path, victim):
     assert COMPLETE.search(outputs[1 - victim])
 
 
-def test_a_full_disk_of_one_process_leaves_what_was_saved(processes, tmp_path):
-    started = processes.start(tmp_path / "run", faults={1: "full@15000"})
-    outputs, codes, _ = processes.ended(started)
+def test_a_full_disk_of_one_process_leaves_what_was_saved(processes, straight, tmp_path):
+    folder = damaged_copy(straight, tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints" / "20")
+    outputs, codes, _ = processes.ended(processes.start(folder, faults={1: "full@15000"}))
     assert codes == [1, 1], outputs
     for output in outputs:
-        assert "was not saved" in output
+        assert "checkpoint 20 was not saved" in output
+        assert "checkpoint 10 is complete" in output
+    manifest.verify(folder / "checkpoints" / "10")
+
+
+def test_processes_must_see_one_folder(processes, tmp_path):
+    first, second = processes.start(tmp_path / "run", folders=[tmp_path / "run", tmp_path / "b"])
+    outputs, codes, _ = processes.ended([first, second])
+    assert codes == [1, 1], outputs
+    for output in outputs:
+        assert f"{tmp_path / 'b'}: is another folder than that of the first process" in output

@@ -193,7 +193,7 @@ def test_devices_that_split_parameters_share_the_batch(monkeypatch):
     )
     (fault,) = tie_faults(config(mesh=Mesh(split="moments")), ())
     assert fault.startswith("mesh.split = 'moments': splits nothing with mesh.fsdp = 1; set")
-    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    monkeypatch.setattr(jax, "devices", lambda: [*devices_of(*[0] * 8).devices])
     settled, _ = settled_devices(config(batch_size=12, mesh=Mesh(fsdp=4)))
     assert settled.mesh.data == 4
     with pytest.raises(ValueError, match="batch_size = 6: has no equal parts on any"):
@@ -201,7 +201,7 @@ def test_devices_that_split_parameters_share_the_batch(monkeypatch):
 
 
 def test_devices_are_those_that_divide_the_batch(monkeypatch):
-    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    monkeypatch.setattr(jax, "devices", lambda: [*devices_of(*[0] * 8).devices])
     settled, notes = settled_devices(config(batch_size=64))
     assert (settled.mesh.data, notes) == (8, [])
     settled, (note,) = settled_devices(config(batch_size=12))
@@ -223,7 +223,9 @@ def test_devices_have_equal_parts():
 
 def devices_of(*processes):
     """A mesh as `Placement` sees it: a device of each of these processes."""
-    devices = [types.SimpleNamespace(process_index=process) for process in processes]
+    devices = [
+        types.SimpleNamespace(process_index=process, device_kind="cpu") for process in processes
+    ]
     return types.SimpleNamespace(size=len(devices), devices=np.array(devices))
 
 
@@ -250,8 +252,10 @@ def test_processes_prepare_what_their_devices_take(monkeypatch, per_device, step
 
 
 def test_processes_have_equally_many_devices(monkeypatch):
-    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    devices = devices_of(0, 0, 0, 0, 0, 1, 1, 1, 1).devices  # nine, of which eight take part
+    monkeypatch.setattr(jax, "devices", lambda: [*devices])
     monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert settled_devices(config(batch_size=64))[0].mesh.data == 8
     assert settled_devices(config(batch_size=12))[0].mesh.data == 6
     with pytest.raises(ValueError, match=r"mesh.data = 3: must be a multiple of the 2 processes"):
         settled_devices(config(mesh=Mesh(data=3)))

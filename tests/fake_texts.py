@@ -2,11 +2,11 @@
 
 import jax
 
-from pbr_jax.hosts.store import Store
+from pbr_jax.hosts.texts import Texts
 
 
 class FakeClient:
-    """What `Store` asks of the client of `jax.distributed`."""
+    """What `Texts` asks of the client of `jax.distributed`."""
 
     def __init__(self):
         self.texts = {}
@@ -23,7 +23,7 @@ class FakeClient:
         return [(key, text) for key, text in self.texts.items() if key.startswith(folder)]
 
 
-def stores(count):
+def texts_of(count):
     """The stores of so many processes of one job."""
     client = FakeClient()
-    return [Store(client) for _ in range(count)]
+    return [Texts(client) for _ in range(count)]

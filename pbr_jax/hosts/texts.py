@@ -10,7 +10,7 @@ _PREFIX = "pbr_jax/"
 _FOR_EVER = 2**31 - 1  # milliseconds; whoever waits is ended by the watch
 
 
-class Store:
+class Texts:
     """Texts by key. All methods may be called on any thread.
 
     `client` is that of `jax.distributed`, or another with its methods.
