@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from rows import Line, Row, full, row_of
+from rows import Line, Row, row_of
 from scipy import stats
 from search import best_index, losses, of_row, rate_at, refined
 
@@ -30,8 +30,8 @@ def mean_and_half(values: Sequence[float], digits: int) -> str:
 
 def figures(lines: Sequence[Line], row: Row, index: int | None) -> list[str]:
     """Accuracy in %, the paired difference to `full` in points, loss, and seeds, at a rate."""
-    found, base = of_row(lines, row), of_row(lines, full(row.optimizer))
-    place = best_index(lines, full(row.optimizer))
+    found, base = of_row(lines, row), of_row(lines, row.base)
+    place = best_index(lines, row.base)
     if index is None:
         return ["-"] * 4
     mine = {seed: x for (i, seed), x in found.items() if i == index and not x.get("diverged")}
@@ -39,7 +39,7 @@ def figures(lines: Sequence[Line], row: Row, index: int | None) -> list[str]:
     if not mine:
         return ["diverged" if any(i == index for i, _ in found) else "-", "-", "-", "0"]
     gaps = [_points(mine[s]) - _points(theirs[s]) for s in sorted(mine.keys() & theirs.keys())]
-    own = row == full(row.optimizer) and index == place
+    own = row == row.base and index == place
     return [
         mean_and_half([_points(x) for x in mine.values()], 2),
         "" if own else mean_and_half(gaps, 2),
@@ -61,13 +61,13 @@ HEADER = (
 def table(lines: Sequence[Line], optimizer: str) -> str:
     """In Markdown: every row at its own best rate, and at that of `full`."""
     text = [f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
-    shared = best_index(lines, full(optimizer))
     for row in rows(lines):
         if row.optimizer != optimizer:
             continue
         index = best_index(lines, row)
         rate = "open" if index is None else f"{rate_at(optimizer, index):.2g}"
-        keep = "" if row == full(optimizer) else f"{row.share:.2g}"
+        shared = None if row.kernels is not None else best_index(lines, row.base)
+        keep = "" if row == row.base else f"{row.share:.2g}"
         cells = [row.name, keep, rate, *figures(lines, row, index), *figures(lines, row, shared)]
         text.append(f"| {' | '.join(cells)} |")
     return "\n".join(text)
@@ -84,7 +84,7 @@ def power(
     """
     points = []
     for row in rows(lines):
-        alike = (row.interval, row.kernels, row.extra) == (None, None, ())
+        alike = (row.interval, row.kernels, row.rest, row.extra) == (None, None, None, ())
         if row.optimizer != optimizer or not (alike if name is None else row.name == name):
             continue
         if best_index(lines, row) is not None:
