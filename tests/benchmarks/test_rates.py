@@ -9,7 +9,7 @@ import types
 import pytest
 
 FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks/real"
-NAMES = ("rows", "search", "tables")
+NAMES = ("rows", "search", "tables", "figure")
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +163,17 @@ def test_the_axes_of_a_row_become_settings(real):
     assert few.name == "prebackrazor, the rest at 0.0016"
     (alone,) = real.rows.rows_of(["sgd"], ["prebackrazor"])[1:]
     assert alone.share == pytest.approx(0.1)
+
+
+def test_the_figure_has_every_keep_at_both_rates(real, tmp_path):
+    rows = [real.rows.Row("prebackrazor", "adamw", keep, rest=2e-3) for keep in (0.1, 0.01)]
+    lines = run_all(real.search, [*rows, real.rows.Row("prebackrazor", "adamw", 0.1)], power_law)
+    found = real.figure.marks(lines, "prebackrazor", rows[0].base)
+    for told in found.values():
+        assert [mark.share for mark in told] == [pytest.approx(s) for s in (0.01, 0.1, 1)]
+        assert all(len(mark.found) == 3 for mark in told)
+    # In these lines a row loses at the rate of `full`, the more the fewer columns it keeps.
+    own, shared = ([mark.found[0] for mark in told] for told in found.values())
+    assert own[2] == shared[2] and own[1] > shared[1] and own[0] > shared[0]
+    real.figure.draw(lines, 2e-3, tmp_path / "columns.png")
+    assert (tmp_path / "columns.png").read_bytes().startswith(b"\x89PNG")
