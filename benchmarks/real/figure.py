@@ -1,10 +1,10 @@
 """The figure of docs/columns.md: accuracy against columns kept, at two learning rates.
 
-    python benchmarks/real/figure.py --rest 0.0008
+    python benchmarks/real/figure.py
 
-draws `docs/images/columns.png` from lines of `rates.py`, of rows whose kernels alone have the
-searched rate: at their own one, and at that of `full`. A mark is the mean over seeds on the test
-part, its bar goes from the least to the largest. Rows that are still searched are left out.
+draws `docs/images/columns.png` from lines of `rates.py`: every row at its own rate, and at that of
+`full`. A mark is the mean over seeds on the test part, its bar goes from the least to the largest.
+Rows that are still searched are left out.
 """
 
 import argparse
@@ -36,13 +36,10 @@ def at(lines: Sequence[Line], row: Row, index: int | None) -> list[float]:
     return [points(x) for (i, _), x in known if i == index and not x.get("diverged")]
 
 
-def marks(lines: Sequence[Line], method: str, base: Row) -> dict[str, list[Mark]]:
-    """`{series: marks}` of the rows of a method, from the fewest columns up to all, `full`."""
-    alike = [
-        row
-        for row in rows(lines)
-        if row.base == base and row.method == method and row.interval is None
-    ]
+def marks(lines: Sequence[Line], series: Row) -> dict[str, list[Mark]]:
+    """`{rate: marks}` of rows that differ from `series` in keep, from few columns to `full`."""
+    base = series.base
+    alike = [row for row in rows(lines) if row._replace(keep=None, scale=None) == series]
     found: dict[str, list[Mark]] = {name: [] for name in _COLOURS}
     for row in sorted([base, *alike], key=lambda row: row.share):
         places = best_index(lines, row), best_index(lines, base)
@@ -54,11 +51,12 @@ def marks(lines: Sequence[Line], method: str, base: Row) -> dict[str, list[Mark]
 
 def draw(lines: Sequence[Line], rest: float | None, path: Path) -> None:
     """Writes the figure."""
-    base, frozen = Row("full", "adamw", rest=rest), Row("full", "adamw", kernels=0.0)
+    frozen = Row("full", "adamw", kernels=0.0)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for method, style in (("prebackrazor", "o-"), ("lean", "s--")):
-        for name, told in marks(lines, method, base).items():
+    for method, policy, style in (("prebackrazor", "uniform", "o-"), ("lean", None, "s--")):
+        series = Row(method, "adamw", policy=policy, rest=rest)
+        for name, told in marks(lines, series).items():
             means = [statistics.fmean(mark.found) for mark in told]
             bars = [
                 [mean - min(mark.found) for mean, mark in zip(means, told, strict=True)],

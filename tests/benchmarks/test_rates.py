@@ -168,7 +168,7 @@ def test_the_axes_of_a_row_become_settings(real):
 def test_the_figure_has_every_keep_at_both_rates(real, tmp_path):
     rows = [real.rows.Row("prebackrazor", "adamw", keep, rest=2e-3) for keep in (0.1, 0.01)]
     lines = run_all(real.search, [*rows, real.rows.Row("prebackrazor", "adamw", 0.1)], power_law)
-    found = real.figure.marks(lines, "prebackrazor", rows[0].base)
+    found = real.figure.marks(lines, real.rows.Row("prebackrazor", "adamw", rest=2e-3))
     for told in found.values():
         assert [mark.share for mark in told] == [pytest.approx(s) for s in (0.01, 0.1, 1)]
         assert all(len(mark.found) == 3 for mark in told)
