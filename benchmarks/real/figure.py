@@ -69,7 +69,7 @@ def draw(lines: Sequence[Line], rest: float | None, path: Path) -> None:
                 fmt=style,
                 capsize=3,
                 color=_COLOURS[name],
-                label=f"{method} {name}",
+                label=f"{series.name}, {name}",
             )
     if measured := at(lines, frozen, best_index(lines, frozen)):
         axes.axhline(statistics.fmean(measured), color="#888", ls=":", label="frozen kernels")
