@@ -1,19 +1,21 @@
-"""Pretrained models on real tasks: MiniLM-L6 on sentences of manuals, DINOv2-S/14 on clip art.
+"""Pretrained models on real tasks: MiniLM-L6 on two texts, DINOv2-S/14 on clip art.
 
-    python train.py --config benchmarks/real/config.py:documents
+    python train.py --config benchmarks/real/config.py:swapped
     python train.py --config benchmarks/real/config.py:clipart --config.method=full
 
-after the scripts of this folder have made weights and data: `minilm.py`, `documents.py` and
-`cut.py`, or `dinov2.py` and `clipart.py`. Evaluation reads the validation part; the test part is
-for figures that are reported, `--config.data.test_split=test`. Lengths and batches are small, so
-that a run takes a few minutes on two CPU cores.
+after the scripts of this folder have made weights and data: `minilm.py`, `swapped.py` and `cut.py`
+(or `documents.py` in place of `swapped.py`), or `dinov2.py` and `clipart.py`.
+Evaluation reads the validation part; the test part is for figures that are reported,
+`--config.data.test_split=test`. Lengths and batches are small, so that a run takes a few minutes on
+two CPU cores.
 """
 
 from pbr_jax.configs.common import Config, Data, Model, Optimizer
 
 FOLDER = "runs/real"
 VARIANTS = {
-    "documents": "MiniLM-L6, 12 classes, sentences of 24 tokens: the default",
+    "swapped": "MiniLM-L6, 2 classes, sentences of 12 tokens: the default",
+    "documents": "MiniLM-L6, 12 classes, sentences of 24 tokens",
     "clipart": "DINOv2-S/14, 28 classes, images of 70 pixels",
 }
 ADAMW = Optimizer(name="adamw", learning_rate=3e-4, warmup_steps=20, schedule="linear")
@@ -21,18 +23,22 @@ ADAMW = Optimizer(name="adamw", learning_rate=3e-4, warmup_steps=20, schedule="l
 
 def get_config(variant: str | None = None) -> Config:
     """The configuration of `variant`, one of `VARIANTS`, or the default."""
-    return _clipart() if variant == "clipart" else _documents()
+    if variant == "clipart":
+        return _clipart()
+    if variant == "documents":
+        return _minilm(variant, steps=150, vocab_size=8012, tokens=24, classes=12)
+    return _minilm("swapped", steps=200, vocab_size=10988, tokens=12, classes=2)
 
 
-def _documents() -> Config:
-    minilm = f"{FOLDER}/minilm_documents"  # of the words of the task, by cut.py
+def _minilm(task: str, steps: int, vocab_size: int, tokens: int, classes: int) -> Config:
+    minilm = f"{FOLDER}/minilm_{task}"  # of the words of the task, by cut.py
     return Config(
-        name="documents",
+        name=task,
         method="lean",
-        steps=150,
+        steps=steps,
         batch_size=16,
-        eval_every=150,
-        checkpoint_every=150,
+        eval_every=steps,
+        checkpoint_every=steps,
         log_every=20,
         model=Model(
             family="bert",
@@ -40,14 +46,14 @@ def _documents() -> Config:
             depth=6,
             heads=12,
             mlp_dim=1536,
-            vocab_size=8012,
-            max_length=24,
-            num_classes=12,
+            vocab_size=vocab_size,
+            max_length=tokens,
+            num_classes=classes,
             weights=f"{minilm}/model.safetensors",
         ),
         data=Data(
             name="csv",
-            path=f"{FOLDER}/documents",
+            path=f"{FOLDER}/{task}",
             test_split="val",
             tokenizer=f"{minilm}/vocab.txt",
         ),

@@ -1,10 +1,10 @@
 """A BERT whose vocabulary is cut to the words of a task, so that a step takes less time.
 
-    python benchmarks/real/cut.py --model runs/real/minilm --data runs/real/documents \\
-        --out runs/real/minilm_documents
+    python benchmarks/real/cut.py --task swapped
 
-Two of five parameters of MiniLM-L6 are embeddings of words that no text of the task has, and AdamW
-visits all parameters in every step. Kept are the pieces that the task's texts are cut into, in
+reads `runs/real/minilm` and `runs/real/swapped`, and writes `runs/real/minilm_swapped`. Two of five
+parameters of MiniLM-L6 are embeddings of words that a task's texts do not have, and AdamW visits
+all parameters in every step. Kept are the pieces that the task's texts are cut into, in
 their order, and the special tokens. A word is cut into pieces by the longest match at each place;
 that match is kept, and so the same words are cut in the same way, and the model computes the same.
 """
@@ -22,7 +22,10 @@ from pbr_jax.data.vocabulary import load_tokenizer
 from pbr_jax.files import write_json
 
 WORDS = "embeddings.word_embeddings.weight"
-WEIGHTS = "b39600cc1a60b4c43fd2ee30a87db75fc4297cbcdd4fd89cb5456e396ab25fbd"
+WEIGHTS = {
+    "documents": "b39600cc1a60b4c43fd2ee30a87db75fc4297cbcdd4fd89cb5456e396ab25fbd",
+    "swapped": "456735cda07964c93bdd56a9803a6cc99838bfb3118451eee940b26fb0c22b45",
+}
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -67,12 +70,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, default=Path("runs/real/minilm"))
-    parser.add_argument("--data", type=Path, default=Path("runs/real/documents"))
-    parser.add_argument("--out", type=Path, default=Path("runs/real/minilm_documents"))
+    parser.add_argument("--task", default="swapped", choices=WEIGHTS)
+    parser.add_argument("--folder", type=Path, default=Path("runs/real"), help="of all three")
     args = parser.parse_args()
-    print(f"{args.out}: {cut(args.model, texts(args.data), args.out)} word pieces")
-    check(args.out / "model.safetensors", WEIGHTS)
+    out = args.folder / f"minilm_{args.task}"
+    print(f"{out}: {cut(args.folder / 'minilm', texts(args.folder / args.task), out)} word pieces")
+    check(out / "model.safetensors", WEIGHTS[args.task])
 
 
 if __name__ == "__main__":

@@ -84,21 +84,25 @@ def _step(task: str, row: Row, more: tuple[str, ...]) -> Callable[..., Any]:
     config = configuration.load(f"{CONFIG}:{task}", [*more, *row.settings()])
 
     def step(state: Any, batch: Any, rate: jax.Array) -> Any:
-        return step_at(config, rate, row.kernels)(state, batch)
+        return step_at(config, rate, row.kernels, row.rest)(state, batch)
 
     return jax.jit(step, donate_argnums=0)
 
 
-def step_at(config: Config, rate: Any, kernels: float | None = None) -> TrainStep:
-    """The step of a configuration at another rate, and at another one of the blocks' kernels."""
-    optimizer = dataclasses.replace(config.optimizer, learning_rate=rate)
+def step_at(
+    config: Config, rate: Any, kernels: float | None = None, rest: float | None = None
+) -> TrainStep:
+    """The step of a configuration at another rate; see `Row` for `kernels` and `rest`."""
+    all_but_kernels = rate if rest is None else rest
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=all_but_kernels)
     parts = from_config.build(dataclasses.replace(config, optimizer=optimizer))
-    if kernels is None:
+    if kernels is None and rest is None:
         return parts.train_step
+    of_kernels = (1.0 if kernels is None else kernels) * (rate / all_but_kernels)
 
-    def factor(path: Any, _: Any) -> float:
+    def factor(path: Any, _: Any) -> Any:
         names = [entry.key for entry in path]
-        return kernels if "blocks" in names and names[-1] == KERNEL else 1.0
+        return of_kernels if "blocks" in names and names[-1] == KERNEL else 1.0
 
     return make_train_step(
         *(parts.model, parts.optimizer),

@@ -3,14 +3,15 @@
     python benchmarks/real/rates.py --optimizers adamw --keeps 0.1,0.02
     python benchmarks/real/rates.py --methods lean --scales 1,0.5,0.2
     python benchmarks/real/rates.py --keeps 0.02 --policies uniform,importance --intervals 20,never
-    python benchmarks/real/rates.py --methods full --kernels 0.25
+    python benchmarks/real/rates.py --methods full --kernels 0
+    python benchmarks/real/rates.py --keeps 0.1,0.02 --rest 1.6e-3
     python benchmarks/real/rates.py --table
 
-A row is a method, an optimizer and what is set on top: keep, policy, interval, and the rate of the
-blocks' kernels, which shows what a rate does to all other parameters. Its rate is searched
-on a grid of factors of 2, by the loss on the validation part at seed 0; then it is run with more
-seeds at its own rate and at that of `full`, and figures of the test part are reported. A run is a
-line of `--out`; one that is there is not repeated. One process at a time may write a file.
+A row is a method, an optimizer and what is set on top: keep, policy, interval, and which rate the
+blocks' kernels and all other parameters have. Its rate is searched on a grid of factors of 2, by
+the loss on the validation part at seed 0; then it is run with more seeds at its own rate and at
+that of `full`, and figures of the test part are reported. A run is a line of `--out`; one that is
+there is not repeated. One process at a time may write a file.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from typing import Any
 import jax
 import split
 import tables
+from config import VARIANTS
 from once import CONFIG, run
 from rows import Line, Row, rows_of
 from search import trials
@@ -55,8 +57,15 @@ def sources(task: str) -> dict[str, Any]:
     return {"versions": {"jax": jax.__version__, "pbr_jax": __version__}, **digests}
 
 
-def study(task: str, rows: Sequence[Row], seeds: int, out: Path, more: Sequence[str] = ()) -> None:
-    """Runs what the file lacks.
+def study(
+    task: str,
+    rows: Sequence[Row],
+    seeds: int,
+    out: Path,
+    more: Sequence[str] = (),
+    shared: int | None = None,
+) -> None:
+    """Runs what the file lacks; `shared` is the number of seeds at the rate of `full`.
 
     Raises:
       SystemExit: the file has lines of other data or weights.
@@ -66,7 +75,7 @@ def study(task: str, rows: Sequence[Row], seeds: int, out: Path, more: Sequence[
         for what in ("data", "weights"):
             if line[what] != origin[what]:
                 raise SystemExit(f"{out}: has runs of other {what}; name another file by --out")
-    while (trial := next(trials(read(out), rows, seeds), None)) is not None:
+    while (trial := next(trials(read(out), rows, seeds, shared), None)) is not None:
         line = run(task, trial, more) | origin
         with out.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -88,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--task", default="documents", choices=("documents", "clipart"))
+    parser.add_argument("--task", default="swapped", choices=VARIANTS)
     parser.add_argument("--methods", default="prebackrazor", help="beside full")
     parser.add_argument("--optimizers", default="adamw")
     parser.add_argument("--keeps", default="", help="of every site; none = the method's own")
@@ -96,7 +105,9 @@ def main() -> None:
     parser.add_argument("--policies", default="", help="none = the method's own")
     parser.add_argument("--intervals", default="", help="steps between two draws, or never")
     parser.add_argument("--kernels", default="", help="factors on the rate of the blocks' kernels")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rest", type=float, help="rate of all but the blocks' kernels")
+    parser.add_argument("--seeds", type=int, default=3, help="at a row's own rate")
+    parser.add_argument("--shared", type=int, help="seeds at the rate of full; default: --seeds")
     parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE of all runs")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/rates_TASK.jsonl")
     parser.add_argument("--table", action="store_true", help="print the tables and run nothing")
@@ -113,8 +124,9 @@ def main() -> None:
         _names(args.policies) or [None],
         _names(args.intervals) or [None],
         _numbers(args.kernels) or [None],
+        args.rest,
     )
-    study(args.task, rows, args.seeds, out, args.set)
+    study(args.task, rows, args.seeds, out, args.set, args.shared)
 
 
 if __name__ == "__main__":

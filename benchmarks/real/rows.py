@@ -25,6 +25,7 @@ class Row(NamedTuple):
       policy: who chooses the columns; None is the method's own.
       interval: steps between two draws, a number or "never"; None is the default.
       kernels: factor on the learning rate of the blocks' kernels alone; None is 1.
+      rest: learning rate of all parameters but these kernels, which then have the trial's.
       extra: settings on top, `key=value` each.
     """
 
@@ -35,6 +36,7 @@ class Row(NamedTuple):
     policy: str | None = None
     interval: str | None = None
     kernels: float | None = None
+    rest: float | None = None
     extra: tuple[str, ...] = ()
 
     @property
@@ -60,7 +62,14 @@ class Row(NamedTuple):
         more = every.get(self.interval, [f"every {self.interval} steps"])
         if self.kernels is not None:
             more = [*more, f"kernels at {self.kernels:g} of the rate"]
+        if self.rest is not None:
+            more = [*more, f"the rest at {self.rest:g}"]
         return ", ".join([self.method, *([self.policy] if self.policy else []), *more, *self.extra])
+
+    @property
+    def base(self) -> "Row":
+        """The row that this one is compared with: `full`, with the same rate of the rest."""
+        return Row("full", self.optimizer, rest=self.rest)
 
     def settings(self) -> list[str]:
         """On top of the configuration of a task."""
@@ -96,11 +105,6 @@ def row_of(line: Line) -> Row:
     return Row(**fields | {"extra": tuple(line["extra"])})
 
 
-def full(optimizer: str) -> Row:
-    """The row that others are compared with."""
-    return Row("full", optimizer)
-
-
 def rows_of(
     optimizers: Sequence[str],
     methods_of: Sequence[str],
@@ -109,20 +113,21 @@ def rows_of(
     policies: Sequence[str | None] = (None,),
     intervals: Sequence[str | None] = (None,),
     kernels: Sequence[float | None] = (None,),
+    rest: float | None = None,
 ) -> list[Row]:
     """All combinations; `full` is first whatever is named, since others begin at its rate.
 
     Without keeps and scales, a method keeps its own.
     """
     amounts = [(keep, None) for keep in keeps] + [(None, scale) for scale in scales]
-    found = [full(optimizer) for optimizer in optimizers]
+    found = [Row("full", optimizer, rest=rest) for optimizer in optimizers]
     for optimizer in optimizers:
         for method in methods_of:
             if method == "full":
-                found += [Row(method, optimizer, kernels=factor) for factor in kernels]
+                found += [Row(method, optimizer, kernels=factor, rest=rest) for factor in kernels]
                 continue
             found += [
-                Row(method, optimizer, keep, scale, policy, interval, factor)
+                Row(method, optimizer, keep, scale, policy, interval, factor, rest)
                 for policy in policies
                 for interval in intervals
                 for factor in kernels

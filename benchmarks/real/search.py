@@ -8,7 +8,7 @@ both its neighbours are run too, so that the best lies inside what was tried.
 import math
 from collections.abc import Iterator, Sequence
 
-from rows import Line, Row, Trial, full, row_of
+from rows import Line, Row, Trial, row_of
 
 BASE = {"adamw": 1e-4, "sgd": 0.01}
 _FARTHEST = 12  # steps of the grid from its base, beyond which no best is looked for
@@ -48,7 +48,7 @@ def start(lines: Sequence[Line], row: Row) -> int:
 
     Times the mean keep to the power -1/4, and a factor on the rate of kernels to that of -1/2.
     """
-    known = losses(lines, full(row.optimizer))
+    known = losses(lines, row.base)
     index = min(known, key=known.__getitem__) if known else 1
     slower = 1.0 if row.kernels is None else max(row.kernels, 1 / 16)
     return index + round(-0.25 * math.log2(row.share) - 0.5 * math.log2(slower))
@@ -72,23 +72,29 @@ def best_index(lines: Sequence[Line], row: Row) -> int | None:
     return min(known, key=known.__getitem__)
 
 
-def trials(lines: Sequence[Line], rows: Sequence[Row], seeds: int) -> Iterator[Trial]:
+def trials(
+    lines: Sequence[Line], rows: Sequence[Row], seeds: int, shared: int | None = None
+) -> Iterator[Trial]:
     """The runs that are still missing and can be named now, in the order to run them.
 
     `full` of each optimizer comes first, since the others begin at its best rate. A row's further
-    seeds come when its best is known.
+    seeds come when its best is known: `seeds` at its own rate, `shared` (None: as many) at that of
+    `full`. Of kernels with a factor on their rate there is none at the rate of `full`.
     """
-    first = [full(name) for name in dict.fromkeys(row.optimizer for row in rows)]
-    for row in dict.fromkeys([*first, *rows]):
+    shared = seeds if shared is None else shared
+    for row in dict.fromkeys([*(row.base for row in rows), *rows]):
         index = next_index(lines, row)
         if index is not None:
             yield Trial(row, rate_at(row.optimizer, index), 0)
             continue
-        places = [best_index(lines, row), best_index(lines, full(row.optimizer))]
+        own, theirs = best_index(lines, row), best_index(lines, row.base)
+        counts = {own: seeds}
+        if row.kernels is None:
+            counts.setdefault(theirs, shared)
         known = of_row(lines, row)
-        for place in dict.fromkeys(p for p in places if p is not None):
-            for seed in range(seeds):
-                if (place, seed) not in known:
+        for place, count in counts.items():
+            for seed in range(count):
+                if place is not None and (place, seed) not in known:
                     yield Trial(row, rate_at(row.optimizer, place), seed)
 
 

@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from rows import Line, Row, full, row_of
+from rows import Line, Row, row_of
 from scipy import stats
 from search import best_index, losses, of_row, rate_at, refined
 
@@ -30,25 +30,26 @@ def mean_and_half(values: Sequence[float], digits: int) -> str:
 
 def figures(lines: Sequence[Line], row: Row, index: int | None) -> list[str]:
     """Accuracy in %, the paired difference to `full` in points, loss, and seeds, at a rate."""
-    found, base = of_row(lines, row), of_row(lines, full(row.optimizer))
-    place = best_index(lines, full(row.optimizer))
+    found, base = of_row(lines, row), of_row(lines, row.base)
+    place = best_index(lines, row.base)
     if index is None:
         return ["-"] * 4
     mine = {seed: x for (i, seed), x in found.items() if i == index and not x.get("diverged")}
     theirs = {seed: x for (i, seed), x in base.items() if i == place and not x.get("diverged")}
     if not mine:
         return ["diverged" if any(i == index for i, _ in found) else "-", "-", "-", "0"]
-    gaps = [_points(mine[s]) - _points(theirs[s]) for s in sorted(mine.keys() & theirs.keys())]
-    own = row == full(row.optimizer) and index == place
+    gaps = [points(mine[s]) - points(theirs[s]) for s in sorted(mine.keys() & theirs.keys())]
+    own = row == row.base and index == place
     return [
-        mean_and_half([_points(x) for x in mine.values()], 2),
+        mean_and_half([points(x) for x in mine.values()], 2),
         "" if own else mean_and_half(gaps, 2),
         mean_and_half([x["test"]["loss"] for x in mine.values()], 3),
         str(len(mine)),
     ]
 
 
-def _points(line: Line) -> float:
+def points(line: Line) -> float:
+    """Accuracy on the test part, in %."""
     return 100 * line["test"]["accuracy"]
 
 
@@ -61,41 +62,42 @@ HEADER = (
 def table(lines: Sequence[Line], optimizer: str) -> str:
     """In Markdown: every row at its own best rate, and at that of `full`."""
     text = [f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
-    shared = best_index(lines, full(optimizer))
     for row in rows(lines):
         if row.optimizer != optimizer:
             continue
         index = best_index(lines, row)
         rate = "open" if index is None else f"{rate_at(optimizer, index):.2g}"
-        keep = "" if row == full(optimizer) else f"{row.share:.2g}"
+        shared = None if row.kernels is not None else best_index(lines, row.base)
+        keep = "" if row == row.base else f"{row.share:.2g}"
         cells = [row.name, keep, rate, *figures(lines, row, index), *figures(lines, row, shared)]
         text.append(f"| {' | '.join(cells)} |")
     return "\n".join(text)
 
 
 def power(
-    lines: Sequence[Line], optimizer: str, name: str | None = None
+    lines: Sequence[Line], optimizer: str, name: str | None = None, rest: float | None = None
 ) -> tuple[float, float, int] | None:
     """`(a, half of its 95 % interval, rows)` of the fit `rate = c keep^-a`; None below 3 rows.
 
-    Of the rows of that name; None is all that draw in every step, with one rate for all parameters.
+    Of the rows of that name; None is all that draw in every step, with `rest` as the rate of all
+    but the kernels.
 
     Rates are the least of a parabola of the validation loss over the logarithm of the rate.
     """
-    points = []
+    known = []
     for row in rows(lines):
-        alike = (row.interval, row.kernels, row.extra) == (None, None, ())
+        alike = (row.interval, row.kernels, row.rest, row.extra) == (None, None, rest, ())
         if row.optimizer != optimizer or not (alike if name is None else row.name == name):
             continue
         if best_index(lines, row) is not None:
             place = refined(losses(lines, row))
             if place is not None:
-                points.append((math.log2(row.share), place))
-    if len(points) < 3:
+                known.append((math.log2(row.share), place))
+    if len(known) < 3:
         return None
-    fit = stats.linregress(*zip(*points, strict=True))
-    half = stats.t.ppf(0.975, len(points) - 2) * fit.stderr
-    return -float(fit.slope), float(half), len(points)
+    fit = stats.linregress(*zip(*known, strict=True))
+    half = stats.t.ppf(0.975, len(known) - 2) * fit.stderr
+    return -float(fit.slope), float(half), len(known)
 
 
 def report(lines: Sequence[Line]) -> str:
@@ -103,11 +105,13 @@ def report(lines: Sequence[Line]) -> str:
     parts = []
     for optimizer in dict.fromkeys(row.optimizer for row in rows(lines)):
         parts += [f"### {optimizer}", "", table(lines, optimizer), ""]
-        for name in (None, *dict.fromkeys(row.name for row in rows(lines))):
-            if fitted := power(lines, optimizer, name):
+        groups: dict[str, tuple[str | None, float | None]] = {}
+        for row in rows(lines):
+            all_alike = "all rows" if row.rest is None else f"all rows, the rest at {row.rest:g}"
+            groups |= {all_alike: (None, row.rest), row.name: (row.name, None)}
+        for label, group in groups.items():
+            if fitted := power(lines, optimizer, *group):
                 a, half, count = fitted
-                parts.append(
-                    f"{name or 'all rows'}: own rate ~ keep^-{a:.2f} ± {half:.2f} ({count} keeps)"
-                )
+                parts.append(f"{label}: own rate ~ keep^-{a:.2f} ± {half:.2f} ({count} keeps)")
         parts.append("")
     return "\n".join(parts)

@@ -85,3 +85,24 @@ def test_kernels_may_have_a_rate_of_their_own(once):
         ours, theirs = (tree["blocks"]["fc1"][name] for tree in (moved, once_moved))
         np.testing.assert_allclose(ours, factor * theirs, rtol=1e-2, atol=1e-7)
         assert float(jnp.abs(theirs).max()) > 1e-5
+
+
+def test_all_but_kernels_may_have_a_rate_that_stays(once):
+    model = Model(width=16, depth=1, heads=2, mlp_dim=32, patch=4, image_size=8, num_classes=3)
+    config = Config(
+        method="full",
+        model=model,
+        steps=4,
+        batch_size=2,
+        optimizer=Optimizer(schedule="constant", clip_norm=None),
+    )
+    parts = from_config.build(config)
+    params = random_params(parts.model.module)
+    start = from_config.new_state(config, parts, params)
+    batch = {"image": jnp.ones((2, 8, 8, 3)), "label": jnp.array([0, 2])}
+    at = jax.jit(lambda rate: once.step_at(config, rate, None, 0.1)(start, batch)[0].params)
+    same, slow = (jax.tree.map(jnp.subtract, at(rate), params) for rate in (0.1, 0.025))
+    for name, factor in (("kernel", 0.25), ("bias", 1.0)):
+        ours, theirs = (tree["blocks"]["fc1"][name] for tree in (slow, same))
+        np.testing.assert_allclose(ours, factor * theirs, rtol=1e-2, atol=1e-7)
+        assert float(jnp.abs(theirs).max()) > 1e-5

@@ -9,7 +9,7 @@ import types
 import pytest
 
 FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks/real"
-NAMES = ("rows", "search", "tables")
+NAMES = ("rows", "search", "tables", "figure")
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,9 @@ def line(trial, best, diverges=12):
     return known | {"val": {"loss": loss, "accuracy": 0.0}, "test": test}
 
 
-def run_all(search, rows, best_of, seeds=3, **kwargs):
+def run_all(search, rows, best_of, seeds=3, shared=None, **kwargs):
     lines = []
-    while (trial := next(search.trials(lines, rows, seeds), None)) is not None:
+    while (trial := next(search.trials(lines, rows, seeds, shared), None)) is not None:
         lines.append(line(trial, best_of(trial.row), **kwargs))
         assert len(lines) < 200
     return lines
@@ -50,12 +50,12 @@ def power_law(row):
 def test_every_row_ends_with_its_best_inside_and_with_all_seeds(real):
     rows = [real.rows.Row("prebackrazor", "adamw", keep) for keep in (1.0, 0.1, 0.01)]
     lines = run_all(real.search, rows, power_law)
-    for row in [real.rows.full("adamw"), *rows]:
+    for row in [real.rows.Row("full", "adamw"), *rows]:
         index = real.search.best_index(lines, row)
         assert index == round(power_law(row))
         known = real.search.losses(lines, row)
         assert {index - 1, index, index + 1} <= known.keys()
-        shared = real.search.best_index(lines, real.rows.full("adamw"))
+        shared = real.search.best_index(lines, real.rows.Row("full", "adamw"))
         for place in (index, shared):
             assert {(place, seed) for seed in range(3)} <= real.search.of_row(lines, row).keys()
     # None twice.
@@ -72,6 +72,36 @@ def test_a_search_goes_on_where_it_was(real):
             lines[cut]["rate"],
             lines[cut]["seed"],
         )
+
+
+def test_fewer_seeds_at_the_rate_of_full(real):
+    few = real.rows.Row("prebackrazor", "adamw", 0.01)
+    lines = run_all(real.search, [few], power_law, shared=1)
+    own, theirs = (real.search.best_index(lines, row) for row in (few, few.base))
+    seeds = {
+        place: [s for i, s in real.search.of_row(lines, few) if i == place]
+        for place in (own, theirs)
+    }
+    assert seeds == {own: [0, 1, 2], theirs: [0]}
+
+
+def test_frozen_kernels_have_no_run_at_the_rate_of_full(real):
+    frozen = real.rows.Row("full", "adamw", kernels=0.0)
+    lines = run_all(real.search, [frozen], lambda row: 1.2 if row.kernels is None else 5.0)
+    tried = {index for index, _ in real.search.of_row(lines, frozen)}
+    assert 1 not in tried and 5 in tried
+
+
+def test_rows_are_compared_with_full_at_the_same_rate_of_the_rest(real):
+    rows = [real.rows.Row("prebackrazor", "adamw", 0.1, rest=rest) for rest in (None, 1.6e-3)]
+
+    def best_of(row):
+        return power_law(row) - (0.0 if row.rest is None else 3.0)
+
+    lines = run_all(real.search, rows, best_of, seeds=1)
+    for row in rows:
+        assert real.search.best_index(lines, row.base) == round(best_of(row.base))
+    assert len({row.base for row in rows}) == 2
 
 
 def test_a_diverged_run_bounds_the_search(real):
@@ -109,7 +139,7 @@ def test_the_axes_of_a_row_become_settings(real):
     rows = real.rows.rows_of(
         ["adamw"], ["lean"], [], [0.5], ["uniform", None], ["never", "20", None]
     )
-    assert rows[0] == real.rows.full("adamw") and len(rows) == 7
+    assert rows[0] == real.rows.Row("full", "adamw") and len(rows) == 7
     assert rows[1].settings() == [
         *("method=lean", "optimizer.name=adamw"),
         *("pruning.keep.qkv=0.05", "pruning.keep.proj=0.05"),
@@ -128,5 +158,22 @@ def test_the_axes_of_a_row_become_settings(real):
     assert real.rows.Row("prebackrazor", "sgd", 0.02).settings()[2:] == ["pruning.keep=0.02"]
     slow = real.rows.rows_of(["adamw"], ["full"], kernels=[0.25])
     assert [row.name for row in slow] == ["full", "full, kernels at 0.25 of the rate"]
+    first, few = real.rows.rows_of(["adamw"], ["prebackrazor"], [0.1], rest=1.6e-3)
+    assert first == few.base and first.rest == 1.6e-3
+    assert few.name == "prebackrazor, the rest at 0.0016"
     (alone,) = real.rows.rows_of(["sgd"], ["prebackrazor"])[1:]
     assert alone.share == pytest.approx(0.1)
+
+
+def test_the_figure_has_every_keep_at_both_rates(real, tmp_path):
+    rows = [real.rows.Row("prebackrazor", "adamw", keep, rest=2e-3) for keep in (0.1, 0.01)]
+    lines = run_all(real.search, [*rows, real.rows.Row("prebackrazor", "adamw", 0.1)], power_law)
+    found = real.figure.marks(lines, real.rows.Row("prebackrazor", "adamw", rest=2e-3))
+    for told in found.values():
+        assert [mark.share for mark in told] == [pytest.approx(s) for s in (0.01, 0.1, 1)]
+        assert all(len(mark.found) == 3 for mark in told)
+    # In these lines a row loses at the rate of `full`, the more the fewer columns it keeps.
+    own, shared = ([mark.found[0] for mark in told] for told in found.values())
+    assert own[2] == shared[2] and own[1] > shared[1] and own[0] > shared[0]
+    real.figure.draw(lines, 2e-3, tmp_path / "columns.png")
+    assert (tmp_path / "columns.png").read_bytes().startswith(b"\x89PNG")

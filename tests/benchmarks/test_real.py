@@ -16,7 +16,16 @@ from pbr_jax.configs.common import Config, Model
 from pbr_jax.training import from_config
 
 FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks/real"
-NAMES = ("packages", "split", "manuals", "documents", "clipart", "dinov2_check", "dinov2")
+NAMES = (
+    "packages",
+    "split",
+    "manuals",
+    "documents",
+    "swapped",
+    "clipart",
+    "dinov2_check",
+    "dinov2",
+)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +108,45 @@ def test_sentences_of_a_page(real):
         "Paragraphs of the handbook are marked up in another way here.",
     ]
     assert {s.origin for s in found} == {"git-doc/page.html"}
+
+
+def test_a_swapped_sentence_has_two_neighbours_in_the_other_order(real):
+    words = ["the", "boat", "was", "built", "of", "oak", "and", "pine"]
+    found = [real.swapped.sentence(" ".join([*words, str(i), "!"]), "boat") for i in range(400)]
+    first = []
+    for i, made in enumerate(found):
+        before, after = [*words, str(i)], made.text.split()
+        apart = [place for place, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
+        if made.label == "as written":
+            assert not apart
+        else:
+            assert made.label == "swapped" and apart == [apart[0], apart[0] + 1]
+            assert sorted(after) == sorted(before)
+            first.append(apart[0])
+    assert set(first) == set(range(len(words)))  # of nine words, each but the last
+    assert 150 < len(first) < 250
+    again = [real.swapped.sentence(f"no no no no no {i}", "no") for i in range(20)]
+    assert None in again  # a swap of equal words would change nothing
+
+
+def test_the_sentences_of_a_set_of_synonyms(real):
+    line = (
+        "00116376 04 n 02 Lift 0 raise 0 001 @ 00045250 n 0000 | the act of raising something; "
+        '"he responded with a lift of his eyebrow"; "a raise"'
+    )
+    word, texts = real.swapped.uses(line)
+    assert (word, texts) == ("lift", ["he responded with a lift of his eyebrow", "a raise"])
+    assert real.swapped.sentence(texts[1], word) is None  # of too few words
+
+
+def test_the_same_words_in_another_order_are_in_none(real):
+    Sentence = real.swapped.Sentence
+    found = [
+        Sentence("the dog bit a man", "as written", "dog"),
+        Sentence("The dog a bit man", "swapped", "bite"),
+        Sentence("the dog bit a cat", "as written", "dog"),
+    ]
+    assert real.swapped.once(found) == found[2:]
 
 
 def test_no_series_of_drawings_is_in_two_splits(real):
