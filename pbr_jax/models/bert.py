@@ -31,10 +31,13 @@ from pbr_jax.models.blocks import BLOCKS, LinearParams, NormParams, run_blocks
 from pbr_jax.models.inputs import TEXT, text_specs
 from pbr_jax.ops import half_blocks, layer_norm, linear
 from pbr_jax.ops.arrays import Part
+from pbr_jax.ops.exchange import Exchange
 from pbr_jax.ops.visibility import Visibility
 from pbr_jax.plans import ResidualPlan
 
 _EPSILON = 1e-12  # the original's, of every LayerNorm
+EMBEDDING = "embedding"
+_TABLES = ("word", "position", "type")
 _TOKEN_TYPES = 2  # of the first and of the second text
 _INIT = nn.initializers.truncated_normal(0.02)
 
@@ -48,11 +51,19 @@ class Embeddings(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, token_types: jax.Array) -> jax.Array:
-        word = self.param("word", _INIT, (self.vocab_size, self.width))
-        position = self.param("position", _INIT, (self.max_length, self.width))
-        kind = self.param("type", _INIT, (_TOKEN_TYPES, self.width))
-        x = word[tokens] + kind[token_types] + position[None, : tokens.shape[1]]
+    def __call__(
+        self, tokens: jax.Array, token_types: jax.Array, exchange: Exchange | None
+    ) -> jax.Array:
+        if exchange is None:
+            words = self.param("word", _INIT, (self.vocab_size, self.width))[tokens]
+            position = self.param("position", _INIT, (self.max_length, self.width))
+            kind = self.param("type", _INIT, (_TOKEN_TYPES, self.width))
+        else:
+            # Read as they are: Flax would refuse a share of a table by its shape.
+            tables = {name: self.get_variable("params", name) for name in _TABLES}
+            words = exchange.rows(tables.pop("word"), (EMBEDDING, "word"), tokens)
+            position, kind = exchange.whole(tables, (EMBEDDING,)).values()
+        x = words + kind[token_types] + position[None, : tokens.shape[1]]
         return x.astype(self.dtype)
 
 
@@ -74,7 +85,7 @@ class Bert(nn.Module):
     dtype: jnp.dtype = jnp.float32  # of the activations; parameters stay float32
     approximate_gelu: bool = False  # tanh form instead of erf
     plan: ResidualPlan = ResidualPlan()  # what the blocks keep for the backward pass
-    exchanges = (BLOCKS,)
+    exchanges = (BLOCKS, EMBEDDING)
 
     @nn.compact
     def __call__(
@@ -86,7 +97,7 @@ class Bert(nn.Module):
     ) -> jax.Array:
         tokens, token_types, lengths = self._checked(inputs)
         embeddings = Embeddings(
-            self.width, self.vocab_size, self.max_length, self.dtype, name="embedding"
+            self.width, self.vocab_size, self.max_length, self.dtype, name=EMBEDDING
         )
         # Post-norm: dropout and LayerNorm of the embeddings are the first block's.
         shape = half_blocks.BlockShape(
@@ -99,7 +110,7 @@ class Bert(nn.Module):
         )
         x = run_blocks(
             self,
-            embeddings(tokens, token_types),
+            embeddings(tokens, token_types, None if part is None else part.exchange),
             {"visibility": Visibility(lengths=lengths)},
             shape,
             initializer=_INIT,

@@ -56,16 +56,19 @@ def along(data: str, shards: str, split: Cuts, split_moments: Cuts, overlap: boo
       overlap: gradients are exchanged while others are computed, as they are if parameters are cut.
     """
     axes = (data, shards)
-    exchange = _exchange(data, shards, split) if overlap or split else None
 
     def mean(tree):
         return lax.pmean(tree, axes)
 
+    exchanging = overlap or bool(split)
+
     def part(size: int) -> Part:
+        # Asked inside the `shard_map`, where the axes have sizes.
+        exchange = _exchange(data, shards, split) if exchanging else None
         first = lax.axis_index(axes).astype(jnp.uint32) * jnp.uint32(size)
         return Part(first, size * lax.axis_size(axes), exchange)
 
-    reduced = mean if exchange is None else lambda grads: grads
+    reduced = (lambda grads: grads) if exchanging else mean
     devices = Devices(mean, lambda tree: lax.psum(tree, axes), part, reduced)
     cuts = split or split_moments
     if not cuts:
@@ -133,4 +136,7 @@ def _exchange(data: str, shards: str, split: Cuts) -> Exchange:
         found = {True: iter(lax.pmean(shares, data)), False: iter(rest)}
         return structure.unflatten([next(found[c]) for c in cut])
 
-    return Exchange(gather, reduce)
+    def collect(array):
+        return lax.all_gather(array, axes, tiled=True)
+
+    return Exchange(gather, reduce, collect, lax.axis_size(axes))
