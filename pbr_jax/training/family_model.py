@@ -126,9 +126,9 @@ def make_selector(
     for site, budget in budgets.items():
         assert method.policy is not None  # a method without one has no budgets
         policies[site] = make(method.policy, sizes.sites[site].columns, budget)
-    spar, every, step_size = None, p.joint_spar_interval, p.joint_spar_step_size
+    spar, every, step_size = None, p.joint_spar_interval, float(p.joint_spar_step_size)
     if (rate := method.joint_spar) is not None:
-        spar = pruning.joint_spar(sizes.depth, rate, interval=every, step_size=step_size)
+        spar = pruning.joint_spar(sizes.depth, float(rate), interval=every, step_size=step_size)
     joined = pruning.stacked(policies, sizes.depth)
     return selecting.make_selector(joined, spar, sizes.depth, [*sizes.sites], (KERNEL, BIAS))
 

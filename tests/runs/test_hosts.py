@@ -127,8 +127,8 @@ def test_a_stop_that_one_process_is_asked_for_is_that_of_all(processes, straight
 @pytest.mark.parametrize(
     ("hosts", "devices"),
     [
-        (4, 1),
-        pytest.param(1, 4, marks=pytest.mark.exhaustive),
+        (1, 4),
+        pytest.param(4, 1, marks=pytest.mark.exhaustive),
         pytest.param(1, 1, marks=pytest.mark.exhaustive),
         pytest.param(2, 2, marks=pytest.mark.exhaustive),
     ],
@@ -148,7 +148,7 @@ def test_it_goes_on_with_other_processes(processes, straight, tmp_path, hosts, d
         assert differing(content(straight, STEPS), content(folder, STEPS)) == []
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.exhaustive), 1])
 def test_a_killed_process_ends_the_other_with_a_message(processes, tmp_path, victim):
     outputs, codes, seconds = processes.lose(tmp_path / "run", signal.SIGKILL, victim)
     assert codes[victim] == -signal.SIGKILL and codes[1 - victim] != 0
@@ -191,6 +191,7 @@ def test_a_full_disk_of_one_process_leaves_what_was_saved(processes, straight, t
     manifest.verify(folder / "checkpoints" / "10")
 
 
+@pytest.mark.exhaustive
 def test_processes_must_see_one_folder(processes, tmp_path):
     first, second = processes.start(tmp_path / "run", folders=[tmp_path / "run", tmp_path / "b"])
     outputs, codes, _ = processes.ended([first, second])

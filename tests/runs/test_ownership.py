@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from pbr_jax.runs import ownership
-from pbr_jax.runs.ownership import LOCK, Gone, Owned, Ownership, Unusable
+from pbr_jax.runs.ownership import LOCK, Gone, Guest, Owned, Ownership, Unusable
 
 HOLDER = """
 import sys, time, types
@@ -158,3 +158,12 @@ def test_a_file_and_a_place_that_is_gone_are_no_folders(tmp_path, monkeypatch):
     with pytest.raises(Unusable, match="the current directory was removed: change to one that is"):
         Ownership(ownership.Path("run")).__enter__()
     monkeypatch.chdir(tmp_path)
+
+
+def test_a_guest_finds_the_mark_of_the_owner(tmp_path, monkeypatch):
+    monkeypatch.setattr(ownership, "_SEEN", 0.0)
+    with Ownership(tmp_path / "run") as owner:
+        Guest(tmp_path / "run").check_shared(owner.mark)
+        owner.check_shared(owner.mark)
+        with pytest.raises(Unusable, match="is another folder than that of the first process"):
+            Guest(tmp_path).check_shared(owner.mark)

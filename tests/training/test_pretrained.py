@@ -14,6 +14,7 @@ from pbr_jax.configs.common import MODEL_SIZES, Model
 from pbr_jax.data.arrays import ArrayRecords
 from pbr_jax.training import pretrained
 from pbr_jax.training.begin import begin
+from pbr_jax.training.mesh import ONE_DEVICE
 from pbr_jax.weights.bert import HUGGINGFACE_BERT
 from pbr_jax.weights.vit import HUGGINGFACE_VIT
 
@@ -160,7 +161,7 @@ def test_a_run_that_begins_tells_its_weights_the_classes():
     """So that the rows of a head can be put into their order."""
     images = np.zeros((4, 8, 8, 1), np.uint8)
     records = ArrayRecords("training", images, np.arange(4), 4)
-    parts = mock.Mock()
+    parts = mock.Mock(placement=ONE_DEVICE)
     parts.model.begin.side_effect = InterruptedError
     with pytest.raises(InterruptedError):
         begin(config(batch_size=4), parts, data.Dataset(records, records, tuple("abcd")))
