@@ -60,6 +60,7 @@ class Embeddings(nn.Module):
             kind = self.param("type", _INIT, (_TOKEN_TYPES, self.width))
         else:
             # Read as they are: Flax would refuse a share of a table by its shape.
+            tables: dict[str, jax.Array]
             tables = {name: self.get_variable("params", name) for name in _TABLES}
             words = exchange.rows(tables.pop("word"), (EMBEDDING, "word"), tokens)
             position, kind = exchange.whole(tables, (EMBEDDING,)).values()
