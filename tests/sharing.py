@@ -100,21 +100,22 @@ def compare(name):
     settings, data = case(name)
     before, one, *figures, outputs = step(dataclasses.replace(settings, mesh=Mesh(data=1)), data)
     _, many, *shared, others = step(settings, data)
-    np.testing.assert_allclose(others, outputs, rtol=1e-2, atol=1e-3)  # of states that differ
+    assert error(flat(others), flat(outputs)) < 2e-2  # of states that differ, bfloat16 too
     first, second = (flat(state.params) - flat(before.params) for state in (one, many))
     (metrics, tested), (seen, shared_test) = figures, shared
     losses = [
-        [float(m.loss), float(m.grad_norm), float(t["loss"])]
-        for m, t in ((seen, shared_test), (metrics, tested))
+        [float(m.loss), float(t["loss"])] for m, t in ((seen, shared_test), (metrics, tested))
     ]
     loss = max(abs(a - b) / abs(b) for a, b in zip(*losses, strict=True))
+    norm = abs(float(seen.grad_norm) - float(metrics.grad_norm)) / float(metrics.grad_norm)
+    update = max(error(second, first), norm)
     policies = [policies_of(state.pruning) for state in (one, many, before)]
     if not policies[0]:
-        return [loss, error(second, first), 0.0, True, held(many)]
+        return [loss, update, 0.0, True, held(many)]
     learned, taught, start = (flat([own.probs for own in found]) for found in policies)
     same = all(map(np.array_equal, *([own.counts for own in found] for found in policies[:2])))
     moved = error(taught - start, learned - start) if np.any(learned != start) else 0.0
-    return [loss, error(second, first), moved, same, held(many)]
+    return [loss, update, moved, same, held(many)]
 
 
 if __name__ == "__main__":
