@@ -122,7 +122,8 @@ def test_gradients_of_every_block_are_exchanged_once(chunks, depth):
         return {n: {"w": 3 * own["w"], "index": None} for n, own in grads.items()}
 
     given = jax.tree.map(lambda a: a[:depth], STACKED)
-    exchanged = stack([A, AND_B], chunks, None, Exchange(gather, reduce), ("blocks",))
+    exchange = Exchange(gather, reduce, collect=lambda array: array, devices=1)
+    exchanged = stack([A, AND_B], chunks, None, exchange, ("blocks",))
     value, (dw, dx) = gradients(bind(exchanged), given)
     double = given | {"a": given["a"] | {"w": 2 * given["a"]["w"]}}
     expected, (expected_dw, expected_dx) = gradients(bind(stack([A, AND_B], chunks)), double)
