@@ -62,7 +62,7 @@ def test_eight_devices_take_the_step_of_one(cases):
     """
     for name, (loss, update, learned, same, held) in compared(cases).items():
         assert loss < (2e-4 if "bfloat16" in name else 1e-6), name
-        # One code of few bits that flips on a last bit moves the update of so small a model by 1e-4.
+        # A code of few bits that flips on a last bit moves the update of so small a model by 1e-4.
         coded = any(method in name for method in ("lean", "fast", "tiny"))
         assert update < (3e-3 if "bfloat16" in name else 3e-4 if coded else 3e-5), name
         assert learned < 1e-4, name
