@@ -10,7 +10,6 @@ sentence that two documents have is left out, and so is one that names its manua
 """
 
 import argparse
-import csv
 import io
 import re
 import subprocess
@@ -19,23 +18,15 @@ from collections import Counter
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import NamedTuple
 
 import split
 from manuals import MANUALS, Manual
 from packages import fetched
+from split import Sentence
 
 DIGEST = "d4bfc78e94b0b88d"
 MOST = {"train": 500, "val": 100, "test": 250}  # sentences of a class
 EACH = 60  # sentences of a document
-
-
-class Sentence(NamedTuple):
-    """An example; `origin` is its document."""
-
-    text: str
-    label: str
-    origin: str
 
 
 class _Paragraphs(HTMLParser):
@@ -144,14 +135,7 @@ def make(folder: Path, downloads: Path) -> None:
     """
     packages = {manual: fetched(manual.package, downloads) for manual in MANUALS}
     found = [s for m, package in packages.items() for s in found_in(m, documents(m, package))]
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, part in splits(found).items():
-        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerows([("text", "label"), *((s.text, s.label) for s in part)])
-        fewest = min(Counter(s.label for s in part).values())
-        pages = len({s.origin for s in part})
-        print(f"{name}: {len(part)} sentences of {pages} documents, at least {fewest} of a class")
+    split.write(folder, splits(found), "documents")
     split.check_digest(folder, DIGEST)
 
 

@@ -4,13 +4,23 @@ A source is a document, or a series of drawings. It goes to a split by a hash of
 split depends on nothing else, and an example never shares its source with one of another split.
 """
 
+import csv
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 SHARES = {"train": 0.45, "val": 0.15, "test": 0.4}  # of the sources
 T = TypeVar("T")
+
+
+class Sentence(NamedTuple):
+    """An example of a text task."""
+
+    text: str
+    label: str
+    origin: str
 
 
 def place(name: str) -> float:
@@ -56,6 +66,18 @@ def at_most(
             of_origin[source] = of_origin.get(source, 0) + 1
             kept.append(example)
     return kept
+
+
+def write(folder: Path, parts: Mapping[str, Sequence[Sentence]], origins: str) -> None:
+    """Writes `{split}.csv` for `--config.data.name=csv`, and prints what is in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in parts.items():
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerows([("text", "label"), *((s.text, s.label) for s in part)])
+        fewest = min(Counter(s.label for s in part).values())
+        count = len({s.origin for s in part})
+        print(f"{name}: {len(part)} sentences of {count} {origins}, at least {fewest} of a class")
 
 
 def digest_of(folder: Path) -> str:

@@ -11,7 +11,6 @@ sentence. All sentences of a word, in all its senses, go whole to training, vali
 """
 
 import argparse
-import csv
 import io
 import re
 import subprocess
@@ -19,10 +18,10 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import split
 from packages import Package, fetched
+from split import Sentence
 
 from pbr_jax.data.vocabulary import load_tokenizer
 
@@ -38,14 +37,6 @@ SHORTEST = 5  # words
 LONGEST = 10  # pieces of MiniLM's vocabulary; with the two at the ends, 12 tokens
 MOST = {"train": 2500, "val": 600, "test": 1500}  # sentences of a class
 EACH = 20  # sentences of a word
-
-
-class Sentence(NamedTuple):
-    """An example; `origin` is the word whose use it shows."""
-
-    text: str
-    label: str
-    origin: str
 
 
 def uses(line: str) -> tuple[str, list[str]]:
@@ -120,14 +111,7 @@ def make(folder: Path, model: Path, downloads: Path) -> None:
     told = [uses(line) for line in lines(fetched(PACKAGE, downloads))]
     made = [sentence(text, word) for word, texts in told for text in texts]
     found = short([s for s in made if s is not None], model / "vocab.txt")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, part in splits(found).items():
-        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerows([("text", "label"), *((s.text, s.label) for s in part)])
-        fewest = min(Counter(s.label for s in part).values())
-        words = len({s.origin for s in part})
-        print(f"{name}: {len(part)} sentences of {words} words, at least {fewest} of a class")
+    split.write(folder, splits(found), "words")
     split.check_digest(folder, DIGEST)
 
 

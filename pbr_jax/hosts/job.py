@@ -32,7 +32,7 @@ class Job:
 
     def __init__(self, index: int = 0, count: int = 1, texts: Texts | None = None) -> None:
         self.index, self.count = index, count
-        self._texts = texts
+        self.texts = texts  # where the processes tell each other; None where there is one
         self._shared = self._met = 0  # so far; all processes do the same in the same order
         self._watch: Watch | None = None
 
@@ -41,35 +41,30 @@ class Job:
         """Whether this is the process that writes."""
         return self.index == 0
 
-    @property
-    def texts(self) -> Texts | None:
-        """Where the processes tell each other; None where there is one."""
-        return self._texts
-
     def __str__(self) -> str:
         return f"process {self.index} of {self.count} on {socket.gethostname()}"
 
     def shared(self, value: Any) -> Any:
         """What the first process passes, a JSON value, in every process; waits for it."""
-        if self._texts is None:
+        if self.texts is None:
             return value
         self._shared += 1
         key = f"shared/{self._shared}"
         if self.first:
-            self._texts.put(key, json.dumps(value))
+            self.texts.put(key, json.dumps(value))
             return value
-        return json.loads(self._texts.wait_for(key))
+        return json.loads(self.texts.wait_for(key))
 
     def meet(self) -> None:
         """Waits until all processes have come here."""
-        if self._texts is None:
+        if self.texts is None:
             return
         self._met += 1
         if not self.first:
-            self._texts.put(f"met/{self._met}/{self.index}", "")
+            self.texts.put(f"met/{self._met}/{self.index}", "")
         else:
             for index in range(1, self.count):
-                self._texts.wait_for(f"met/{self._met}/{index}")
+                self.texts.wait_for(f"met/{self._met}/{index}")
         self.shared(None)
 
     def check_same(self, what: Mapping[str, Any]) -> None:
@@ -78,10 +73,9 @@ class Job:
         Raises:
           ValueError: they differ; names what, and both.
         """
-        of_first = self.shared([str(self), dict(what)])
-        if self._texts is None:
+        if self.texts is None:
             return
-        who, theirs = of_first
+        who, theirs = self.shared([str(self), dict(what)])
         for name, own in json.loads(json.dumps(dict(what))).items():
             if own != theirs[name]:
                 raise ValueError(
@@ -108,7 +102,7 @@ class Job:
     @contextlib.contextmanager
     def _watched(self, checkpoints: Path) -> Iterator[None]:
         """Has every process know within seconds when this one fails, and this one of the others."""
-        assert self._texts is not None
+        assert self.texts is not None
         gone = f"{self} ended without a word: it was killed, or has lost the others of its job"
         last_words = LastWords(gone, checkpoints)
 
@@ -116,7 +110,7 @@ class Job:
             last_words.clear()
             return advice(checkpoints)
 
-        self._watch = Watch(self._texts, self.index, self.count, str(self), before_end)
+        self._watch = Watch(self.texts, self.index, str(self), before_end)
         try:
             with self._watch:
                 yield

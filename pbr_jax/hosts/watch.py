@@ -40,7 +40,7 @@ class Watch(contextlib.AbstractContextManager["Watch", None]):
 
     Args:
       texts: of the job.
-      index, count, name: of this process, and how many there are.
+      index, name: of this process.
       before_end: called before this process ends; returns what to say of that.
     """
 
@@ -48,14 +48,13 @@ class Watch(contextlib.AbstractContextManager["Watch", None]):
         self,
         texts: Texts,
         index: int,
-        count: int,
         name: str,
         before_end: Callable[[], str],
         end: Callable[[int], Any] = os._exit,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.timeout: int | None = None  # seconds that a step may take; None expects no step
-        self._texts, self._index, self._count, self._name = texts, index, count, name
+        self._texts, self._index, self._name = texts, index, name
         self._before_end, self._end, self._clock = before_end, end, clock
         self._progress = 0
         self._since = clock()  # when this process last got further

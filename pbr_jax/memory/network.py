@@ -31,6 +31,7 @@ def link_rate(text: str) -> float | None:
 
     `100Gb` is none: it is read as bits by some and as bytes by others.
     """
+    # Units of bytes are read as they are written: Mb and mB are nobody's megabytes.
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-zA-Z]+(?:/s)?)", text.strip(), re.ASCII)
     if match is None:
         return None
@@ -109,6 +110,7 @@ def compared(
     are the packed gradients'.
     """
 
+    # Devices have equal parts of a batch, so that the floor is that of one with its part.
     def step(run: Config) -> StepTime:
         alone = on_one_device(run)
         compute = cost.step_seconds(alone, card, memory_use(alone))

@@ -82,6 +82,7 @@ class Store:
 
     def restore(self, step: int, state_like: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """The state of a step, of the structure of `state_like`, and the data saved with it."""
+        # Orbax is told where every array shall lie: by itself it takes the devices of the save.
         leaves, treedef = jax.tree.flatten(state_like)
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         targets = [
@@ -92,6 +93,7 @@ class Store:
         wanted = {"state": ocp.args.StandardRestore(stored), "data": ocp.args.JsonRestore()}
         path = self.path / str(step)
         items = self._open().restore(path, args=ocp.args.Composite(**wanted))
+        # Empty arrays were not stored, and are made anew in their places.
         arrays = iter(jax.tree.leaves(items["state"]))
         filled = (
             next(arrays) if math.prod(x.shape) else jnp.zeros(x.shape, x.dtype, device=x.sharding)

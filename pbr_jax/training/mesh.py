@@ -160,8 +160,8 @@ class Placement(NamedTuple):
                 return step(jax.tree.unflatten(structure, all_of_it), batch)
 
             # Empty arrays stay outside: of inputs that it finds unused, XLA's partitioner in
-            # jax 0.11 crashes. Kernels do not say along which axes their outputs vary, so that
-            # it cannot be checked.
+            # jax 0.11 crashes. What varies along the axes is not checked: the loop over blocks
+            # begins with zeros, which do not say that they will.
             pairs = zip(leaves, jax.tree.leaves(specs), strict=True)
             filled = [(leaf, spec) for leaf, spec in pairs if leaf.size]
             whole = PartitionSpec()

@@ -97,6 +97,7 @@ def make_optimizer(
 
 
 def _clip(clip_norm: float, norm: Callable[[PyTree], jax.Array]) -> optax.GradientTransformation:
+    # Optax's own where it will do; it knows no norm but that of what a device has.
     if norm is optax.tree.norm:
         return optax.clip_by_global_norm(clip_norm)
 

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 
@@ -43,15 +44,29 @@ sys.stdout.write("|".join(said) + "\\n")
 """
 
 
-def launched(folder, script, arguments=(), program=TELLS, **variables):
-    """The lines that a script's processes print; they are `program` in place of `python`."""
+# Waits to be stopped.
+WAITS = """
+import sys, time
+sys.stdout.write("ready\\n")
+sys.stdout.flush()
+time.sleep(60)
+"""
+
+
+def stand_ins(folder, program):
+    """An environment in which `program` runs in place of `python`."""
     (folder / "program.py").write_text(program)
     python = f'#!/bin/bash\nexec {sys.executable} {folder / "program.py"} "$@"\n'
     for name, text in {"srun": SRUN, "ssh": SSH, "python": python}.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "JAX_PLATFORMS": "cpu"}
-    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), **variables}
+    return environment | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def launched(folder, script, arguments=(), program=TELLS, **variables):
+    """The lines that a script's processes print; they are `program` in place of `python`."""
+    environment = stand_ins(folder, program) | variables
     command = ["bash", str(LAUNCH / script), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -72,6 +87,18 @@ def test_ssh_gives_every_host_its_place(tmp_path):
     said = "|".join(["train.py", *given])
     assert (first, second) == (f"node1:12321|2|0|{said}", f"node1:12321|2|1|{said}")
     assert there == ["to node1", "to node2"]
+
+
+def test_a_signal_to_the_script_ends_what_it_started(tmp_path):
+    """Which here dies of it; a training saves."""
+    environment = stand_ins(tmp_path, WAITS) | {"HOSTS": "node1 node2"}
+    command = ["bash", str(LAUNCH / "ssh.sh")]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as script:
+        said = [script.stdout.readline().split()[0] for _ in range(4)]
+        assert sorted(said) == ["ready", "ready", "to", "to"]
+        script.send_signal(signal.SIGTERM)
+        assert script.wait(timeout=20) == 128 + signal.SIGTERM
+        assert script.stdout.read() == ""  # nobody is left who could write
 
 
 def test_the_pods_of_a_jobset_know_their_place():

@@ -13,9 +13,9 @@ from pbr_jax.hosts.watch import Watch
 class Process:
     """A process of a job whose watch looks when the test says so."""
 
-    def __init__(self, index, count, store, now):
+    def __init__(self, index, store, now):
         self.ended, self.said, self.cleared = None, "", 0
-        self.watch = Watch(store, index, count, f"process {index}", self.clear, self.end, now)
+        self.watch = Watch(store, index, f"process {index}", self.clear, self.end, now)
         self.watch.timeout = 10
 
     def clear(self):
@@ -36,7 +36,7 @@ def job(monkeypatch):
     """Two processes, and a function that lets seconds pass."""
     monkeypatch.setattr(watch, "LINGER", 0.0)
     now = [100.0]
-    processes = [Process(i, 2, store, lambda: now[0]) for i, store in enumerate(texts_of(2))]
+    processes = [Process(i, store, lambda: now[0]) for i, store in enumerate(texts_of(2))]
 
     def wait(seconds, *looking):
         for _ in range(seconds):
