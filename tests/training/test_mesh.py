@@ -87,7 +87,7 @@ def compiled(run):
 
 
 # Bytes of the packed gradients of ViT-B/16, float32, with the few that are not pruned.
-WIRE = {"full": 344, "lean": 74, "prebackrazor": 39, "prebackrazor++/js50": 22}
+WIRE = {"full": 344, "lean": 74, "lean/js50": 39, "prebackrazor": 39, "prebackrazor++/js50": 22}
 
 
 # JointSPAR exchanges when all gradients are there, and drops blocks of them before.
