@@ -154,9 +154,18 @@ class Pruning:
     )
     step_size: float = setting(1e-3, "step size of the bandit", POSITIVE)
     min_prob: float | None = setting(None, "least probability; none = the policy's own", FRACTION)
-    interval: int = setting(1, "steps between two draws of columns", STEPS)
-    group_size: int = setting(
-        1, "contiguous columns that are chosen together", within(1, MOST_COLUMNS)
+    interval: int | Literal["never"] | None = setting(
+        None, "steps between two draws of columns; never = one draw; none = the method's own", STEPS
+    )
+    group_size: int | None = setting(
+        None,
+        "contiguous columns that are chosen together; none = the method's own",
+        within(1, MOST_COLUMNS),
+    )
+    state: Literal["whole", "packed"] | None = setting(
+        None,
+        "moments of the optimizer: whole = of every row; packed = of the rows that are trained, "
+        "until the next draw; none = the method's own",
     )
     offset: Literal["none", "paper"] = setting(
         "none", "constant in the bandit loss; paper = Algorithm 2 to the letter, does not learn"

@@ -8,7 +8,7 @@ method can be overridden.
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pbr_jax.plans import Keep, ResidualPlan
 
@@ -21,6 +21,9 @@ class Method:
     plan: ResidualPlan  # what a transformer block keeps for its backward pass
     policy: str | None = None  # who chooses columns, of `pruning.policy.NAMES`; None where nobody
     joint_spar: float | None = None  # fraction of tensors trained at a time; None means all
+    interval: int | Literal["never"] = 1  # steps between two draws of columns
+    group_size: int = 1  # contiguous columns that are chosen together
+    state: Literal["whole", "packed"] = "whole"  # rows that the optimizer has moments of
 
 
 _PRUNED = Keep(0.1)  # the paper's "90 %"
@@ -40,6 +43,9 @@ _FAST = ResidualPlan(
 _LEAN = dataclasses.replace(_FAST, attention="recompute")
 _TINY = ResidualPlan(linear="columns", recompute=True, batch_chunks=8, keep=_MORE_OF_FC1)
 
+# PaCA and S2FT: columns that are drawn once, or groups of them, and an optimizer for these alone.
+_STATIC = ResidualPlan(linear="columns", keep=_PRUNED)
+
 PRESETS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -56,10 +62,13 @@ PRESETS: dict[str, Method] = {
         Method("fast", _FAST, "bandit"),
         Method("lean", _LEAN, "bandit"),
         Method("tiny", _TINY, "bandit"),
+        Method("static", _STATIC, "uniform", interval="never", state="packed"),
+        # Groups of 8 divide the heads of every usual model, and K is a multiple of 8 anyway.
+        Method("static-groups", _STATIC, "uniform", None, "never", 8, "packed"),
     )
 }
 METHODS: tuple[str, ...] = tuple(PRESETS)
-"""Every method, each kind beside its like: baselines, the paper's, plans."""
+"""Every method, each kind beside its like: baselines, the paper's, plans, fixed columns."""
 SUFFIXES = re.compile(r"(/chunks(?P<chunks>[1-9][0-9]{0,5}))?(/js(?P<percent>[1-9][0-9]?))?")
 
 
@@ -74,6 +83,9 @@ def resolve(
     keep: float | Keep | None = None,
     policy: str | None = None,
     joint_spar: float | None = None,
+    interval: int | Literal["never"] | None = None,
+    group_size: int | None = None,
+    state: Literal["whole", "packed"] | None = None,
     **plan_fields: Any,
 ) -> Method:
     """The method called `name`, with any field overridden.
@@ -85,6 +97,7 @@ def resolve(
         open take the method's own.
       policy: who chooses the columns.
       joint_spar: fraction of tensors, in place of the suffix.
+      interval, group_size, state: of the draws, and of what the optimizer keeps.
       **plan_fields: fields of `ResidualPlan`; None leaves the method's own.
 
     Raises:
@@ -128,4 +141,6 @@ def resolve(
     chosen = (policy or preset.policy) if selects else None
     if match["percent"]:
         joint_spar = joint_spar or int(match["percent"]) / 100
-    return Method(name, plan, chosen, joint_spar)
+    interval, state = interval or preset.interval, state or preset.state
+    group_size = group_size or preset.group_size
+    return Method(name, plan, chosen, joint_spar, interval, group_size, state)

@@ -21,6 +21,8 @@ PRESETS = {
     "fast": ("columns", "int8", "qkv", "code2", False, "bandit"),
     "lean": ("columns", "int8", "recompute", "code2", False, "bandit"),
     "tiny": ("columns", "dense", "flash", "dense", True, "bandit"),
+    "static": ("columns", "dense", "flash", "dense", False, "uniform"),
+    "static-groups": ("columns", "dense", "flash", "dense", False, "uniform"),
 }
 
 

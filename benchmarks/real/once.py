@@ -105,8 +105,7 @@ def step_at(
         return of_kernels if "blocks" in names and names[-1] == KERNEL else 1.0
 
     return make_train_step(
-        *(parts.model, parts.optimizer),
-        interval=config.pruning.interval,
+        *(parts.model, parts.mover),
         rates=functools.partial(jax.tree_util.tree_map_with_path, factor),
     )
 

@@ -33,7 +33,7 @@ def family(place: str) -> Family:
         describe=None,
         build=place,
         provider="pbr_jax.training.own_model:own_model",
-        methods=("full", "prebackrazor"),
+        methods=("full", "prebackrazor", "static", "static-groups"),
         shape=(),
         # Those of texts are the same for every model.
         integers=bert.FAMILY.integers,

@@ -65,7 +65,7 @@ def step_seconds(config: Config, card: Card, use: MemoryUse) -> float:
     block = 2 * sum(forward.values()) + 3.5 * attention
     # Weight gradients of the columns that are kept, after one more reading to gather them.
     for name, (columns, features, _) in sites.items():
-        kept = linear.kept_columns(columns, plan.keep_at(name), config.pruning.group_size)
+        kept = linear.kept_columns(columns, plan.keep_at(name), method.group_size)
         gradient = product(kept, features) + passes(kept < columns, columns)
         block += gradient * (1.0 if method.joint_spar is None else method.joint_spar)
     # What the backward pass computes again; a block's last product is not needed again.

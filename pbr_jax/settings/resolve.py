@@ -8,6 +8,9 @@ from pbr_jax.families import Architecture, find
 from pbr_jax.methods import Method
 from pbr_jax.plans import budget_for
 
+METHODS_OWN = ("interval", "group_size", "state")
+"""Settings of `pruning` for which a method has values of its own, as fields of those names."""
+
 
 def named_method(config: Config) -> Method:
     """The method named in `config` with its overrides, whatever the batch.
@@ -15,7 +18,7 @@ def named_method(config: Config) -> Method:
     Raises:
       ValueError: overrides do not go with the method; a line for each.
     """
-    names = ("keep", "policy", "joint_spar", "attention_keep")
+    names = ("keep", "policy", "joint_spar", "attention_keep", *METHODS_OWN)
     pruning = {name: getattr(config.pruning, name) for name in names}
     return methods.resolve(config.method, **pruning, **vars(config.plan))
 
@@ -57,8 +60,6 @@ def family_faults(config: Config) -> list[str]:
         given["method"] = method.name
     elif method.joint_spar is not None:
         given["pruning.joint_spar"] = method.joint_spar
-    if p.group_size != 1:
-        given["pruning.group_size"] = p.group_size
     if config.optimizer.rate_for_keep:
         given["optimizer.rate_for_keep"] = config.optimizer.rate_for_keep
     if p.sampler != "systematic":
@@ -123,7 +124,7 @@ def column_budgets(config: Config, method: Method, sizes: Architecture) -> dict[
         return {}
     # K of every site; where it is D, nothing is left to choose.
     budgets = {
-        name: budget_for(method.plan.keep_at(name), site.columns, config.pruning.group_size)
+        name: budget_for(method.plan.keep_at(name), site.columns, method.group_size)
         for name, site in sizes.sites.items()
     }
     return {name: k for name, k in budgets.items() if k < sizes.sites[name].columns}

@@ -125,7 +125,9 @@ def _field_fault(value: Any, entry: Setting) -> str | None:
     fits = any(_has_type(value, member) for member in members)
     if not fits or (names and value is not None and value not in names):
         return f"must be {_describe(members, names, rule)}{_hint(value, names)}"
-    if rule is None or value is None or isinstance(value, Keep) or rule.holds(value):
+    if rule is None or value is None or value in names or isinstance(value, Keep):
+        return None
+    if rule.holds(value):
         return None
     return rule.text
 

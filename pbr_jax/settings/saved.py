@@ -10,6 +10,7 @@ from pbr_jax.plans import Keep
 from pbr_jax.settings import rules
 from pbr_jax.settings.load import ConfigError
 from pbr_jax.settings.overrides import as_keep
+from pbr_jax.settings.resolve import METHODS_OWN, named_method
 from pbr_jax.settings.rules import settings, show, value_at
 from pbr_jax.settings.ties import tie_faults
 
@@ -73,7 +74,8 @@ def check_resume(saved: dict[str, Any], config: Config, workdir: Path | str) -> 
     Raises:
       ConfigError: a change that would make the resumed run another run; all are named.
     """
-    before = from_dict(saved, f"the settings of the run in {workdir}")
+    before = _as_it_runs(from_dict(saved, f"the settings of the run in {workdir}"))
+    config = _as_it_runs(config)
     safe, serious = list[str](), list[str]()
     for entry in settings():
         old, new = (_compared(entry.key, value_at(tree, entry.key)) for tree in (before, config))
@@ -88,6 +90,13 @@ def check_resume(saved: dict[str, Any], config: Config, workdir: Path | str) -> 
             f"Resume with the old settings, or start afresh with another --workdir than {workdir}.",
         )
     return safe
+
+
+def _as_it_runs(config: Config) -> Config:
+    """`config` with those of its method's own settings that it leaves open."""
+    method = named_method(config)
+    own = {name: getattr(method, name) for name in METHODS_OWN}
+    return dataclasses.replace(config, pruning=dataclasses.replace(config.pruning, **own))
 
 
 def _compared(key: str, value: Any) -> Any:

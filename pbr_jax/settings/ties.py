@@ -214,7 +214,7 @@ def _warmup(config: Config) -> Faults:
 def _budgets(config: Config) -> Faults:
     """Arms must tile the columns, and min_prob for all of them must fit in the budget K."""
     method, sites = named_method(config), architecture(config).sites
-    group, min_prob = config.pruning.group_size, config.pruning.min_prob
+    group, min_prob = method.group_size, config.pruning.min_prob
     if method.policy is None:
         return
     # Groups tile the columns of every site where they divide what all have in common.
@@ -251,7 +251,7 @@ def _rounded_down(share: float) -> float:
 def _draws(config: Config) -> Faults:
     """What draws exactly K of the columns counts groups in 16 bits."""
     method, sites = named_method(config), architecture(config).sites
-    group = config.pruning.group_size
+    group = method.group_size
     if method.policy is None or config.pruning.sampler != "systematic":
         return
     for name, site in sites.items():
@@ -286,6 +286,28 @@ def _elements(config: Config) -> Faults:
             )
 
 
+def _packed(config: Config) -> Faults:
+    """What an optimizer of selected rows alone cannot follow."""
+    method, pruning = named_method(config), config.pruning
+    if method.state != "packed":
+        return
+    if method.policy is not None and method.interval == 1:
+        yield (
+            "pruning.state = packed: moments last until the next draw, and pruning.interval = 1"
+            " draws in every step; set pruning.interval=200, or never"
+        )
+    if method.joint_spar is not None:
+        yield (
+            f"pruning.state = packed: has rows of every block, and JointSPAR ({method.joint_spar:g}"
+            " of the tensors) trains some; set pruning.state=whole, or train all tensors"
+        )
+    if pruning.importance_weighting:
+        yield (
+            "pruning.importance_weighting = true: divides by the probabilities of the draw, which"
+            " pruning.state = packed does not keep; leave one of the two out"
+        )
+
+
 def _of_sizes(rule: Callable[[Config], Faults]) -> Callable[[Config], Faults]:
     """A rule about sizes, for families whose sizes are known before their program is."""
 
@@ -315,6 +337,7 @@ _TIES: tuple[tuple[tuple[str, ...], Callable[[Config], Faults]], ...] = (
     (("optimizer.warmup_steps", "steps"), _warmup),
     # What a family makes its architecture of, only the family knows.
     (("model.family", *_METHOD), _methods),
+    (_METHOD, _packed),
     (("model", "pruning.keep"), _of_sizes(_keep)),
     (("model", *_METHOD), _of_sizes(_budgets)),
     (("model", *_METHOD), _of_sizes(_draws)),

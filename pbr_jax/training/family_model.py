@@ -118,7 +118,7 @@ def make_selector(
     p = config.pruning
     make = functools.partial(
         pruning.make_policy,
-        group_size=p.group_size,
+        group_size=method.group_size,
         sampler=p.sampler,
         learning=pruning.Learning(p.step_size, p.min_prob, p.offset),
     )

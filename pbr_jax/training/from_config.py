@@ -11,8 +11,11 @@ from pbr_jax import methods
 from pbr_jax.configs.common import Config, Mesh
 from pbr_jax.families import Family, find, late
 from pbr_jax.settings.resolve import family_faults, rate_factor, resolve_method
+from pbr_jax.training.devices import ONE, Devices
 from pbr_jax.training.mesh import Placement, placement
+from pbr_jax.training.mover import Mover, whole
 from pbr_jax.training.optimizer import Optimizer, learning_rate, make_optimizer
+from pbr_jax.training.packed import packed
 from pbr_jax.training.pruned_model import PrunedModel
 from pbr_jax.training.state import TrainState, init_state
 from pbr_jax.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
@@ -26,7 +29,7 @@ class Parts(NamedTuple):
     family: Family
     task: Task  # loss and figures
     model: PrunedModel  # what is trained, and who chooses of it
-    optimizer: Optimizer  # with clipping and schedule
+    mover: Mover  # who draws and moves its rows: an optimizer, with clipping and schedule
     schedule: optax.Schedule  # step -> learning rate
     train_step: TrainStep  # `(state, batch) -> (state, metrics)`, not yet jitted
     eval_step: EvalStep  # `(variables, batch) -> {"loss", each figure: sum}`, not yet jitted
@@ -53,14 +56,13 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     place = placement(config, model, method, devices)
     settings = {name: getattr(o, name) for name in names}
     optimizer = make_optimizer(o.name, schedule, **settings, norm=place.devices.norm)
+    mover = make_mover(model, optimizer, method, place.devices)
     train_step = make_train_step(
         model,
-        optimizer,
+        mover,
         devices=place.devices,
         accumulation_steps=o.accumulation_steps,
-        interval=config.pruning.interval,
         importance_weighting=config.pruning.importance_weighting,
-        implementation=method.plan.implementation,
     )
     eval_step = make_eval_step(model, task, place.devices)
     return Parts(
@@ -68,7 +70,7 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
         family,
         task,
         model,
-        optimizer,
+        mover,
         schedule,
         place.spread(train_step, moves=True),
         place.spread(eval_step),
@@ -76,10 +78,20 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     )
 
 
+def make_mover(
+    model: PrunedModel, optimizer: Optimizer, method: methods.Method, devices: Devices = ONE
+) -> Mover:
+    """Who moves the rows that the policies draw, as the method says."""
+    interval = None if method.interval == "never" else method.interval
+    if method.state == "packed":
+        return packed(model, optimizer, interval=interval, devices=devices)
+    return whole(model, optimizer, interval=interval, implementation=method.plan.implementation)
+
+
 def new_state(config: Config, parts: Parts, params: Any, extra: Any = ()) -> TrainState:
     """The state before the first step."""
     run_key = jax.random.fold_in(jax.random.key(config.seed), 1)  # 0 gave the parameters
-    return init_state(run_key, params, extra, parts.optimizer, parts.model)
+    return init_state(run_key, params, extra, parts.mover, parts.model)
 
 
 def state_shapes(config: Config, parts: Parts) -> TrainState:

@@ -13,6 +13,10 @@ from pbr_jax.ops.arrays import squared_norms
 class Slices(Protocol):
     """Which part of a parameter, or of a moment of it, a step moves: `Rows`, `ALL` and the like."""
 
+    @property
+    def slots(self) -> jax.Array | None:
+        """Where its slices lie, int32, increasing along the last axis; None where it is whole."""
+
     def gather(self, leaf: jax.Array) -> jax.Array:
         """The part, in the shape of its packed gradient."""
 
@@ -51,6 +55,8 @@ class Rows(NamedTuple):
 class _All:
     """A parameter trained whole; an object, since None would vanish from the tree."""
 
+    slots = None
+
     def gather(self, leaf: jax.Array) -> jax.Array:
         return leaf
 
@@ -73,6 +79,11 @@ class Share(NamedTuple):
 
     whole: Slices
     axis: str
+
+    @property
+    def slots(self) -> jax.Array | None:
+        """Those of the whole: every device has a part of each slice."""
+        return self.whole.slots
 
     def gather(self, leaf: jax.Array) -> jax.Array:
         rows = self.whole.gather(leaf)

@@ -4,9 +4,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from pbr_jax.training.optimizer import Optimizer
+from pbr_jax.training.mover import Mover
 from pbr_jax.training.pruned_model import PrunedModel
 
 EXTRA = "_extra"  # in an exported tree, beside parameters
@@ -22,8 +21,8 @@ class TrainState(NamedTuple):
 
     step: jax.Array  # int32 scalar, steps done
     key: jax.Array  # typed PRNG key of the run; never split, each step folds its number in
-    params: Any  # float32
-    opt_state: optax.OptState
+    params: Any
+    opt_state: Any  # of the optimizer, as its `Mover` keeps it
     pruning: Any  # of the policies that choose columns and tensors
     extra: Any = ()  # what else the model changes, such as running statistics
 
@@ -34,8 +33,8 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    key: jax.Array, params: Any, extra: Any, optimizer: Optimizer, model: PrunedModel
+    key: jax.Array, params: Any, extra: Any, mover: Mover, model: PrunedModel
 ) -> TrainState:
     """State before the first step. `key` seeds selections and dropout of the whole run."""
-    step, opt_state = jnp.zeros((), jnp.int32), optimizer.init(params)
-    return TrainState(step, key, params, opt_state, model.policies(), extra)
+    step, pruning = jnp.zeros((), jnp.int32), model.policies()
+    return TrainState(step, key, params, mover.init(key, params, pruning), pruning, extra)

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pbr_jax.plans import Implementation
 from pbr_jax.training.devices import ONE, Devices
-from pbr_jax.training.optimizer import Optimizer, update_rows
+from pbr_jax.training.mover import Mover
 from pbr_jax.training.pruned_model import Batch, PrunedModel
 from pbr_jax.training.state import TrainState
 from pbr_jax.training.task import Task
@@ -36,27 +35,22 @@ EvalStep = Callable[[tuple[PyTree, PyTree], Batch], dict[str, jax.Array]]
 
 def make_train_step(
     model: PrunedModel,
-    optimizer: Optimizer,
+    mover: Mover,
     *,
     accumulation_steps: int = 1,
-    interval: int = 1,
     importance_weighting: bool = False,
     devices: Devices = ONE,
-    implementation: Implementation | None = None,
     rates: Callable[[PyTree], PyTree] | None = None,
 ) -> TrainStep:
     """The train step `(state, batch) -> (state, metrics)`; jit it with the state donated.
 
     Args:
       model: what is trained, and who chooses its rows.
-      optimizer: who moves them.
+      mover: who draws and moves them.
       accumulation_steps: micro-batches per step; one selection serves them all.
-      interval: steps that draw columns with the same random numbers: the same columns where p
-        does not change, and nearly the same ones under a policy that learns.
       importance_weighting: divide kept rows by their probability (Theorem 1) or not (the authors'
         code).
       devices: that share the batch, each with a part of it.
-      implementation: of the update, see `pbr_jax.ops.dispatch`.
       rates: `params -> factors on the learning rate`, a number for each leaf; None is 1 for all.
 
     A step whose loss or gradient is not finite changes neither parameters nor optimizer nor
@@ -66,9 +60,8 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         # 1. Draw, before the forward pass, what will be kept (Algorithm 1, lines 5-6).
         _, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        draw = state.step - state.step % interval
-        select_key, _ = jax.random.split(jax.random.fold_in(state.key, draw))
-        drawn, selection = model.select(select_key, state.pruning, state.step)
+        drawn = mover.draw(state)
+        selection = drawn.selection
 
         # 2. Forward and backward pass; the gradient of a pruned kernel has the drawn rows alone.
         trained, frozen = model.split(state.params, selection)
@@ -86,8 +79,10 @@ def make_train_step(
         value, figures, extra = devices.mean((value, figures, extra))
         # Means over devices are taken of what is packed: the fewest bytes on the wire.
         packed = devices.reduced(model.pack(selection, grads))
-        weighted = model.unbias(drawn, selection, packed) if importance_weighting else packed
-        grad_norm = optimizer.norm(weighted)
+        weighted = (
+            model.unbias(drawn.pruning, selection, packed) if importance_weighting else packed
+        )
+        grad_norm = mover.norm(weighted)
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
 
         # 3. The optimizer moves the drawn rows, and finds their squared norms on the way.
@@ -96,20 +91,15 @@ def make_train_step(
         selection, finite = jax.lax.optimization_barrier((selection, finite))
         slices = devices.own(model.slices(selection, state.params))
         factors = None if rates is None else rates(state.params)
-        params, opt_state, norms = update_rows(
-            optimizer,
-            weighted,
-            state.opt_state,
-            state.params,
-            slices,
-            finite,
-            implementation,
-            factors,
+        params, opt_state, norms = mover.update(
+            weighted, drawn, state.params, slices, finite, factors
         )
 
         # 4. The policies learn from the norms (line 24), as they were before any division by p.
         squared_norms = None if importance_weighting else devices.added(norms)
-        learned = model.learn(drawn, selection, packed, state.step, squared_norms, devices.added)
+        learned = model.learn(
+            drawn.pruning, selection, packed, state.step, squared_norms, devices.added
+        )
         pruning, extra = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (learned, extra),

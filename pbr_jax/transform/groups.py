@@ -88,11 +88,13 @@ def make_plan(
     include: Patterns,
     exclude: Patterns | None,
     min_columns: int,
+    group_size: int = 1,
 ) -> Plan:
     """Groups the sites of an analysis; arguments as of `pbr_jax.prune`.
 
     Raises:
-      ValueError: nothing can be pruned; a pattern names nothing, or nothing that can be pruned.
+      ValueError: nothing can be pruned; a pattern names nothing, or nothing that can be pruned;
+        groups do not tile the columns of a site.
     """
     shapes = tuple(tuple(leaf.shape) for leaf in leaves)
     dense: dict[str, str] = {}
@@ -134,7 +136,10 @@ def make_plan(
         width = layouts[0].num_columns
         share = shares[members[0]]
         assert share is not None
-        kept = budget_for(share, width)
+        try:
+            kept = budget_for(share, width, group_size)
+        except ValueError as error:
+            raise ValueError(f"{paths[members[0]]}: {error}") from error
         if kept == width:
             dense |= {paths[i]: f"keep = {share} is all of its {width} columns" for i in members}
             continue

@@ -20,7 +20,9 @@ Selection = dict[str, jax.Array]
 class GroupPolicies:
     """Policies of all groups; every method but the constructor can be jitted."""
 
-    def __init__(self, groups: Mapping[str, Group], name: str, learning: Learning) -> None:
+    def __init__(
+        self, groups: Mapping[str, Group], name: str, learning: Learning, group_size: int = 1
+    ) -> None:
         self.groups = groups
         self.policies: dict[tuple[int, int], PruningPolicy] = {}
         self._alike: dict[tuple[int, int], list[str]] = {}
@@ -28,10 +30,10 @@ class GroupPolicies:
             size = (group.num_columns, group.num_kept)
             self._alike.setdefault(size, []).append(group.name)
         for size in self._alike:
-            self.policies[size] = make_policy(name, *size, learning=learning)
+            self.policies[size] = make_policy(name, *size, group_size=group_size, learning=learning)
 
     def init(self) -> State:
-        """`{group: {"probs", "counts"[, "energy"]}}`, leaves `[*stack, D]`; none is empty."""
+        """`{group: {"probs", "counts"[, "energy"]}}`, leaves `[*stack, A]`, not empty."""
         found: State = {}
         for group in self.groups.values():
             policy = self.policies[group.num_columns, group.num_kept]

@@ -23,6 +23,7 @@ def prune(
     exclude: Patterns | None = EXCLUDE,
     policy: str = "bandit",
     min_columns: int = 64,
+    group_size: int = 1,
     learning: Learning | None = None,
     **kwargs: Any,
 ) -> Pruned:
@@ -48,11 +49,12 @@ def prune(
       include, exclude: patterns of paths, regular expressions that are searched for.
       policy: "bandit" (Algorithm 2), "importance" or "uniform", see `pbr_jax.pruning`.
       min_columns: sites with fewer stay dense.
+      group_size: contiguous columns that are chosen together; divides those of every site.
       learning: how the policy follows the gradient; None takes the defaults.
 
     Raises:
       ValueError: nothing can be pruned; a pattern names nothing, or only what cannot be pruned,
-        with the reason.
+        with the reason; or groups do not tile the columns of a site.
       TypeError: `model` is of no kind above.
     """
     front = front_end(model)
@@ -66,5 +68,7 @@ def prune(
         include=include,
         exclude=exclude,
         min_columns=min_columns,
+        group_size=group_size,
     )
-    return Pruned(front, plan, GroupPolicies(plan.groups, policy, learning or Learning()))
+    policies = GroupPolicies(plan.groups, policy, learning or Learning(), group_size)
+    return Pruned(front, plan, policies)

@@ -101,7 +101,8 @@ class Pruned(Packing):
     def init(self) -> State:
         """State of the policies before the first step, `{group: {"probs", "counts", ...}}`.
 
-        Leaves are `[*stack, D]`, none of size zero; names come from the parameters' paths.
+        Leaves are `[*stack, A]`, A = D / group_size, none of size zero; names come from the
+        parameters' paths.
         """
         return self.policies.init()
 

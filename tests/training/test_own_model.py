@@ -230,9 +230,11 @@ def test_what_a_function_returns_is_checked(name, told):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"method": "lean"}, "method = lean: own_models:mlp can be trained by full, prebackrazor"),
+        (
+            {"method": "lean"},
+            "method = lean: own_models:mlp can be trained by full, prebackrazor, static",
+        ),
         ({"method": "prebackrazor/js50"}, "method = prebackrazor/js50: is for the blocks"),
-        ({"pruning": Pruning(group_size=2)}, "pruning.group_size = 2: is for the blocks"),
         (
             {"optimizer": Optimizer(rate_for_keep=0.5)},
             "optimizer.rate_for_keep = 0.5: is for the blocks",

@@ -224,7 +224,7 @@ def test_kernels_of_a_site_may_have_a_rate_of_their_own(plain_update):
     parts, state = start(config(optimizer=sgd))
     factors = {"blocks/fc1/kernel": 0.5, "blocks/qkv/kernel": 0.0}
     step = make_train_step(
-        *(parts.model, parts.optimizer),
+        *(parts.model, parts.mover),
         rates=functools.partial(
             jax.tree_util.tree_map_with_path,
             lambda path, _: factors.get(

@@ -263,3 +263,15 @@ def test_no_module_of_jax_is_imported_with_the_package():
     )
     seconds, imported = done.stdout.split()
     assert float(seconds) < 0.1 and imported == "False"
+
+
+def test_columns_are_chosen_in_groups(params, x):
+    """S2FT's contiguous rows: whole groups, as many as K holds."""
+    pruned = prune(model, params, x, keep=0.4, group_size=16)
+    drawn = pruned.select(pruned.init(), jax.random.key(0))
+    for name, columns in drawn.items():
+        starts = np.asarray(columns).reshape(-1, 16)
+        assert np.all(starts[:, 0] % 16 == 0), name
+        assert np.all(starts - starts[:, :1] == np.arange(16)[None])
+    with pytest.raises(ValueError, match="group_size = 48: must divide the number of columns"):
+        prune(model, params, x, group_size=48)
