@@ -89,14 +89,15 @@ def read(path: str | os.PathLike[str]) -> Weights:
     sizes = {"depth": depth} | layout.infer_sizes(form.table(depth), arrays)
     config = beside.model_config(path) if form.prefix else {}
     # Without their prefix, the names of some families are alike.
-    if config.get("model_type", form.family) not in (form.family, *form.related):
+    types = (*form.model_types, *form.related)
+    if config.get("model_type", types[0]) not in types:
         raise ValueError(
             f"weights {path}: this is a {config['model_type']} by its config.json; what can be read"
             f" is {_ours()}"
         )
     if (heads := config.get("num_attention_heads")) is not None:
-        width = sizes.get("width", 0)
-        if type(heads) is not int or heads < 1 or width % heads:
+        width, apart = sizes.get("width", 0), "head_dim" in config
+        if type(heads) is not int or heads < 1 or (width % heads and not apart):
             raise ValueError(
                 f"weights {path}: its config.json says num_attention_heads = {heads}, which must be"
                 f" a whole number that divides the width of its arrays, {width}; take the"
