@@ -22,6 +22,8 @@ class Visibility(NamedTuple):
         queries are computed like others: their output and gradients are finite, and they reach
         nothing if their cotangent is zero.
       segment_ids: int32 `[B, N]`; a token sees the tokens of its own segment. Needs M = N.
+      window: int32 `[B]`, 1 to M; a query sees as many of the last keys, itself included. Needs
+        causality.
       seeds: uint32 `[B, 2]`, for the dropout of probabilities (`dropout_bits`); without them
         nothing is dropped.
     """
@@ -29,6 +31,7 @@ class Visibility(NamedTuple):
     mask: jax.Array | None = None
     lengths: jax.Array | None = None
     segment_ids: jax.Array | None = None
+    window: jax.Array | None = None
     seeds: jax.Array | None = None
 
 

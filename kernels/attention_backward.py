@@ -13,6 +13,7 @@ Everything also works on q, k and v of fewer channels than the output (the spars
 PreBackRazor++): `do_for_v` are the channels of `do` that go with the channels of v.
 """
 
+import functools
 import math
 
 import jax
@@ -54,8 +55,8 @@ def _query_gradient(read: Arrays, dq_ref, *, program: Program):
         ds = _where(seen, p * (dp - delta[:, None]))
         return dq + triton.dot(ds.astype(k.dtype), k)
 
-    count = key_blocks(queries, program, read.visibility)
-    dq = lax.fori_loop(0, count, add, jnp.zeros(q.shape, jnp.float32))
+    first, end = key_blocks(queries, program, read.visibility)
+    dq = lax.fori_loop(first, end, add, jnp.zeros(q.shape, jnp.float32))
     store(dq_ref, queries, dq * program.rules.scale, of_q)
 
 
@@ -95,7 +96,7 @@ def _query_gradient_of_rows(read: Arrays, dq_ref, lse_ref, delta_ref, *, program
 
 
 def key_gradients(arrays: Arrays, run: Run) -> tuple[jax.Array, jax.Array]:
-    """Gradients of k, `[B, H, M, C]`, and of v, `[B, H, M, channels of do]`.
+    """Gradients of k, `[B, Hkv, M, C]`, and of v, `[B, Hkv, M, channels of do]`.
 
     Arguments as for `query_gradient`, but `do` has all channels, and `do_for_v` those that v has if
     these are fewer.
@@ -110,24 +111,25 @@ def key_gradients(arrays: Arrays, run: Run) -> tuple[jax.Array, jax.Array]:
 
 
 def _key_gradients(read: Arrays, dk_ref, dv_ref, *, program: Program):
-    # Its keys, their values, dk and dv stay in registers over all queries.
+    # Its keys, their values, dk and dv stay in registers over all queries of all heads of its group.
     keys = program.keys(pl.program_id(0))
     of_q, of_v, of_out = program.channels
-    head = pl.program_id(1)
+    place = pl.program_id(1)
     k, v = load(read.k, keys, of_q), load(read.v, keys, of_v)
 
-    def add(i, carry):
+    def add(member, i, carry):
         dk, dv = carry
-        queries = program.queries(i)
+        queries, of = program.queries(i), functools.partial(load, member=member)
+        head = place if member is None else place * program.group + member
         tile = Tile(queries, keys, head, read.visibility, program.rules, flipped=True)
-        q, do = load(read.q, queries, of_q), load(read.do, queries, of_out)
+        q, do = of(read.q, queries, of_q), of(read.do, queries, of_out)
         # Past the last query the probabilities vanish.
-        lse, delta = load(read.lse, queries, other=-HIDDEN), load(read.delta, queries)
+        lse, delta = of(read.lse, queries, other=-HIDDEN), of(read.delta, queries)
         scores, seen = tile.log2_scores(triton.dot(k, q, trans_b=True))
         p = tile.probabilities(scores, lse)
         # dv takes the probabilities that dropout left, ds those before it.
         dv = dv + triton.dot(tile.dropped(p).astype(do.dtype), do)
-        do_for_v = do if read.do_for_v is None else load(read.do_for_v, queries, of_v)
+        do_for_v = do if read.do_for_v is None else of(read.do_for_v, queries, of_v)
         dp = tile.dropped(triton.dot(v, do_for_v, trans_b=True))
         ds = _where(seen, p * (dp - delta[None, :]))
         return dk + triton.dot(ds.astype(q.dtype), q), dv
@@ -137,7 +139,12 @@ def _key_gradients(read: Arrays, dk_ref, dv_ref, *, program: Program):
         jnp.zeros((program.blocks.columns, padded(of_out)), jnp.float32),
     )
     first, end = query_blocks(keys, program, read.visibility)
-    dk, dv = lax.fori_loop(first, end, add, zeros)
+
+    def add_head(member, carry):
+        return lax.fori_loop(first, end, functools.partial(add, member), carry)
+
+    alone = program.group == 1
+    dk, dv = add_head(None, zeros) if alone else lax.fori_loop(0, program.group, add_head, zeros)
     store(dk_ref, keys, dk * program.rules.scale, of_q)
     store(dv_ref, keys, dv, of_out)
 

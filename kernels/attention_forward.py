@@ -58,7 +58,7 @@ def _forward(read: Arrays, out_ref, lse_ref, *, program: Program):
     rows = program.blocks.rows
     zeros = jnp.zeros((rows,), jnp.float32)
     start = (zeros, zeros - jnp.inf, jnp.zeros((rows, read.v.shape[-1]), jnp.float32))
-    count = key_blocks(queries, program, read.visibility)
-    total, top, weighted = lax.fori_loop(0, count, add, start)
+    first, end = key_blocks(queries, program, read.visibility)
+    total, top, weighted = lax.fori_loop(first, end, add, start)
     store(out_ref, queries, weighted / total[:, None], of_v)
     store(lse_ref, queries, top * math.log(2) + jnp.log(total))

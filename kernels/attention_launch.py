@@ -1,8 +1,12 @@
 """Launches of the attention kernels: their arrays, what is static in them, their grids.
 
-A program works on the samples and heads of its place in the grid `(blocks, H, B)`. The refs of a
-kernel hold all tokens of one head, `[N, channels]`, filled up to whole tiles: nothing is moved by
+A program works on the sample and head of its place in the grid `(blocks, H or Hkv, B)`. The refs of
+a kernel hold all tokens of one head, `[N, channels]`, filled up to whole tiles: nothing is moved by
 that, and what lies past the last token or channel is masked in every load and store.
+
+With grouped queries several heads of q share one of k and v, which no array repeats. A program of
+queries reads the k and v of its group. One of keys reads all heads of q of its group in turn, from
+refs `[group, N, channels]`, so that it alone writes dk and dv of its keys.
 """
 
 import functools
@@ -10,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
+from jax import lax
 from jax.experimental import pallas as pl
 
 from pbr_jax.kernels.attention_arguments import Rules, Visibility
@@ -21,8 +26,8 @@ _SMALLEST_DOT = 16
 class Arrays(NamedTuple):
     """Inputs of an attention kernel: arrays, the block specs of these, or refs."""
 
-    # q, k, v: `[B, H, N, C]`, `[B, H, M, C]`, `[B, H, M, C']`; any C, filled up to a power of two
-    # on chip
+    # q, k, v: `[B, H, N, C]`, `[B, Hkv, M, C]`, `[B, Hkv, M, C']`, where Hkv divides H; any C,
+    # filled up to a power of two on chip
     q: Any
     k: Any
     v: Any
@@ -33,8 +38,8 @@ class Arrays(NamedTuple):
     delta: Any = None
     visibility: Visibility = Visibility()  # without a `mask`
 
-    def specs(self, blocks: Blocks, least_channels: int) -> "Arrays":
-        """Block specs: of all tokens of one head, and of one sample's share of `visibility`."""
+    def specs(self, blocks: Blocks, heads: int, least_channels: int) -> "Arrays":
+        """Block specs in a grid of that many heads, see `_head_spec` and `_visibility_specs`."""
 
         def spec(name: str, x) -> Any:
             if x is None:
@@ -42,7 +47,7 @@ class Arrays(NamedTuple):
             if isinstance(x, Visibility):
                 return _visibility_specs(x, blocks)
             block = blocks.columns if name in ("k", "v") else blocks.rows
-            return _head_spec(x, block, least_channels)
+            return _head_spec(x, block, heads, least_channels)
 
         return Arrays(*map(spec, self._fields, self))
 
@@ -61,6 +66,7 @@ class Program(NamedTuple):
     Attributes:
       rules, blocks: of its `Run`.
       num_queries, num_keys: N and M.
+      group: heads of q that share one of k and v.
       channels: of q and k, of v, and of `do`.
     """
 
@@ -68,6 +74,7 @@ class Program(NamedTuple):
     blocks: Blocks
     num_queries: int
     num_keys: int
+    group: int
     channels: tuple[int, int, int]
 
     def queries(self, index: Any) -> Part:
@@ -85,7 +92,7 @@ def launch(
     run: Run,
     square: bool = True,
 ) -> list[jax.Array]:
-    """Runs a kernel with a program for every block of queries, or of keys, of every head.
+    """Runs a kernel with a program for every block of queries, or of keys, of every head of these.
 
     Args:
       kernel: `kernel(Arrays of refs, *refs of the results, program=...)`; a compiled program has it
@@ -105,20 +112,21 @@ def launch(
     )
     outputs = v if arrays.do is None else arrays.do
     channels = (q.shape[3], v.shape[3], outputs.shape[3])
-    program = Program(run.rules, blocks, num_queries, num_keys, channels)
+    group = q.shape[1] // k.shape[1]
+    program = Program(run.rules, blocks, num_queries, num_keys, group, channels)
     # Blocks go first in the grid: programs that run together then share a head, and its k and v
     # (or q and do) in the second-level cache.
-    by_query = over == "queries"
-    tokens, block = (num_queries, blocks.rows) if by_query else (num_keys, blocks.columns)
+    own, block = (q, blocks.rows) if over == "queries" else (k, blocks.columns)
+    batch, heads, tokens, _ = own.shape
     least = 0 if square else 2 * blocks.rows
     call = blocks.call(
         functools.partial(kernel, program=program),
         f"attention{kernel.__name__}",
-        (pl.cdiv(tokens, block), *q.shape[1::-1]),
+        (pl.cdiv(tokens, block), heads, batch),
         list(out_shape),
         run.interpret,
-        in_specs=[arrays.specs(blocks, least)],
-        out_specs=[_head_spec(out, block, least) for out in out_shape],
+        in_specs=[arrays.specs(blocks, heads, least)],
+        out_specs=[_head_spec(out, block, heads, least) for out in out_shape],
     )
     return call(arrays)
 
@@ -129,14 +137,19 @@ def padded(size: int) -> int:
 
 
 def _head_spec(
-    x: jax.Array | jax.ShapeDtypeStruct, block: int, least_channels: int
+    x: jax.Array | jax.ShapeDtypeStruct, block: int, heads: int, least_channels: int
 ) -> pl.BlockSpec:
-    """All tokens of one head of `[B, H, N, channels]` or `[B, H, N]`, in whole blocks of tokens."""
-    tokens = pl.cdiv(x.shape[2], block) * block
-    if x.ndim == 3:
-        return pl.BlockSpec((None, None, tokens), lambda i, h, b: (b, h, 0))
-    channels = max(padded(x.shape[3]), least_channels)
-    return pl.BlockSpec((None, None, tokens, channels), lambda i, h, b: (b, h, 0, 0))
+    """All tokens of a head of `[B, H, N, channels]` or `[B, H, N]`, in whole blocks of tokens.
+
+    In a grid of more heads several programs share a head, in one of fewer a program has a group.
+    """
+    lead = (None, x.shape[1] // heads if x.shape[1] > heads else None)
+    rest = [pl.cdiv(x.shape[2], block) * block]
+    if x.ndim == 4:
+        rest.append(max(padded(x.shape[3]), least_channels))
+    sharing = max(1, heads // x.shape[1])
+    zeros = (0,) * len(rest)
+    return pl.BlockSpec((*lead, *rest), lambda i, h, b: (b, lax.div(h, sharing), *zeros))
 
 
 def _visibility_specs(visibility: Visibility, blocks: Blocks) -> Any:
@@ -152,5 +165,6 @@ def _visibility_specs(visibility: Visibility, blocks: Blocks) -> Any:
     return Visibility(
         lengths=spec(visibility.lengths, 1),
         segment_ids=spec(visibility.segment_ids, max(blocks.rows, blocks.columns)),
+        window=spec(visibility.window, 1),
         seeds=spec(visibility.seeds, 2),
     )

@@ -30,9 +30,15 @@ def _mask(ref, tokens: Part, channels: int | None) -> jax.Array | None:
     return of_channels if mask is None else mask & of_channels
 
 
-def load(ref, tokens: Part, channels: int | None = None, other: float = 0.0) -> jax.Array:
-    """Tokens of `ref`, `[size]` or `[size, padded channels]`; `other` past the edges."""
-    view = ref.at[tokens.slice] if channels is None else ref.at[tokens.slice, :]
+def load(
+    ref, tokens: Part, channels: int | None = None, other: float = 0.0, member: Any = None
+) -> jax.Array:
+    """Tokens of `ref`, `[size]` or `[size, padded channels]`; `other` past the edges.
+
+    `member` is the head of a `ref` that holds those of a group, None where it holds one.
+    """
+    at = (tokens.slice,) if channels is None else (tokens.slice, slice(None))
+    view = ref.at[at] if member is None else ref.at[(member, *at)]
     mask = _mask(ref, tokens, channels)
     if mask is None:
         return triton.load(view)
@@ -79,6 +85,9 @@ class Tile(NamedTuple):
             seen = also(self.by_query(own) == self.by_key(others))
         if self.rules.causal:
             seen = also(self.by_key(self.keys.indices) <= self.by_query(self.queries.indices))
+        if told.window is not None:
+            oldest = self.queries.indices - (told.window[0] - 1)
+            seen = also(self.by_key(self.keys.indices) >= self.by_query(oldest))
         return seen
 
     def log2_scores(self, products: jax.Array) -> tuple[jax.Array, jax.Array | None]:
@@ -100,7 +109,7 @@ class Tile(NamedTuple):
         """Softmax of log2 scores, from the log-sum-exp `[queries]`, tiny where nothing is seen."""
         p = jnp.exp2(scores - self.by_query(lse * LOG2_E))
         if self.visibility.lengths is None:
-            return p  # causal or by segments, a query sees itself
+            return p  # causal, in its window or by segments, a query sees itself
         # A row without a visible key: at HIDDEN float32 has lost the log of the number of keys.
         alike = self.by_query(lse) < HIDDEN / 4
         if not self.keys.whole:
@@ -121,15 +130,21 @@ class Tile(NamedTuple):
 
 def _skips(visibility: Visibility) -> bool:
     """Whether tiles of hidden keys may be left out: no row may be left without a key."""
-    return visibility.segment_ids is None or visibility.lengths is None
+    others = (visibility.segment_ids, visibility.window)
+    return visibility.lengths is None or all(other is None for other in others)
 
 
 def key_blocks(queries: Part, program: Program, visibility: Visibility):
-    """Number of blocks of keys, from the first, that some of these queries may see."""
+    """First and one past the last block of keys that some of these queries may see."""
     block, rules = program.blocks.columns, program.rules
     every = pl.cdiv(program.num_keys, block)
     if not _skips(visibility):
-        return every
+        return 0, every
+    # Before the window of the first query of the block, every tile is hidden as a whole.
+    first: Any = 0
+    if visibility.window is not None:
+        oldest = queries.first - (visibility.window[0] - 1)
+        first = lax.div(jnp.maximum(oldest, 0), block)
     # Behind the last query of the block, or behind the length, every tile is hidden as a whole.
     bound: Any = every
     if rules.causal:
@@ -139,7 +154,7 @@ def key_blocks(queries: Part, program: Program, visibility: Visibility):
         bound = jnp.minimum(bound, lax.div(length + block - 1, block))
         # A sample without tokens attends to all alike, so it must see all blocks.
         bound = jnp.where(length == 0, every, bound)
-    return bound
+    return first, bound
 
 
 def query_blocks(keys: Part, program: Program, visibility: Visibility):
@@ -150,6 +165,10 @@ def query_blocks(keys: Part, program: Program, visibility: Visibility):
         return 0, every
     first: Any = lax.div(keys.first, block) if rules.causal else 0
     end: Any = every
+    if visibility.window is not None:
+        # The last query that has the last of these keys in its window.
+        last = keys.first + (keys.size - 1) + (visibility.window[0] - 1)
+        end = jnp.minimum(every, lax.div(last, block) + 1)
     if visibility.lengths is not None:
         length = visibility.lengths[0]
         if rules.causal:

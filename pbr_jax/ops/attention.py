@@ -15,7 +15,7 @@ from pbr_jax import plans
 from pbr_jax.kernels.attention_arguments import Rules, Visibility
 from pbr_jax.ops import attention_xla, dispatch, pair
 from pbr_jax.ops.shardings import placed, spec_of
-from pbr_jax.ops.visibility import check
+from pbr_jax.ops.visibility import check, windows
 from pbr_jax.plans import Implementation
 
 _LARGEST_HEAD = 128  # of the kernels
@@ -83,12 +83,16 @@ def attention(
     visibility: Visibility = Visibility(),  # noqa: B008 (immutable)
     *,
     causal: bool = False,
+    window: int | jax.Array | None = None,
     dropout: float = 0.0,
     kind: str = "flash",
     keep: float = 0.2,
     implementation: Implementation | None = None,
 ) -> jax.Array:
-    """Softmax attention, `[B, H, N, head], [B, H, M, head] x 2 -> [B, H, N, head]`.
+    """Softmax attention, `[B, H, N, head], [B, Hkv, M, head] x 2 -> [B, H, N, head]`.
+
+    With grouped queries (Ainslie et al., 2023) Hkv is less than H and divides it: heads `h * H /
+    Hkv` and those behind it share head h of k and v, which is never repeated in memory.
 
     Args:
       q, k, v: one floating dtype; scores and softmax are computed in float32.
@@ -96,10 +100,13 @@ def attention(
         1, M]`, may have one pattern for all samples. A query with no visible key attends to all
         keys equally.
       causal: a query sees no key behind it. Needs M = N.
+      window: a query sees no more than as many of the last keys, itself included (Gemma 3's sliding
+        window). 0 or None: all. May be a traced int32 scalar, so that a scan over blocks can have
+        one for each of them. Needs `causal`.
       dropout: rate at which probabilities are dropped, in [0, 1); the kept ones are divided by
         `1 - dropout`. Above 0 it needs `visibility.seeds`.
       kind: of the residual: "flash", "qkv", "channels" or "elements", see
-        `pbr_jax.ops.attention_kinds` and `attention_sparse`.
+        `pbr_jax.ops.attention_kinds` and `attention_sparse`. The last two need Hkv = H.
       keep: fraction of channels or elements kept by the last two, in (0, 1].
       implementation: see `pbr_jax.ops.dispatch`; None lets the device decide.
 
@@ -113,11 +120,19 @@ def attention(
             f"kind = {kind!r}: needs the layer that makes q, k and v, which only a half-block has;"
             " take 'qkv'"
         )
-    expected = (*q.shape[:2], k.shape[2], q.shape[3]) if q.ndim == k.ndim == 4 else None
-    if k.shape != expected or v.shape != expected:
+    fits = q.ndim == k.ndim == 4 and (q.shape[0], q.shape[3]) == (k.shape[0], k.shape[3])
+    if not fits or k.shape != v.shape:
         raise ValueError(
             f"q, k, v have shapes {q.shape}, {k.shape}, {v.shape}: must be [B, H, N, head] and"
-            " twice [B, H, M, head]"
+            " twice [B, Hkv, M, head]"
+        )
+    heads, kv_heads = q.shape[1], k.shape[1]
+    if kv_heads == 0 or heads % kv_heads:
+        raise ValueError(f"k and v have {kv_heads} heads: must divide the {heads} heads of q")
+    if heads != kv_heads and not plans.kind("attention", kind).groups_queries:
+        raise ValueError(
+            f"kind = {kind!r} with {heads} heads of q and {kv_heads} of k and v: needs as many of"
+            " each; take 'flash' or 'qkv'"
         )
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"q, k, v have dtypes {q.dtype}, {k.dtype}, {v.dtype}: must be the same")
@@ -128,6 +143,10 @@ def attention(
             f"dropout = {dropout} without visibility.seeds: make them from one PRNG key per sample"
             " with dropout_seeds, or set dropout to 0 in evaluation"
         )
+    if window is not None:
+        if visibility.window is not None:
+            raise ValueError("window and visibility.window: give one of them")
+        visibility = visibility._replace(window=windows(window, q.shape[0], k.shape[2]))
     check(visibility, (*q.shape[:3], k.shape[2]), causal)
     # A pattern for each sample, and no residual for what is not used.
     mask = visibility.mask

@@ -13,7 +13,7 @@ from pbr_jax.ops import residuals
 
 
 class AttentionKind:
-    """A kind of residual of attention of q, `[B, H, N, head]`, and k, v, `[B, H, M, head]`.
+    """A kind of residual of attention of q, `[B, H, N, head]`, and k, v, `[B, Hkv, M, head]`.
 
     By default it is q, k and v.
     """
@@ -22,6 +22,7 @@ class AttentionKind:
     recomputes_heads = False  # keeps nothing: a half-block projects q, k and v again
     keeps_output = False  # the output is in the residual, for the linear layer behind it
     has_own_keep = False  # its fraction is `attention_keep` of a plan and not `keep`
+    groups_queries = True  # heads of q may share one of k and v
     kernel_refusal: str | None = None  # why the kernels cannot make it, or None
 
     def save(

@@ -30,6 +30,7 @@ class Channels(AttentionKind):
     """
 
     has_own_keep = True
+    groups_queries = False
 
     def save(self, qkv, out, lse, visibility, settings, rules):
         q, k, v = qkv
@@ -70,6 +71,7 @@ class PrunedAttention(NamedTuple):
 class Elements(AttentionKind):
     """BackRazor: the largest elements per sample of q, k, v and undropped probabilities."""
 
+    groups_queries = False
     kernel_refusal = "kind = 'elements': keeps the probabilities, which the kernels never store"
 
     def save(self, qkv, out, lse, visibility, settings, rules):

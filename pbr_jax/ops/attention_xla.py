@@ -4,7 +4,7 @@ Rows of the score matrix are computed in blocks of samples and queries, whole ro
 softmax of a block is exact and can be recomputed from q and k alone.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,10 @@ _SCORE_BYTES = 8 * 2**20
 
 
 class Block(NamedTuple):
-    """Some queries of a few samples, `[b, H, n, ...]`, and all their keys, `[b, H, M, ...]`.
+    """Some queries of a few samples, `[b, H, n, ...]`, and all their keys, `[b, Hkv, M, ...]`.
 
     `rows` are the numbers of the queries. `k` may hold fewer channels than the head, and `q` the
-    same ones.
+    same ones. Where a group of heads shares one of k and v, products take its queries as one head's.
     """
 
     q: jax.Array
@@ -34,14 +34,32 @@ class Block(NamedTuple):
         return visible(self.visibility, self.rows, self.k.shape[2], self.rules.causal)
 
     def log_scores(self) -> jax.Array:
-        scores = jnp.einsum("bhnc,bhmc->bhnm", self.q, self.k, preferred_element_type=jnp.float32)
-        scores = scores * self.rules.scale
+        scores = self.with_keys(self.q, self.k) * self.rules.scale
         seen = self.visible()
         if seen is None:
             return scores
         # A row with nothing visible gets zeros: at HIDDEN its log-sum-exp would lose log(M).
         some = jnp.any(seen, axis=-1, keepdims=True)
         return jnp.where(seen, scores, jnp.where(some, HIDDEN, 0.0))
+
+    def grouped(self, x: jax.Array) -> jax.Array:
+        """`[b, H, n, ...]` as `[b, Hkv, H / Hkv * n, ...]`: nothing moves."""
+        return x.reshape(*self.k.shape[:2], -1, x.shape[3])
+
+    def with_keys(self, x: jax.Array, k: jax.Array) -> jax.Array:
+        """Products of `[b, H, n, c]` with keys or values `[b, Hkv, M, c]`: float32 `[b, H, n, M]`."""
+        wide = jnp.float32
+        found = jnp.einsum("bhnc,bhmc->bhnm", self.grouped(x), k, preferred_element_type=wide)
+        return found.reshape(*x.shape[:3], k.shape[2])
+
+    def over_keys(self, p: jax.Array, k: jax.Array, **options: Any) -> jax.Array:
+        """Sums of keys or values `[b, Hkv, M, c]` with weights `[b, H, n, M]`: `[b, H, n, c]`."""
+        found = jnp.einsum("bhnm,bhmc->bhnc", self.grouped(p), k, **options)
+        return found.reshape(*p.shape[:3], k.shape[3])
+
+    def over_queries(self, p: jax.Array, x: jax.Array) -> jax.Array:
+        """Sums of `[b, H, n, c]` over the queries of a group: `[b, Hkv, M, c]`."""
+        return jnp.einsum("bhnm,bhnc->bhmc", self.grouped(p), self.grouped(x))
 
     def softmax(self, lse: jax.Array | None = None) -> jax.Array:
         scores = self.log_scores()
@@ -66,8 +84,7 @@ class Block(NamedTuple):
         delta: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """`dq, dk, dv` from the probabilities; `delta = sum(p * dp)` where it is known already."""
-        dp = jnp.einsum("bhnc,bhmc->bhnm", do_for_v, v, preferred_element_type=jnp.float32)
-        dp = self.dropped(dp)
+        dp = self.dropped(self.with_keys(do_for_v, v))
         if delta is None:
             delta = jnp.sum(p * dp, axis=-1)
         ds = p * (dp - delta[..., None]) * self.rules.scale
@@ -75,10 +92,9 @@ class Block(NamedTuple):
         if seen is not None:
             ds = jnp.where(seen, ds, 0.0)
         ds = ds.astype(self.q.dtype)
-        dq = jnp.einsum("bhnm,bhmc->bhnc", ds, self.k)
-        dk = jnp.einsum("bhnm,bhnc->bhmc", ds, self.q)
         # dv takes the probabilities that dropout left, ds those before it.
-        return dq, dk, jnp.einsum("bhnm,bhnc->bhmc", self.dropped(p).astype(do.dtype), do)
+        dv = self.over_queries(self.dropped(p).astype(do.dtype), do)
+        return self.over_keys(ds, self.k), self.over_queries(ds, self.q), dv
 
 
 def over_samples(body, arrays, bytes_per_sample: int):
@@ -143,7 +159,7 @@ def attend(
             weights = jnp.exp(scores - top)
             total = jnp.sum(weights, axis=-1, keepdims=True)
             kept = block.dropped(weights).astype(v.dtype)
-            out = jnp.einsum("bhnm,bhmc->bhnc", kept, v, preferred_element_type=jnp.float32)
+            out = block.over_keys(kept, v, preferred_element_type=jnp.float32)
             return (out / total).astype(v.dtype), (top + jnp.log(total))[..., 0]
 
         blocks = _num_query_blocks(q, k)

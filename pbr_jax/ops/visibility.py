@@ -14,6 +14,23 @@ def dropout_seeds(keys: jax.Array) -> jax.Array:
     return jax.vmap(lambda key: jax.random.bits(key, (2,), jnp.uint32))(keys)
 
 
+def windows(window: int | jax.Array, batch: int, num_keys: int) -> jax.Array:
+    """A `Visibility.window` of all samples from one window, of which 0 means that all is seen.
+
+    Raises:
+      ValueError: `window` is negative, or no integer scalar.
+    """
+    if isinstance(window, int) and window < 0:
+        raise ValueError(f"window = {window}: must be a number of keys, or 0 or None for all")
+    if jnp.shape(window) or not jnp.issubdtype(jnp.result_type(window), jnp.integer):
+        raise ValueError(
+            f"window is {jnp.result_type(window)} {jnp.shape(window)}: must be an integer scalar"
+        )
+    one = jnp.asarray(window, jnp.int32)
+    one = jnp.where(one > 0, jnp.minimum(one, num_keys), num_keys)
+    return jnp.full((batch,), one)
+
+
 def visible(
     visibility: Visibility, rows: jax.Array, num_keys: int, causal: bool
 ) -> jax.Array | None:
@@ -32,6 +49,9 @@ def visible(
         parts.append(own[:, None, :, None] == ids[:, None, None, :])
     if causal:
         parts.append((keys[None] <= rows[:, None])[None, None])
+    if visibility.window is not None:
+        oldest = rows[None] - (visibility.window[:, None] - 1)
+        parts.append((keys[None, None] >= oldest[..., None])[:, None])
     return functools.reduce(jnp.logical_and, parts) if parts else None
 
 
@@ -64,6 +84,7 @@ def check(visibility: Visibility, full: tuple[int, ...], causal: bool) -> None:
     for name, dtype, shape, axes in (
         ("lengths", jnp.int32, (batch,), "[B]"),
         ("segment_ids", jnp.int32, (batch, num_queries), "[B, N]"),
+        ("window", jnp.int32, (batch,), "[B]"),
         ("seeds", jnp.uint32, (batch, 2), "[B, 2]"),
     ):
         array = getattr(visibility, name)
@@ -72,6 +93,8 @@ def check(visibility: Visibility, full: tuple[int, ...], causal: bool) -> None:
                 f"{name} is {array.dtype} {array.shape}: must be {jnp.dtype(dtype)} {axes} ="
                 f" {shape}"
             )
+    if visibility.window is not None and not causal:
+        raise ValueError("window without causal: is for queries that see the keys before them")
     for name, given in (("segment_ids", visibility.segment_ids is not None), ("causal", causal)):
         if given and num_queries != num_keys:
             raise ValueError(
