@@ -12,10 +12,22 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Optional
 
 from pbr_jax.datasets import SOURCES, Augment, OnError, Source
+from pbr_jax.decoders import SHAPES
 from pbr_jax.methods import METHODS
 from pbr_jax.plans import Keep, ResidualPlan
 
-__all__ = ["Config", "Data", "Keep", "Mesh", "Model", "Optimizer", "Plan", "Pruning"]
+__all__ = [
+    "Config",
+    "Data",
+    "Decoder",
+    "Keep",
+    "Mesh",
+    "Model",
+    "Optimizer",
+    "Plan",
+    "Pruning",
+    "named_decoder",
+]
 
 
 class Rule(NamedTuple):
@@ -198,6 +210,60 @@ else:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """What a decoder of language has beside width, depth, heads and mlp_dim.
+
+    The defaults are those of Llama; `named_decoder` has those of published models.
+    """
+
+    kv_heads: int | None = setting(
+        None, "heads of keys and values; divides model.heads; none = as many", within(1, 1024)
+    )
+    head_dim: int | None = setting(
+        None, "channels of a head, an even number; none = model.width / model.heads", WIDTH
+    )
+    query_scale: float | None = setting(
+        None, "scores are divided by the root of this; none = of the channels of a head", POSITIVE
+    )
+    qk_norm: bool = setting(False, "RMSNorm of each head of queries and keys, as Qwen3 and Gemma 3")
+    norm_eps: float = setting(1e-5, "added to the mean square of every RMSNorm", within(1e-30, 1))
+    norm_offset: bool = setting(False, "an RMSNorm multiplies by 1 + its scale, as Gemma's")
+    post_norms: bool = setting(False, "RMSNorm behind attention and MLP too, as Gemma 2 and 3")
+    embedding_scale: bool = setting(
+        False, "embeddings are multiplied by the root of model.width, as Gemma's"
+    )
+    activation: Literal["silu", "gelu_tanh"] = setting(
+        "silu", "of the gate: silu makes SwiGLU, gelu_tanh the GeGLU of Gemma"
+    )
+    tied: bool = setting(True, "the embedding is the head too")
+    positions: int | None = setting(
+        None,
+        "tokens that the model can have, as its config.json says; none = model.max_length",
+        within(1, 2**30),
+    )
+    window: int | None = setting(
+        None, "tokens that a query of a local layer sees, itself included; none = all", COUNT
+    )
+    global_every: int | None = setting(
+        None, "with window: every so many-th layer sees all tokens; none = no layer does", COUNT
+    )
+    rope_base: float = setting(1e4, "base of the rotary angles", POSITIVE)
+    rope_local_base: float | None = setting(
+        None, "that of local layers, which are not scaled; none = as of all", POSITIVE
+    )
+    rope_scaling: Literal["none", "linear", "llama3"] = setting(
+        "none",
+        "slower rotary angles, for longer texts: linear = all by rope_factor; llama3 = the slow "
+        "ones, those with fewer than rope_low_factor turns in rope_original tokens, and up to "
+        "rope_high_factor a part",
+    )
+    rope_factor: float = setting(1.0, "by which angles are divided", within(1, 1e6))
+    rope_low_factor: float = setting(1.0, "turns, for llama3", POSITIVE)
+    rope_high_factor: float = setting(4.0, "turns, for llama3; above rope_low_factor", POSITIVE)
+    rope_original: int = setting(8192, "tokens of the first training, for llama3", COUNT)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
     """A model: either a named size, or width, depth, heads and mlp_dim.
 
@@ -206,8 +272,8 @@ class Model:
 
     family: str = setting(
         "vit",
-        "vit reads images, bert one or two texts; or the place of a function of your own that "
-        "makes a Flax module, my_module:make (docs/models.md)",
+        "vit reads images, bert one or two texts, decoder language; or the place of a function of "
+        "your own that makes a Flax module, my_module:make (docs/models.md)",
     )
     size: Literal["Ti", "S", "B", "L"] | None = setting(
         None, "named size; then width, depth, heads and mlp_dim stay none"
@@ -229,11 +295,15 @@ class Model:
     )
     pool: Literal["cls", "mean"] = setting("cls", "what the head reads: class token or mean token")
     dtype: Literal["float32", "bfloat16"] = setting("float32", "type of the activations")
+    param_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "type of the parameters of a decoder"
+    )
     weights: str | None = setting(
         None,
         "pretrained weights to start from, a file or directory (docs/weights.md); none = random",
         PATH,
     )
+    decoder: Decoder = Decoder()
 
     def resolved(self) -> "Model":
         """This model with `width`, `depth`, `heads` and `mlp_dim` filled in from `size`."""
@@ -250,6 +320,19 @@ MODEL_SIZES = {  # of the fields of SHAPE
     "B": (768, 12, 12, 3072),
     "L": (1024, 24, 16, 4096),
 }
+
+
+def named_decoder(name: str, **changes: Any) -> Model:
+    """The published decoder of that name in `pbr_jax.decoders`, with other fields of `Model`.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if name not in SHAPES:
+        raise ValueError(f"decoder {name!r}: must be one of {', '.join(SHAPES)}")
+    *sizes, vocab_size, details = SHAPES[name]
+    fields: dict[str, Any] = dict(zip(SHAPE, sizes, strict=True)) | {"vocab_size": vocab_size}
+    return Model(**{"family": "decoder", **fields, "decoder": Decoder(**details), **changes})
 
 
 def _listed(names: list[str]) -> str:

@@ -18,7 +18,7 @@ PROGRAM = TESTS.parent / "train.py"
 CHAIN = [
     # Light: names, tables and settings, without JAX.
     {"names"},
-    {"datasets", "files", "plans", "reading"},
+    {"datasets", "decoders", "files", "plans", "reading"},
     {"methods"},
     {"configs"},
     {"families"},

@@ -1,4 +1,4 @@
-"""What batches of images and of texts look like to a model."""
+"""What batches of images, of texts and of language look like to a model."""
 
 from typing import Literal
 
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from pbr_jax.configs.common import Model
 
 TEXT = ("tokens", "token_types", "lengths")
+LANGUAGE = ("tokens", "segments", "positions")
 
 
 def image_specs(batch_size: int, side: int, channels: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -25,10 +26,20 @@ def text_specs(batch_size: int, max_length: int) -> dict[str, jax.ShapeDtypeStru
     return dict(zip(TEXT, (row, row, lengths), strict=True))
 
 
+def language_specs(batch_size: int, max_length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Packed rows: `tokens`, `segments` and `positions`, int32 `[B, N]` each.
+
+    Texts of a row are segments 1, 2, ..., padding is segment 0; positions restart with each.
+    """
+    row = jax.ShapeDtypeStruct((batch_size, max_length), jnp.int32)
+    return dict.fromkeys(LANGUAGE, row)
+
+
 def input_specs(
-    kind: Literal["image", "text"], model: Model, batch_size: int
+    kind: Literal["image", "text", "language"], model: Model, batch_size: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Those of a data set of this kind, with the sizes of `model`."""
     if kind == "image":
         return image_specs(batch_size, model.image_size, model.channels)
-    return text_specs(batch_size, model.max_length)
+    specs = language_specs if kind == "language" else text_specs
+    return specs(batch_size, model.max_length)
