@@ -42,6 +42,7 @@ _FAST = ResidualPlan(
 )
 _LEAN = dataclasses.replace(_FAST, attention="recompute")
 _TINY = ResidualPlan(linear="columns", recompute=True, batch_chunks=8, keep=_MORE_OF_FC1)
+_REMAT = ResidualPlan(recompute=True, batch_chunks=4)
 
 # PaCA and S2FT: columns that are drawn once, or groups of them, and an optimizer for these alone.
 _STATIC = ResidualPlan(linear="columns", keep=_PRUNED)
@@ -50,7 +51,8 @@ PRESETS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("full", ResidualPlan()),
-        Method("remat", ResidualPlan(recompute=True, batch_chunks=4)),
+        Method("remat", _REMAT),
+        Method("remat+offload", dataclasses.replace(_REMAT, offload=True)),
         Method("backrazor", _BACKRAZOR),
         Method("prebackrazor-", dataclasses.replace(_BACKRAZOR, linear="magnitude")),
         Method("prebackrazor", ResidualPlan(linear="columns", keep=_PRUNED), "bandit"),
@@ -62,6 +64,7 @@ PRESETS: dict[str, Method] = {
         Method("fast", _FAST, "bandit"),
         Method("lean", _LEAN, "bandit"),
         Method("tiny", _TINY, "bandit"),
+        Method("tiny+offload", dataclasses.replace(_TINY, offload=True), "bandit"),
         Method("static", _STATIC, "uniform", interval="never", state="packed"),
         # Groups of 8 divide the heads of every usual model, and K is a multiple of 8 anyway.
         Method("static-groups", _STATIC, "uniform", None, "never", 8, "packed"),
@@ -124,6 +127,11 @@ def resolve(
     if match["chunks"]:
         given.setdefault("batch_chunks", int(match["chunks"]))
     plan = dataclasses.replace(preset.plan, **given)
+    if plan.offload and not plan.recompute:
+        faults.append(
+            f"plan.offload = true: moves the block inputs of a plan that recomputes, and method"
+            f" {name!r} keeps more; set plan.offload=none, or plan.recompute=true"
+        )
     # The policy: only columns are chosen, and only a method with a policy says by whom.
     selects = plan.kind("linear").selects
     if selects and preset.policy is None:

@@ -150,6 +150,9 @@ class ResidualPlan:
         False, "round GELU codes at random and without bias, not to the nearest level"
     )
     recompute: bool = _field(False, "keep the block input only and recompute the rest")
+    offload: bool = _field(
+        False, "hold the block inputs that recompute keeps in the pinned memory of the host"
+    )
     batch_chunks: int = _field(
         1, "run each block in so many parts of the batch: smaller transients", bounds=(1, 10**6)
     )

@@ -35,7 +35,7 @@ from pbr_jax.data.listing import digest, listing
 from pbr_jax.files import user_path, write_text
 from pbr_jax.gpu import gpu_is_present
 from pbr_jax.measure.text import markdown
-from pbr_jax.memory.room import check_room
+from pbr_jax.memory.room import check_room, offload_fault
 from pbr_jax.methods import METHODS, with_variants
 from pbr_jax.runs.ownership import Ownership
 from pbr_jax.runs.progress import Terminal, make_bar
@@ -67,7 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     config = args.arguments.config
-    methods, faults = split_methods(args.methods or ",".join(for_family(config, _DEFAULT)))
+    usual = [m for m in for_family(config, _DEFAULT) if not offload_fault(with_method(config, m))]
+    methods, faults = split_methods(args.methods or ",".join(usual))
     faults += (wrong := flags.number_faults("--seeds", within(1, 1000), args.seeds))
     if not wrong and not SEED.holds(config.seed + args.seeds - 1):
         faults.append(

@@ -14,6 +14,7 @@ from pbr_jax.measure.memory import memory_limit
 from pbr_jax.measure.text import format_bytes
 from pbr_jax.memory import fit
 from pbr_jax.memory.cache import cache_folder, cached
+from pbr_jax.memory.room import offload_fault
 from pbr_jax.memory.table import Table, in_brief
 from pbr_jax.settings.variants import candidates, with_method
 
@@ -48,7 +49,8 @@ def settle(config: Config, saved: Mapping[str, Any] | None) -> tuple[Config, lis
     rows: list[fit.MethodFit] = []
     with measure_for(card) as (measure, missing):
         target = fit.Target(card, reserve, measure)
-        for run in fit.by_time(config, card):  # what is slower than the choice is not compiled
+        runs = [run for run in fit.by_time(config, card) if not offload_fault(run)]
+        for run in runs:  # what is slower than the choice is not compiled
             rows.append(fit.fit_method(run, target, largest=False))
             if rows[-1].fits:
                 break
@@ -103,6 +105,7 @@ def _advice(config: Config, error: str) -> list[str]:
     ]
     target = fit.Target(sized_card(device.device_kind, limit or need), 0, fit.estimated)
     options = {f"--config.method={n}": with_method(config, n) for n in candidates(config)}
+    options = {words: option for words, option in options.items() if not offload_fault(option)}
     parts = 2 * config.optimizer.accumulation_steps
     halved = dataclasses.replace(config.optimizer, accumulation_steps=parts)
     words = f"--config.optimizer.accumulation_steps={parts}"

@@ -8,7 +8,8 @@ What is counted, for each of the L blocks with T = batch * N tokens:
 * what the plan computes again: the block but for its last product, attention's scores, q k v, and
   the traffic of what that leaves for a moment;
 * reading an activation once more to gather columns, and BackRazor's packing and unpacking;
-* writing and reading what is saved between the passes, and the optimizer's arrays.
+* writing and reading what is saved between the passes, and the optimizer's arrays;
+* moving what is offloaded, as far as a pass takes longer by it: it goes beside the computing.
 
 Not counted: element-wise work, which fuses into its neighbours at best, launches, and the patches
 or words before the first block. So the seconds are less than any card needs; ratios between methods
@@ -30,8 +31,8 @@ from pbr_jax.configs.common import Config
 from pbr_jax.families import Architecture, find
 from pbr_jax.files import NUMBER, DamagedFile, read_json
 from pbr_jax.gpu import Card
-from pbr_jax.gpu.rates import copy_rate, matrix_rate
-from pbr_jax.memory.use import MemoryUse, program_flops
+from pbr_jax.gpu.rates import copy_rate, link_rate, matrix_rate
+from pbr_jax.memory.use import MemoryUse, offloaded_bytes, program_flops
 from pbr_jax.plans import ResidualPlan
 from pbr_jax.settings.resolve import architecture, resolve_method
 
@@ -39,7 +40,7 @@ from pbr_jax.settings.resolve import architecture, resolve_method
 def step_seconds(config: Config, card: Card, use: MemoryUse) -> float:
     """Least seconds of a train step on `card`; `use` is `memory_use(config)`."""
     method = resolve_method(config)
-    saved = 2 * config.optimizer.accumulation_steps * use.activations
+    saved = 2 * config.optimizer.accumulation_steps * (use.activations + offloaded_bytes(config))
     arrays = 3 + 2 * round(use.optimizer / use.parameters)  # of them gradient and parameter
     updated = arrays * use.gradients * (method.joint_spar or 1.0)
     beside = (saved + updated) / copy_rate(card)
@@ -82,7 +83,11 @@ def step_seconds(config: Config, card: Card, use: MemoryUse) -> float:
         searched += kind.searched_channels(width, sizes.attention.heads, sizes.tokens)
     block += passes(4, searched)
 
-    return sizes.depth * block + beside
+    # What is offloaded leaves in one pass and returns in the other.
+    moved = config.optimizer.accumulation_steps * offloaded_bytes(config) / link_rate(card)
+    first = sizes.depth * (sum(forward.values()) + attention)
+    second = sizes.depth * block - first
+    return max(first, moved) + max(second, moved) + beside
 
 
 def recomputed_channels(plan: ResidualPlan, sizes: Architecture) -> int:

@@ -22,7 +22,14 @@ from pbr_jax.configs.common import Config
 from pbr_jax.gpu import Card, MemoryReport, card_devices, compile_for, memory
 from pbr_jax.memory import cost
 from pbr_jax.memory.largest_batch import largest_batch
-from pbr_jax.memory.use import MemoryUse, exchanged_gradients, memory_use, packed_bytes, tree_bytes
+from pbr_jax.memory.use import (
+    MemoryUse,
+    exchanged_gradients,
+    memory_use,
+    offloaded_bytes,
+    packed_bytes,
+    tree_bytes,
+)
 from pbr_jax.settings.resolve import batch_divisor, named_method, on_one_device
 from pbr_jax.settings.variants import candidates, joint_spar_suffix, with_method
 from pbr_jax.training import from_config
@@ -130,6 +137,7 @@ def estimated(config: Config) -> MemoryReport:
         output_bytes=state,
         temp_bytes=copies * use.gradients + use.activations + round(transients),
         alias_bytes=state,
+        host_bytes=offloaded_bytes(config),
         wire_bytes=_wire(config, {} if whole else split, shapes.params) if devices > 1 else 0,
     )
 

@@ -7,6 +7,8 @@ from pbr_jax.gpu import present_card, sized_card
 from pbr_jax.measure.memory import Room, host_room, memory_limit
 from pbr_jax.measure.text import format_bytes
 from pbr_jax.memory import fit
+from pbr_jax.ops.offload import refusal
+from pbr_jax.settings.resolve import resolve_method
 
 
 def check_room(config: Config, room: Room | None = None, *, force: bool | None = None) -> list[str]:
@@ -16,8 +18,11 @@ def check_room(config: Config, room: Room | None = None, *, force: bool | None =
     tries it all the same; None where the command has none.
 
     Raises:
-      ValueError: it needs more than there is in all; says the largest batch that would do.
+      ValueError: it needs more than there is in all; says the largest batch that would do. Or it
+        offloads, and the device has no such memory.
     """
+    if fault := offload_fault(config):
+        raise ValueError(fault)
     room = room or _find_room()
     need = fit.estimated(config).peak_bytes
     if room is None or need <= room.free:
@@ -38,6 +43,19 @@ def check_room(config: Config, room: Room | None = None, *, force: bool | None =
         f" {advice}\n`pbr fit --gpu {room.total // 10**6}MB` with the same settings says what every"
         " method needs."
     )
+
+
+def offload_fault(config: Config) -> str | None:
+    """Why the devices at hand cannot run a plan that offloads, and what to set instead."""
+    if not resolve_method(config).plan.offload:
+        return None
+    why = refusal(jax.local_devices()[0])
+    if why is None:
+        return None
+    if config.plan.offload:
+        return f"plan.offload = true: {why}; set plan.offload=none"
+    base, _, suffixes = config.method.partition("+offload")
+    return f"method = {config.method}: {why}; set method={base}{suffixes}"
 
 
 def _find_room() -> Room | None:

@@ -21,6 +21,7 @@ from pbr_jax.settings.variants import joint_spar_suffix, with_method
 
 _WIDE = 96  # columns from which on every row has its parameters and optimizer
 _TITLES = ("gradients", "activations", "temp", "peak", "fits", "largest batch", "time")
+_HOST = "host"  # of methods that offload
 _WIRE = "wire"  # of several devices
 _JAX_TAKES = 0.75  # of a card, unless XLA_CLIENT_MEM_FRACTION says otherwise
 
@@ -105,13 +106,13 @@ def to_markdown(table: Table) -> str:
     lines: list[tuple[str, ...]] = [("method", *_titles(table))]
     for row in table.rows:
         name = f"**`{row.method}`**" if row == table.fastest else f"`{row.method}`"
-        lines.append((name, *_cells(row)[2:]))
+        lines.append((name, *_cells(row, table)[2:]))
     remarks = (f"* {note}" for note in notes(table))
     steps = network_table.to_markdown(table.steps, table.network)
     return "\n".join([f"{headline(table)}:", "", markdown(lines), "", *remarks, *steps])
 
 
-def _cells(row: MethodFit) -> list[str]:
+def _cells(row: MethodFit, table: Table) -> list[str]:
     """Cells of a row from parameters on, without its name."""
     use, need = row.use, row.need
     sizes = (use.parameters, use.optimizer, use.gradients, use.activations) if use else [None] * 4
@@ -124,9 +125,15 @@ def _cells(row: MethodFit) -> list[str]:
         f"≥ {batch}" if more else batch,
         "-" if row.time is None else f"{row.time:.2f}" + ("*" if row.measured else ""),
     ]
+    if _offloads(table):
+        cells.append("-" if need is None else format_bytes(need.host_bytes))
     if _shared(row.config):
         cells.append("-" if need is None else format_bytes(need.wire_bytes))
     return cells
+
+
+def _offloads(table: Table) -> bool:
+    return any(row.need is not None and row.need.host_bytes for row in table.rows)
 
 
 def _shared(config: Config) -> bool:
@@ -134,7 +141,8 @@ def _shared(config: Config) -> bool:
 
 
 def _titles(table: Table) -> list[str]:
-    return [*_TITLES, *([_WIRE] if _shared(table.config) else [])]
+    host, wire = [_HOST] * _offloads(table), [_WIRE] * _shared(table.config)
+    return [*_TITLES, *host, *wire]
 
 
 def headline(table: Table) -> str:
@@ -177,7 +185,7 @@ def print_table(table: Table, out: rich.console.Console, spec: str) -> None:
     for title in titles[hidden:]:
         drawn.add_column(title.replace(" ", "\n"), justify="right", no_wrap=True, vertical="bottom")
     for row in table.rows:
-        cells, fits = _cells(row), titles.index("fits")
+        cells, fits = _cells(row, table), titles.index("fits")
         colour = {True: "green", False: "red", None: "yellow"}[row.fits]
         cells[fits] = f"[{colour}]{cells[fits]}[/]"
         name = f"{row.method} ◀" if row == best else row.method
@@ -223,6 +231,10 @@ def notes(table: Table) -> list[str]:
         "time: a step's, as a fraction of full fine-tuning's; estimated by arithmetic, not measured"
         + (" but for those marked *." if any(row.measured for row in table.rows) else ".")
     )
+    if _offloads(table):
+        lines.append(
+            "host: what a step keeps in the host's pinned memory, which is no part of temp."
+        )
     if _shared(config):
         lines.append(
             f"Each of {config.mesh.data} devices has {config.batch_size // (config.mesh.data or 1)}"

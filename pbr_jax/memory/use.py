@@ -10,7 +10,8 @@ from jax.extend.core import Literal
 
 from pbr_jax.configs.common import Config
 from pbr_jax.memory.flops import matrix_flops
-from pbr_jax.settings.resolve import on_one_device
+from pbr_jax.ops.offload import is_on_host
+from pbr_jax.settings.resolve import on_one_device, resolve_method
 from pbr_jax.training import from_config
 from pbr_jax.training.state import TrainState
 
@@ -23,7 +24,7 @@ class MemoryUse(NamedTuple):
     parameters: int
     gradients: int
     optimizer: int
-    activations: int  # saved between forward and backward pass
+    activations: int  # saved between forward and backward pass, what is offloaded apart
 
     @property
     def total(self) -> int:
@@ -41,21 +42,34 @@ def _leaf_bytes(leaf: Any) -> int:
     return leaf.size * leaf.dtype.itemsize
 
 
-def saved_bytes(function: Callable[..., PyTree], primal: PyTree, *others: PyTree) -> int:
-    """Bytes that `function(primal, *others)` keeps for the gradient in `primal`.
+class Saved(NamedTuple):
+    """Bytes that a function keeps for its gradient."""
+
+    device: int
+    host: int  # in the memory of the host, by a plan that offloads
+
+
+def saved(function: Callable[..., PyTree], primal: PyTree, *others: PyTree) -> Saved:
+    """What `function(primal, *others)` keeps for the gradient in `primal`.
 
     Counts what `jax.vjp` saves, less what is one of the arguments anyway (weights, selections).
     Arguments may be arrays or shapes; nothing is computed.
     """
 
-    def saved(primal, *others):
+    def residuals(primal, *others):
         return jax.tree.leaves(jax.vjp(lambda p: function(p, *others), primal)[1])
 
     # A residual that is an argument, or a constant, is held anyway.
-    jaxpr = jax.make_jaxpr(saved)(primal, *others).jaxpr
+    jaxpr = jax.make_jaxpr(residuals)(primal, *others).jaxpr
     given = {*jaxpr.invars, *jaxpr.constvars}
     kept = {v for v in jaxpr.outvars if not isinstance(v, Literal)} - given
-    return sum(_leaf_bytes(v.aval) for v in kept)
+    away = {v for v in kept if is_on_host(v.aval)}
+    return Saved(*(sum(_leaf_bytes(v.aval) for v in each) for each in (kept - away, away)))
+
+
+def saved_bytes(function: Callable[..., PyTree], primal: PyTree, *others: PyTree) -> int:
+    """The bytes of `saved` that a device has to hold."""
+    return saved(function, primal, *others).device
 
 
 @functools.lru_cache(256)  # tracing takes a second
@@ -71,6 +85,17 @@ def memory_use(config: Config) -> MemoryUse:
         optimizer=tree_bytes(state.opt_state),
         activations=saved_bytes(loss, trained, *others),
     )
+
+
+@functools.lru_cache(256)
+def offloaded_bytes(config: Config) -> int:
+    """Bytes that a step keeps in the memory of the host between its passes."""
+    config = on_one_device(config)
+    if not resolve_method(config).plan.offload:
+        return 0
+    parts = from_config.build(config)
+    loss, *args = _loss(config, parts, from_config.state_shapes(config, parts))
+    return saved(loss, *args).host
 
 
 def packed_bytes(config: Config) -> int:

@@ -123,7 +123,7 @@ def run_blocks(
     elif max(shape.dropout, shape.attention_dropout) > 0 or plan.stochastic_codes:
         aux = aux | {"keys": sample_keys(module.make_rng("dropout"), x.shape[0], part)}
     halves = half_blocks.transformer_block(plan, shape)
-    blocks = stack(halves, plan.batch_chunks, _enter, exchange, (BLOCKS,))
+    blocks = stack(halves, plan.batch_chunks, _enter, exchange, (BLOCKS,), plan.offload)
     return pair.bind(blocks, functools.partial(half_blocks.check_selection, plan))(params, x, aux)
 
 

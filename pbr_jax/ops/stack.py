@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pbr_jax.ops import offload
 from pbr_jax.ops.exchange import Exchange
 from pbr_jax.ops.pair import Pair
 
@@ -23,6 +24,7 @@ def stack(
     enter: Callable[[PyTree, jax.Array], PyTree] | None = None,
     exchange: Exchange | None = None,
     path: tuple[str, ...] = (),
+    on_host: bool = False,
 ) -> Pair:
     """Many blocks in a row, each of the same `pairs` in sequence, in equal chunks of the batch.
 
@@ -38,11 +40,13 @@ def stack(
       exchange: with the devices that share the batch; None where there are none, and where
         gradients are exchanged later. Gradients are then those of all devices.
       path: of `params` among all parameters, for the exchange.
+      on_host: residuals lie in the memory of the host. Each comes back while the one before it is
+        used.
 
     Raises:
       ValueError: the batch is not a multiple of `num_chunks`.
     """
-    blocks = _Stack(pairs, num_chunks, enter, exchange, path)
+    blocks = _Stack(pairs, num_chunks, enter, exchange, path, on_host)
     return Pair(blocks.forward, blocks.backward, blocks.value)
 
 
@@ -63,6 +67,7 @@ class _Stack(NamedTuple):
     enter: Callable[[PyTree, jax.Array], PyTree] | None
     exchange: Exchange | None
     path: tuple[str, ...]
+    on_host: bool
 
     def value(self, params, x, aux):
         return self._run(params, x, aux, [])[0]
@@ -78,7 +83,8 @@ class _Stack(NamedTuple):
         # All slots are allocated at once, by the shapes of one, and written in place.
         shapes = jax.eval_shape(lambda: residuals(*self._first(params, aux, x)))
         num_slots = _depth(params) * self.num_chunks
-        slots = jax.tree.map(lambda a: jnp.empty((num_slots, *a.shape), a.dtype), shapes)
+        empty = offload.empty if self.on_host else jnp.empty
+        slots = jax.tree.map(lambda a: empty((num_slots, *a.shape), a.dtype), shapes)
         return self._run(params, x, aux, slots)
 
     def _run(self, params, x, aux, slots):
@@ -90,6 +96,8 @@ class _Stack(NamedTuple):
             for i, pair in enumerate(self.pairs):
                 x, residual = pair.forward(own, x, aux)
                 if slots:
+                    if self.on_host:
+                        residual = offload.to_host(residual)
                     of_pair = _put(slots[i], residual, block * self.num_chunks + chunk)
                     # Barrier: otherwise XLA copies residuals late and holds their sources.
                     x, of_pair = lax.optimization_barrier((x, of_pair))
@@ -103,34 +111,50 @@ class _Stack(NamedTuple):
         def gradients(own, aux, dy):
             found: dict[str, PyTree] = {}
             for pair, of_pair in zip(reversed(self.pairs), reversed(slots), strict=True):
-                grads, dy = pair.backward(own, _at(of_pair, 0), aux, dy)
+                grads, dy = pair.backward(own, self._read(of_pair, 0), aux, dy)
                 found |= grads
             return found
 
         def step(block, chunk, own, aux, carry):
-            dys, totals = carry
+            (dys, ahead), totals = carry
             place = block if self.exchange is None else 0
             slot, dy = block * self.num_chunks + chunk, _at(dys, chunk)
-            for pair, of_pair in zip(reversed(self.pairs), reversed(slots), strict=True):
-                grads, dy = pair.backward(own, _at(of_pair, slot), aux, dy)
+            here = ahead
+            if self.on_host:  # what this slot held is here by now, and the next sets out
+                ahead = self._read(slots, self._after(slot, chunk))
+            for i in reversed(range(len(self.pairs))):
+                residual = here[i] if self.on_host else self._read(slots[i], slot)
+                grads, dy = self.pairs[i].backward(own, residual, aux, dy)
                 totals = totals | {n: self._add(totals[n], g, place) for n, g in grads.items()}
                 # Barrier: otherwise XLA puts weight gradients off and holds what they are made of,
                 # and loads early what only the next pair reads.
                 totals, dy, slot = lax.optimization_barrier((totals, dy, slot))
-            return _put(dys, dy, chunk), totals
+            return (_put(dys, dy, chunk), ahead), totals
 
         # Gradients of all blocks are allocated at once, too; every chunk adds its own.
         shapes = jax.eval_shape(lambda: gradients(*self._first(params, aux, dy)))
+        depth = _depth(params)
+        ahead = self._read(slots, (depth - 1) * self.num_chunks) if self.on_host else ()
+        flow = self._split(dy), ahead
         if self.exchange is None:
-            totals = _zeros(shapes, _depth(params))
-            carry = self._split(dy), totals
-            dys, grads = self._loop(params, aux, step, carry, reverse=True)
+            carry = flow, _zeros(shapes, depth)
+            (dys, _), grads = self._loop(params, aux, step, carry, reverse=True)
         else:
-            dys, grads = self._exchanged(params, aux, step, self._split(dy), shapes)
+            (dys, _), grads = self._exchanged(params, aux, step, flow, shapes)
         return grads, dys.reshape(dy.shape)
 
-    def _exchanged(self, params, aux, step, dys, shapes):
-        """`(dys, gradients)` of all blocks, the means of all devices.
+    def _read(self, slots, slot):
+        """What lies in a slot, on the device."""
+        found = _at(slots, slot)
+        return offload.to_device(found) if self.on_host else found
+
+    def _after(self, slot, chunk):
+        """The slot that the backward pass reads next; after the last one, the first of all."""
+        to_block_before = jnp.where(chunk == self.num_chunks - 1, 2 * self.num_chunks, 0)
+        return jnp.maximum(slot + 1 - to_block_before, 0)
+
+    def _exchanged(self, params, aux, step, flow, shapes):
+        """`(flow, gradients)` of all blocks, the means of all devices.
 
         Those of a block are carried one turn and exchanged while the next block computes. The last
         block stands before the loop, since with it nothing is exchanged.
@@ -139,22 +163,22 @@ class _Stack(NamedTuple):
         reduce, depth = self.exchange.reduce, _depth(params)
         share = jax.eval_shape(lambda: _at(params, 0))
 
-        def block(index, dys):
-            return self._block(params, aux, step, index, (dys, _zeros(shapes, 1)))
+        def block(index, flow):
+            return self._block(params, aux, step, index, (flow, _zeros(shapes, 1)))
 
         def mean(grads):
             return reduce(_at(grads, 0), share)
 
         def turn(i, carry):
-            dys, grads, totals = carry
+            flow, grads, totals = carry
             index = depth - 1 - i
             totals = _put(totals, mean(grads), index + 1)
-            return *block(index, dys), totals
+            return *block(index, flow), totals
 
-        dys, grads = block(jnp.int32(depth - 1), dys)
+        flow, grads = block(jnp.int32(depth - 1), flow)
         totals = _zeros(jax.eval_shape(mean, grads), depth)
-        dys, grads, totals = lax.fori_loop(1, depth, turn, (dys, grads, totals))
-        return dys, _put(totals, mean(grads), 0)
+        flow, grads, totals = lax.fori_loop(1, depth, turn, (flow, grads, totals))
+        return flow, _put(totals, mean(grads), 0)
 
     def _loop(self, params, aux, step, carry, reverse=False):
         """Carries `step(block, chunk, own, aux, carry)` through all chunks of all blocks.

@@ -156,6 +156,7 @@ class Console(Observer):
             f"{'compiled step':<20}temp {format_bytes(need.temp_bytes)}, peak "
             f"{format_bytes(need.peak_bytes)} with state and batch, on {device}"
             + (f", where JAX has {format_bytes(limit)}" if limit else "")
+            + (f"; {format_bytes(need.host_bytes)} on its host" if need.host_bytes else "")
         )
 
     def began(self, step: int, state: TrainState) -> None:
