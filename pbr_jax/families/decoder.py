@@ -5,6 +5,11 @@ import dataclasses
 from pbr_jax.configs.common import Decoder, Model
 from pbr_jax.families.record import Architecture, Attention, Family, Site
 
+KERNELS = {"qkv": ("q", "k", "v"), "o": ("o",), "gate": ("gate", "up"), "down": ("down",)}
+"""The activations of a block that feed kernels, and the names of these among its parameters."""
+TABLE = "table"
+"""The site of a table of words, whose columns are chosen: for `pruning.keep.table`."""
+
 
 def filled(model: Model) -> Decoder:
     """The settings of a decoder with the numbers that follow from others.

@@ -61,9 +61,12 @@ class DecoderLM(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
     plan: ResidualPlan = ResidualPlan()  # reads `recompute`, `attention` and `implementation`
 
-    def __call__(self, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, inputs: Mapping[str, jax.Array], embedded: Float[Array, "B N D"] | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """With `embedded` the table is not read: whoever looks tokens up elsewhere differentiates."""
         tokens, segments, positions = (inputs[name] for name in LANGUAGE)
-        hidden, table, _ = self.run(tokens, Row(positions, segments))
+        hidden, table, _ = self.run(tokens, Row(positions, segments), embedded)
         return hidden, table
 
     def logits(self, inputs: Mapping[str, jax.Array]) -> Float[Array, "B N V"]:
@@ -75,6 +78,7 @@ class DecoderLM(nn.Module):
         self,
         tokens: Int[Array, "B N"],
         row: Row,
+        embedded: Float[Array, "B N D"] | None = None,
         cache: Caches | None = None,
         keeps_cache: bool = False,
     ) -> tuple[Float[Array, "B N D"], Float[Array, "V D"], Any]:
@@ -84,7 +88,9 @@ class DecoderLM(nn.Module):
         cache up to its position and is written to that slot.
         """
         embedding = Table(self.vocab_size, self.width, self.param_dtype, name="embedding")()
-        x = jnp.take(embedding, tokens, axis=0, mode="clip").astype(self.dtype)
+        if embedded is None:
+            embedded = jnp.take(embedding, tokens, axis=0, mode="clip")
+        x = embedded.astype(self.dtype)
         if self.shape.embedding_scale:
             x = x * jnp.asarray(self.width**0.5, self.dtype)
         block = Block

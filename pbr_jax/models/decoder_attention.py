@@ -1,7 +1,6 @@
 """Causal attention of a decoder: over the tokens of a row, or over a cache of keys and values."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,27 +29,16 @@ def attend(
       segments: number of the text that a token is of; None where a row is one text.
       window: tokens that a query of a local layer sees, itself included; None for all.
       local: whether this layer is local; None where all are. Data, so that layers of both kinds
-        are turns of one loop: which of two programs runs is decided as it runs.
+        are turns of one loop.
       **how: `kind` and `implementation` of the op.
     """
 
-    def seeing(window: int | None) -> Callable[..., jax.Array]:
-        return lambda *qkv: _causal(*qkv, segments, window, **how)
-
+    seen: int | jax.Array | None = window
     if window is None or window >= q.shape[2]:  # it hides nothing
-        return seeing(None)(q, k, v)
-    if local is None:
-        return seeing(window)(q, k, v)
-    return lax.cond(local, seeing(window), seeing(None), q, k, v)
-
-
-def _causal(q, k, v, segments, window, **how):
-    visibility = Visibility(segment_ids=segments)
-    if window is not None:
-        row = jnp.arange(q.shape[2], dtype=jnp.int32)
-        visibility = visibility._replace(mask=(row[None] > row[:, None] - window)[None, None])
-    k, v = (jnp.repeat(heads, q.shape[1] // k.shape[1], axis=1) for heads in (k, v))
-    return attention(q, k, v, visibility, causal=True, **how)
+        seen = None
+    elif local is not None:
+        seen = jnp.where(local, jnp.int32(window), jnp.int32(0))
+    return attention(q, k, v, Visibility(segment_ids=segments), causal=True, window=seen, **how)
 
 
 def attend_cached(
