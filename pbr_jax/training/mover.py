@@ -49,12 +49,15 @@ class Mover(NamedTuple):
       update: `(weighted, drawn, params, slices, apply, factors) -> Updated`: one step of the
         optimizer on packed gradients; arguments as of `optimizer.update_rows`.
       norm: global norm of packed gradients, float32.
+      end: `state -> opt_state`, of the state after a step, with its number: what the next begins
+        with.
     """
 
     init: Callable[[jax.Array, PyTree, PyTree], PyTree]
     draw: Callable[[Moving], Drawn]
     update: Callable[..., Updated]
     norm: Callable[[PyTree], jax.Array]
+    end: Callable[[Moving], PyTree] = lambda state: state.opt_state
 
 
 def draw_key(key: jax.Array, step: jax.Array) -> jax.Array:

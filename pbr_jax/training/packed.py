@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from pbr_jax.kernels.row_update import Rule, Scalars
 from pbr_jax.training.devices import ONE, Devices
@@ -70,6 +71,11 @@ def packed(
         return _fresh(rule, start, selection, model.slices(selection, params), params)
 
     def draw(state):
+        return Drawn(state.opt_state.selection, state.pruning, state.opt_state)
+
+    def end(state):
+        # At the end of a step, when nothing else is in memory: both ways out of a condition have
+        # a copy of what they may change.
         kept, params = state.opt_state, state.params
 
         def anew():
@@ -79,10 +85,9 @@ def packed(
             )
             return _carried(kept, old, new, _fresh(rule, kept.steps, selection, new, params))
 
-        if interval is not None:
-            due = (state.step > 0) & (state.step % interval == 0)
-            kept = jax.lax.cond(due, anew, lambda: kept)
-        return Drawn(kept.selection, state.pruning, kept)
+        return (
+            kept if interval is None else lax.cond(state.step % interval == 0, anew, lambda: kept)
+        )
 
     def norm(grads):
         return optimizer.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
@@ -93,7 +98,7 @@ def packed(
             scale = jnp.minimum(scale, optimizer.clip_norm / norm(grads))
         return _moved(optimizer, drawn.opt_state, grads, params, slices, apply, scale, factors)
 
-    return Mover(init, draw, update, norm)
+    return Mover(init, draw, update, norm, end)
 
 
 def _fresh(rule: Rule, steps: jax.Array, selection, slices, params) -> PackedState:

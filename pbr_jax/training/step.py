@@ -105,10 +105,9 @@ def make_train_step(
             (learned, extra),
             (state.pruning, state.extra),
         )
-        return (
-            TrainState(state.step + 1, state.key, params, opt_state, pruning, extra),
-            StepMetrics(value, figures, grad_norm, finite),
-        )
+        new = TrainState(state.step + 1, state.key, params, opt_state, pruning, extra)
+        new = new._replace(opt_state=mover.end(new))
+        return new, StepMetrics(value, figures, grad_norm, finite)
 
     return train_step
 

@@ -58,7 +58,9 @@ def dense_loss(module, params, batch):
     hidden, table = module.apply({"params": params}, module.inputs(batch))
     log_probs = jax.nn.log_softmax(hidden @ table.T)
     own = jnp.take_along_axis(log_probs, batch["targets"][..., None], axis=-1)[..., 0]
-    return -jnp.sum(jnp.where(batch["scored"], own, 0.0)) / jnp.sum(batch["scored"], dtype=own.dtype)
+    return -jnp.sum(jnp.where(batch["scored"], own, 0.0)) / jnp.sum(
+        batch["scored"], dtype=own.dtype
+    )
 
 
 @pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.exhaustive)])

@@ -66,10 +66,10 @@ def test_a_row_that_stays_goes_on_and_a_new_one_begins(redrawn):
     def columns(state):
         return np.asarray(state.opt_state.selection.columns[site])
 
-    before, after = columns(redrawn[3]), columns(redrawn[4])
+    before, after = columns(redrawn[2]), columns(redrawn[3])
     assert not np.array_equal(before, after)
-    assert all(np.array_equal(before, columns(state)) for state in redrawn[:4])
-    assert all(np.array_equal(after, columns(state)) for state in redrawn[4:])
+    assert all(np.array_equal(before, columns(state)) for state in redrawn[:3])
+    assert all(np.array_equal(after, columns(state)) for state in redrawn[3:6])
     # The ages tell the past of every row.
     stays = np.stack([np.isin(new, old) for new, old in zip(after, before, strict=True)])
     assert stays.any() and not stays.all()
