@@ -111,7 +111,7 @@ def key_gradients(arrays: Arrays, run: Run) -> tuple[jax.Array, jax.Array]:
 
 
 def _key_gradients(read: Arrays, dk_ref, dv_ref, *, program: Program):
-    # Its keys, their values, dk and dv stay in registers over all queries of all heads of its group.
+    # Its keys, their values, dk and dv stay in registers over all queries of its group of heads.
     keys = program.keys(pl.program_id(0))
     of_q, of_v, of_out = program.channels
     place = pl.program_id(1)

@@ -1,7 +1,8 @@
 """Block sizes of the attention kernels, per card, channels and width of the dtype.
 
 Rows are queries, columns keys. Chosen among those that compile without a spill with everything at
-once (causal, lengths, segments and dropout), the largest tiles first; nothing was timed yet.
+once (causal, window, lengths, segments and dropout, one head of q to each of k and v and several),
+the largest tiles first; nothing was timed yet.
 """
 
 from typing import Literal
@@ -23,18 +24,24 @@ _HOPPER: dict[Pass, dict[Case, Blocks]] = {
         (128, 2): Blocks(128, 64, num_warps=8, num_stages=2),
         (64, 4): Blocks(64, 32, num_warps=4, num_stages=2),
         (128, 4): Blocks(64, 32, num_warps=8, num_stages=2),
+        (256, 2): Blocks(128, 64, num_warps=8, num_stages=2),
+        (256, 4): Blocks(32, 32, num_warps=8, num_stages=2),
     },
     "queries": {
         (64, 2): Blocks(128, 64, num_warps=8, num_stages=2),
         (128, 2): Blocks(64, 64, num_warps=4, num_stages=2),
         (64, 4): Blocks(64, 32, num_warps=4, num_stages=2),
         (128, 4): Blocks(32, 32, num_warps=4, num_stages=2),
+        (256, 2): Blocks(128, 32, num_warps=8, num_stages=2),
+        (256, 4): Blocks(32, 32, num_warps=8, num_stages=2),
     },
     "keys": {
         (64, 2): Blocks(64, 128, num_warps=8, num_stages=2),
         (128, 2): Blocks(64, 64, num_warps=8, num_stages=2),
         (64, 4): Blocks(32, 64, num_warps=8, num_stages=2),
         (128, 4): Blocks(32, 32, num_warps=8, num_stages=2),
+        (256, 2): Blocks(64, 32, num_warps=8, num_stages=2),
+        (256, 4): Blocks(16, 16, num_warps=8, num_stages=1),
     },
 }
 # 99 KiB of shared memory to a block: fits every card from compute capability 8.0 on.
@@ -44,18 +51,24 @@ _SMALLEST: dict[Pass, dict[Case, Blocks]] = {
         (128, 2): Blocks(128, 32, num_warps=8, num_stages=2),
         (64, 4): Blocks(64, 32, num_warps=4, num_stages=2),
         (128, 4): Blocks(64, 32, num_warps=8, num_stages=2),
+        (256, 2): Blocks(64, 32, num_warps=8, num_stages=2),
+        (256, 4): Blocks(32, 32, num_warps=8, num_stages=1),
     },
     "queries": {
         (64, 2): Blocks(128, 64, num_warps=8, num_stages=2),
         (128, 2): Blocks(64, 64, num_warps=8, num_stages=2),
         (64, 4): Blocks(32, 32, num_warps=4, num_stages=2),
         (128, 4): Blocks(32, 32, num_warps=4, num_stages=2),
+        (256, 2): Blocks(64, 16, num_warps=8, num_stages=2),
+        (256, 4): Blocks(16, 16, num_warps=4, num_stages=2),
     },
     "keys": {
         (64, 2): Blocks(32, 128, num_warps=8, num_stages=2),
         (128, 2): Blocks(32, 64, num_warps=8, num_stages=2),
         (64, 4): Blocks(32, 32, num_warps=8, num_stages=2),
         (128, 4): Blocks(32, 32, num_warps=8, num_stages=2),
+        (256, 2): Blocks(32, 32, num_warps=8, num_stages=2),
+        (256, 4): Blocks(16, 16, num_warps=8, num_stages=1),
     },
 }
 # Least compute capability -> blocks. Nothing was compiled for cards later than 10.0, and those of
@@ -76,7 +89,7 @@ _ROWS: dict[tuple[int, int, int], Blocks] = {
 def blocks_for(
     part: Pass, capability: tuple[int, int] | None, channels: int, itemsize: int
 ) -> Blocks:
-    """Blocks of the kernel `part`, at most 128 channels.
+    """Blocks of the kernel `part`, at most 256 channels.
 
     Args:
       capability: CUDA compute capability; None (interpreted) takes the smallest.

@@ -18,7 +18,7 @@ from pbr_jax.ops.shardings import placed, spec_of
 from pbr_jax.ops.visibility import check, windows
 from pbr_jax.plans import Implementation
 
-_LARGEST_HEAD = 128  # of the kernels
+_LARGEST_HEAD = 256  # of the kernels
 
 
 class Settings(NamedTuple):

@@ -21,7 +21,7 @@ class Block(NamedTuple):
     """Some queries of a few samples, `[b, H, n, ...]`, and all their keys, `[b, Hkv, M, ...]`.
 
     `rows` are the numbers of the queries. `k` may hold fewer channels than the head, and `q` the
-    same ones. Where a group of heads shares one of k and v, products take its queries as one head's.
+    same ones. Where a group of heads shares one of k and v, a product takes its queries together.
     """
 
     q: jax.Array
@@ -47,7 +47,7 @@ class Block(NamedTuple):
         return x.reshape(*self.k.shape[:2], -1, x.shape[3])
 
     def with_keys(self, x: jax.Array, k: jax.Array) -> jax.Array:
-        """Products of `[b, H, n, c]` with keys or values `[b, Hkv, M, c]`: float32 `[b, H, n, M]`."""
+        """Products of `[b, H, n, c]` and keys, values `[b, Hkv, M, c]`, float32 `[b, H, n, M]`."""
         wide = jnp.float32
         found = jnp.einsum("bhnc,bhmc->bhnm", self.grouped(x), k, preferred_element_type=wide)
         return found.reshape(*x.shape[:3], k.shape[2])

@@ -18,7 +18,7 @@ def test_runs_with_every_implementation(name):
         with implemented():
             out = jax.eval_shape(lambda *a: case.run(*a, implementation=implementation), *case.args)  # noqa: B023
         outputs = jax.tree.leaves(out)
-        assert all(o.shape == case.args[0].shape for o in outputs)
+        assert all(o.shape in {a.shape for a in case.args} for o in outputs)
 
 
 def test_floors_are_those_of_moving_every_array_once():

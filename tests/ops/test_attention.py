@@ -205,7 +205,7 @@ class TestKernels:
         [
             (masked(jnp.ones((1, 1, 1, 5), bool)), "mask is an N x N pattern; give lengths"),
             ({"kind": "elements"}, "kind = 'elements': keeps the probabilities"),
-            ({"q": jnp.zeros((2, 2, 5, 160))}, "head = 160: must be at most 128"),
+            ({"q": jnp.zeros((2, 2, 5, 320))}, "head = 320: must be at most 256"),
         ],
     )
     def test_what_they_cannot_take_is_refused(self, given, reason):
@@ -294,6 +294,7 @@ def test_channels_are_chosen_by_the_energy_of_their_share_of_the_scores():
         ),
         ({"kind": "recompute"}, r"kind = 'recompute': needs the layer that makes q, k and v"),
         ({"k": Q[:, :1]}, r"q, k, v have shapes \(2, 2, 5, 8\), \(2, 1, 5, 8\)"),
+        ({"k": Q[:, :0], "v": Q[:, :0]}, "k and v have 0 heads: must divide the 2 heads of q"),
         ({"v": Q[:, :, :4]}, r"\(2, 2, 4, 8\): must be \[B, H, N, head\]"),
         ({"q": Q[0]}, r"q, k, v have shapes \(2, 5, 8\)"),
         (

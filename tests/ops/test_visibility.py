@@ -1,4 +1,4 @@
-"""Padding, segments and dropout of attention, for every residual and implementation."""
+"""Padding, segments, windows and dropout of attention, for every residual and implementation."""
 
 import functools
 import types
@@ -11,6 +11,9 @@ import pytest
 from measures import as_jax, assert_close, implemented, normal, unchecked, value_and_pullback
 
 from pbr_jax.kernels import attention_blocks
+from pbr_jax.kernels.attention_arguments import Rules
+from pbr_jax.kernels.attention_launch import Program
+from pbr_jax.kernels.attention_tiles import key_blocks, query_blocks
 from pbr_jax.kernels.tiles import Blocks
 from pbr_jax.ops import attention_xla
 from pbr_jax.ops.attention import attention
@@ -21,6 +24,7 @@ KINDS = ["flash", "qkv", "channels", "elements"]
 IN_KERNELS = ["flash", "qkv", "channels"]
 ROUNDING = 4e-6
 RATE = 0.25
+WINDOW = 18
 KEYS = jax.random.split(jax.random.key(3), B)
 
 LENGTHS = np.array([37, 20, 1, 0], np.int32)
@@ -31,10 +35,20 @@ SEEN = {
     "lengths": (np.arange(N) < LENGTHS[:, None])[:, None, None, :],
     "segment_ids": (SEGMENTS[:, :, None] == SEGMENTS[:, None, :])[:, None],
     "causal": np.tril(np.ones((1, 1, N, N), bool)),
+    "window": np.triu(np.ones((1, 1, N, N), bool), 1 - WINDOW),
 }
-GIVEN = {"lengths": LENGTHS, "segment_ids": SEGMENTS, "causal": True, "dropout": RATE}
+GIVEN = {
+    "lengths": LENGTHS,
+    "segment_ids": SEGMENTS,
+    "causal": True,
+    "window": WINDOW,
+    "dropout": RATE,
+}
 CASES = {
-    **{name: (name,) for name in GIVEN},
+    **{name: (name,) for name in GIVEN if name != "window"},
+    "window": ("causal", "window"),
+    "padded window": ("causal", "window", "lengths"),
+    "window of segments": ("causal", "window", "segment_ids"),
     "padded segments": ("segment_ids", "lengths"),
     "causal padding": ("causal", "lengths", "dropout"),
     "all": tuple(GIVEN),
@@ -103,10 +117,11 @@ def test_equals_the_oracle(kind, case):
         *[(kind, "all") for kind in IN_KERNELS],
         ("flash", "lengths"),
         ("flash", "causal padding"),
+        ("flash", "window of segments"),
         *[
             pytest.param("flash", case, marks=pytest.mark.exhaustive)
             for case in CASES
-            if case not in ("all", "lengths", "causal padding")
+            if case not in ("all", "lengths", "causal padding", "window of segments")
         ],
     ],
 )
@@ -152,6 +167,39 @@ def test_padded_queries_reach_nothing_if_their_cotangent_is_zero():
     some = LENGTHS > 0  # of a sample without tokens nothing is asked
     for name, a, b in zip("qkv", grads_changed, grads, strict=True):
         assert_close(a[some], b[some], 1e-6, f"d{name}")
+
+
+@pytest.mark.parametrize("window", [1, 5, 16, 20, 40])
+@pytest.mark.parametrize(("rows", "columns"), [(16, 16), (16, 32), (32, 16)])
+def test_kernels_meet_no_block_that_is_hidden_as_a_whole(window, rows, columns):
+    program = Program(
+        Rules(1.0, causal=True), Blocks(rows, columns), num_queries=N, num_keys=N, group=1,
+        channels=(HEAD,) * 3,
+    )  # fmt: skip
+    told = Visibility(window=jnp.array([window], jnp.int32))
+    seen = np.triu(np.tril(np.ones((N, N), bool)), 1 - window)
+    for first, size, found in (
+        (0, rows, lambda i: key_blocks(program.queries(i), program, told)),
+        (1, columns, lambda i: query_blocks(program.keys(i), program, told)),
+    ):
+        other = rows + columns - size
+        for i in range(-(-N // size)):
+            mine = np.take(seen, range(i * size, min(N, (i + 1) * size)), first)
+            met = np.flatnonzero(mine.any(first))
+            expected = (met[0] // other, met[-1] // other + 1)
+            assert tuple(map(int, found(i))) == expected
+
+
+@pytest.mark.parametrize("implementation", ["xla", "triton"])
+def test_blocks_in_a_scan_have_windows_of_their_own(implementation, monkeypatch):
+    monkeypatch.setattr(attention_blocks, "blocks_for", lambda *_: Blocks(16, 16))
+    *qkv, _ = (as_jax(a)[:1] for a in inputs())
+    op = functools.partial(attention, causal=True, implementation=implementation)
+    with implemented():
+        windows = jnp.array([5, 0, N, 3], jnp.int32)
+        _, scanned = jax.lax.scan(lambda _, window: (None, op(*qkv, window=window)), None, windows)
+        for y, window in zip(scanned, (5, None, 0, 3), strict=True):
+            np.testing.assert_array_equal(y, op(*qkv, window=window))
 
 
 class TestDropoutBits:
@@ -216,6 +264,16 @@ def told(**arrays):
             r"segment_ids is int32 \(2, 4\): must be int32 \[B, N\] = \(2, 5\)",
         ),
         ({"causal": True, "k": Q[:, :, :3], "v": Q[:, :, :3]}, "causal with 5 queries and 3 keys"),
+        ({"window": 3}, "window without causal: is for queries that see the keys before them"),
+        ({"window": -1, "causal": True}, "window = -1: must be a number of keys, or 0 or None"),
+        (
+            {"window": jnp.ones((2,), jnp.int32), "causal": True},
+            r"window is int32 \(2,\): must be an integer scalar",
+        ),
+        (
+            told(window=jnp.ones((2,), jnp.int32)) | {"window": 3, "causal": True},
+            "window and visibility.window: give one of them",
+        ),
         ({"dropout": 1.0}, r"dropout = 1\.0: must be in \[0, 1\)"),
         ({"dropout": 0.1}, r"dropout = 0\.1 without visibility.seeds: .*one PRNG key per sample"),
         (

@@ -1,4 +1,4 @@
-"""Benchmark cases of attention: the shapes of a ViT-B/16 and of a BERT-base."""
+"""Benchmark cases of attention: the shapes of a ViT-B/16, a BERT-base and a decoder."""
 
 import functools
 from typing import Any
@@ -22,6 +22,7 @@ def bench_cases() -> list[BenchCase]:
         *(_forward(*load) for load in (VIT, *BERTS)),
         *(_both(*VIT, kind=kind) for kind in ("flash", "qkv", "channels")),
         *(_both(*load, kind="flash", padded=padded) for load in BERTS for padded in (False, True)),
+        _decoder(),
     ]
 
 
@@ -58,6 +59,28 @@ def _both(shape: str, batch: int, tokens: int, *, kind: str, padded: bool = Fals
         num_bytes=int((4 + 3 * share + 4) * 2 * x.size),
         rivals={} if padded else {"cudnn": functools.partial(with_gradients, cudnn)},
         figures=functools.partial(_cosines, run) if kind == "channels" else None,
+    )
+
+
+def _decoder() -> BenchCase:
+    """Forward and backward of 4 x 2048 tokens with the heads of Qwen3-4B, 8 of k and v for 32."""
+    batch, tokens, head = 4, 2048, 128
+    q, k = (jax.ShapeDtypeStruct((batch, h, tokens, head), jnp.bfloat16) for h in (32, 8))
+
+    def run(q, k, v, do, implementation=None):
+        # One text to a row: no block is skipped but by causality.
+        told = Visibility(segment_ids=jnp.zeros((batch, tokens), jnp.int32))
+        rules: dict[str, Any] = {"causal": True, "implementation": implementation}
+        return with_gradients(functools.partial(attention, visibility=told, **rules), q, k, v, do)
+
+    return BenchCase(
+        op="attention, forward and backward, flash",
+        shape="decoder, 4 x 2048, 8 of 32 heads, causal, segments",
+        run=run,
+        args=(q, k, k, q),
+        # Seven products and bytes as above; causality hides half of the scores.
+        flops=7 * _product(q) // 2,
+        num_bytes=2 * (5 * q.size + 6 * k.size),
     )
 
 
