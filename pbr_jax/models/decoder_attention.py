@@ -35,7 +35,7 @@ def attend(
     """
 
     def seeing(window: int | None) -> Callable[..., jax.Array]:
-        return lambda *qkv: _causal(*qkv, segments, window, **how)
+        return lambda q, k, v: _causal(q, k, v, segments, window, **how)
 
     if window is None or window >= q.shape[2]:  # it hides nothing
         return seeing(None)(q, k, v)
@@ -44,7 +44,14 @@ def attend(
     return lax.cond(local, seeing(window), seeing(None), q, k, v)
 
 
-def _causal(q, k, v, segments, window, **how):
+def _causal(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segments: jax.Array | None,
+    window: int | None,
+    **how: Any,
+) -> jax.Array:
     visibility = Visibility(segment_ids=segments)
     if window is not None:
         row = jnp.arange(q.shape[2], dtype=jnp.int32)
