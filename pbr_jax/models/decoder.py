@@ -144,7 +144,11 @@ def logits(hidden: Float[Array, "... D"], table: Float[Array, "V D"]) -> Float[A
 def build(model: Model, plan: ResidualPlan) -> DecoderLM:
     """The decoder that a configuration describes."""
     settings = {name: getattr(model.resolved(), name) for name in (*SHAPE, "vocab_size")}
-    dtypes = {"dtype": jnp.dtype(model.dtype), "param_dtype": jnp.dtype(model.param_dtype)}
     return DecoderLM(
-        **settings, max_length=model.max_length, shape=filled(model), plan=plan, **dtypes
+        **settings,
+        max_length=model.max_length,
+        shape=filled(model),
+        dtype=jnp.dtype(model.dtype),
+        param_dtype=jnp.dtype(model.param_dtype),
+        plan=plan,
     )

@@ -37,9 +37,10 @@ def prefill(
       room: M, at least N.
     """
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    hidden, table, kept = module.apply(
+    found: Any = module.apply(
         {"params": params}, tokens, Row(positions, None), keeps_cache=True, method="run"
     )
+    hidden, table, kept = found
     # Only the last state of a prompt meets the vocabulary.
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
     empty = [(0, 0)] * 3 + [(0, room - tokens.shape[1]), (0, 0)]
@@ -55,7 +56,7 @@ def decode(
     cache: Caches,
 ) -> tuple[Float[Array, "B V"], Caches]:
     """Logits after one more token of every row, which stands at that position, and the cache."""
-    hidden, table, cache = module.apply(
+    found: Any = module.apply(
         {"params": params},
         tokens[:, None],
         Row(positions[:, None], None),
@@ -63,6 +64,7 @@ def decode(
         keeps_cache=True,
         method="run",
     )
+    hidden, table, cache = found
     return logits(hidden[:, 0], table), cache
 
 
@@ -116,7 +118,7 @@ def _generate(
         token = pick(step, after)
         done = done | jnp.any(token[:, None] == ends[None], axis=-1)
         made = lax.dynamic_update_slice_in_dim(made, token[:, None], step, axis=1)
-        counts = counts + ~done
+        counts = counts + (~done).astype(jnp.int32)
         after, cache = decode(module, params, token, lengths + step, cache)
         return step + 1, after, cache, made, done, counts
 

@@ -149,8 +149,9 @@ def _global_every(said: Said) -> tuple[int | None, list[str]]:
 
 def _rope(said: Said, windowed: bool) -> tuple[dict[str, Any], list[str]]:
     """Settings of rotary positions, by Transformers 4 or 5, and what is not computed here."""
-    given = said.get("rope_parameters") or {}
-    scaling = {**(said.get("rope_scaling") or {}), **given.get(_GLOBAL, given)}
+    given: Any = said.get("rope_parameters") or {}
+    older: Any = said.get("rope_scaling") or {}
+    scaling: dict[str, Any] = {**older, **given.get(_GLOBAL, given)}
     found: dict[str, Any] = {"rope_base": float(scaling.get("rope_theta", said["rope_theta"]))}
     faults = []
     if windowed:

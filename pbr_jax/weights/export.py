@@ -113,7 +113,7 @@ def _save_huggingface(
     directory.mkdir(parents=True, exist_ok=True)
     # A file at a time is made and written, so that no second copy of a large model is held.
     shards = _shards(lines, leaves, sizes)
-    where = {}
+    where: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = files.SAFETENSORS
         if len(shards) > 1:

@@ -72,6 +72,10 @@ def read(path: str | os.PathLike[str]) -> Weights:
         raise ValueError(
             f"weights {path}: of its {len(stored)} arrays{some} none belongs to {_ours()}"
         )
+    # Layouts of one family can be alike, and the config beside a file says which of them it is.
+    config = beside.model_config(path) if form.prefix else {}
+    same = [other for other in formats() if other.family == form.family]
+    form = next((f for f in same if config.get("model_type") in f.types), form)
     # Names as the layout has them, and what our model has no place for.
     unused: dict[str, list[str]] = {}
     names = {}
@@ -87,7 +91,6 @@ def read(path: str | os.PathLike[str]) -> Weights:
     if not depth:
         raise ValueError(f"weights {path}: has none of the blocks of {form.name}")
     sizes = {"depth": depth} | layout.infer_sizes(form.table(depth), arrays)
-    config = beside.model_config(path) if form.prefix else {}
     # Without their prefix, the names of some families are alike.
     types = (*form.model_types, *form.related)
     if config.get("model_type", types[0]) not in types:
