@@ -21,6 +21,7 @@ class Method:
     plan: ResidualPlan  # what a transformer block keeps for its backward pass
     policy: str | None = None  # who chooses columns, of `pruning.policy.NAMES`; None where nobody
     joint_spar: float | None = None  # fraction of tensors trained at a time; None means all
+    adapters: bool = False  # A and B of LoRA are trained, and nothing else
 
 
 _PRUNED = Keep(0.1)  # the paper's "90 %"
@@ -47,6 +48,7 @@ PRESETS: dict[str, Method] = {
         Method("full", ResidualPlan()),
         Method("remat", _REMAT),
         Method("remat+offload", dataclasses.replace(_REMAT, offload=True)),
+        Method("lora", ResidualPlan(recompute=True), adapters=True),
         Method("backrazor", _BACKRAZOR),
         Method("prebackrazor-", dataclasses.replace(_BACKRAZOR, linear="magnitude")),
         Method("prebackrazor", ResidualPlan(linear="columns", keep=_PRUNED), "bandit"),
@@ -63,6 +65,8 @@ PRESETS: dict[str, Method] = {
 }
 METHODS: tuple[str, ...] = tuple(PRESETS)
 """Every method, each kind beside its like: baselines, the paper's, plans."""
+OF_HALF_BLOCKS = tuple(name for name, method in PRESETS.items() if not method.adapters)
+"""Those of families whose blocks are `ops.stack`: a backward pass of its own has no place for A."""
 SUFFIXES = re.compile(r"(/chunks(?P<chunks>[1-9][0-9]{0,5}))?(/js(?P<percent>[1-9][0-9]?))?")
 
 
@@ -119,6 +123,11 @@ def resolve(
             f"plan.offload = true: moves the block inputs of a plan that recomputes, and method"
             f" {name!r} keeps more; set plan.offload=none, or plan.recompute=true"
         )
+    if preset.adapters and (match["percent"] or joint_spar is not None):
+        faults.append(
+            f"method = {name}: trains A and B at all times; leave out"
+            + (" the suffix /js" if match["percent"] else " pruning.joint_spar")
+        )
     # The policy: only columns are chosen, and only a method with a policy says by whom.
     selects = plan.kind("linear").selects
     if selects and preset.policy is None:
@@ -136,4 +145,4 @@ def resolve(
     chosen = (policy or preset.policy) if selects else None
     if match["percent"]:
         joint_spar = joint_spar or int(match["percent"]) / 100
-    return Method(name, plan, chosen, joint_spar)
+    return Method(name, plan, chosen, joint_spar, preset.adapters)
