@@ -33,7 +33,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cards", default=",".join(CARDS))
-    parser.add_argument("--methods", default=",".join(methods.METHODS))
+    parser.add_argument("--methods", default=",".join(methods.OF_HALF_BLOCKS))
     parser.add_argument("--size", default="B", choices=["Ti", "S", "B", "L"])
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--out", type=Path, required=True)

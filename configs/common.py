@@ -106,6 +106,17 @@ SIZE = Rule(
 )
 
 
+def _is_expression(text: str) -> bool:
+    try:
+        re.compile(text)
+    except (re.error, OverflowError):
+        return False
+    return 0 < len(text) <= 1000
+
+
+EXPRESSION = Rule("must be a regular expression, such as .*(q|v)", _is_expression)
+
+
 def channel_numbers(value: float | str) -> tuple[float, ...]:
     """`0.5`, or one for each channel as `0.485,0.456,0.406`; empty where it is neither."""
     try:
@@ -446,6 +457,20 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Lora:
+    """LoRA, of the method `lora`: what is trained beside kernels that stand still."""
+
+    rank: int = setting(16, "columns of A, and rows of B", within(1, WIDTH.most))
+    alpha: float = setting(32.0, "the product A B is scaled by alpha / rank", POSITIVE)
+    modules: str | None = setting(
+        None,
+        "regular expression for the whole path of a layer that has A and B, such as "
+        "blocks/(q|v); none = every linear layer",
+        EXPRESSION,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Mesh:
     """The devices of a run."""
 
@@ -503,4 +528,5 @@ class Config:
     model: Model = Model()
     data: Data = Data()
     optimizer: Optimizer = Optimizer()
+    lora: Lora = Lora()
     mesh: Mesh = Mesh()

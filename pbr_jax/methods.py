@@ -24,6 +24,7 @@ class Method:
     interval: int | Literal["never"] = 1  # steps between two draws of columns
     group_size: int = 1  # contiguous columns that are chosen together
     state: Literal["whole", "packed"] = "whole"  # rows that the optimizer has moments of
+    adapters: bool = False  # A and B of LoRA are trained, and nothing else
 
 
 _PRUNED = Keep(0.1)  # the paper's "90 %"
@@ -53,6 +54,7 @@ PRESETS: dict[str, Method] = {
         Method("full", ResidualPlan()),
         Method("remat", _REMAT),
         Method("remat+offload", dataclasses.replace(_REMAT, offload=True)),
+        Method("lora", ResidualPlan(recompute=True), state="packed", adapters=True),
         Method("backrazor", _BACKRAZOR),
         Method("prebackrazor-", dataclasses.replace(_BACKRAZOR, linear="magnitude")),
         Method("prebackrazor", ResidualPlan(linear="columns", keep=_PRUNED), "bandit"),
@@ -72,6 +74,8 @@ PRESETS: dict[str, Method] = {
 }
 METHODS: tuple[str, ...] = tuple(PRESETS)
 """Every method, each kind beside its like: baselines, the paper's, plans, fixed columns."""
+OF_HALF_BLOCKS = tuple(name for name, method in PRESETS.items() if not method.adapters)
+"""Those of families whose blocks are `ops.stack`: a backward pass of its own has no place for A."""
 SUFFIXES = re.compile(r"(/chunks(?P<chunks>[1-9][0-9]{0,5}))?(/js(?P<percent>[1-9][0-9]?))?")
 
 
@@ -132,6 +136,11 @@ def resolve(
             f"plan.offload = true: moves the block inputs of a plan that recomputes, and method"
             f" {name!r} keeps more; set plan.offload=none, or plan.recompute=true"
         )
+    if preset.adapters and (match["percent"] or joint_spar is not None):
+        faults.append(
+            f"method = {name}: trains A and B at all times; leave out"
+            + (" the suffix /js" if match["percent"] else " pruning.joint_spar")
+        )
     # The policy: only columns are chosen, and only a method with a policy says by whom.
     selects = plan.kind("linear").selects
     if selects and preset.policy is None:
@@ -149,6 +158,13 @@ def resolve(
     chosen = (policy or preset.policy) if selects else None
     if match["percent"]:
         joint_spar = joint_spar or int(match["percent"]) / 100
-    interval, state = interval or preset.interval, state or preset.state
-    group_size = group_size or preset.group_size
-    return Method(name, plan, chosen, joint_spar, interval, group_size, state)
+    return dataclasses.replace(
+        preset,
+        name=name,
+        plan=plan,
+        policy=chosen,
+        joint_spar=joint_spar,
+        interval=interval or preset.interval,
+        group_size=group_size or preset.group_size,
+        state=state or preset.state,
+    )

@@ -14,6 +14,8 @@ from pbr_jax.settings import rules
 PRESETS = {
     "full": ("dense", "dense", "flash", "dense", False, None),
     "remat": ("dense", "dense", "flash", "dense", True, None),
+    "remat+offload": ("dense", "dense", "flash", "dense", True, None),
+    "lora": ("dense", "dense", "flash", "dense", True, None),
     "backrazor": ("elements", "elements", "elements", "dense", False, None),
     "prebackrazor-": ("magnitude", "elements", "elements", "dense", False, None),
     "prebackrazor": ("columns", "dense", "flash", "dense", False, "bandit"),
@@ -23,6 +25,7 @@ PRESETS = {
     "tiny": ("columns", "dense", "flash", "dense", True, "bandit"),
     "static": ("columns", "dense", "flash", "dense", False, "uniform"),
     "static-groups": ("columns", "dense", "flash", "dense", False, "uniform"),
+    "tiny+offload": ("columns", "dense", "flash", "dense", True, "bandit"),
 }
 
 
@@ -37,14 +40,15 @@ def test_a_preset_is_what_its_name_says(name):
     found = (plan.linear, plan.layer_norm, plan.attention, plan.gelu, plan.recompute, method.policy)
     assert found == PRESETS[name]
     assert (method.name, method.joint_spar) == (name, None)
-    keep = 1.0 if name in ("full", "remat") else 0.1
-    fc1 = 0.4 if name in ("fast", "lean", "tiny") else keep
+    assert (plan.offload, method.adapters) == (name.endswith("+offload"), name == "lora")
+    keep = 1.0 if name in ("full", "remat", "remat+offload", "lora") else 0.1
+    fc1 = 0.4 if name in ("fast", "lean", "tiny", "tiny+offload") else keep
     assert {site: plan.keep[site] for site in plans.SITES} == dict.fromkeys(plans.SITES, keep) | {
         "fc1": fc1
     }
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize("name", methods.OF_HALF_BLOCKS)
 @pytest.mark.parametrize(("suffix", "share"), [("/js50", 0.5), ("/js5", 0.05), ("/js99", 0.99)])
 def test_a_suffix_adds_joint_spar_to_any_method(name, suffix, share):
     method = methods.resolve(name + suffix)
@@ -58,6 +62,19 @@ def test_a_suffix_sets_the_chunks():
     assert (plain.plan.batch_chunks, plain.joint_spar) == (1, 0.5)
     assert methods.resolve("fast/chunks16").plan.batch_chunks == 16
     assert methods.resolve("fast/chunks16", batch_chunks=2).plan.batch_chunks == 2
+
+
+def test_what_is_offloaded_is_the_input_of_a_block():
+    assert methods.resolve("remat", offload=True).plan == methods.resolve("remat+offload").plan
+    assert methods.resolve("tiny+offload/chunks2/js50").name == "tiny+offload/chunks2/js50"
+    with pytest.raises(ValueError, match=r"plan.offload = true: .* method 'lean' keeps more"):
+        methods.resolve("lean", offload=True)
+
+
+def test_lora_trains_all_of_a_and_b():
+    for how in ({"name": "lora/js50"}, {"name": "lora", "joint_spar": 0.5}):
+        with pytest.raises(ValueError, match="trains A and B at all times"):
+            methods.resolve(**how)
 
 
 def test_a_given_share_goes_before_the_suffix():

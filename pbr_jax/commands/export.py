@@ -51,7 +51,8 @@ def write(run: OpenRun, form: str, out: Path) -> None:
     sizes = public.published(model.family).sizes(model)
     reads_images = run.config.data.source.kind == "image"
     seen = normalization(run.config) if reads_images else None
-    tree = as_tree(*run.state.variables)
+    params, extra = run.state.variables
+    tree = as_tree(run.parts.model.merged(params), extra)
     public.save(out, form, model.family, tree, sizes, run.class_names, seen)
     if form == "npz" and seen is not None and seen != public.Normalization():
         flags = [f"--config.data.{n}={as_setting(v)}" for n, v in seen._asdict().items()]

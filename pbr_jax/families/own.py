@@ -16,8 +16,8 @@ called `train`, `training`, `is_training` or `deterministic` is set by the train
   they lack, such as a new head, is drawn. Those of an NNX module are in the module.
 
 It is pruned by `pbr_jax.prune`; what a block keeps is its own affair, so that of the methods only
-those that prune columns, or nothing, apply. `pruning.keep` of a site is then that of all parameters
-in whose path its name, a regular expression, is found.
+those that prune columns, or nothing, apply, and `lora` to a Linen module. `pruning.keep` of a site
+is then that of all parameters in whose path its name, a regular expression, is found.
 """
 
 from pbr_jax.families import bert
@@ -33,7 +33,7 @@ def family(place: str) -> Family:
         describe=None,
         build=place,
         provider="pbr_jax.training.own_model:own_model",
-        methods=("full", "prebackrazor", "static", "static-groups"),
+        methods=("full", "lora", "prebackrazor", "static", "static-groups"),
         shape=(),
         # Those of texts are the same for every model.
         integers=bert.FAMILY.integers,

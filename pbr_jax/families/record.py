@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from pbr_jax.configs.common import SHAPE, Model, Rule
-from pbr_jax.methods import METHODS
+from pbr_jax.methods import OF_HALF_BLOCKS
 
 KERNEL, BIAS = "kernel", "bias"
 """Names of the two parameters of a linear layer, as Flax has them."""
@@ -71,7 +71,7 @@ class Family:
     describe: Callable[[Model], Architecture] | None
     build: str
     provider: str = "pbr_jax.training.family_model:family_model"
-    methods: tuple[str, ...] = METHODS  # by which it can be trained
+    methods: tuple[str, ...] = OF_HALF_BLOCKS  # by which it can be trained
     shape: tuple[str, ...] = SHAPE  # fields of `Model` that fix its sizes, unless `size` does
     settings: tuple[str, ...] = ()  # fields of `Model` that it reads and not every other family
     faults: Callable[[Model], list[str]] = lambda model: []  # between its settings, a line each

@@ -233,7 +233,8 @@ def notes(table: Table) -> list[str]:
     )
     if _offloads(table):
         lines.append(
-            "host: what a step keeps in the host's pinned memory, which is no part of temp."
+            "host: what a step keeps in the host's pinned memory; no part of temp and peak, and"
+            " whether the host has it is not known here."
         )
     if _shared(config):
         lines.append(

@@ -22,9 +22,10 @@ from jaxtyping import Array, Float, Int
 
 from pbr_jax.configs.common import SHAPE, Decoder, Model
 from pbr_jax.families.decoder import filled
-from pbr_jax.models.decoder_block import INIT, Block, Layer, RMSNorm, Row
+from pbr_jax.models.decoder_block import BLOCK_INPUT, INIT, Block, Layer, RMSNorm, Row
 from pbr_jax.models.inputs import LANGUAGE, language_specs
 from pbr_jax.models.rotary import frequencies
+from pbr_jax.ops import offload
 from pbr_jax.plans import ResidualPlan
 
 BLOCKS = "blocks"
@@ -59,12 +60,12 @@ class DecoderLM(nn.Module):
     shape: Decoder  # with `kv_heads` and `head_dim`
     dtype: jnp.dtype = jnp.float32  # of activations; norms and rotations are float32 inside
     param_dtype: jnp.dtype = jnp.float32
-    plan: ResidualPlan = ResidualPlan()  # reads `recompute`, `attention` and `implementation`
+    plan: ResidualPlan = ResidualPlan()  # reads `recompute`, `offload`, `attention`, ...
 
     def __call__(
         self, inputs: Mapping[str, jax.Array], embedded: Float[Array, "B N D"] | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """With `embedded` the table is not read: whoever looks tokens up elsewhere differentiates."""
+        """With `embedded` the table is not read: tokens were looked up where that has gradients."""
         tokens, segments, positions = (inputs[name] for name in LANGUAGE)
         hidden, table, _ = self.run(tokens, Row(positions, segments), embedded)
         return hidden, table
@@ -95,7 +96,8 @@ class DecoderLM(nn.Module):
             x = x * jnp.asarray(self.width**0.5, self.dtype)
         block = Block
         if self.plan.recompute:
-            block = nn.remat(Block, prevent_cse=False)
+            policy = offload.policy(BLOCK_INPUT) if self.plan.offload else None
+            block = nn.remat(Block, prevent_cse=False, policy=policy)
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen
 from flax.core import DenyList
 
+from pbr_jax.models.lora import is_adapter
 from pbr_jax.models.own_call import Caller, OwnModel, Reads, logits_of
 
 
@@ -33,6 +34,7 @@ def of_linen(module: linen.Module, reads: Reads, weights: Any) -> OwnModel:
         given = linen.meta.unbox(dict(weights))
         given = given if "params" in given else {"params": given}
         merged, missing = _merged({"params": params, **extra}, given)
+        missing = [name for name in missing if not is_adapter((name,))]  # which no weights have
         listed = ", ".join(name.removeprefix("params/") for name in missing)
         new = [f"not among the weights, so new: {listed}"] if missing else []
         return merged.pop("params"), merged, new

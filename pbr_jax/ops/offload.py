@@ -53,8 +53,8 @@ def policy(*names: str) -> Callable[..., Any]:
     )
 
 
-def refusal(device: jax.Device) -> str | None:
-    """Why nothing can be offloaded from a device; None where it can.
+def refusal(device: Any) -> str | None:
+    """Why nothing can be offloaded from a device of JAX; None where it can.
 
     Of a device that is only compiled for, nothing is known.
     """

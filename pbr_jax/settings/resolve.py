@@ -1,10 +1,12 @@
 """What settings mean together: the method with its overrides, and the columns that it keeps."""
 
 import dataclasses
+import importlib.util
+from collections.abc import Iterable
 
 from pbr_jax import methods
 from pbr_jax.configs.common import Config
-from pbr_jax.families import Architecture, find
+from pbr_jax.families import Architecture, Family, find
 from pbr_jax.methods import Method
 from pbr_jax.plans import budget_for
 
@@ -46,11 +48,14 @@ def family_faults(config: Config) -> list[str]:
     family, method = find(name), named_method(config)
     faults = []
     if method.name.partition("/")[0] not in family.methods:
-        listed = ", ".join(family.methods)
+        listed, other = ", ".join(family.methods), _instead(method, family)
+        why = f"; {_OWN_OFFLOAD}" if method.plan.offload and family.describe is None else ""
+        why += f"; {_HALF_BLOCKS}" if method.adapters else ""
         faults.append(
-            f"method = {method.name}: {name} can be trained by {listed}; set"
-            f" method={family.methods[-1]}"
+            f"method = {method.name}: {name} can be trained by {listed}; set method={other}{why}"
         )
+    elif method.name not in installed([method.name]):
+        faults.append(LORA_MISSING)
     if family.describe is not None:
         return faults
     # What a module of one's own keeps, and in which parts it runs, is its own affair.
@@ -69,6 +74,29 @@ def family_faults(config: Config) -> list[str]:
         " own; leave it out"
         for key, value in given.items()
     ]
+
+
+LORA_MISSING = "method = lora: needs the package qwix; install it with: pip install 'pbr_jax[lora]'"
+_OWN_OFFLOAD = (
+    "a module of your own offloads by itself: inside a block name its input,"
+    " x = jax.ad_checkpoint.checkpoint_name(x, 'block'), and rematerialise the block with"
+    " nn.remat(Block, policy=pbr_jax.ops.offload.policy('block'))"
+)
+_HALF_BLOCKS = (
+    "its blocks have a backward pass of their own, in which qwix finds no layer to add A and B to"
+)
+
+
+def installed(names: Iterable[str]) -> list[str]:
+    """Those of these methods whose packages are there."""
+    lacking = importlib.util.find_spec("qwix") is None
+    return [name for name in names if not (lacking and methods.resolve(name).adapters)]
+
+
+def _instead(method: Method, family: Family) -> str:
+    """The method of the family that is most like one that it does not have."""
+    plain = method.name.partition("/")[0].removesuffix("+offload")
+    return plain if plain in family.methods else family.methods[-1]
 
 
 def examples_at_a_time(config: Config) -> int | None:

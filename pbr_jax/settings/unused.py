@@ -34,6 +34,7 @@ def _reasons(config: Config, method: Method) -> dict[str, str]:
         ("pruning", ("min_prob",), learns, f"method {name} learns no probabilities"),
         ("pruning", ("attention_keep",), sparse, f"method {name} has no sparse attention"),
         ("pruning", of_spar, spar, f"method {name} trains all tensors"),
+        ("lora", ("rank", "alpha", "modules"), method.adapters, f"method {name} has no A and B"),
         ("plan", ("stochastic_codes",), plan.gelu != "dense", f"method {name} keeps no GELU codes"),
         ("data", ("tokenizer", "lower_case"), text, f"data set {config.data.name} has images"),
         ("data", ("mean", "std"), not text, f"data set {config.data.name} has texts"),

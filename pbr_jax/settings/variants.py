@@ -7,7 +7,7 @@ from pbr_jax import methods
 from pbr_jax.configs.common import Config, Plan, Pruning
 from pbr_jax.families import find
 from pbr_jax.plans import Keep
-from pbr_jax.settings.resolve import family_faults
+from pbr_jax.settings.resolve import family_faults, installed
 from pbr_jax.settings.rules import method_fault
 
 _MOST_METHODS = 100  # of a list
@@ -43,7 +43,7 @@ def method_names(config: Config) -> list[str]:
     JointSPAR saves time and no memory, so that it stays the run's own choice.
     """
     own = config.method.removesuffix(joint_spar_suffix(config.method))
-    every = find(config.model.family).methods
+    every = installed(find(config.model.family).methods)
     return [*every] if own in every else [own, *every]
 
 
@@ -54,7 +54,9 @@ def for_family(config: Config, names: Iterable[str]) -> list[str]:
 
 def candidates(config: Config) -> list[str]:
     """Every method, with the JointSPAR of `config.method`: what a memory budget chooses from."""
-    return [name + joint_spar_suffix(config.method) for name in method_names(config)]
+    suffix, names = joint_spar_suffix(config.method), method_names(config)
+    takes = [name for name in names if not (suffix and methods.resolve(name).adapters)]
+    return [name + suffix for name in takes]
 
 
 def joint_spar_suffix(method: str) -> str:

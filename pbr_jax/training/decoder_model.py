@@ -16,10 +16,12 @@ from pbr_jax.configs.common import Config
 from pbr_jax.families import Family, late
 from pbr_jax.families.decoder import KERNELS, TABLE
 from pbr_jax.methods import Method
+from pbr_jax.models import lora
 from pbr_jax.ops import vocabulary
 from pbr_jax.plans import budget_for
 from pbr_jax.pruning import Learning
 from pbr_jax.training import pretrained
+from pbr_jax.training.lora_model import adapters
 from pbr_jax.training.pruned_model import Batch, PrunedModel
 from pbr_jax.training.task import Task
 from pbr_jax.training.traced import columns, dense
@@ -36,6 +38,8 @@ _TABLES = ("embedding", "lm_head")  # the second where the head is not the embed
 def decoder_model(config: Config, family: Family, method: Method, task: Task) -> PrunedModel:
     """The configured decoder, trained by `method`."""
     module = late(family.build)(config.model, method.plan)
+    if method.adapters:
+        module = lora.with_lora(module, config.lora)
 
     def specs(batch_size):
         row = jax.ShapeDtypeStruct((batch_size, config.model.max_length), jnp.int32)
@@ -44,20 +48,22 @@ def decoder_model(config: Config, family: Family, method: Method, task: Task) ->
 
     def fresh(seed):
         example = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), module.input_specs(1))
-        return module.init(jax.random.key(seed), example)["params"], ()
+        params = module.init(jax.random.key(seed), example)["params"]
+        return lora.cast(params, jnp.float32), ()  # A and B; without them nothing is cast
 
     def begin(seed, class_names=None):
         params, extra = fresh(seed)
         if config.model.weights is None:
             return params, extra, []
-        loaded = pretrained.load_weights(config.model, params, class_names)
-        return jax.tree.map(jnp.asarray, loaded.params), extra, loaded.notes
+        loaded = pretrained.load_weights(config.model, lora.base_of(params), class_names)
+        return lora.with_base(params, jax.tree.map(jnp.asarray, loaded.params)), extra, loaded.notes
 
     def hidden_of(body, tables, batch, packed: Mapping[str, dict[str, jax.Array]]):
         """`[B N, D]`, and the table of the head with what is packed of it."""
         used = packed.get("embedding", {})
         embedded = vocabulary.embed(tables["embedding"], batch["tokens"], **used)
         params = {**body, **{name: {"table": table} for name, table in tables.items()}}
+        params = lora.cast(params, config.model.dtype)
         hidden, _ = module.apply({"params": params}, module.inputs(batch), embedded)
         head = [name for name in _TABLES if name in tables][-1]
         return hidden.reshape(-1, hidden.shape[-1]), tables[head], packed.get(head, {})
@@ -84,7 +90,7 @@ def decoder_model(config: Config, family: Family, method: Method, task: Task) ->
             value, figures = loss(*_apart(params), {}, batch)
             return value, (figures, extra)
 
-        trained = dense(whole)
+        trained = adapters(whole, config.lora) if method.adapters else dense(whole)
     else:
         trained = _rows(config, method, shapes()[0], specs(1), hidden_of, loss)
     return PrunedModel(module, specs, shapes, begin, outputs, **trained)

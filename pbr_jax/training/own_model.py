@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,11 +13,14 @@ from pbr_jax.configs.common import Config
 from pbr_jax.families import Family
 from pbr_jax.methods import Method
 from pbr_jax.models.inputs import input_specs
+from pbr_jax.models.lora import base_of, with_base
+from pbr_jax.models.lora import check as check_adapters
 from pbr_jax.models.own import make_own
 from pbr_jax.models.own_call import OwnModel
 from pbr_jax.pruning import Learning
 from pbr_jax.reading import few
 from pbr_jax.training import pretrained
+from pbr_jax.training.lora_model import adapters, own_adapted
 from pbr_jax.training.own_blocks import Blocks
 from pbr_jax.training.pruned_model import PrunedModel, objective
 from pbr_jax.training.state import EXTRA, as_tree
@@ -34,8 +38,11 @@ def own_model(config: Config, family: Family, method: Method, task: Task) -> Pru
     # An export of ours is loaded here; any other weights are the function's to read.
     export = pretrained.own_export(config.model)
     given = config.model if export is None else dataclasses.replace(config.model, weights=None)
-    own = make_own(family.build, given)
+    own = make_own(family.build, given, config.lora if method.adapters else None)
     specs = functools.partial(input_specs, config.data.source.kind, config.model)
+    if method.adapters:
+        own = own_adapted(own, config.model.dtype)
+        check_adapters(config.model.family, own.shapes(specs(1))[0], config.lora)
 
     def loss(params, extra, batch, key):
         outputs, moved = own.apply(params, extra, batch, key, True)
@@ -56,9 +63,12 @@ def own_model(config: Config, family: Family, method: Method, task: Task) -> Pru
             return params, extra, said + notes
         sizes = published(family.build).sizes(config.model)
         found = read(export)
-        loaded = load(found, family.build, sizes, as_tree(params, extra), class_names)
+        # A and B are no part of an export, into which they were merged.
+        base = base_of(params) if method.adapters else params
+        loaded = load(found, family.build, sizes, as_tree(base, extra), class_names)
         tree = jax.tree.map(jnp.asarray, loaded.params)
-        return tree, tree.pop(EXTRA, extra), said + loaded.notes
+        extra = tree.pop(EXTRA, extra)
+        return with_base(params, tree) if method.adapters else tree, extra, said + loaded.notes
 
     return PrunedModel(
         module=own.module,
@@ -66,8 +76,17 @@ def own_model(config: Config, family: Family, method: Method, task: Task) -> Pru
         shapes=lambda: own.shapes(specs(1)),
         begin=begin,
         outputs=outputs,
-        **(dense(loss) if pruned is None else columns(pruned, loss_of_rows(pruned, loss))),
+        **_trained(config, method, pruned, loss),
     )
+
+
+def _trained(
+    config: Config, method: Method, pruned: Pruned | None, loss: Callable[..., Any]
+) -> dict[str, Any]:
+    """What of the module is trained: A and B, all of it, or rows of what is pruned."""
+    if method.adapters:
+        return adapters(loss, config.lora)
+    return dense(loss) if pruned is None else columns(pruned, loss_of_rows(pruned, loss))
 
 
 def _pruned(config: Config, method: Method, own: OwnModel) -> Pruned:

@@ -45,6 +45,8 @@ class PrunedModel(NamedTuple):
         are computed where None; `added` is that of `Devices`.
       per_device: whether, of a batch that several devices share, each runs the model on its own
         part; otherwise one program is partitioned, in which a batch is whole.
+      merged: `params -> params` of the model as others know it, for an export: those of LoRA are
+        added to the kernels that they stand beside.
     """
 
     module: Any
@@ -61,6 +63,7 @@ class PrunedModel(NamedTuple):
     unbias: Callable[[PyTree, PyTree, PyTree], PyTree]
     learn: Callable[..., PyTree]
     per_device: bool = False
+    merged: Callable[[PyTree], PyTree] = lambda params: params
 
 
 def objective(task: Any, outputs: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:

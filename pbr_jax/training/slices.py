@@ -4,6 +4,7 @@ import math
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from pbr_jax.ops.arrays import squared_norms
@@ -68,6 +69,24 @@ class _All:
 
 
 ALL = _All()
+
+
+class _Nothing:
+    """A parameter that is not trained: its part, and what an optimizer keeps of it, is empty."""
+
+    slots = None
+
+    def gather(self, leaf: jax.Array) -> jax.Array:
+        return jnp.zeros((0,), leaf.dtype)
+
+    def scatter(self, leaf: jax.Array, rows: jax.Array) -> jax.Array:
+        return leaf
+
+    def norms(self, grad: jax.Array) -> None:
+        return None
+
+
+NOTHING = _Nothing()
 
 
 class Share(NamedTuple):

@@ -14,7 +14,7 @@ from pbr_jax.configs.common import Config, Data, Model, Optimizer
 from pbr_jax.gpu import CARDS, compile_for, memory
 from pbr_jax.gpu.launches import launches
 from pbr_jax.memory.use import memory_use
-from pbr_jax.methods import METHODS, resolve
+from pbr_jax.methods import OF_HALF_BLOCKS, resolve
 from pbr_jax.training import from_config
 from pbr_jax.training.from_config import state_shapes
 
@@ -51,6 +51,8 @@ CEILINGS = {  # GB of temp
     "fast": 2.80,
     "lean": 1.35,
     "tiny": 0.90,
+    "remat+offload": 0.80,
+    "tiny+offload": 0.30,
 }
 # Which run every kernel between them, so that steps for another card need no more methods.
 ON_AN_OLDER_CARD = ("full", "prebackrazor++", "fast")
@@ -96,6 +98,17 @@ def test_temp_memory_of_the_step_stays_under_its_ceiling(report, method):
     assert report(method).temp_bytes <= CEILINGS[method] * 1e9
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("card", ["h200", "rtx4090"])
+@pytest.mark.parametrize("method", ["remat", "tiny"])
+def test_block_inputs_leave_the_card(compiled, method, card):
+    """`L B N D` in bfloat16 is on the host, and all but two of its parts are no longer in temp."""
+    inputs = 12 * 128 * 197 * 768 * 2
+    here, away = (compiled(name, card=card)[0] for name in (method, f"{method}+offload"))
+    assert (here.host_bytes, away.host_bytes) == (0, pytest.approx(inputs, rel=0.01))
+    assert 0.9 * inputs < here.temp_bytes - away.temp_bytes < 1.05 * inputs
+
+
 @pytest.fixture
 def standard_promotion():
     """Optax's Adam mixes integers and floats."""
@@ -113,7 +126,7 @@ def test_temp_memory_of_bert_stays_under_its_ceiling(report, method):
 @pytest.mark.parametrize(
     ("method", "card"),
     [
-        *each(METHODS, "h200"),
+        *each(OF_HALF_BLOCKS, "h200"),
         *each(ON_AN_OLDER_CARD, "rtx4090", always=()),
     ],
 )
@@ -130,7 +143,7 @@ def test_every_method_compiles_with_its_kernels(compiled, method, card):
 @pytest.mark.exhaustive
 def test_few_methods_run_every_kernel_of_the_older_card(compiled):
     by_few = set().union(*(compiled(m, card="rtx4090")[1] for m in ON_AN_OLDER_CARD))
-    by_all = set().union(*(compiled(m)[1] for m in METHODS))
+    by_all = set().union(*(compiled(m)[1] for m in OF_HALF_BLOCKS))
     assert by_all - by_few == {"gelu"}  # which is fused there, into the products around it
 
 

@@ -11,7 +11,7 @@ from fakes import bert, columns, param_shapes, random_params
 from measures import assert_close, value_and_pullback
 
 from pbr_jax.configs.common import MODEL_SIZES
-from pbr_jax.methods import METHODS, resolve
+from pbr_jax.methods import OF_HALF_BLOCKS, resolve
 from pbr_jax.plans import SITES, Keep, ResidualPlan
 
 COLUMNS = ResidualPlan(linear="columns", keep=Keep(0.1))
@@ -192,7 +192,7 @@ def test_inputs_of_another_shape_are_refused(name, shape, fault):
         jax.eval_shape(lambda p: evaluate(bert(), p, batch), param_shapes(bert()))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OF_HALF_BLOCKS)
 def test_evaluation_is_the_same_by_every_method(name):
     def program(model):
         apply = functools.partial(model.apply, mutable=False)

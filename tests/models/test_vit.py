@@ -11,7 +11,7 @@ from fakes import bert, columns, param_shapes, random_params, vit
 from measures import assert_close, equations, value_and_pullback
 
 from pbr_jax.configs.common import MODEL_SIZES
-from pbr_jax.methods import METHODS, resolve
+from pbr_jax.methods import OF_HALF_BLOCKS, resolve
 from pbr_jax.plans import SITES, Keep, ResidualPlan
 
 COLUMNS = ResidualPlan(linear="columns", keep=Keep(0.1))
@@ -237,7 +237,7 @@ def test_no_selection_is_needed_without_differentiation():
     jax.eval_shape(lambda p: loss(model, p, None), param_shapes(model))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OF_HALF_BLOCKS)
 def test_evaluation_is_the_same_by_every_method(name):
     def program(model):
         apply = functools.partial(model.apply, mutable=False)

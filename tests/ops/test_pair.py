@@ -71,8 +71,18 @@ def test_equals_autodiff(pair):
 
 @pytest.mark.parametrize(
     "pair",
-    [*(stack([A, AND_B], n) for n in (1, 2, 3, 6)), stack([recompute(THEN_B)], 2)],
-    ids=["1 chunk", "2 chunks", "3 chunks", "6 chunks", "recompute in 2 chunks"],
+    [
+        *(stack([A, AND_B], n) for n in (1, 2, 3, 6)),
+        stack([recompute(THEN_B)], 2),
+        stack([recompute(THEN_B)], 2, on_host=True),
+        stack([A, AND_B], on_host=True),
+    ],
+    ids=[
+        *("1 chunk", "2 chunks", "3 chunks", "6 chunks"),
+        "recompute in 2 chunks",
+        "recompute in 2 chunks on the host",
+        "on the host",
+    ],
 )
 def test_a_stack_equals_autodiff(pair):
     def one_by_one(params, x, aux):

@@ -14,7 +14,7 @@ from measures import equations
 
 from pbr_jax.configs.common import Keep, Optimizer, Pruning
 from pbr_jax.memory.use import tree_bytes
-from pbr_jax.methods import METHODS
+from pbr_jax.methods import OF_HALF_BLOCKS
 from pbr_jax.plans import SITES
 from pbr_jax.training import from_config
 from pbr_jax.training.step import make_eval_step, make_train_step
@@ -55,7 +55,7 @@ ALWAYS = ("full", "prebackrazor", "lean")
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=() if n in ALWAYS else pytest.mark.exhaustive) for n in METHODS],
+    [pytest.param(n, marks=() if n in ALWAYS else pytest.mark.exhaustive) for n in OF_HALF_BLOCKS],
 )
 def test_every_method_learns(name):
     step, state = compiled(config(name))
@@ -363,5 +363,5 @@ def test_evaluation_counts_only_what_the_mask_allows():
 
 def test_parameters_of_all_methods_are_the_same():
     expected = param_shapes(from_config.build(config("full")).model.module)
-    for name in METHODS:
+    for name in OF_HALF_BLOCKS:
         assert param_shapes(from_config.build(config(name)).model.module) == expected
