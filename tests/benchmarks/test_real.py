@@ -22,6 +22,7 @@ NAMES = (
     "manuals",
     "documents",
     "swapped",
+    "definitions",
     "clipart",
     "dinov2_check",
     "dinov2",
@@ -289,6 +290,33 @@ def test_dinov2_with_its_scales_folded_gives_the_same_features(real, tmp_path, m
     ours = built.module.apply({"params": params}, jnp.asarray(images.transpose(0, 2, 3, 1)))
     theirs = dinov2_plain(nodes, arrays, images)
     np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5)
+
+
+def test_a_sense_is_its_first_synonym_and_its_definition(real):
+    line = '00006269 03 n 02 living_thing 0 life 1 001 @ 0000 n 0000 | living things; "oceans teem"'
+    assert real.definitions.sense(line) is None  # of too few words
+    line = line.replace("things", "things (plants too) collectively").replace(
+        "thing 0", "thing(p) 0"
+    )
+    found = real.definitions.sense(line)
+    assert found.prompt == "living thing (noun):"
+    assert found.definition == "living things (plants too) collectively"
+
+
+def test_no_word_is_in_two_splits_and_no_shared_definition_in_any(real, tmp_path):
+    Sense = real.definitions.Sense
+    found = [
+        Sense(word, "noun", f"the sense {i} of {'the one' if i == 2 else word}")
+        for word in (f"word {n}" for n in range(60))
+        for i in range(3)
+    ]
+    parts = real.definitions.splits(found)
+    words = [{s.word for s in part} for part in parts.values()]
+    assert all(words) and sum(map(len, words)) == len(set.union(*words)) == 60
+    assert not [s for part in parts.values() for s in part if s.definition.endswith("the one")]
+    real.definitions.write(tmp_path, parts)
+    told = json.loads((tmp_path / "val.jsonl").read_text().splitlines()[0])
+    assert told.keys() == {"prompt", "completion"} and told["completion"].startswith(" the sense")
 
 
 # SmolLM2
