@@ -12,6 +12,9 @@ from test_third_family import missing_compiler
 from pbr_jax import cli
 from pbr_jax.data import load
 from pbr_jax.runs.run import open_run
+from pbr_jax.training.state import as_tree
+from pbr_jax.weights import read
+from pbr_jax.weights.layout import unflatten
 
 SETTINGS = {
     "model.family": "own_models:mixer",
@@ -88,6 +91,11 @@ def test_its_export_starts_a_run(finished, tmp_path):
     changes |= {"model.weights": str(out), "optimizer.warmup_steps": 0}
     run("train", "--workdir", str(tmp_path / "run"), **changes)
     assert same_bits(open_run(tmp_path / "run").params, open_run(finished).params)
+    # A delta of it, with the statistics that moved, stands for the same.
+    delta = tmp_path / "delta"
+    assert cli.main(["export", str(tmp_path / "run"), "--to", "delta", "--out", str(delta)]) == 0
+    tree = as_tree(*open_run(tmp_path / "run").state.variables)
+    assert same_bits(unflatten(read(delta).arrays), tree)
 
 
 def test_an_export_has_no_layout_of_others(finished, capsys):

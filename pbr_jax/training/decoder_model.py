@@ -105,19 +105,20 @@ def _apart(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 def _rows(config: Config, method: Method, params, batch: Batch, hidden_of, loss) -> dict[str, Any]:
     """Selected rows of the blocks' kernels and selected columns of the tables are trained."""
     p, keep = config.pruning, method.plan
+    learning = Learning(p.step_size, p.min_prob, p.offset)
     assert method.policy is not None
-    how = {"policy": method.policy, "learning": Learning(p.step_size, p.min_prob, p.offset)}
     pruned = prune(
         lambda *args: hidden_of(*args, {})[0],
         *(*_apart(params), batch),
         keep={f"^blocks/({'|'.join(own)})/": keep.keep_at(site) for site, own in KERNELS.items()},
         include="^blocks/.*kernel$",
         min_columns=1,
+        policy=method.policy,
+        learning=learning,
         group_size=method.group_size,
-        **how,
     )
     plan = _with_tables(pruned.plan, params, keep.keep_at(TABLE), method.group_size)
-    policies = GroupPolicies(plan.groups, *how.values(), method.group_size)
+    policies = GroupPolicies(plan.groups, method.policy, learning, method.group_size)
     packing = Packing(plan, policies, lambda tree: [path for path, _ in _by_path(tree)])
     blocks_loss = pruned.differentiable(loss, has_aux=True)
 

@@ -4,12 +4,13 @@ found = weights.read("ViT-B_16.npz")  # what it is: found.family, found.sizes
 params, notes = weights.load(found, "vit", sizes, initial_params)
 """
 
+from pbr_jax.weights.delta import is_delta, read, save_delta
 from pbr_jax.weights.export import save, save_npz, save_orbax
 from pbr_jax.weights.faults import own_faults
 from pbr_jax.weights.formats import Format, Published, published
 from pbr_jax.weights.load import Loaded, WeightsError, check, load, own_classes, remarks
 from pbr_jax.weights.preparation import Normalization, Preparation, preparation_of
-from pbr_jax.weights.read import Weights, read
+from pbr_jax.weights.read import Weights
 
 __all__ = [
     "Format",
@@ -20,6 +21,7 @@ __all__ = [
     "Weights",
     "WeightsError",
     "check",
+    "is_delta",
     "load",
     "own_classes",
     "own_faults",
@@ -28,6 +30,7 @@ __all__ = [
     "read",
     "remarks",
     "save",
+    "save_delta",
     "save_npz",
     "save_orbax",
 ]

@@ -170,11 +170,22 @@ def save_orbax(
     arrays = {path: np.asarray(leaf) for path, leaf in layout.flatten(params).items()}
     with plain_path(directory) as plain, ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(plain / files.PARAMS, layout.unflatten(arrays))
-    described = {"family": family, "sizes": dict(sizes)} | _classes(class_names)
+    described = description(family, sizes, class_names, normalization)
     described["files"] = files.digests(directory / files.PARAMS)
+    write_json(directory / ARCHITECTURE, described)
+
+
+def description(
+    family: str,
+    sizes: Sizes,
+    class_names: Sequence[str],
+    normalization: Normalization | None,
+) -> dict[str, Any]:
+    """What `ARCHITECTURE` says of a model beside our tree of its parameters."""
+    described = {"family": family, "sizes": dict(sizes)} | _classes(class_names)
     if normalization is not None:
         described |= {"image_mean": normalization.mean, "image_std": normalization.std}
-    write_json(directory / ARCHITECTURE, described)
+    return described
 
 
 def _classes(names: Sequence[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pbr_jax.families import FAMILIES
@@ -140,10 +141,26 @@ def _depth(form: Format, arrays: Arrays) -> int:
 
 def _own(path: Path) -> Weights:
     """A directory of `export.save_orbax`: our tree as it is."""
+    told = described(path, files.PARAMS)
+    return of_tree(path, files.read(path), told)
+
+
+def described(
+    path: Path, name: str, more: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """What `ARCHITECTURE` in a directory of ours says, beside the folder `name` of arrays.
+
+    Args:
+      path, name: the directory, and the folder in it.
+      more: the form of what else it must say, as for `read_json`.
+
+    Raises:
+      ValueError: it is damaged, or of an unknown family, or the folder is not as it was written.
+    """
     file, advice = path / ARCHITECTURE, "write it again with `pbr export`"
     with files.of_weights():
-        described = beside.read_small_json(file, _DESCRIBED, advice)
-    family, sizes = described["family"], described["sizes"]
+        found = beside.read_small_json(file, _DESCRIBED | dict(more), advice)
+    family, sizes = found["family"], found["sizes"]
     # A family of one's own is a place to import from, which is left to the configuration.
     if family not in FAMILIES and ":" not in family:
         known = ", ".join(FAMILIES)
@@ -151,15 +168,19 @@ def _own(path: Path) -> Weights:
     if wrong := [f"{word} = {size}" for word, size in sizes.items() if size < 1]:
         raise ValueError(f"weights {file}: {', '.join(wrong)}: must be 1 or more; {advice}")
     # Orbax is only given what was written: of much else it makes tracebacks, or other numbers.
-    there, written = files.digests(path / files.PARAMS), described.get("files")
+    there, written = files.digests(path / name), found.get("files")
     written = written if isinstance(written, dict) else {}  # older exports have none
-    if damaged := [name for name, digest in written.items() if there.get(name) != digest]:
+    if damaged := [part for part, digest in written.items() if there.get(part) != digest]:
         raise ValueError(
-            f"weights {path / files.PARAMS}: damaged or missing: {', '.join(damaged)}; {advice}"
+            f"weights {path / name}: damaged or missing: {', '.join(damaged)}; {advice}"
         )
-    arrays = files.read(path)
+    return found
+
+
+def of_tree(path: Path, arrays: Arrays, told: dict[str, Any]) -> Weights:
+    """Leaves of our tree, by their paths, with what `described` says of them."""
     _check_types(path, arrays)
     lines = [Line(name, name) for name in arrays]
     # No name holds "\0": blocks are stacked, and none has a number.
-    form = Format("pbr_jax's own tree", family, "orbax", lambda depth: lines, "\0")
-    return Weights(path, form, arrays, {n: n for n in arrays}, {}, sizes, described)
+    form = Format("pbr_jax's own tree", told["family"], "orbax", lambda depth: lines, "\0")
+    return Weights(path, form, arrays, {n: n for n in arrays}, {}, told["sizes"], told)

@@ -22,9 +22,12 @@ NAMES = (
     "manuals",
     "documents",
     "swapped",
+    "definitions",
     "clipart",
     "dinov2_check",
     "dinov2",
+    "smollm2_check",
+    "smollm2",
 )
 
 
@@ -287,3 +290,72 @@ def test_dinov2_with_its_scales_folded_gives_the_same_features(real, tmp_path, m
     ours = built.module.apply({"params": params}, jnp.asarray(images.transpose(0, 2, 3, 1)))
     theirs = dinov2_plain(nodes, arrays, images)
     np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5)
+
+
+def test_a_sense_is_its_first_synonym_and_its_definition(real):
+    line = '00006269 03 n 02 living_thing 0 life 1 001 @ 0000 n 0000 | living things; "oceans teem"'
+    assert real.definitions.sense(line) is None  # of too few words
+    line = line.replace("things", "things (plants too) collectively").replace(
+        "thing 0", "thing(p) 0"
+    )
+    found = real.definitions.sense(line)
+    assert found.prompt == "living thing (noun):"
+    assert found.definition == "living things (plants too) collectively"
+
+
+def test_no_word_is_in_two_splits_and_no_shared_definition_in_any(real, tmp_path):
+    Sense = real.definitions.Sense
+    found = [
+        Sense(word, "noun", f"the sense {i} of {'the one' if i == 2 else word}")
+        for word in (f"word {n}" for n in range(60))
+        for i in range(3)
+    ]
+    parts = real.definitions.splits(found)
+    words = [{s.word for s in part} for part in parts.values()]
+    assert all(words) and sum(map(len, words)) == len(set.union(*words)) == 60
+    assert not [s for part in parts.values() for s in part if s.definition.endswith("the one")]
+    real.definitions.write(tmp_path, parts)
+    told = json.loads((tmp_path / "val.jsonl").read_text().splitlines()[0])
+    assert told.keys() == {"prompt", "completion"} and told["completion"].startswith(" the sense")
+
+
+# SmolLM2
+
+
+def test_rows_of_q_and_k_are_put_back_into_halves(real):
+    heads, d, inputs = 3, 8, 5
+    kernel = np.arange(heads * d * inputs, dtype=np.float32).reshape(heads * d, inputs)
+    # As llama.cpp's converter permutes.
+    halves = kernel.reshape(heads, 2, d // 2, inputs)
+    theirs = halves.swapaxes(1, 2).reshape(kernel.shape)
+    np.testing.assert_array_equal(real.smollm2.rows_of_halves(theirs, heads), kernel)
+
+
+def test_tensors_of_a_gguf_file_have_the_names_of_llama(real):
+    told = {"llama.attention.head_count": 2, "llama.attention.head_count_kv": 1}
+    shapes = {"token_embd": (7, 4), "output_norm": (4,), "blk.11.attn_q": (4, 4)}
+    shapes |= {"blk.11.attn_k": (2, 4), "blk.11.ffn_gate": (6, 4), "blk.11.ffn_norm": (4,)}
+    arrays = {f"{name}.weight": np.zeros(shape, np.float16) for name, shape in shapes.items()}
+    found = real.smollm2.convert(arrays, told)
+    layer = "model.layers.11"
+    assert {name: array.shape for name, array in found.items()} == {
+        "model.embed_tokens.weight": (7, 4),
+        "model.norm.weight": (4,),
+        f"{layer}.self_attn.q_proj.weight": (4, 4),
+        f"{layer}.self_attn.k_proj.weight": (2, 4),
+        f"{layer}.mlp.gate_proj.weight": (6, 4),
+        f"{layer}.post_attention_layernorm.weight": (4,),
+    }
+    assert {array.dtype.name for array in found.values()} == {"float32"}
+
+
+def test_the_tokenizer_of_a_gguf_file_cuts_digits_apart(real):
+    from tokenizers import Tokenizer
+
+    tokens = ["<|end|>", "a", "b", "1", "2", "\u0120", "ab", "\u0120ab", "12"]
+    merges = ["a b", "\u0120 ab", "1 2"]
+    made = real.smollm2.tokenizer(tokens, [3] + [1] * 8, merges)
+    tokenizer = Tokenizer.from_str(json.dumps(made))
+    found = tokenizer.encode("ab ab12<|end|>a")
+    assert found.tokens == ["ab", "\u0120ab", "1", "2", "<|end|>", "a"]
+    assert tokenizer.decode(found.ids) == "ab ab12a"  # without what is no text

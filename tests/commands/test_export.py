@@ -137,3 +137,40 @@ def test_an_export_says_how_images_were_normalised_and_an_npz_asks_for_it(tmp_pa
             assert preparation_of(out).normalization == ((0.25,), (0.1,))
     printed = capsys.readouterr().out
     assert printed.count("--config.data.mean=0.25 --config.data.std=0.1") == 1
+
+
+@pytest.mark.parametrize("family", ["vit", "bert"])
+def test_a_delta_holds_what_differs_from_the_weights_of_the_run(tmp_path, capsys, family):
+    """Wherever it is read from, and made whole again; the tokenizer lies beside it."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    RUNS[family](first)
+    base = tmp_path / "base"
+    assert cli.main(["export", str(first), "--to", "orbax", "--out", str(base)]) == 0
+    # The second run began with that, and changed four rows of a kernel.
+    saved = RUNS[family](second)[0]
+    config = json.loads((second / "config.json").read_text())
+    config["model"]["weights"] = str(base)
+    write_json(second / "config.json", config)
+    command = ["export", str(second), "--to", "delta", "--out", str(tmp_path / "delta")]
+    assert cli.main(command) == 0
+    assert "it holds 0 bytes of" in capsys.readouterr().out
+    whole = tmp_path / "whole"
+    command = ["export", str(tmp_path / "delta"), "--to", "orbax", "--out", str(whole)]
+    assert cli.main(command) == 0
+    model = from_config.build(read_config(second)).model.module
+    for path in (tmp_path / "delta", whole):
+        settings = dataclasses.replace(read_config(second).model, weights=str(path))
+        params, notes = load_weights(settings, param_shapes(model), NAMES)
+        assert notes == []
+        jax.tree.map(np.testing.assert_array_equal, params, saved)
+    assert (tmp_path / "delta" / "vocab.txt").exists() == (family == "bert")
+    command[3:] = ["npz", "--out", str(tmp_path / "no")]
+    assert cli.main(command) == 2
+    assert "is a delta, which is made whole by --to orbax" in capsys.readouterr().err
+
+
+def test_a_run_from_random_parameters_has_no_delta(runs, tmp_path, capsys):
+    command = ["export", str(runs["vit"][0]), "--to", "delta", "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 2
+    assert "--to delta: the run began with random parameters" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
