@@ -94,7 +94,10 @@ FAMILY = Family(
     title="decoder",
     reads="language",
     settings=("vocab_size", "max_length", "param_dtype", "decoder"),
-    methods=("full", "remat", "remat+offload", "lora", "prebackrazor", "tiny", "tiny+offload"),
+    methods=(
+        *("full", "remat", "remat+offload", "lora"),
+        *("prebackrazor", "tiny", "tiny+offload", "static", "static-groups"),
+    ),
     describe=describe,
     build="pbr_jax.models.decoder:build",
     provider="pbr_jax.training.decoder_model:decoder_model",

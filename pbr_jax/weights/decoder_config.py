@@ -152,7 +152,8 @@ def _rope(said: Said, windowed: bool) -> tuple[dict[str, Any], list[str]]:
     given: Any = said.get("rope_parameters") or {}
     older: Any = said.get("rope_scaling") or {}
     scaling: dict[str, Any] = {**older, **given.get(_GLOBAL, given)}
-    found: dict[str, Any] = {"rope_base": float(scaling.get("rope_theta", said["rope_theta"]))}
+    base: Any = scaling.get("rope_theta", said["rope_theta"])
+    found: dict[str, Any] = {"rope_base": float(base)}
     faults = []
     if windowed:
         local = given.get(_LOCAL, {})
