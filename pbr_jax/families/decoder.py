@@ -42,7 +42,8 @@ def describe(model: Model) -> Architecture:
         "gate": Site(m.width, 2 * m.mlp_dim, ("blocks", "gate")),
         "down": Site(m.mlp_dim, m.width, ("blocks", "down")),
     }
-    return Architecture(m.width, m.depth, m.max_length, sites, Attention("qkv", m.heads))
+    tables = {TABLE: Site(m.width, m.vocab_size, ("embedding",))}
+    return Architecture(m.width, m.depth, m.max_length, sites, Attention("qkv", m.heads), tables)
 
 
 def _faults(model: Model) -> list[str]:
@@ -100,6 +101,7 @@ FAMILY = Family(
     ),
     describe=describe,
     build="pbr_jax.models.decoder:build",
+    traced=True,
     provider="pbr_jax.training.decoder_model:decoder_model",
     faults=_faults,
     integers=lambda model: {

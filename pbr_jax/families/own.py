@@ -32,6 +32,7 @@ def family(place: str) -> Family:
         reads=None,
         describe=None,
         build=place,
+        traced=True,
         provider="pbr_jax.training.own_model:own_model",
         methods=("full", "lora", "prebackrazor", "static", "static-groups"),
         shape=(),

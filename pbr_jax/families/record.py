@@ -5,6 +5,7 @@ No module here imports JAX: what needs it is named by its place, "module:name", 
 
 import dataclasses
 import importlib
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -40,6 +41,8 @@ class Architecture(NamedTuple):
     tokens: int  # N of an example, padding included
     sites: Mapping[str, Site]  # in the order of the forward pass
     attention: Attention | None = None
+    # Sites of tables of words, beside those of blocks: columns of what a word is looked up as.
+    tables: Mapping[str, Site] = types.MappingProxyType({})
 
     @property
     def hidden(self) -> int:
@@ -57,6 +60,8 @@ class Family:
         share a batch it is called with `part`, see `ops.arrays.Part`. `exchanges`, if it has them,
         are names of the parameters that it gets and whose gradients it gives by `part.exchange`.
       describe: sizes of the configured model; None where only its program tells them (`own`).
+      traced: whether `transform` prunes it by its program, so that what a block keeps, and in which
+        parts it runs, is the module's own affair; otherwise its blocks are `ops.stack`.
       provider: place of `(Config, Family, Method, Task) -> PrunedModel`, what the trainer trains.
       lengths: name of the input, int32 `[B]`, that says how many tokens of an example are real;
         None where all are.
@@ -70,6 +75,7 @@ class Family:
     reads: Literal["image", "text", "language"] | None
     describe: Callable[[Model], Architecture] | None
     build: str
+    traced: bool = False
     provider: str = "pbr_jax.training.family_model:family_model"
     methods: tuple[str, ...] = OF_HALF_BLOCKS  # by which it can be trained
     shape: tuple[str, ...] = SHAPE  # fields of `Model` that fix its sizes, unless `size` does

@@ -44,7 +44,7 @@ def step_seconds(config: Config, card: Card, use: MemoryUse) -> float:
     arrays = 3 + 2 * round(use.optimizer / use.parameters)  # of them gradient and parameter
     updated = arrays * use.gradients * (method.joint_spar or 1.0)
     beside = (saved + updated) / copy_rate(card)
-    if find(config.model.family).describe is None:
+    if find(config.model.family).traced:
         return program_flops(config) / matrix_rate(card, config.model.dtype) + beside
     sizes = architecture(config)
     plan, width, sites = method.plan, sizes.width, sizes.sites

@@ -22,7 +22,11 @@ def named_method(config: Config) -> Method:
     """
     names = ("keep", "policy", "joint_spar", "attention_keep", *METHODS_OWN)
     pruning = {name: getattr(config.pruning, name) for name in names}
-    return methods.resolve(config.method, **pruning, **vars(config.plan))
+    method = methods.resolve(config.method, **pruning, **vars(config.plan))
+    if _chunks_are_given(config) or not _is_traced(config):
+        return method
+    # In how many parts a module runs a batch is its own affair.
+    return dataclasses.replace(method, plan=dataclasses.replace(method.plan, batch_chunks=1))
 
 
 def resolve_method(config: Config) -> Method:
@@ -56,16 +60,18 @@ def family_faults(config: Config) -> list[str]:
         )
     elif method.name not in installed([method.name]):
         faults.append(LORA_MISSING)
-    if family.describe is not None:
+    if not family.traced:
         return faults
-    # What a module of one's own keeps, and in which parts it runs, is its own affair.
+    # What a module keeps that is not made of half-blocks, and in which parts it runs, is its affair.
     given = {f"plan.{key}": value for key, value in vars(config.plan).items() if value is not None}
-    given.pop("plan.implementation", None)
+    of_it = ("implementation",) if family.describe is None else ("implementation", "attention")
+    for key in of_it:  # the decoder's own module reads these
+        given.pop(f"plan.{key}", None)
     if "/" in method.name:
         given["method"] = method.name
     elif method.joint_spar is not None:
         given["pruning.joint_spar"] = method.joint_spar
-    if config.optimizer.rate_for_keep:
+    if config.optimizer.rate_for_keep and family.describe is None:
         given["optimizer.rate_for_keep"] = config.optimizer.rate_for_keep
     if p.sampler != "systematic":
         given["pruning.sampler"] = p.sampler
@@ -129,6 +135,13 @@ def chunk_notes(config: Config) -> list[str]:
         f"method {config.method} runs {examples_at_a_time(config)} examples in {parts} in place of"
         f" {own}, which do not divide them"
     ]
+
+
+def _is_traced(config: Config) -> bool:
+    try:
+        return find(config.model.family).traced
+    except ValueError:  # a fault that another rule tells
+        return False
 
 
 def _chunks_are_given(config: Config) -> bool:

@@ -46,7 +46,8 @@ def _methods(config: Config) -> Faults:
 
 
 def _keep(config: Config) -> Faults:
-    keep, sites = config.pruning.keep, architecture(config).sites
+    keep, sizes = config.pruning.keep, architecture(config)
+    sites = [*sizes.sites, *sizes.tables]
     for site in keep.sites if isinstance(keep, Keep) else ():
         if site not in sites:
             close = nearest(site, sites)
