@@ -29,7 +29,7 @@ class Parts(NamedTuple):
     optimizer: Optimizer  # with clipping and schedule
     schedule: optax.Schedule  # step -> learning rate
     train_step: TrainStep  # `(state, batch) -> (state, metrics)`, not yet jitted
-    eval_step: EvalStep  # `(variables, batch) -> {"loss", each figure: sum}`, not yet jitted
+    eval_step: EvalStep  # `(variables, batch) -> {name: sum}`, not yet jitted
     placement: Placement  # how arrays lie on the devices, and how steps are jitted for them
 
 
@@ -61,6 +61,7 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
         interval=config.pruning.interval,
         importance_weighting=config.pruning.importance_weighting,
         implementation=method.plan.implementation,
+        task=task,
     )
     eval_step = make_eval_step(model, task, place.devices)
     return Parts(

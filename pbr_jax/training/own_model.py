@@ -21,11 +21,11 @@ from pbr_jax.pruning import Learning
 from pbr_jax.reading import few
 from pbr_jax.training import pretrained
 from pbr_jax.training.own_blocks import Blocks
-from pbr_jax.training.pruned_model import PrunedModel, objective
+from pbr_jax.training.pruned_model import PrunedModel
 from pbr_jax.training.selection import SelectorState
 from pbr_jax.training.slices import ALL, Rows, Slices
 from pbr_jax.training.state import EXTRA, as_tree
-from pbr_jax.training.task import Task
+from pbr_jax.training.task import Task, objective
 from pbr_jax.transform.attach import Layout
 from pbr_jax.transform.prune import prune
 from pbr_jax.transform.pruned import Pruned

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 PyTree = Any
@@ -61,9 +60,3 @@ class PrunedModel(NamedTuple):
     unbias: Callable[[PyTree, PyTree, PyTree], PyTree]
     learn: Callable[..., PyTree]
     per_device: bool = False
-
-
-def objective(task: Any, outputs: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss that training descends, and the figures beside it: means over the batch."""
-    figures = jax.tree.map(jnp.mean, task.figures(outputs, batch))
-    return jnp.mean(task.losses(outputs, batch)), figures
