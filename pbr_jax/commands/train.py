@@ -7,6 +7,7 @@ The same command again resumes where the run was.
 """
 
 import argparse
+import math
 import os
 import signal
 import statistics
@@ -44,8 +45,9 @@ from pbr_jax.settings.unused import unused
 from pbr_jax.settings.variants import fully_fine_tuned
 from pbr_jax.training import from_config
 from pbr_jax.training.inputs import input_notes, load_data, make_inputs, settled
-from pbr_jax.training.loop import Observer, train
+from pbr_jax.training.loop import Observer, Run, train
 from pbr_jax.training.mesh import settled_devices
+from pbr_jax.training.task import better
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,7 +167,7 @@ def fine_tune(args: argparse.Namespace, owner: Ownership | Guest, job: Job = ALO
     with extras.attempt(metrics.FILE):
         lines = metrics.read_metrics(workdir)
     measured = (use, full_use, compiled.peak_bytes)
-    summary = summarize(config, lines, test["accuracy"], started.run.best, *measured)
+    summary = summarize(config, lines, test, started.run, *measured)
     # How long the processes before this one took is not known.
     summary["seconds"] = time.monotonic() - began if started.resumed is None else None
     with extras.attempt(metrics.SUMMARY):
@@ -206,26 +208,32 @@ def headline(config: Config, parts: from_config.Parts) -> str:
 def summarize(
     config: Config,
     lines: Sequence[Mapping[str, Any]],
-    accuracy: float,
-    best_before: float,
+    test: Mapping[str, float],
+    run: Run,
     use: MemoryUse,
     full: MemoryUse,
     compiled_peak_bytes: int,
 ) -> dict[str, Any]:
-    """The content of `summary.json`; accuracy and speed are of the whole run, resumed or not.
+    """The content of `summary.json`; its best and its speed are of the whole run, resumed or not.
 
     Args:
       lines: those of `metrics.jsonl`, as far as they are there.
-      accuracy: after the last step.
-      best_before: the best accuracy before this process, if any.
+      test: the evaluation after the last step.
+      run: as it began in this process.
     """
-    known = [r["accuracy"] for r in lines if r["split"] == "test" and r.get("accuracy") is not None]
+    name = run.criterion
+    known = [r[name] for r in lines if r["split"] == "test" and r.get(name) is not None]
+    if run.best is not None:
+        known.append(run.best)
+    best = test[name]
+    for value in known:
+        best = value if better(name, value, best) else best
     paces = [r["seconds_per_step"] for r in lines if r.get("seconds_per_step")]
     seconds = statistics.median(paces) if paces else None
     return {
         "method": config.method,
-        "accuracy": accuracy,
-        "best_accuracy": max(accuracy, best_before, *known),
+        **{one: value if math.isfinite(value) else None for one, value in test.items()},
+        f"best_{name}": best,
         "steps": config.steps,
         "seconds_per_step": seconds,
         "examples_per_second": None if seconds is None else config.batch_size / seconds,

@@ -14,7 +14,9 @@ def format_bytes(count: float) -> str:
 
 
 def three_digits(number: float) -> str:
-    """`7.68`, `38.7` or `139`; more before the point are not cut."""
+    """`7.68`, `38.7` or `139`; more before the point are not cut, up to a power, `1.20e+09`."""
+    if number >= 1e9:
+        return f"{number:.2e}"
     decimals = 2 if number < 9.995 else 1 if number < 99.95 else 0
     return f"{number:.{decimals}f}"
 

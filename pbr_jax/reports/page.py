@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pbr_jax.files import read_json, write_text
-from pbr_jax.measure.text import format_bytes, format_ratio, format_seconds
+from pbr_jax.measure.text import format_bytes, format_ratio, format_seconds, three_digits
 from pbr_jax.memory.use import MemoryUse
 from pbr_jax.runs.history import Columns, read_columns
 from pbr_jax.runs.metrics import SUMMARY, read_metrics, read_summary
@@ -77,12 +77,13 @@ def _page(
             )
         )
     if evaluations:
+        judged = any(e.get("perplexity") is not None for e in evaluations)
         rows = []
         for e in evaluations:
             loss = "not finite" if e.get("loss") is None else f"{e['loss']:.4f}"
-            rows.append([str(e["step"]), loss, f"{e['accuracy']:.2%}"])
-        table = _table(("step", "test loss", "test accuracy"), rows)
-        sections.append(_details("Evaluations", table))
+            rows.append([str(e["step"]), loss, *[_perplexity(e)] * judged, f"{e['accuracy']:.2%}"])
+        names = ("step", "test loss", *["test perplexity"] * judged, "test accuracy")
+        sections.append(_details("Evaluations", _table(names, rows)))
     table = _table(("key", "value"), _flatten(config), words=True)
     sections.append(_details("Settings", table))
     steps = summary.get("steps", config.get("steps"))
@@ -99,7 +100,12 @@ def _page(
 def _cards(summary: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> str:
     """The four figures one looks for first; those that are unknown are left out."""
     cards = []
-    if summary.get("accuracy") is not None:
+    if summary.get("perplexity") is not None:
+        known = [e for e in evaluations if e.get("perplexity") is not None]
+        best = min(known, key=lambda e: e["perplexity"], default=None)
+        note = f"best {_perplexity(best)} at step {best['step']}" if best else ""
+        cards.append(("test perplexity", _perplexity(summary), note))
+    elif summary.get("accuracy") is not None:
         best = max(evaluations, key=lambda e: e["accuracy"], default=None)
         note = f"best {best['accuracy']:.1%} at step {best['step']}" if best else ""
         cards.append(("test accuracy", f"{summary['accuracy']:.1%}", note))
@@ -121,6 +127,11 @@ def _cards(summary: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]])
         for name, value, note in cards
     )
     return f"<dl class=cards>{cells}</dl>" if cards else ""
+
+
+def _perplexity(record: Mapping[str, Any]) -> str:
+    value = record.get("perplexity")
+    return "not finite" if value is None else three_digits(value)
 
 
 def _memory(summary: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from pbr_jax.hosts import ALONE, Job
 from pbr_jax.measure.text import format_bytes
 from pbr_jax.runs import disk, manifest, restorable
 from pbr_jax.runs.store import Store
+from pbr_jax.training.task import LOSS, better
 
 _LOGGER = logging.getLogger(__name__)
 _CHANGED_LATER = frozenset({"_CHECKPOINT_METADATA"})  # by Orbax, between manifest and rename
@@ -51,6 +52,11 @@ class _Pending(NamedTuple):
     num_bytes: int
 
 
+def _criterion(metrics: Mapping[str, float]) -> str:
+    """The figure by which the evaluation of a step is judged."""
+    return "accuracy" if "accuracy" in metrics else LOSS
+
+
 class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
     """Saves in the background, keeps the last steps and the best, restores verified steps only.
 
@@ -71,7 +77,7 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
             raise ValueError(f"keep = {keep}: {rule}")
         # Holds `<step>/` for each checkpoint and the link `best`; the first save makes it.
         self.directory = Path(directory).absolute()
-        self.keep = keep  # latest steps; the most accurate one is kept besides
+        self.keep = keep  # latest steps; the best one is kept besides
         self.job = job  # whose processes all save and restore; the first alone cleans and proves
         self.notify = notify  # told of each checkpoint that is passed over or set aside, and why
         self._store = Store(self.directory, self._prove)
@@ -101,7 +107,8 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
 
         First waits for the previous save. Returns as soon as `state` may be donated; whether it was
         written, the next `save`, `wait` or `close` says. Of `metrics`, the evaluation of this state
-        if there was one, `"accuracy"` decides which step is the best. `data_state` goes to JSON.
+        if there was one, `"accuracy"`, or without it `"loss"` decides which step is the best.
+        `data_state` goes to JSON.
 
         Raises:
           ValueError: a leaf is no `jax.Array`, or `step` is there already.
@@ -109,8 +116,8 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         """
         self.wait()
         if metrics is not None:
-            if "accuracy" not in metrics:
-                rule = "must have 'accuracy', which decides the best checkpoint"
+            if _criterion(metrics) not in metrics:
+                rule = "must have 'accuracy' or 'loss', which decides the best checkpoint"
                 raise ValueError(f"metrics = {metrics}: {rule}")
             metrics = {name: float(value) for name, value in metrics.items()}
         for name, leaf in manifest.named_leaves(state).items():
@@ -217,7 +224,7 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
         return self._store.steps()
 
     def best_step(self) -> int | None:
-        """The step with the highest accuracy (the later of equals), or None if none was evaluated.
+        """The step with the best evaluation (the later of equals), or None if none was evaluated.
 
         Judged by the manifests; `restore(state_like, step=best_step())` verifies its data.
         """
@@ -243,15 +250,18 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer", None]):
             )
 
     def _best(self, steps: Sequence[int]) -> int | None:
-        accuracies = {}
-        for step in steps:
+        best, least = None, None
+        for step in sorted(steps):
             try:
                 metrics = manifest.read(self.directory / str(step)).metrics
             except manifest.BrokenCheckpoint:
                 continue
-            if metrics is not None and not math.isnan(metrics["accuracy"]):
-                accuracies[step] = metrics["accuracy"]
-        return max(accuracies, key=lambda step: (accuracies[step], step), default=None)
+            if metrics is None:
+                continue
+            name = _criterion(metrics)
+            if metrics[name] == least or better(name, metrics[name], least):
+                best, least = step, metrics[name]
+        return best
 
     def _newest_verified(
         self, steps: Sequence[int] = ()

@@ -213,7 +213,10 @@ class Console(Observer):
         pace = summary["seconds_per_step"]
         paced = "" if pace is None else f", {format_seconds(pace)} per step"
         lines = [("done", f"{summary['method']}, {summary['steps']} steps{took}{paced}")]
-        if summary["accuracy"] is not None:
+        if summary.get("perplexity") is not None:
+            worth = f"{three_digits(summary['perplexity'])} on the test split"
+            lines.append(("perplexity", worth))
+        elif summary["accuracy"] is not None:
             lines.append(("accuracy", f"{summary['accuracy']:.1%} on the test split"))
         # Memory is what this package is for: it is compared.
         activations = summary["activation_bytes"]
@@ -234,9 +237,13 @@ _RATES = ("step", "loss", "grad_norm", "learning_rate", "seconds_per_step", "exa
 
 
 def _figures(metrics: Mapping[str, float]) -> list[str]:
-    """The loss, and what a task counts beside it, which are shares."""
-    shares = {name: value for name, value in metrics.items() if name not in _RATES}
-    return [f"loss {metrics['loss']:.4f}", *(f"{n} {value:.1%}" for n, value in shares.items())]
+    """The loss, and what a task counts beside it: shares, but for the perplexity."""
+    others = {name: value for name, value in metrics.items() if name not in _RATES}
+    texts = (
+        f"{name} {three_digits(value) if name == 'perplexity' else f'{value:.1%}'}"
+        for name, value in others.items()
+    )
+    return [f"loss {metrics['loss']:.4f}", *texts]
 
 
 class _Pace(rich.progress.ProgressColumn):

@@ -62,7 +62,7 @@ def family_faults(config: Config) -> list[str]:
         faults.append(LORA_MISSING)
     if not family.traced:
         return faults
-    # What a module keeps that is not made of half-blocks, and in which parts it runs, is its affair.
+    # What a module without half-blocks keeps, and in which parts it runs, is its own affair.
     given = {f"plan.{key}": value for key, value in vars(config.plan).items() if value is not None}
     of_it = ("implementation",) if family.describe is None else ("implementation", "attention")
     for key in of_it:  # the decoder's own module reads these

@@ -66,7 +66,7 @@ def begin(
         params, extra, notes = parts.model.begin(config.seed, dataset.class_names)
         # Moments lie where their parameters do, and of a large model no device has room for all.
         params = parts.placement.state(params)
-        state, start, best = from_config.new_state(config, parts, params, extra), 0, -1.0
+        state, start, best = from_config.new_state(config, parts, params, extra), 0, None
     else:
         state, start, notes = saved.state, saved.step, []
         best = saved.data_state["best"]
@@ -87,7 +87,7 @@ def begin(
         start,
         config.steps,
         train_step=on_batches(parts, step, alive),
-        evaluate=make_evaluate(eval_step, test, len(dataset.test)),
+        evaluate=make_evaluate(eval_step, test, parts.task.derived),
         batches=batches,
         schedule=parts.schedule,
         batch_size=config.batch_size,

@@ -23,7 +23,7 @@ from pbr_jax.pruning import Learning
 from pbr_jax.training import pretrained
 from pbr_jax.training.lora_model import adapters
 from pbr_jax.training.pruned_model import Batch, PrunedModel
-from pbr_jax.training.task import Task
+from pbr_jax.training.task import Task, token_weights
 from pbr_jax.training.traced import columns, dense
 from pbr_jax.transform.attach import Layout
 from pbr_jax.transform.groups import Group, Plan, path_of
@@ -70,12 +70,9 @@ def decoder_model(config: Config, family: Family, method: Method, task: Task) ->
 
     def loss(body, tables, packed, batch):
         hidden, table, used = hidden_of(body, tables, batch, packed)
-        scored = batch["scored"].reshape(-1).astype(jnp.float32)
-        total = jnp.maximum(jnp.sum(scored), 1.0)
-        value, (_, right) = vocabulary.loss(
-            hidden, table, batch["targets"].reshape(-1), scored / total, **used
-        )
-        return value, {"accuracy": jnp.sum(right.astype(jnp.float32)) / total}
+        targets, weights = batch["targets"].reshape(-1), token_weights(batch).reshape(-1)
+        value, (_, right) = vocabulary.loss(hidden, table, targets, weights, **used)
+        return value, {"accuracy": jnp.sum(jnp.where(right, weights, 0.0))}
 
     def outputs(variables, batch, part=None):
         hidden, table, _ = hidden_of(*_apart(variables[0]), batch, {})

@@ -21,10 +21,10 @@ from pbr_jax.plans import Keep
 from pbr_jax.settings.resolve import column_budgets
 from pbr_jax.training import pretrained
 from pbr_jax.training import selection as selecting
-from pbr_jax.training.pruned_model import PrunedModel, objective
+from pbr_jax.training.pruned_model import PrunedModel
 from pbr_jax.training.sites import layers, with_layers
 from pbr_jax.training.slices import ALL
-from pbr_jax.training.task import Task
+from pbr_jax.training.task import Task, objective
 
 PyTree = Any
 

@@ -32,7 +32,7 @@ class Parts(NamedTuple):
     mover: Mover  # who draws and moves its rows: an optimizer, with clipping and schedule
     schedule: optax.Schedule  # step -> learning rate
     train_step: TrainStep  # `(state, batch) -> (state, metrics)`, not yet jitted
-    eval_step: EvalStep  # `(variables, batch) -> {"loss", each figure: sum}`, not yet jitted
+    eval_step: EvalStep  # `(variables, batch) -> {name: sum}`, not yet jitted
     placement: Placement  # how arrays lie on the devices, and how steps are jitted for them
 
 
@@ -63,6 +63,7 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
         devices=place.devices,
         accumulation_steps=o.accumulation_steps,
         importance_weighting=config.pruning.importance_weighting,
+        task=task,
     )
     eval_step = make_eval_step(model, task, place.devices)
     return Parts(

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple, Protocol
 import optax
 
 from pbr_jax.training.state import TrainState
-from pbr_jax.training.step import Batch, EvalStep, StepMetrics, TrainStep
+from pbr_jax.training.step import WEIGHT, Batch, EvalStep, StepMetrics, TrainStep
+from pbr_jax.training.task import better
 
 Figures = dict[str, float]
 
@@ -48,8 +49,8 @@ class Run(NamedTuple):
     schedule: optax.Schedule  # step -> learning rate
     batch_size: int  # examples of a step
     every: Intervals
-    criterion: str  # the figure whose highest value makes the best checkpoint
-    best: float = -1.0  # its highest value before `start`; a better one is saved at once
+    criterion: str  # the figure whose best value makes the best checkpoint, see `Task.best`
+    best: float | None = None  # that value before `start`; a better one is saved at once
     save: Save = lambda step, state, position, evaluated: None
     wait: Callable[[], None] = lambda: None  # returns when what is being saved is on disk
 
@@ -131,8 +132,8 @@ def train(
         if evaluating:
             test = run.evaluate(state.variables)
             evaluated = {run.criterion: test[run.criterion]}
-            improved = test[run.criterion] > best
-            best = max(best, test[run.criterion])
+            improved = better(run.criterion, test[run.criterion], best)
+            best = test[run.criterion] if improved else best
             saving |= improved
             for observer in observers:
                 observer.evaluated(step, state, test, improved)
@@ -173,15 +174,19 @@ def check_finite(step: int, metrics: StepMetrics) -> None:
 
 
 def make_evaluate(
-    eval_step: EvalStep, batches: Callable[[], Iterable[Batch]], count: int
+    eval_step: EvalStep,
+    batches: Callable[[], Iterable[Batch]],
+    derived: Callable[[Figures], Figures] = lambda means: {},
 ) -> Callable[[Any], Figures]:
-    """`variables -> {"loss" and each figure: mean}` over the `count` examples of `batches`."""
+    """`variables -> {"loss" and each figure: mean}` over `batches`, and what is derived of them."""
 
     def evaluate(variables: Any) -> Figures:
         totals: Figures = {}
         for batch in batches():
             for name, value in eval_step(variables, batch).items():
                 totals[name] = totals.get(name, 0.0) + float(value)
-        return {name: total / count for name, total in totals.items()}
+        weight = totals.pop(WEIGHT)
+        means = {name: total / weight for name, total in totals.items()}
+        return means | derived(means)
 
     return evaluate

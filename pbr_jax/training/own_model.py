@@ -22,9 +22,9 @@ from pbr_jax.reading import few
 from pbr_jax.training import pretrained
 from pbr_jax.training.lora_model import adapters, own_adapted
 from pbr_jax.training.own_blocks import Blocks
-from pbr_jax.training.pruned_model import PrunedModel, objective
+from pbr_jax.training.pruned_model import PrunedModel
 from pbr_jax.training.state import EXTRA, as_tree
-from pbr_jax.training.task import Task
+from pbr_jax.training.task import Task, objective
 from pbr_jax.training.traced import by_pattern, columns, dense, loss_of_rows
 from pbr_jax.transform.prune import prune
 from pbr_jax.transform.pruned import Pruned

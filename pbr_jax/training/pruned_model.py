@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 PyTree = Any
@@ -64,9 +63,3 @@ class PrunedModel(NamedTuple):
     learn: Callable[..., PyTree]
     per_device: bool = False
     merged: Callable[[PyTree], PyTree] = lambda params: params
-
-
-def objective(task: Any, outputs: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss that training descends, and the figures beside it: means over the batch."""
-    figures = jax.tree.map(jnp.mean, task.figures(outputs, batch))
-    return jnp.mean(task.losses(outputs, batch)), figures

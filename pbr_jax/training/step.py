@@ -15,7 +15,7 @@ from pbr_jax.training.devices import ONE, Devices
 from pbr_jax.training.mover import Mover
 from pbr_jax.training.pruned_model import Batch, PrunedModel
 from pbr_jax.training.state import TrainState
-from pbr_jax.training.task import Task
+from pbr_jax.training.task import LOSS, Task, scaled
 
 PyTree = Any
 
@@ -23,13 +23,14 @@ PyTree = Any
 class StepMetrics(NamedTuple):
     """Scalars of one step, float32 but for `finite`."""
 
-    loss: jax.Array  # mean over the batch
+    loss: jax.Array  # mean over the batch, of what its task counts
     figures: dict[str, jax.Array]  # means of what the task counts beside it, such as accuracy
     grad_norm: jax.Array  # global, before clipping
     finite: jax.Array  # bool; False means that the update was not applied
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+WEIGHT = "weight"
 EvalStep = Callable[[tuple[PyTree, PyTree], Batch], dict[str, jax.Array]]
 
 
@@ -41,6 +42,7 @@ def make_train_step(
     importance_weighting: bool = False,
     devices: Devices = ONE,
     rates: Callable[[PyTree], PyTree] | None = None,
+    task: Task | None = None,
 ) -> TrainStep:
     """The train step `(state, batch) -> (state, metrics)`; jit it with the state donated.
 
@@ -52,6 +54,7 @@ def make_train_step(
         code).
       devices: that share the batch, each with a part of it.
       rates: `params -> factors on the learning rate`, a number for each leaf; None is 1 for all.
+      task: whose examples may weigh differently in the mean over a batch; None: they do not.
 
     A step whose loss or gradient is not finite changes neither parameters nor optimizer nor
     policies.
@@ -64,6 +67,9 @@ def make_train_step(
         selection = drawn.selection
 
         # 2. Forward and backward pass; the gradient of a pruned kernel has the drawn rows alone.
+        # What a mean is taken over is counted before the batch is split.
+        if task is not None:
+            batch = scaled(task, batch, devices.mean)
         trained, frozen = model.split(state.params, selection)
         (value, figures, extra), grads = _accumulate(
             model.loss,
@@ -113,12 +119,20 @@ def make_train_step(
 
 
 def make_eval_step(model: PrunedModel, task: Task, devices: Devices = ONE) -> EvalStep:
-    """`(variables, batch) -> {"loss" and each figure: sum}` over examples whose `mask` is True."""
+    """`(variables, batch) -> {"loss", each figure and "weight": sum}`, where `mask` is True.
+
+    The weight is that of the examples: means are sums by it.
+    """
 
     def eval_step(variables: tuple[PyTree, PyTree], batch: Batch) -> dict[str, jax.Array]:
         size = jax.tree.leaves(batch)[0].shape[0]
         outputs = model.outputs(variables, batch, devices.part(size))
-        values = {"loss": task.losses(outputs, batch), **task.figures(outputs, batch)}
+        weights = jnp.ones(size) if task.weights is None else task.weights(batch)
+        values = {
+            LOSS: task.losses(outputs, batch),
+            **task.figures(outputs, batch),
+            WEIGHT: weights,
+        }
         wide = {name: value.astype(jnp.float32) for name, value in values.items()}
         sums = {name: jnp.sum(jnp.where(batch["mask"], v, 0.0)) for name, v in wide.items()}
         return devices.total(sums)

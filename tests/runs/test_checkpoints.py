@@ -167,8 +167,8 @@ def test_wrong_arguments_are_named(tmp_path):
     with Checkpointer(tmp_path, 1) as checkpointer:
         with pytest.raises(ValueError, match="leaf b/0 is a float32"):
             checkpointer.save(1, {"a": jnp.zeros(3), "b": [np.float32(1)]}, {})
-        with pytest.raises(ValueError, match="must have 'accuracy'"):
-            checkpointer.save(1, {"a": jnp.zeros(3)}, {}, {"loss": 1.0})
+        with pytest.raises(ValueError, match="must have 'accuracy' or 'loss'"):
+            checkpointer.save(1, {"a": jnp.zeros(3)}, {}, {"f1": 1.0})
         with pytest.raises(TypeError, match="JSON"):
             checkpointer.save(1, {"a": jnp.zeros(3)}, {"batch": object()})
         assert checkpointer.restore({"a": jnp.zeros(3)}) is None

@@ -266,16 +266,18 @@ def test_a_run_that_diverges_leaves_a_finite_checkpoint(tmp_path):
 
 def test_evaluation_weighs_examples_alike():
     batches = [
-        {"mask": np.asarray([True, True, True]), "loss": 6.0, "correct": 3},
-        {"mask": np.asarray([True, False, False]), "loss": 4.0, "correct": 0},
+        {"loss": 6.0, "accuracy": 3, "weight": 3},
+        {"loss": 4.0, "accuracy": 0, "weight": 1},  # filled up
     ]
     seen = []
 
     def eval_step(params, batch):
         seen.append(params)
-        return {"loss": batch["loss"], "accuracy": batch["correct"]}
+        return batch
 
-    evaluate = make_evaluate(eval_step, lambda: iter(batches), 4)
+    evaluate = make_evaluate(
+        eval_step, lambda: iter(batches), lambda means: {"twice": 2 * means["loss"]}
+    )
     for _ in range(2):  # the batches are asked for anew
-        assert evaluate("params") == {"loss": 2.5, "accuracy": 0.75}
+        assert evaluate("params") == {"loss": 2.5, "accuracy": 0.75, "twice": 5.0}
     assert seen == ["params"] * 4
