@@ -60,6 +60,8 @@ class DecoderLM(nn.Module):
     dtype: jnp.dtype = jnp.float32  # of activations; norms and rotations are float32 inside
     param_dtype: jnp.dtype = jnp.float32
     plan: ResidualPlan = ResidualPlan()  # reads `recompute`, `attention` and `implementation`
+    # What `jax.checkpoint` does with what a rematerialised block makes: it may move `BLOCK_INPUT`.
+    policy: Any = None
 
     def __call__(self, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         tokens, segments, positions = (inputs[name] for name in LANGUAGE)
@@ -89,7 +91,7 @@ class DecoderLM(nn.Module):
             x = x * jnp.asarray(self.width**0.5, self.dtype)
         block = Block
         if self.plan.recompute:
-            block = nn.remat(Block, prevent_cse=False)
+            block = nn.remat(Block, prevent_cse=False, policy=self.policy)
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},
