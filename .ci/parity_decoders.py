@@ -50,6 +50,7 @@ ROPE = {
     "original_max_position_embeddings": 64,
 }
 transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
 
 
 def configurations() -> dict[str, transformers.PretrainedConfig]:
@@ -125,7 +126,8 @@ def make_theirs(config: transformers.PretrainedConfig) -> transformers.PreTraine
         for name, leaf in theirs.named_parameters():
             norm = leaf.ndim == 1
             scale = 0.1 if norm or "embed" in name else leaf.shape[1] ** -0.5
-            leaf.normal_(0, scale).add_(float(norm))
+            # Gemma's norms multiply by 1 + their weight.
+            leaf.normal_(0, scale).add_(float(norm and config.model_type != "gemma3_text"))
     return theirs
 
 

@@ -62,11 +62,10 @@ def write(run: OpenRun, form: str, out: Path, place: Path) -> None:
       ValueError: the format cannot hold it, or there are no weights that a delta could differ from.
     """
     model = run.config.model
-    sizes = public.published(model.family).sizes(model)
-    reads_images = run.config.data.source.kind == "image"
-    seen = normalization(run.config) if reads_images else None
+    published, kind = public.published(model.family), run.config.data.source.kind
+    seen = normalization(run.config) if kind == "image" else None
     params, extra = run.state.variables
-    tree = as_tree(run.parts.model.merged(params), extra)
+    tree, sizes = as_tree(run.parts.model.merged(params), extra), published.sizes(model)
     if form == "delta":
         base = _base(model)
         from_there = os.path.relpath(os.path.realpath(base), os.path.realpath(place))
@@ -75,11 +74,12 @@ def write(run: OpenRun, form: str, out: Path, place: Path) -> None:
         share = size["delta"] / size["whole"]
         print(f"it holds {size['delta']} bytes of {size['whole']} ({share:.1%}); {base} must stay")
     else:
-        public.save(out, form, model.family, tree, sizes, run.class_names, seen)
+        said = published.described(model) if form == "safetensors" else None
+        public.save(out, form, model.family, tree, sizes, run.class_names, seen, said)
     if form == "npz" and seen is not None and seen != public.Normalization():
         flags = [f"--config.data.{n}={as_setting(v)}" for n, v in seen._asdict().items()]
         print(f"an .npz does not say how images are normalised; give {' '.join(flags)} with it")
-    if form in ("safetensors", "delta") and not reads_images:
+    if form in ("safetensors", "delta") and kind == "text":
         _write_tokenizer(run, out)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from pbr_jax.kernels.attention_arguments import HIDDEN
 from pbr_jax.ops.attention import attention
@@ -18,8 +18,7 @@ def attend(
     k: Float[Array, "B G N C"],
     v: Float[Array, "B G N C"],
     segments: Int[Array, "B N"] | None,
-    window: int | None,
-    local: Bool[Array, ""] | None,
+    window: Int[Array, ""] | None,
     **how: Any,
 ) -> Float[Array, "B H N C"]:
     """What each token reads of its own segment, up to itself, by the attention op.
@@ -27,18 +26,16 @@ def attend(
     Args:
       q, k, v: G heads of keys and values, each of which H / G heads of queries share.
       segments: number of the text that a token is of; None where a row is one text.
-      window: tokens that a query of a local layer sees, itself included; None for all.
-      local: whether this layer is local; None where all are. Data, so that layers of both kinds
-        are turns of one loop.
+      window: tokens that a query sees, itself included; 0 or None for all. Data, so that blocks
+        with and without a window are turns of one loop.
       **how: `kind` and `implementation` of the op.
     """
+    return attention(q, k, v, Visibility(segment_ids=segments), causal=True, window=window, **how)
 
-    seen: int | jax.Array | None = window
-    if window is None or window >= q.shape[2]:  # it hides nothing
-        seen = None
-    elif local is not None:
-        seen = jnp.where(local, jnp.int32(window), jnp.int32(0))
-    return attention(q, k, v, Visibility(segment_ids=segments), causal=True, window=seen, **how)
+
+def _near(keys: jax.Array, queries: jax.Array, window: jax.Array) -> jax.Array:
+    """Whether keys at these places are in the window of queries at those."""
+    return (keys > queries - window) | (window == 0)
 
 
 def attend_cached(
@@ -46,8 +43,7 @@ def attend_cached(
     k: Float[Array, "B G M C"],
     v: Float[Array, "B G M C"],
     positions: Int[Array, "B N"],
-    window: int | None,
-    local: Bool[Array, ""] | None,
+    window: Int[Array, ""] | None,
 ) -> Float[Array, "B H N C"]:
     """What tokens at `positions` read of a cache, whose slot i has the token at position i.
 
@@ -59,8 +55,7 @@ def attend_cached(
     slots, place = jnp.arange(k.shape[2], dtype=jnp.int32)[None, None], positions[..., None]
     seen = slots <= place
     if window is not None:
-        near = slots > place - window
-        seen &= near if local is None else near | ~local
+        seen &= _near(slots, place, window)
     scores = jnp.where(seen[:, None, None], scores / math.sqrt(channels), HIDDEN)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     out = jnp.einsum("bgjnm,bgmc->bgjnc", weights, v, preferred_element_type=jnp.float32)

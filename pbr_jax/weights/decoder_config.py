@@ -156,9 +156,8 @@ def _rope(said: Said, windowed: bool) -> tuple[dict[str, Any], list[str]]:
     found: dict[str, Any] = {"rope_base": float(base)}
     faults = []
     if windowed:
-        local = given.get(_LOCAL, {})
-        base = local.get("rope_theta", said["rope_local_base_freq"])
-        found["rope_local_base"] = float(base)
+        local: dict[str, Any] = given.get(_LOCAL, {})
+        found["rope_local_base"] = float(local.get("rope_theta", said["rope_local_base_freq"]))
         if local.get("rope_type", "default") != "default":
             faults.append(f"rope_parameters of {_LOCAL} = {local}: must be unscaled")
     name = scaling.get("rope_type", scaling.get("type", "default"))
