@@ -47,7 +47,7 @@ class Block(NamedTuple):
         return x.reshape(*self.k.shape[:2], -1, x.shape[3])
 
     def with_keys(self, x: jax.Array, k: jax.Array) -> jax.Array:
-        """Products of `[b, H, n, c]` and keys, values `[b, Hkv, M, c]`, float32 `[b, H, n, M]`."""
+        """Products of `[b, H, n, c]` with keys or values `k`: float32 `[b, H, n, M]`."""
         wide = jnp.float32
         found = jnp.einsum("bhnc,bhmc->bhnm", self.grouped(x), k, preferred_element_type=wide)
         return found.reshape(*x.shape[:3], k.shape[2])
