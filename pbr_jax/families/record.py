@@ -6,9 +6,10 @@ No module here imports JAX: what needs it is named by its place, "module:name", 
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pbr_jax.configs.common import SHAPE, Model, Rule
+from pbr_jax.datasets import Kind
 from pbr_jax.methods import METHODS
 
 KERNEL, BIAS = "kernel", "bias"
@@ -66,7 +67,7 @@ class Family:
 
     name: str  # one word
     title: str  # for readers, "ViT"
-    reads: Literal["image", "text"] | None  # kind of the data sets that it trains on; None: any
+    reads: Kind | None  # kind of the data sets that it trains on; None: any
     describe: Callable[[Model], Architecture] | None
     build: str
     provider: str = "pbr_jax.training.family_model:family_model"

@@ -1,12 +1,12 @@
 """What batches of images and of texts look like to a model."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 
 from pbr_jax.configs.common import Model
+from pbr_jax.datasets import Kind
 
+LANGUAGE = ("tokens", "segments", "positions", "targets")
 TEXT = ("tokens", "token_types", "lengths")
 
 
@@ -25,10 +25,17 @@ def text_specs(batch_size: int, max_length: int) -> dict[str, jax.ShapeDtypeStru
     return dict(zip(TEXT, (row, row, lengths), strict=True))
 
 
-def input_specs(
-    kind: Literal["image", "text"], model: Model, batch_size: int
-) -> dict[str, jax.ShapeDtypeStruct]:
+def language_specs(batch_size: int, max_length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Rows of texts, see `data.packing`: four int32 `[B, N]`, and `scored` bool `[B, N]`."""
+    shape = (batch_size, max_length)
+    row = jax.ShapeDtypeStruct(shape, jnp.int32)
+    return dict.fromkeys(LANGUAGE, row) | {"scored": jax.ShapeDtypeStruct(shape, jnp.bool_)}
+
+
+def input_specs(kind: Kind, model: Model, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Those of a data set of this kind, with the sizes of `model`."""
     if kind == "image":
         return image_specs(batch_size, model.image_size, model.channels)
+    if kind == "language":
+        return language_specs(batch_size, model.max_length)
     return text_specs(batch_size, model.max_length)
