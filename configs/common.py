@@ -403,7 +403,13 @@ class Data:
         0, "threads that prepare batches ahead", within(0, 256), resume_safe=True
     )
     tokenizer: str | None = setting(
-        None, "vocab.txt or tokenizer.json of a text model, from where its weights are from", PATH
+        None,
+        "vocab.txt or tokenizer.json of a text model, or the folder of a language model's, from "
+        "where its weights are from",
+        PATH,
+    )
+    packing: bool = setting(
+        True, "several texts share a row of model.max_length tokens, for language models"
     )
     lower_case: bool | None = setting(
         None,

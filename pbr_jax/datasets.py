@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-Kind = Literal["image", "text"]
+Kind = Literal["image", "text", "language"]  # a text has a class, language only words
 Augment = Literal["off", "affine", "crop"]
 OnError = Literal["stop", "skip"]
 
@@ -56,6 +56,7 @@ SOURCES: dict[str, Source] = {
     "image_folder": Source("image", "image_folder", None, _FILES, lambda p: (p / "train").is_dir()),
     "csv": Source("text", "tables", is_at=lambda p: any(p.glob("*.csv"))),
     "jsonl": Source("text", "tables", is_at=lambda p: any(p.glob("*.jsonl"))),
+    "language": Source("language", "language", is_at=lambda p: any(p.glob("*.jsonl"))),
     "cifar10": _cifar("cifar10", 10),
     "cifar100": _cifar("cifar100", 100),
     # Unpacked from its archive; the form of TFDS is read if it was prepared elsewhere.

@@ -64,6 +64,7 @@ HEAVY = {
     "tensorflow",
     "tensorflow_datasets",
     "tokenizers",
+    "jinja2",
     "triton",
 }
 # Modules that are themselves imported inside the function that uses them, so they may import one.

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pbr_jax.data.images import ImageInputs
+from pbr_jax.data.language_tokens import LanguageTokenizer
 from pbr_jax.data.loader import TrainBatches, eval_batches
+from pbr_jax.data.packing import packed, stack_rows
 from pbr_jax.data.records import (
     Batch,
     ChosenRecords,
@@ -34,6 +36,7 @@ __all__ = [
     "ChosenRecords",
     "Dataset",
     "ImageInputs",
+    "LanguageTokenizer",
     "OnError",
     "Prepare",
     "Records",
@@ -42,8 +45,10 @@ __all__ = [
     "check_labels",
     "eval_batches",
     "load",
+    "packed",
     "prepare",
     "sample",
+    "stack_rows",
 ]
 
 
@@ -69,7 +74,7 @@ def load(
         command that prepares it), or wrong data (with file and line).
     """
     dataset: Dataset = _reader(name).load(Request(name, path, test_split, on_error))
-    if not any_labels:
+    if not any_labels and SOURCES[name].kind != "language":
         check_labels(dataset)
     return dataset
 

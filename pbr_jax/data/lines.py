@@ -14,6 +14,7 @@ from pbr_jax.measure.memory import shortage
 from pbr_jax.reading import START, check_text, regular_size
 
 COLUMNS = ("text", "text_a", "text_b", "label")  # those that are read
+_KEYS = (*COLUMNS, "prompt", "completion", "messages")  # that are not there twice
 _LONGEST_NUMBER = 1000  # digits; Python itself refuses more than 4300
 
 
@@ -71,7 +72,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        if twice := [key for key in COLUMNS if keys.count(key) > 1]:
+        if twice := [key for key in _KEYS if keys.count(key) > 1]:
             raise ValueError(f"{twice[0]} is there twice")
     return found
 

@@ -11,7 +11,8 @@ from pbr_jax.datasets import OnError
 from pbr_jax.reading import excerpt, few
 
 # What the model sees. Images: image Float32[B, H, W, C]. Text: tokens and token_types Int32[B, N],
-# lengths Int32[B]. Both: label Int32[B]; evaluation adds mask Bool[B], false for filling.
+# lengths Int32[B]. Both: label Int32[B]. Language: see `packing.LanguageRow`. Evaluation adds mask
+# Bool[B], false for filling.
 Batch = dict[str, np.ndarray]
 
 
@@ -52,7 +53,8 @@ class Records(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> Record: ...
+    def __getitem__(self, index: int, /) -> Any:
+        """A `Record`, or another that the `Prepare` of the data set reads."""
 
 
 class ChosenRecords:

@@ -37,7 +37,8 @@ def sample(records: Records, number: int) -> tuple[Records, str]:
     for label, count, some in zip(classes, counts, wanted, strict=True):
         rows.append(np.flatnonzero(labels == label)[np.arange(some) * count // some])
     chosen = ChosenRecords(records, np.sort(np.concatenate(rows)))
-    return chosen, f"evaluation on {number} of {total} test examples, of all {len(classes)} classes"
+    of_all = f", of all {len(classes)} classes" if len(classes) > 1 else ""
+    return chosen, f"evaluation on {number} of {total} test examples{of_all}"
 
 
 def shares(counts: Int[np.ndarray, " C"], number: int) -> Int[np.ndarray, " C"]:

@@ -64,7 +64,24 @@ def load(request: Request) -> Dataset:
       ValueError: a file is missing, its labels are no classes, or a row cannot be used and
         `on_error` is "stop": its file and line are named.
     """
-    suffix, on_error = request.name, request.on_error
+    train_file, test_file = split_files(request, request.name)
+    folder, on_error = train_file.parent, request.on_error
+    train_rows, train_skipped = _read(train_file, on_error)
+    test_rows, test_skipped = _read(test_file, on_error)
+    # Rows first: the number of a label is its place among those of both splits.
+    labels = {row.label for row in (*train_rows, *test_rows)}
+    names = class_names(labels, folder)
+    train, tested = TextRecords(train_rows, names), TextRecords(test_rows, names)
+    skipped = (train_skipped, test_skipped)
+    return Dataset(train, tested, names, skipped, label_remarks(folder, labels, names))
+
+
+def split_files(request: Request, suffix: str) -> tuple[Path, Path]:
+    """The files of training and of evaluation in a folder of the user's: `train.SUFFIX` and one.
+
+    Raises:
+      ValueError: one of them is not there, or several could be the second.
+    """
     folder = existing_folder(request.path, f"train.{suffix} and test.{suffix}")
     found = sorted(file.stem for file in folder.glob(f"*.{suffix}"))
     # A file of another name or format is probably the one that was meant.
@@ -74,14 +91,7 @@ def load(request: Request) -> Dataset:
             f"{folder}: has {excerpt(near[0])}, but no train.{suffix}; rename or convert it"
         )
     test = evaluation_split(found, request.test_split, str(folder))
-    train_rows, train_skipped = _read(folder / f"train.{suffix}", on_error)
-    test_rows, test_skipped = _read(folder / f"{test}.{suffix}", on_error)
-    # Rows first: the number of a label is its place among those of both splits.
-    labels = {row.label for row in (*train_rows, *test_rows)}
-    names = class_names(labels, folder)
-    train, tested = TextRecords(train_rows, names), TextRecords(test_rows, names)
-    skipped = (train_skipped, test_skipped)
-    return Dataset(train, tested, names, skipped, label_remarks(folder, labels, names))
+    return folder / f"train.{suffix}", folder / f"{test}.{suffix}"
 
 
 def _read(file: Path, on_error: OnError) -> tuple[list[Row], Skipped]:
@@ -139,8 +149,8 @@ def _row(fields: Any, file: Path, name: str, labelled: bool) -> Row:
         raise ValueError("has text and text_b: a pair is text_a and text_b")
     # A text alone, or a pair whose second text a file may lack.
     alone = "text" in fields
-    text_a = _text(fields, "text" if alone else "text_a", file)
-    text_b = None if alone or "text_b" not in fields else _text(fields, "text_b", file)
+    text_a = text_of(fields, "text" if alone else "text_a", file)
+    text_b = None if alone or "text_b" not in fields else text_of(fields, "text_b", file)
     return Row(text_a, text_b, _label(fields, file) if labelled else "", name)
 
 
@@ -150,11 +160,11 @@ def _label(fields: dict[str, Any], file: Path) -> str:
     if isinstance(label, bool) or not isinstance(label, str | int):
         whole = isinstance(label, float) and label.is_integer()
         hint = f"; write {label:.0f}" if whole else ""
-        raise ValueError(f"label is {_kind(label)}: must be text or a whole number{hint}")
+        raise ValueError(f"label is {kind_of(label)}: must be text or a whole number{hint}")
     label = str(label).strip()
     if not label:
         raise ValueError("label is empty")
-    _check_text(label, "label", file)
+    check_sound(label, "label", file)
     if len(label) > _LONGEST_LABEL:
         raise ValueError(
             f"label has {len(label)} characters, {excerpt(label, 20)}: at most {_LONGEST_LABEL} "
@@ -163,15 +173,16 @@ def _label(fields: dict[str, Any], file: Path) -> str:
     return label
 
 
-def _text(fields: dict[str, Any], column: str, file: Path) -> str:
+def text_of(fields: dict[str, Any], column: str, file: Path) -> str:
+    """The text in a column of a row; raises `ValueError` with what is wrong with it."""
     text = fields.get(column)
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{column} is {'empty' if text == '' else _kind(text)}")
-    _check_text(text, column, file)
+        raise ValueError(f"{column} is {'empty' if text == '' else kind_of(text)}")
+    check_sound(text, column, file)
     return text
 
 
-def _check_text(text: str, column: str, file: Path) -> None:
+def check_sound(text: str, column: str, file: Path) -> None:
     """Raises `ValueError` if a text holds bytes that are not UTF-8, or half a character."""
     try:
         text.encode()
@@ -185,7 +196,7 @@ def _check_text(text: str, column: str, file: Path) -> None:
         ) from None
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """A value of JSON as it is, or what it is where that may be long."""
     if isinstance(value, list | dict):
         return "an array" if isinstance(value, list) else "an object"

@@ -60,7 +60,7 @@ def load_tokenizer(path: str, lower_case: bool | None) -> Loaded:
             f"data.lower_case = {str(lower_case).lower()}: {path} decides itself; set none"
         )
     try:
-        beside = _config_beside(file)
+        beside = config_beside(file)
         # Transformers writes 10**30 where it does not know.
         longest = beside.get("model_max_length")
         longest = longest if isinstance(longest, int) and 0 < longest < 10**9 else None
@@ -135,18 +135,24 @@ def _words(file: Path) -> tuple[dict[str, int], list[str]]:
     return words, notes[:3] + more
 
 
-def _whole(file: Path, beside: dict[str, Any]) -> tuple[Any, list[str]]:
-    """The tokenizer in a `tokenizer.json`, and notes on what the file beside it says otherwise."""
+def read_tokenizer(file: Path) -> Any:
+    """The tokenizer in a `tokenizer.json`, of the library `tokenizers`; raises `ValueError`."""
     from tokenizers import Tokenizer
 
-    content = read_text(file)
+    text = read_text(file)
     try:
-        tokenizer = Tokenizer.from_str(content)
+        tokenizer = Tokenizer.from_str(text)
         tokenizer.encode("\U0001f9ff")  # a model without its token for unknown words fails here
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the library raises Exception itself, and a panic is none
         raise ValueError(f"{file}: not a tokenizer.json ({excerpt(str(error), 200)})") from error
+    return tokenizer
+
+
+def _whole(file: Path, beside: dict[str, Any]) -> tuple[Any, list[str]]:
+    """The tokenizer in a `tokenizer.json`, and notes on what the file beside it says otherwise."""
+    tokenizer = read_tokenizer(file)
     does = normalization(tokenizer)
     notes = [
         f"{file}: has {name} = {str(does[name]).lower()}, but {CONFIG} beside it says "
@@ -158,7 +164,7 @@ def _whole(file: Path, beside: dict[str, Any]) -> tuple[Any, list[str]]:
     return tokenizer, notes
 
 
-def _config_beside(file: Path) -> dict[str, Any]:
+def config_beside(file: Path) -> dict[str, Any]:
     """The content of `tokenizer_config.json` in the folder of a file; empty if it is not there."""
     beside = file.with_name(CONFIG)
     if not beside.exists():

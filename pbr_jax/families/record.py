@@ -7,9 +7,10 @@ import dataclasses
 import importlib
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pbr_jax.configs.common import SHAPE, Model, Rule
+from pbr_jax.datasets import Kind
 from pbr_jax.methods import OF_HALF_BLOCKS
 
 KERNEL, BIAS = "kernel", "bias"
@@ -71,8 +72,7 @@ class Family:
 
     name: str  # one word
     title: str  # for readers, "ViT"
-    # Kind of the data sets that it trains on; None: any.
-    reads: Literal["image", "text", "language"] | None
+    reads: Kind | None  # kind of the data sets that it trains on; None: any
     describe: Callable[[Model], Architecture] | None
     build: str
     traced: bool = False

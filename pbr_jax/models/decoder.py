@@ -23,12 +23,13 @@ from jaxtyping import Array, Float, Int
 from pbr_jax.configs.common import SHAPE, Decoder, Model
 from pbr_jax.families.decoder import filled
 from pbr_jax.models.decoder_block import BLOCK_INPUT, INIT, Block, Layer, RMSNorm, Row
-from pbr_jax.models.inputs import LANGUAGE, language_specs
+from pbr_jax.models.inputs import language_specs
 from pbr_jax.models.rotary import frequencies
 from pbr_jax.ops import offload
 from pbr_jax.plans import ResidualPlan
 
 BLOCKS = "blocks"
+_READ = ("tokens", "segments", "positions")
 Caches = tuple[Float[Array, "L B G M C"], Float[Array, "L B G M C"]]
 
 
@@ -66,7 +67,7 @@ class DecoderLM(nn.Module):
         self, inputs: Mapping[str, jax.Array], embedded: Float[Array, "B N D"] | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """With `embedded` the table is not read: tokens were looked up where that has gradients."""
-        tokens, segments, positions = (inputs[name] for name in LANGUAGE)
+        tokens, segments, positions = (inputs[name] for name in _READ)
         hidden, table, _ = self.run(tokens, Row(positions, segments), embedded)
         return hidden, table
 
@@ -118,10 +119,10 @@ class DecoderLM(nn.Module):
     @staticmethod
     def inputs(batch: Mapping[str, Any]) -> Any:
         """What the model reads of a batch."""
-        return {name: batch[name] for name in LANGUAGE}
+        return {name: batch[name] for name in _READ}
 
     def input_specs(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of the inputs."""
+        """Shapes and dtypes of a batch, with what a loss reads beside."""
         return language_specs(batch_size, self.max_length)
 
 

@@ -1,14 +1,13 @@
 """What batches of images, of texts and of language look like to a model."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 
 from pbr_jax.configs.common import Model
+from pbr_jax.datasets import Kind
 
+LANGUAGE = ("tokens", "segments", "positions", "targets")
 TEXT = ("tokens", "token_types", "lengths")
-LANGUAGE = ("tokens", "segments", "positions")
 
 
 def image_specs(batch_size: int, side: int, channels: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -27,19 +26,16 @@ def text_specs(batch_size: int, max_length: int) -> dict[str, jax.ShapeDtypeStru
 
 
 def language_specs(batch_size: int, max_length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Packed rows: `tokens`, `segments` and `positions`, int32 `[B, N]` each.
-
-    Texts of a row are segments 1, 2, ..., padding is segment 0; positions restart with each.
-    """
-    row = jax.ShapeDtypeStruct((batch_size, max_length), jnp.int32)
-    return dict.fromkeys(LANGUAGE, row)
+    """Rows of texts, see `data.packing`: four int32 `[B, N]`, and `scored` bool `[B, N]`."""
+    shape = (batch_size, max_length)
+    row = jax.ShapeDtypeStruct(shape, jnp.int32)
+    return dict.fromkeys(LANGUAGE, row) | {"scored": jax.ShapeDtypeStruct(shape, jnp.bool_)}
 
 
-def input_specs(
-    kind: Literal["image", "text", "language"], model: Model, batch_size: int
-) -> dict[str, jax.ShapeDtypeStruct]:
+def input_specs(kind: Kind, model: Model, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Those of a data set of this kind, with the sizes of `model`."""
     if kind == "image":
         return image_specs(batch_size, model.image_size, model.channels)
-    specs = language_specs if kind == "language" else text_specs
-    return specs(batch_size, model.max_length)
+    if kind == "language":
+        return language_specs(batch_size, model.max_length)
+    return text_specs(batch_size, model.max_length)

@@ -1,7 +1,7 @@
 """What a run holds of its inputs, so that it needs nothing from elsewhere: `inputs/` in its folder.
 
     vocab.txt or tokenizer.json   the tokenizer of a model of texts, as the run began with it
-    tokenizer_config.json         what lay beside that, if it did
+    tokenizer_config.json         what lay beside that, if it did, and so chat_template.jinja
     examples.npz                  the lists of both splits (`data.listing`)
     files.json                    the sha256 of these
 
@@ -24,14 +24,20 @@ EXAMPLES = "examples.npz"
 SPLITS = ("train", "test")
 _SUMS = "files.json"
 _TOKENIZERS = ("vocab.txt", "tokenizer.json")
-_TOKENIZER_CONFIG = "tokenizer_config.json"
+# What lies beside a tokenizer and belongs to it.
+_BESIDE = ("tokenizer_config.json", "chat_template.jinja")
 
 
 def tokenizer_files(tokenizer: Path) -> dict[str, bytes]:
     """What a tokenizer consists of, under the names that it has in a run."""
+    tokenizer = _file_of(tokenizer)
     files = {"tokenizer.json" if tokenizer.suffix == ".json" else "vocab.txt": tokenizer}
-    files[_TOKENIZER_CONFIG] = tokenizer.with_name(_TOKENIZER_CONFIG)
+    files |= {name: tokenizer.with_name(name) for name in _BESIDE}
     return {name: file.read_bytes() for name, file in files.items() if file.is_file()}
+
+
+def _file_of(tokenizer: Path) -> Path:
+    return tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
 
 
 def write(workdir: Path, files: Mapping[str, bytes]) -> None:
@@ -51,7 +57,7 @@ def tokenizer(workdir: Path) -> dict[str, bytes]:
     Raises:
       DamagedFile: one is not what the run began with.
     """
-    found = {name: _read(workdir, name) for name in (*_TOKENIZERS, _TOKENIZER_CONFIG)}
+    found = {name: _read(workdir, name) for name in (*_TOKENIZERS, *_BESIDE)}
     return {name: content for name, content in found.items() if content is not None}
 
 
@@ -78,8 +84,8 @@ def tokenizer_to_copy(config: Config, workdir: Path) -> dict[str, bytes]:
     if files := tokenizer(workdir):
         return files
     assert config.data.tokenizer is not None  # a run on text has one
-    named = user_path(config.data.tokenizer)
-    if _leads_out(workdir, named) or _leads_out(workdir, named.with_name(_TOKENIZER_CONFIG)):
+    named = _file_of(user_path(config.data.tokenizer))
+    if any(_leads_out(workdir, named.with_name(name)) for name in (named.name, *_BESIDE)):
         raise ValueError(
             f"{workdir} holds no tokenizer, and {named}, named in its config.json, lies elsewhere\n"
             f"Copy the vocab.txt or tokenizer.json of its model to {workdir / FOLDER}, and export"

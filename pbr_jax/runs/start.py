@@ -73,10 +73,11 @@ def start(
         claim.clear()
         write_json(workdir / CONFIG, settings.to_dict(config))
         names = {str(label): name for label, name in enumerate(dataset.class_names)}
-        write_json(workdir / CLASSES, names)
+        if names:
+            write_json(workdir / CLASSES, names)
         if gone or gone is None or claim.saved is None:
             held.write(workdir, held.examples_file(lists))
-        if config.data.source.kind == "text" and not held.tokenizer(workdir):
+        if config.data.source.kind != "image" and not held.tokenizer(workdir):
             assert config.data.tokenizer is not None  # a rule of the configuration
             held.write(workdir, held.tokenizer_files(user_path(config.data.tokenizer)))
 

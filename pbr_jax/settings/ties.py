@@ -156,7 +156,7 @@ def _augment(config: Config) -> Faults:
     name, augment, source = config.data.name, config.data.augment, config.data.source
     if augment in (None, "off", *source.augments):
         return
-    if source.kind == "text":
+    if source.kind != "image":
         yield (
             f"data.augment = {augment}: changes images, but {name} is text; set data.augment=off"
         )
@@ -183,10 +183,15 @@ def _reads(config: Config) -> Faults:
     if family.reads not in (None, kind):
         others = [other.name for other in FAMILIES.values() if other.reads == kind]
         yield (
-            f"model.family = {config.model.family}: reads {family.reads}s, and data set "
-            f"{config.data.name} has {kind}s; set model.family={' or '.join(others)} or another "
-            "data.name"
+            f"model.family = {config.model.family}: reads {_many(family.reads)}, and data set "
+            f"{config.data.name} has {_many(kind)}; set "
+            + (f"model.family={' or '.join(others)} or " if others else "")
+            + "another data.name"
         )
+
+
+def _many(kind: str | None) -> str:
+    return {"image": "images", "text": "texts with a class"}.get(kind or "", "texts of language")
 
 
 def _classes(config: Config) -> Faults:
@@ -199,6 +204,11 @@ def _classes(config: Config) -> Faults:
 
 
 def _tokenizer(config: Config) -> Faults:
+    if config.data.source.kind == "language" and config.data.tokenizer is None:
+        yield (
+            f"data.tokenizer = none: {config.data.name} is text; set data.tokenizer to the "
+            "tokenizer.json that comes with the model's weights, or to its folder"
+        )
     if config.data.source.kind == "text" and config.data.tokenizer is None:
         yield (
             f"data.tokenizer = none: {config.data.name} is text; set data.tokenizer=vocab.txt or "

@@ -6,6 +6,8 @@ from pbr_jax.methods import Method
 from pbr_jax.settings.resolve import resolve_method
 from pbr_jax.settings.rules import settings, show, value_at
 
+_CONTENTS = {"image": "images", "text": "texts with classes", "language": "texts of language"}
+
 
 def unused(config: Config) -> list[str]:
     """A line for every setting that differs from its default and is read by nothing."""
@@ -23,7 +25,8 @@ def _reasons(config: Config, method: Method) -> dict[str, str]:
     optimizer, policy, plan, name = config.optimizer.name, method.policy, method.plan, method.name
     # What some setting is read by, beside the optimizer and the bandit.
     learns, spar = policy in ("bandit", "importance"), method.joint_spar is not None
-    sparse, text = plan.kind("attention").has_own_keep, config.data.source.kind == "text"
+    sparse, kind = plan.kind("attention").has_own_keep, config.data.source.kind
+    data = f"data set {config.data.name}"
     draws = ("sampler", "interval", "group_size", "importance_weighting")
     of_spar = ("joint_spar_interval", "joint_spar_step_size")
     table = [  # section, keys, whether something reads them, and why nothing does
@@ -36,8 +39,10 @@ def _reasons(config: Config, method: Method) -> dict[str, str]:
         ("pruning", of_spar, spar, f"method {name} trains all tensors"),
         ("lora", ("rank", "alpha", "modules"), method.adapters, f"method {name} has no A and B"),
         ("plan", ("stochastic_codes",), plan.gelu != "dense", f"method {name} keeps no GELU codes"),
-        ("data", ("tokenizer", "lower_case"), text, f"data set {config.data.name} has images"),
-        ("data", ("mean", "std"), not text, f"data set {config.data.name} has texts"),
+        ("data", ("tokenizer",), kind != "image", f"{data} has images"),
+        ("data", ("lower_case",), kind == "text", f"{data} has {_CONTENTS[kind]}"),
+        ("data", ("packing",), kind == "language", f"{data} has {_CONTENTS[kind]}"),
+        ("data", ("mean", "std"), kind == "image", f"{data} has texts"),
     ]
     found = {f"{of}.{key}": why for of, keys, read, why in table if not read for key in keys}
     # Fields of the model that other families read, and this one does not.

@@ -41,11 +41,6 @@ def decoder_model(config: Config, family: Family, method: Method, task: Task) ->
     if method.adapters:
         module = lora.with_lora(module, config.lora)
 
-    def specs(batch_size):
-        row = jax.ShapeDtypeStruct((batch_size, config.model.max_length), jnp.int32)
-        targets = {"targets": row, "scored": jax.ShapeDtypeStruct(row.shape, jnp.bool_)}
-        return module.input_specs(batch_size) | targets
-
     def fresh(seed):
         example = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), module.input_specs(1))
         params = module.init(jax.random.key(seed), example)["params"]
@@ -89,8 +84,8 @@ def decoder_model(config: Config, family: Family, method: Method, task: Task) ->
 
         trained = adapters(whole, config.lora) if method.adapters else dense(whole)
     else:
-        trained = _rows(config, method, shapes()[0], specs(1), hidden_of, loss)
-    return PrunedModel(module, specs, shapes, begin, outputs, **trained)
+        trained = _rows(config, method, shapes()[0], module.input_specs(1), hidden_of, loss)
+    return PrunedModel(module, module.input_specs, shapes, begin, outputs, **trained)
 
 
 def _apart(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

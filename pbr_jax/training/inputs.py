@@ -19,6 +19,8 @@ _SAMPLE = 200  # texts that are looked at before the first step
 def load_data(config: Config, classes: Sequence[str] | None = None) -> data.Dataset:
     """Reads the data set that `config` names, with as many classes as the model.
 
+    Texts of language models are cut into tokens and packed into rows, the examples of a batch.
+
     A run that goes on says which `classes` it began with.
 
     Raises:
@@ -27,6 +29,10 @@ def load_data(config: Config, classes: Sequence[str] | None = None) -> data.Data
     """
     d = config.data
     dataset = data.load(d.name, d.path, test_split=d.test_split, on_error=d.on_error)
+    if d.source.kind == "language":
+        tokenizer = language_tokenizer(config)
+        dataset = data.packed(dataset, tokenizer, config.model.max_length, d.packing, d.on_error)
+        return _some(dataset, d.max_test)
     if classes is not None and dataset.class_names != tuple(classes):
         raise ValueError(
             "the classes of the data are not those with which the run began, so labels would mean"
@@ -38,10 +44,37 @@ def load_data(config: Config, classes: Sequence[str] | None = None) -> data.Data
             f"model.num_classes = {config.model.num_classes}: data set {d.name} has "
             f"{dataset.num_classes} classes; set model.num_classes={dataset.num_classes}"
         )
-    if d.max_test is not None:
-        test, which = data.sample(dataset.test, d.max_test)
-        dataset = dataset._replace(test=test, remarks=(*dataset.remarks, which))
-    return dataset
+    return _some(dataset, d.max_test)
+
+
+def _some(dataset: data.Dataset, max_test: int | None) -> data.Dataset:
+    """The data set with at most so many examples to evaluate on."""
+    if max_test is None:
+        return dataset
+    test, which = data.sample(dataset.test, max_test)
+    return dataset._replace(test=test, remarks=(*dataset.remarks, which))
+
+
+def language_tokenizer(config: Config) -> data.LanguageTokenizer:
+    """The tokenizer of a language model.
+
+    Raises:
+      ValueError: it is not usable, or has more words than the model.
+    """
+    d, m = config.data, config.model
+    assert d.tokenizer is not None  # a rule of the configuration
+    tokenizer = data.LanguageTokenizer(d.tokenizer)
+    _check_words(tokenizer.vocab_size, m.vocab_size, d.tokenizer)
+    return tokenizer
+
+
+def _check_words(there: int, room: int, tokenizer: str) -> None:
+    # A word beyond the model's embedding would read another word's row without an error.
+    if there > room:
+        raise ValueError(
+            f"model.vocab_size = {room}: {tokenizer} has {there} words; take the one that comes"
+            " with the model's weights, or set model.vocab_size to that"
+        )
 
 
 def make_inputs(config: Config) -> data.Prepare:
@@ -53,14 +86,11 @@ def make_inputs(config: Config) -> data.Prepare:
     d, m = config.data, config.model
     if d.source.kind == "text":
         assert d.tokenizer is not None  # a rule of the configuration
-        # A word beyond the model's embedding would read another word's row without an error.
         inputs = data.TextInputs(d.tokenizer, m.max_length, d.lower_case)
-        if inputs.vocab_size > m.vocab_size:
-            raise ValueError(
-                f"model.vocab_size = {m.vocab_size}: {d.tokenizer} has {inputs.vocab_size} words; "
-                "take the one that comes with the model's weights, or set model.vocab_size to that"
-            )
+        _check_words(inputs.vocab_size, m.vocab_size, d.tokenizer)
         return inputs
+    if d.source.kind == "language":
+        return data.stack_rows
     augment = d.augment or d.source.augments[0]
     return data.ImageInputs(m.image_size, m.channels, augment, *normalization(config))
 
@@ -106,7 +136,7 @@ def settled(config: Config, saved: Mapping[str, Any] | None = None) -> tuple[Con
     the settings of a run that goes on. One from before these were settings had 0.5.
     """
     d, notes = config.data, list[str]()
-    if d.source.kind == "text":
+    if d.source.kind != "image":
         return config, notes
     if saved is None:
         mean, std = map(as_setting, normalization(config))

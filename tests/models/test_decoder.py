@@ -1,6 +1,5 @@
 """What a decoder computes, what it keeps, and what `prune` sees of it."""
 
-import dataclasses
 import math
 
 import jax
