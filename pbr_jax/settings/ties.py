@@ -301,9 +301,15 @@ def _elements(config: Config) -> Faults:
 
 
 def _packed(config: Config) -> Faults:
-    """What an optimizer of selected rows alone cannot follow."""
+    """What an optimizer of selected rows alone cannot follow, and who cannot do without it."""
     method, pruning = named_method(config), config.pruning
     if method.state != "packed":
+        if config.model.param_dtype != "float32":
+            yield (
+                f"model.param_dtype = {config.model.param_dtype}: steps smaller than its rounding"
+                " are lost without float32 masters, which pruning.state = packed has; set that, or"
+                " model.param_dtype=float32"
+            )
         return
     if method.policy is not None and method.interval == 1:
         yield (
@@ -351,7 +357,7 @@ _TIES: tuple[tuple[tuple[str, ...], Callable[[Config], Faults]], ...] = (
     (("optimizer.warmup_steps", "steps"), _warmup),
     # What a family makes its architecture of, only the family knows.
     (("model.family", *_METHOD), _methods),
-    (_METHOD, _packed),
+    ((*_METHOD, "model.param_dtype"), _packed),
     (("model", "pruning.keep"), _of_sizes(_keep)),
     (("model", *_METHOD), _of_sizes(_budgets)),
     (("model", *_METHOD), _of_sizes(_draws)),
