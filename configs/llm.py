@@ -5,9 +5,9 @@
     python train.py --config configs/llm.py:smoke   20 steps, a minute on 2 CPU cores
 
 Weights and tokenizer: `model.safetensors` (or its shards), `config.json`, `tokenizer.json` and
-`tokenizer_config.json` of the model on Hugging Face, in a folder `weights/VARIANT` where the command
-is run. Texts: `train.jsonl` and `test.jsonl` in `data.path`, lines of `text`, of `prompt` and
-`completion`, or of chat `messages` (docs/data.md).
+`tokenizer_config.json` of the model on Hugging Face, in a folder `weights/VARIANT` where the
+command is run. Texts: `train.jsonl` and `test.jsonl` in `data.path`, lines of `text`, of `prompt`
+and `completion`, or of chat `messages` (docs/data.md).
 
 Parameters are bfloat16. `tiny` trains a tenth of the columns of every kernel and of the vocabulary,
 and draws them anew every 200 steps; the optimizer keeps float32 masters and moments of these alone.

@@ -1,13 +1,15 @@
-"""Predicts the classes of images or texts with the model of a run.
+"""Predicts the classes of images or texts with the model of a run, or continues a prompt.
 
     pbr predict runs/digits-lean images/*.png --csv out.csv
     pbr predict runs/bert texts.jsonl --csv out.csv --top 2
+    pbr predict runs/qwen3-0.6b-tiny --prompt "Once upon a time" --temperature 0.7
 
 Images are files, folders of them, or an `.npz` with an array `images` [N, H, W, C]; they are
 prepared as in evaluation. Texts are `.jsonl` or `.csv` with text, or text_a and text_b; labels are
 not read. The output has a line for each file or row, `example,class,probability`. An example that
 cannot be used stops the command, which then writes nothing; with --skip it is named, counted and
-left out.
+left out. A language model writes what follows each --prompt: the likeliest tokens, or with
+--temperature drawn ones.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from pathlib import Path
 
 import jax
 
+from pbr_jax.commands import predict_prompt
 from pbr_jax.configs.common import BATCH, Config, Mesh
 from pbr_jax.data import unlabelled
 from pbr_jax.files import user_path, write_text
@@ -36,17 +39,23 @@ from pbr_jax.training.mesh import settled_devices
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
-    parser.add_argument("paths", nargs="+", type=user_path, metavar="PATH", help="images or texts")
+    parser.add_argument("paths", nargs="*", type=user_path, metavar="PATH", help="images or texts")
     parser.add_argument(
         "--csv", type=user_path, metavar="FILE", help="where to write; default stdout"
     )
     parser.add_argument("--top", type=int, default=1, metavar="K", help="classes per example")
     parser.add_argument("--skip", action="store_true", help="leave out what cannot be used")
     parser.add_argument("--batch-size", type=int, metavar="B", help="default that of training")
+    predict_prompt.add_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> int:
     """Predicts; returns 0, or 1 if no example could be used."""
+    reads = predict_prompt.kind_of(args.run)
+    if args.prompt or reads == "language":
+        return predict_prompt.main(args, reads)
+    if not args.paths:
+        raise ValueError("PATH: give the images or texts to predict")
     if args.csv is not None:
         check_output(args.csv, args.paths)
     run = open_run(args.run, args.checkpoint, lambda text: print(text, file=sys.stderr))

@@ -104,6 +104,27 @@ class LanguageTokenizer:
                     found.append(self._joined(record, own, [next(ids) for _ in own]))
         return found
 
+    def prompt(self, text: str, as_message: bool = False) -> list[int]:
+        """The tokens of a text that a model shall continue, as a prompt is cut in training.
+
+        Args:
+          text: at least a character.
+          as_message: it is what a user says, in the chat template, and the model answers.
+
+        Raises:
+          ValueError: there is no template, or nothing is left of the text.
+        """
+        if as_message and self.template is None:
+            raise ValueError(f"{self.path} has no chat template; leave out --chat")
+        if as_message:
+            assert self.template is not None
+            text = self.template.render([{"role": "user", "content": text}], prompting=True)
+        (ids,) = self._cut([_Piece(text, not as_message, False)])
+        ids = ids[:-1] if not as_message and ids and ids[-1] == self.end else ids
+        if not ids:
+            raise ValueError(f"prompt {text!r}: has no token; write at least a word")
+        return list(ids)
+
     def _pieces(self, record: LanguageRecord) -> list[_Piece] | str:
         if record.text is not None:
             return [_Piece(record.text, True, True)]

@@ -230,7 +230,7 @@ class Console(Observer):
         lines.append(("next", f"{command}\n{'':10}{shows}"))
         self.message("")
         for name, line in lines:
-            self._out.print(Text.assemble((f"{name:<10}", "bold"), line), soft_wrap=True)
+            self._out.print(Text.assemble((f"{name:<9} ", "bold"), line), soft_wrap=True)
 
 
 _RATES = ("step", "loss", "grad_norm", "learning_rate", "seconds_per_step", "examples_per_second")

@@ -132,7 +132,7 @@ def _field_fault(value: Any, entry: Setting) -> str | None:
     members, names = alternatives(entry.annotation), choices(entry)
     rule = entry.field.metadata["rule"]  # the numbers of a keep are checked one by one
     fits = any(_has_type(value, member) for member in members)
-    if not fits or (names and value is not None and value not in names):
+    if not fits or (names and isinstance(value, str) and value not in names):
         return f"must be {_describe(members, names, rule)}{_hint(value, names)}"
     if rule is None or value is None or value in names or isinstance(value, Keep):
         return None
