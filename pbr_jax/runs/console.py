@@ -214,8 +214,8 @@ class Console(Observer):
         paced = "" if pace is None else f", {format_seconds(pace)} per step"
         lines = [("done", f"{summary['method']}, {summary['steps']} steps{took}{paced}")]
         if summary.get("perplexity") is not None:
-            worth = f"{three_digits(summary['perplexity'])} on the test split"
-            lines.append(("perplexity", worth))
+            shown = f"perplexity {three_digits(summary['perplexity'])}"
+            lines.append(("test", f"{shown}, accuracy {summary['accuracy']:.1%}"))
         elif summary["accuracy"] is not None:
             lines.append(("accuracy", f"{summary['accuracy']:.1%} on the test split"))
         # Memory is what this package is for: it is compared.

@@ -180,6 +180,11 @@ def _channels(config: Config) -> Faults:
 
 def _reads(config: Config) -> Faults:
     family, kind = find(config.model.family), config.data.source.kind
+    if family.reads is None and kind == "language":
+        yield (
+            f"model.family = {config.model.family}: a function of your own has classes, and data"
+            f" set {config.data.name} has {_many(kind)}; set another data.name"
+        )
     if family.reads not in (None, kind):
         others = [other.name for other in FAMILIES.values() if other.reads == kind]
         yield (
@@ -191,7 +196,7 @@ def _reads(config: Config) -> Faults:
 
 
 def _many(kind: str | None) -> str:
-    return {"image": "images", "text": "texts with a class"}.get(kind or "", "texts of language")
+    return "texts without classes" if kind == "language" else f"{kind}s"
 
 
 def _classes(config: Config) -> Faults:

@@ -6,7 +6,7 @@ from pbr_jax.methods import Method
 from pbr_jax.settings.resolve import resolve_method
 from pbr_jax.settings.rules import settings, show, value_at
 
-_CONTENTS = {"image": "images", "text": "texts with classes", "language": "texts of language"}
+_CONTENTS = {"image": "images", "text": "texts with classes", "language": "texts without classes"}
 
 
 def unused(config: Config) -> list[str]:
