@@ -256,7 +256,9 @@ class Decoder:
         None, "tokens that a query of a local layer sees, itself included; none = all", COUNT
     )
     global_every: int | None = setting(
-        None, "with window: every so many-th layer sees all tokens; none = no layer does", COUNT
+        None,
+        "with window: every so many-th layer sees all tokens; none = no layer does",
+        within(2, 10**9),
     )
     rope_base: float = setting(1e4, "base of the rotary angles", POSITIVE)
     rope_local_base: float | None = setting(

@@ -42,7 +42,7 @@ SHAPES: dict[str, Shape] = {
     ),
     "llama3.2-1b": Shape(
         *(2048, 16, 32, 8192, 128_256),
-        {"kv_heads": 8, "rope_base": 5e5, "positions": 131_072, **_LLAMA3_ROPE},
+        {"kv_heads": 8, "head_dim": 64, "rope_base": 5e5, "positions": 131_072, **_LLAMA3_ROPE},
     ),
     "qwen3-0.6b": Shape(*(1024, 28, 16, 3072, 151_936), {**_QWEN3, "positions": 40_960}),
     "qwen3-4b": Shape(*(2560, 36, 32, 9728, 151_936), {**_QWEN3, "positions": 40_960}),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pbr_jax.configs.common import Config, Data, Model, Optimizer
+from pbr_jax.configs.common import Config, Data, Decoder, Model, Optimizer
 from pbr_jax.models.bert import Bert
 from pbr_jax.models.vit import ViT
 from pbr_jax.plans import SITES
@@ -58,6 +58,18 @@ def bert_config(method: str = "prebackrazor", **changes) -> Config:
     """A run of a two-block BERT of width 16 with AdamW."""
     optimizer = Optimizer(name="adamw", learning_rate=0.01, schedule="constant")
     return config(method, **{"model": SMALL_BERT, "optimizer": optimizer} | changes)
+
+
+SMALL_DECODER = Model(
+    family="decoder",
+    width=16,
+    depth=2,
+    heads=4,
+    mlp_dim=24,
+    vocab_size=20,
+    max_length=12,
+    decoder=Decoder(kv_heads=2, head_dim=8),
+)
 
 
 def token_batch(size: int = 8, seed: int = 0) -> dict[str, np.ndarray]:

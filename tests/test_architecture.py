@@ -146,7 +146,8 @@ def test_linked_packages_have_one_name():
 
 
 # Files that are of one family or of its models, and may say what they are called.
-FAMILIES_OWN = ("families/", "models/", "weights/vit.py", "weights/bert.py", "configs/")
+WEIGHTS_OWN = ("weights/vit.py", "weights/bert.py", "weights/decoder")
+FAMILIES_OWN = ("families/", "models/", "configs/", *WEIGHTS_OWN)
 # An op has a record of a layer's arrays; a compiled program, Flax and a table have words of theirs.
 OTHER_MEANINGS = ("ops/", "kernels/", "layers/", "freeze.py", "gpu/", "bench/")
 

@@ -48,16 +48,17 @@ def main(args: argparse.Namespace) -> int:
 def write(run: OpenRun, form: str, out: Path) -> None:
     """Writes the model of a run to `out`; raises ValueError where the format cannot hold it."""
     model = run.config.model
-    sizes = public.published(model.family).sizes(model)
-    reads_images = run.config.data.source.kind == "image"
-    seen = normalization(run.config) if reads_images else None
+    published, kind = public.published(model.family), run.config.data.source.kind
+    seen = normalization(run.config) if kind == "image" else None
     params, extra = run.state.variables
     tree = as_tree(run.parts.model.merged(params), extra)
-    public.save(out, form, model.family, tree, sizes, run.class_names, seen)
+    said = published.described(model) if form == "safetensors" else None
+    how = (published.sizes(model), run.class_names, seen, said)
+    public.save(out, form, model.family, tree, *how)
     if form == "npz" and seen is not None and seen != public.Normalization():
         flags = [f"--config.data.{n}={as_setting(v)}" for n, v in seen._asdict().items()]
         print(f"an .npz does not say how images are normalised; give {' '.join(flags)} with it")
-    if form == "safetensors" and not reads_images:
+    if form == "safetensors" and kind == "text":
         _write_tokenizer(run, out)
 
 

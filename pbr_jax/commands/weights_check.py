@@ -98,8 +98,10 @@ def _notes(weights: Weights, config: Config) -> list[str]:
     """Notes that loading into the model of a configuration gives; raises as loading does."""
     # Shapes are all that is compared, so no parameter is drawn.
     like, _ = from_config.build(config).model.shapes()
-    family = config.model.family
-    return check(weights, family, published(family).sizes(config.model), like)
+    family, form = config.model.family, published(config.model.family)
+    if faults := form.differences(weights.config, config.model):
+        raise WeightsError(weights.path, faults)
+    return check(weights, family, form.sizes(config.model), like)
 
 
 def _check_config(weights: Weights, spec: str, config: Config) -> int:

@@ -1,6 +1,6 @@
 """Families of models by name; importing them imports neither JAX nor a model."""
 
-from pbr_jax.families import bert, own, vit
+from pbr_jax.families import bert, decoder, own, vit
 from pbr_jax.families.record import BIAS, KERNEL, Architecture, Attention, Family, Site, late
 
 __all__ = [
@@ -15,7 +15,9 @@ __all__ = [
     "late",
 ]
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (vit.FAMILY, bert.FAMILY)}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (vit.FAMILY, bert.FAMILY, decoder.FAMILY)
+}
 
 
 def find(name: str) -> Family:

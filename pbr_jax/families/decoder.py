@@ -31,13 +31,12 @@ def describe(model: Model) -> Architecture:
         raise ValueError(f"model = {m}: needs width, depth, heads and mlp_dim, or else size")
     assert d.head_dim is not None and d.kv_heads is not None
     heads = m.heads * d.head_dim
-    sizes = {
-        "qkv": (m.width, heads + 2 * d.kv_heads * d.head_dim, "q"),
-        "o": (heads, m.width, "o"),
-        "gate": (m.width, 2 * m.mlp_dim, "gate"),
-        "down": (m.mlp_dim, m.width, "down"),
+    sites = {
+        "qkv": Site(m.width, heads + 2 * d.kv_heads * d.head_dim, ("blocks", "q")),
+        "o": Site(heads, m.width, ("blocks", "o")),
+        "gate": Site(m.width, 2 * m.mlp_dim, ("blocks", "gate")),
+        "down": Site(m.mlp_dim, m.width, ("blocks", "down")),
     }
-    sites = {site: Site(*size, ("blocks", name)) for site, (*size, name) in sizes.items()}
     return Architecture(m.width, m.depth, m.max_length, sites, Attention("qkv", m.heads))
 
 
@@ -46,9 +45,10 @@ def _faults(model: Model) -> list[str]:
     faults = []
     if m.heads is not None and d.kv_heads is not None and m.heads % d.kv_heads:
         divisors = [n for n in range(1, m.heads + 1) if m.heads % n == 0]
-        near = min(divisors, key=lambda n: abs(n - d.kv_heads))
+        wanted = d.kv_heads
+        near = min(divisors, key=lambda n: abs(n - wanted))
         faults.append(
-            f"model.decoder.kv_heads = {d.kv_heads}: must divide model.heads = {m.heads}, whose"
+            f"model.decoder.kv_heads = {wanted}: must divide model.heads = {m.heads}, whose"
             f" queries share them; set model.decoder.kv_heads={near}"
         )
     head = d.head_dim

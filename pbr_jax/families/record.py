@@ -66,9 +66,8 @@ class Family:
 
     name: str  # one word
     title: str  # for readers, "ViT"
-    reads: (
-        Literal["image", "text", "language"] | None
-    )  # kind of the data sets that it trains on; None: any
+    # Kind of the data sets that it trains on; None: any.
+    reads: Literal["image", "text", "language"] | None
     describe: Callable[[Model], Architecture] | None
     build: str
     provider: str = "pbr_jax.training.family_model:family_model"

@@ -64,8 +64,13 @@ def step_seconds(config: Config, card: Card, use: MemoryUse) -> float:
     forward = {name: product(site.columns, site.features) for name, site in sites.items()}
     attention = 4 * tokens * sizes.tokens * width / rate if sizes.attention else 0.0
     block = 2 * sum(forward.values()) + 3.5 * attention
-    # Weight gradients of the columns that are kept, after one more reading to gather them.
+    # Weight gradients of the columns that are kept, after one more reading to gather them. LoRA has
+    # none; it has two thin products, their three gradients, and both again where that is asked.
     for name, (columns, features, _) in sites.items():
+        if method.adapters:
+            rank = config.lora.rank
+            block += (3 + plan.recompute) * (product(columns, rank) + product(rank, features))
+            continue
         kept = linear.kept_columns(columns, plan.keep_at(name), config.pruning.group_size)
         gradient = product(kept, features) + passes(kept < columns, columns)
         block += gradient * (1.0 if method.joint_spar is None else method.joint_spar)

@@ -120,15 +120,15 @@ class DecoderLM(nn.Module):
 
 
 def layers(shape: Decoder, depth: int) -> Layer:
-    """What every block has of its own, stacked: its frequencies, and whether it is local."""
+    """What every block has of its own, stacked: its frequencies and its window."""
     every = shape.global_every
-    local = np.arange(1, depth + 1) % every != 0 if every else np.ones(depth, bool)
-    local &= shape.window is not None
+    local = np.full(depth, shape.window is not None)
+    if every is not None:
+        local &= np.arange(1, depth + 1) % every != 0
     each = np.stack([frequencies(shape, bool(one)) for one in local])
-    mixed = 0 < local.sum() < depth
-    # Where all layers are of one kind, the window alone says which.
-    assert mixed or local.all() or shape.window is None
-    return Layer(jnp.asarray(each), jnp.asarray(local) if mixed else None)
+    if shape.window is None:
+        return Layer(jnp.asarray(each), None)
+    return Layer(jnp.asarray(each), jnp.asarray(np.where(local, shape.window, 0), jnp.int32))
 
 
 def logits(hidden: Float[Array, "... D"], table: Float[Array, "V D"]) -> Float[Array, "... V"]:
@@ -140,7 +140,11 @@ def logits(hidden: Float[Array, "... D"], table: Float[Array, "V D"]) -> Float[A
 def build(model: Model, plan: ResidualPlan) -> DecoderLM:
     """The decoder that a configuration describes."""
     settings = {name: getattr(model.resolved(), name) for name in (*SHAPE, "vocab_size")}
-    dtypes = {"dtype": jnp.dtype(model.dtype), "param_dtype": jnp.dtype(model.param_dtype)}
     return DecoderLM(
-        **settings, max_length=model.max_length, shape=filled(model), plan=plan, **dtypes
+        **settings,
+        max_length=model.max_length,
+        shape=filled(model),
+        dtype=jnp.dtype(model.dtype),
+        param_dtype=jnp.dtype(model.param_dtype),
+        plan=plan,
     )

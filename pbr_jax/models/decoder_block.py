@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from pbr_jax.configs.common import Decoder
 from pbr_jax.models.decoder_attention import attend, attend_cached, written
@@ -35,7 +35,7 @@ class Layer(NamedTuple):
     """What one block has of its own beside parameters; stacked `[L, ...]` for all."""
 
     frequencies: Float[Array, "*L half"]
-    local: Bool[Array, "*L"] | None  # whether it sees a window only; None where all do, or none
+    window: Int[Array, "*L"] | None  # tokens that a query sees; 0: all; None: all in every block
     cache: tuple[Float[Array, "*L B G M C"], Float[Array, "*L B G M C"]] | None = None
 
 
@@ -122,13 +122,13 @@ class Block(nn.Module):
             q = q * jnp.asarray(math.sqrt(head / s.query_scale), q.dtype)
         if layer.cache is None:
             how = {"kind": self.plan.attention, "implementation": self.plan.implementation}
-            y = attend(q, k, v, row.segments, s.window, layer.local, **how)
+            y = attend(q, k, v, row.segments, layer.window, **how)
         else:
             k, v = (
                 written(old, new, row.positions)
                 for old, new in zip(layer.cache, (k, v), strict=True)
             )
-            y = attend_cached(q, k, v, row.positions, s.window, layer.local)
+            y = attend_cached(q, k, v, row.positions, layer.window)
         y = jnp.swapaxes(y, 1, 2).reshape(*h.shape[:2], self.heads * head)
         return self._linear("o", h.shape[-1])(y), (k, v) if self.keeps_cache else None
 

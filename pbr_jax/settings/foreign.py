@@ -33,6 +33,11 @@ _SAME = {
     "model.num_classes": "num_labels num_class n_classes n_labels nb_classes classes",
     "model.dropout": "dropout_rate dropout_prob dropout_p drop_rate drop hidden_dropout_prob"
     " attention_dropout attention_probs_dropout_prob",
+    "model.decoder.kv_heads": "num_key_value_heads n_kv_heads num_kv_heads kv_groups",
+    "model.decoder.norm_eps": "rms_norm_eps rms_eps",
+    "model.decoder.tied": "tie_word_embeddings tie_embeddings tie_weights",
+    "model.decoder.window": "sliding_window attention_window",
+    "model.decoder.rope_base": "rope_theta theta",
     "model.pool": "pooling global_pool pooling_type",
     "model.weights": "pretrained pretrained_path pretrained_model pretrained_weights weights_path"
     " model_name_or_path model_path init_checkpoint init_from load_from from_pretrained",
@@ -69,7 +74,8 @@ _OTHERWISE = {
     "warmup_epochs": "warm-up is counted in steps: set optimizer.warmup_steps to epochs x training "
     "examples / batch_size",
     "fp16 bf16 amp half half_precision precision mixed_precision torch_dtype": "set "
-    "model.dtype=bfloat16 for activations in 16 bits; parameters stay float32",
+    "model.dtype=bfloat16 for activations in 16 bits, and model.param_dtype=bfloat16 for the "
+    "parameters of a decoder",
     "gradient_checkpointing grad_checkpointing activation_checkpointing remat": "set method=remat",
     "sparsity prune_ratio pruning_ratio": "set pruning.keep to 1 - sparsity",
     "freeze frozen freeze_layers freeze_backbone freeze_encoder": "no layer is frozen for a whole "

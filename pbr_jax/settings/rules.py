@@ -95,13 +95,22 @@ def unknown_key(key: str) -> str:
 
 def section_faults(config: Config) -> list[str]:
     """Sections that are not the dataclass they must be, such as `plan=None`."""
-    hints = typing.get_type_hints(Config)
     return [
-        f"{name} = {show(getattr(config, name))}: must be a {name.capitalize()}(...) of "
-        f"pbr_jax.configs.common; leave it out for its defaults"
-        for name, kind in hints.items()
-        if dataclasses.is_dataclass(kind) and type(getattr(config, name)) is not kind
+        f"{key} = {show(value)}: must be a {kind.__name__}(...) of pbr_jax.configs.common; leave it"
+        " out for its defaults"
+        for key, kind, value in _sections(config)
+        if type(value) is not kind
     ]
+
+
+def _sections(tree: Any, prefix: str = "") -> Iterator[tuple[str, type, Any]]:
+    """Key, kind and value of every section, and of those inside one that is of its kind."""
+    for name, kind in typing.get_type_hints(type(tree)).items():
+        if dataclasses.is_dataclass(kind):
+            value = getattr(tree, name)
+            yield prefix + name, typing.cast(type, kind), value
+            if type(value) is kind:
+                yield from _sections(value, f"{prefix}{name}.")
 
 
 def field_faults(config: Config) -> dict[str, str]:

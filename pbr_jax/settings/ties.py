@@ -137,6 +137,9 @@ def _usual(model: Model, needed: Iterable[str]) -> str:
 
 def _heads(config: Config) -> Faults:
     width, heads = config.model.width, config.model.heads
+    apart = config.model.decoder.head_dim is not None  # heads have a width of their own
+    if apart and "decoder" in find(config.model.family).settings:
+        return
     if width is not None and heads is not None and width % heads:
         yield (
             f"model.width = {width}: not divisible by model.heads = {heads}; "
@@ -305,7 +308,7 @@ _TIES: tuple[tuple[tuple[str, ...], Callable[[Config], Faults]], ...] = (
     (_BATCH, _accumulation),
     ((*_BATCH, *_METHOD), _chunks),
     (_SHAPE, _shape),
-    (("model.width", "model.heads"), _heads),
+    (("model.family", "model.width", "model.heads", "model.decoder"), _heads),
     (("model",), _family),
     (("data.name", "data.augment"), _augment),
     (("data.mean", "data.std", "data.name", "model.channels"), _channels),

@@ -45,5 +45,8 @@ def _reasons(config: Config, method: Method) -> dict[str, str]:
     if family.describe is None:  # a function of one's own reads what it likes
         return found
     owned = {field for other in FAMILIES.values() for field in other.settings}
-    others = owned - {*family.settings}
-    return found | {f"model.{field}": f"a {called} has no {field}" for field in others}
+    others = {f"model.{field}" for field in owned - {*family.settings}}
+    # A section is read or not as a whole.
+    keys = {entry.key for entry in settings()}
+    unread = {key for key in keys if key in others or key.rpartition(".")[0] in others}
+    return found | {key: f"a {called} has no {key.removeprefix('model.')}" for key in unread}

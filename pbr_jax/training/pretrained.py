@@ -9,7 +9,7 @@ from pbr_jax import weights as public
 from pbr_jax.configs.common import MODEL_SIZES, SHAPE, Model
 from pbr_jax.families import FAMILIES
 from pbr_jax.files import user_path
-from pbr_jax.settings.rules import show
+from pbr_jax.settings.rules import show, value_at
 from pbr_jax.weights import Weights, WeightsError, published
 from pbr_jax.weights.beside import ARCHITECTURE, read_object
 
@@ -32,9 +32,11 @@ def load_weights(
     """
     assert model.weights is not None
     found = public.read(find_weights(model.weights))
-    sizes = published(model.family).sizes(model)
+    form = published(model.family)
     try:
-        return public.load(found, model.family, sizes, initial, class_names)
+        if faults := form.differences(found.config, model):
+            raise WeightsError(found.path, faults)
+        return public.load(found, model.family, form.sizes(model), initial, class_names)
     except WeightsError as error:
         raise WeightsError(error.path, error.faults, advice(found, model)) from error
 
@@ -77,8 +79,9 @@ def changes(weights: Weights, model: Model) -> list[str]:
             wanted |= {"size": name} | dict.fromkeys(SHAPE)
         else:
             wanted |= {"size": None} | {word: sizes[word] for word in SHAPE if word in sizes}
-    wanted |= _published(weights).settings(weights.arrays, sizes, model)
-    return [f"{key}={show(value)}" for key, value in wanted.items() if getattr(model, key) != value]
+    wanted |= _published(weights).settings(weights.arrays, sizes, model, weights.config)
+    other = {key: value for key, value in wanted.items() if value_at(model, key) != value}
+    return [f"{key}={show(value)}" for key, value in other.items()]
 
 
 def advice(weights: Weights, model: Model) -> str:

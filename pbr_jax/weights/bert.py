@@ -88,7 +88,9 @@ def _label(size: str, sizes: Sizes) -> str | None:
     return f"BERT-{_NAMES[size]}" if size in _NAMES else None
 
 
-def _settings(arrays: Arrays, sizes: Sizes, model: Model) -> dict[str, Any]:
+def _settings(
+    arrays: Arrays, sizes: Sizes, model: Model, config: Mapping[str, Any]
+) -> dict[str, Any]:
     return {
         "vocab_size": sizes.get("vocab", model.vocab_size),
         "max_length": min(sizes.get("positions", model.max_length), model.max_length),

@@ -9,7 +9,7 @@ from pbr_jax.weights import layout
 from pbr_jax.weights.layout import Arrays
 from pbr_jax.weights.read import Weights
 
-OPTIONAL = ("head", "pooler", "cls")  # parts of our tree that a whole file may lack
+OPTIONAL = ("head", "lm_head", "pooler", "cls")  # parts of our tree that a whole file may lack
 
 
 def own_faults(weights: Weights) -> list[str]:

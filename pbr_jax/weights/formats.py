@@ -38,10 +38,16 @@ class Format(NamedTuple):
     # Of the `config.json` beside such weights, which an export writes too:
     told: Mapping[str, Callable[[Sizes], int]] = {}  # a key -> the number that the arrays tell
     computed: Mapping[str, Any] = {}  # a key -> the one value of it that our model computes
+    types: tuple[str, ...] = ()  # what it calls the type of the model; empty: as the family
     related: Mapping[str, str] = {}  # another type of model with such arrays -> what to know of it
     # `(params, sizes, normalization) -> {file name: content}` of the JSON files beside an export.
     # It raises ValueError where the layout cannot hold the model.
     companions: Companions = lambda params, sizes, normalization: {}
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """The types of model whose weights these are, by their `config.json`."""
+        return self.types or (self.family,)
 
     def full_name(self, name: str) -> str:
         """`name` as the table writes it, in whatever block; other names as they are."""
@@ -85,14 +91,22 @@ class Published(NamedTuple):
     sizes: Callable[[Model], dict[str, int]] = model_sizes  # values of the layouts' words
     # `(name of the size, sizes) -> name of a model` such as ViT-B/16, or None without one.
     label: Callable[[str, Sizes], str | None] = lambda size, sizes: None
-    # `(arrays, sizes, model) -> {field: value}` of `Model` that fit weights, beside the family and
-    # the sizes of the blocks.
-    settings: Callable[[Arrays, Sizes, Model], dict[str, Any]] = lambda arrays, sizes, model: {}
+    # `(arrays, sizes, model, config) -> {key: value}` of `Model` that fit weights with that
+    # `config.json`, beside the family and the sizes of the blocks.
+    settings: Callable[[Arrays, Sizes, Model, Mapping[str, Any]], dict[str, Any]] = (
+        lambda arrays, sizes, model, config: {}
+    )
     # `(arrays, lines, leaves, sizes) -> notes`; changes the position embeddings among the arrays so
     # that they fit the model. It raises ValueError where that should be done and cannot.
     fit_positions: Callable[[Arrays, Sequence[Line], Leaves, Sizes], list[str]] = (
         lambda arrays, lines, leaves, sizes: []
     )
+    # What of `config.json` follows from the settings of a model, where an export writes it. It
+    # raises ValueError where no published model computes what this one does.
+    described: Callable[[Model], dict[str, Any]] = lambda model: {}
+    # A line for everything that a `config.json` says otherwise than the settings of a model do, of
+    # what no array would show.
+    differences: Callable[[Mapping[str, Any], Model], list[str]] = lambda config, model: []
 
 
 def published(family: str) -> Published:

@@ -91,7 +91,7 @@ def to_theirs(line: Line, leaf: np.ndarray, sizes: Sizes) -> np.ndarray:
 
 
 def from_theirs(lines: Iterable[Line], arrays: Arrays, like: Leaves) -> dict[str, np.ndarray]:
-    """The leaves that the lines speak of, float32, in the shapes of `like`.
+    """The leaves that the lines speak of, in the shapes and dtypes of `like`.
 
     Every element must be spoken of: the lines of a leaf cover its blocks and parts.
     """
@@ -99,7 +99,8 @@ def from_theirs(lines: Iterable[Line], arrays: Arrays, like: Leaves) -> dict[str
     leaves: dict[str, np.ndarray] = {}
     for line in lines:
         if line.ours not in leaves:
-            leaves[line.ours] = np.empty(like[line.ours].shape, np.float32)
+            leaf = like[line.ours]
+            leaves[line.ours] = np.empty(leaf.shape, leaf.dtype)
         place, array = line.place(leaves[line.ours]), arrays[line.theirs]
         if line.axes:
             ours, theirs = line.words()

@@ -47,7 +47,7 @@ def load(
     initial: Mapping[str, Any],
     class_names: Sequence[str] | None = None,
 ) -> Loaded:
-    """Weights as parameters of a model, NumPy float32.
+    """Weights as parameters of a model, NumPy arrays in the dtypes of `initial`.
 
     A head of other classes, and a head or pooler that the file lacks, keep their initial values.
     The rows of a head of the same classes are put into our order. Positions are fitted to the model
@@ -56,7 +56,7 @@ def load(
     Args:
       weights: as `weights.read` gives them.
       family, sizes: of the model; `Published.sizes` of the family gives the latter.
-      initial: the model's parameter tree.
+      initial: the model's parameter tree; of what does not start afresh, shapes and dtypes will do.
       class_names: label -> name of the data; None where they are not known.
 
     Raises:

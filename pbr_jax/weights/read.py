@@ -72,6 +72,10 @@ def read(path: str | os.PathLike[str]) -> Weights:
         raise ValueError(
             f"weights {path}: of its {len(stored)} arrays{some} none belongs to {_ours()}"
         )
+    # Layouts of one family can be alike, and the config beside a file says which of them it is.
+    config = beside.model_config(path) if form.prefix else {}
+    same = [other for other in formats() if other.family == form.family]
+    form = next((f for f in same if config.get("model_type") in f.types), form)
     # Names as the layout has them, and what our model has no place for.
     unused: dict[str, list[str]] = {}
     names = {}
@@ -87,16 +91,16 @@ def read(path: str | os.PathLike[str]) -> Weights:
     if not depth:
         raise ValueError(f"weights {path}: has none of the blocks of {form.name}")
     sizes = {"depth": depth} | layout.infer_sizes(form.table(depth), arrays)
-    config = beside.model_config(path) if form.prefix else {}
     # Without their prefix, the names of some families are alike.
-    if config.get("model_type", form.family) not in (form.family, *form.related):
+    types = (*form.model_types, *form.related)
+    if config.get("model_type", types[0]) not in types:
         raise ValueError(
             f"weights {path}: this is a {config['model_type']} by its config.json; what can be read"
             f" is {_ours()}"
         )
     if (heads := config.get("num_attention_heads")) is not None:
-        width = sizes.get("width", 0)
-        if type(heads) is not int or heads < 1 or width % heads:
+        width, apart = sizes.get("width", 0), "head_dim" in config
+        if type(heads) is not int or heads < 1 or (width % heads and not apart):
             raise ValueError(
                 f"weights {path}: its config.json says num_attention_heads = {heads}, which must be"
                 f" a whole number that divides the width of its arrays, {width}; take the"

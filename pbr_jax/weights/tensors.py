@@ -1,12 +1,17 @@
-"""Files of safetensors, whose header is looked at before the library reads the rest.
+"""Files of safetensors, whose header is looked at before the library opens them.
 
 The header is JSON and says the type, shape and place of every array, so what is missing from a file
-that was cut short is known to the byte.
+that was cut short is known to the byte. Arrays are views of the file, which the system reads where
+they are: memory has one copy of a model, the one that is made of them.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import ml_dtypes
+import numpy as np
 
 from pbr_jax.files import misfit
 from pbr_jax.measure.memory import shortage
@@ -14,14 +19,14 @@ from pbr_jax.weights.layout import Arrays
 
 _LENGTH = 8  # bytes of the header's length, little-endian, before the header
 _LONGEST = 100_000_000  # bytes of a header that the library reads
-_READ = {
-    "F64",
-    "F32",
-    "F16",
-    "BF16",
-    "C64",
-    "BOOL",
-    *(f"{s}{n}" for s in "IU" for n in (8, 16, 32, 64)),
+_READ = {  # name of a type -> the same in NumPy with ml_dtypes
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "C64": "complex64",
+    "BOOL": "bool",
+    **{f"{s[0].upper()}{n}": f"{s}{n}" for s in ("int", "uint") for n in (8, 16, 32, 64)},
 }
 _FORM = {...: {"dtype": str, "shape": [int], "data_offsets": [int]}}
 _AGAIN = "download it again"
@@ -33,23 +38,34 @@ def begins(start: bytes) -> bool:
 
 
 def read(path: Path) -> Arrays:
-    """All arrays of a file.
+    """All arrays of a file, which cannot be written to.
 
     Raises:
       ValueError: it is cut short or damaged, its arrays have types that are not read, or they are
         larger than the memory of the machine; names the file.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors import SafetensorError, safe_open
 
-    _check(path)
+    header, start = _checked(path)
     try:
-        return load_file(path)
+        # The library sees to it that arrays have the bytes of their shapes and leave no gap.
+        with safe_open(path, framework="numpy"):
+            pass
+        content = np.memmap(path, np.uint8, mode="r")
+        return {name: _array(content[start:], each) for name, each in sorted(header.items())}
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"weights {path}: damaged ({error}); {_AGAIN}") from error
 
 
-def _check(path: Path) -> None:
+def _array(content: np.ndarray, each: Mapping[str, Any]) -> np.ndarray:
+    """The array that the header describes so, as a view of what is behind the header."""
+    first, end = each["data_offsets"]
+    dtype = np.dtype(getattr(ml_dtypes, _READ[each["dtype"]], _READ[each["dtype"]]))
+    return np.asarray(content[first:end]).view(dtype).reshape(each["shape"])
+
+
+def _checked(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a file whose arrays can be read, and where they begin."""
     size = path.stat().st_size
     header, start = _header(path, size)
     # What the header says must be there.
@@ -63,12 +79,13 @@ def _check(path: Path) -> None:
     if end < size:
         raise ValueError(f"weights {path}: damaged: {size - end} bytes follow its arrays; {_AGAIN}")
     # What can be read of it, before the first array is.
-    if unread := sorted({each["dtype"] for each in header.values()} - _READ):
+    if unread := sorted({each["dtype"] for each in header.values()} - _READ.keys()):
         raise ValueError(
             f"weights {path}: has arrays of type {', '.join(unread)}, which are not read; take the"
             " file of the same model in float32, float16 or bfloat16"
         )
     check_memory(path, size)
+    return header, start
 
 
 def check_memory(path: Path, size: int) -> None:

@@ -147,7 +147,9 @@ def _label(size: str, sizes: Sizes) -> str:
     return f"ViT-{size}/{sizes.get('patch')}"
 
 
-def _settings(arrays: Arrays, sizes: Sizes, model: Model) -> dict[str, Any]:
+def _settings(
+    arrays: Arrays, sizes: Sizes, model: Model, config: Mapping[str, Any]
+) -> dict[str, Any]:
     wanted: dict[str, Any] = {n: sizes[n] for n in ("patch", "channels") if n in sizes}
     # Another patch need not divide the image that the model has.
     if "positions" in sizes and model.image_size % sizes.get("patch", 1):

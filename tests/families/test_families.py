@@ -6,17 +6,18 @@ import sys
 
 import jax
 import pytest
-from fakes import SMALL, SMALL_BERT, param_shapes
+from fakes import SMALL, SMALL_BERT, SMALL_DECODER, param_shapes
 
+import pbr_jax
 from pbr_jax import families
 from pbr_jax.configs.common import Model
 from pbr_jax.families import BIAS, FAMILIES, KERNEL, late
 from pbr_jax.plans import ResidualPlan
 
-SMALL_MODELS = {"vit": SMALL, "bert": SMALL_BERT}
+SMALL_MODELS = {"vit": SMALL, "bert": SMALL_BERT, "decoder": SMALL_DECODER}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["vit", "bert"])
 def test_sites_are_where_the_parameters_are(name):
     settings, family = SMALL_MODELS[name], FAMILIES[name]
     sizes = family.describe(settings)
@@ -31,6 +32,22 @@ def test_sites_are_where_the_parameters_are(name):
     inputs = model.inputs(model.input_specs(3))
     logits = jax.eval_shape(model.apply, {"params": params}, inputs)
     assert logits.shape == (3, settings.num_classes)
+
+
+def test_sites_of_a_decoder_feed_the_kernels_that_read_one_activation():
+    """Its pruning is found in its program: each site names the first kernel of a group."""
+    sizes = FAMILIES["decoder"].describe(SMALL_DECODER)
+    model = late(FAMILIES["decoder"].build)(SMALL_DECODER, ResidualPlan())
+    specs = model.input_specs(2)
+    groups = pbr_jax.prune(model, specs, min_columns=8).groups.values()
+    shapes = param_shapes(model)["blocks"]
+    for site in sizes.sites.values():
+        path = f"{'/'.join(site.path)}/{KERNEL}"
+        (group,) = [group for group in groups if path in group.paths]
+        kernels = [shapes[path.split("/")[1]][KERNEL].shape for path in group.paths]
+        assert {kernel[:2] for kernel in kernels} == {(sizes.depth, site.columns)}
+        assert sum(kernel[2] for kernel in kernels) == site.features
+    assert len(groups) == len(sizes.sites)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -57,7 +74,7 @@ def test_incomplete_sizes_are_named():
 def test_a_place_is_a_family_of_ones_own():
     assert families.find("toy_mixer:FAMILY").title == "Mixer"
     for name, fault in {
-        "roberta": "must be vit, bert, or the place of a function of your own",
+        "roberta": "must be vit, bert, decoder, or the place of a function of your own",
         "toy_mixer:LAYERS": "is a dict; must be a function that makes a Flax module, or a pbr_jax",
         "toy_mixer:NOTHING": "cannot be imported",
     }.items():

@@ -75,9 +75,9 @@ def some(values) -> st.SearchStrategy[dict[str, Any]]:
 def replaced(config: Any, values: dict[str, Any]) -> Any:
     """`config` with values under dotted keys."""
     for key, value in values.items():
-        section, _, name = key.rpartition(".")
-        tree = dataclasses.replace(getattr(config, section) if section else config, **{name: value})
-        config = dataclasses.replace(config, **{section: tree}) if section else tree
+        name, _, rest = key.partition(".")
+        inner = replaced(getattr(config, name), {rest: value}) if rest else value
+        config = dataclasses.replace(config, **{name: inner})
     return config
 
 

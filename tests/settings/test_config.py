@@ -124,7 +124,7 @@ FAULTS = {
     "data.name=cifar": "the nearest is cifar10",
     "data.name=rte": "glue/rte",
     "data.on_error=ignore": "must be stop or skip",
-    "model.family=brt": "model.family = brt: must be vit, bert, or the place of a function",
+    "model.family=brt": "model.family = brt: must be vit, bert, decoder, or the place of a",
     "model.max_length=0": "must be from 1 to 1048576",
     "optimizer.name=adam": "optimizer.name = adam: must be sgd or adamw; the nearest is adamw",
     "pruning.policy=bandits": "the nearest is bandit",
