@@ -453,7 +453,7 @@ class Optimizer:
 class Lora:
     """LoRA, of the method `lora`: what is trained beside kernels that stand still."""
 
-    rank: int = setting(16, "columns of A, and rows of B", within(1, WIDTH.most))
+    rank: int = setting(16, "columns of A, and rows of B", within(1, 2**16))
     alpha: float = setting(32.0, "the product A B is scaled by alpha / rank", POSITIVE)
     modules: str | None = setting(
         None,

@@ -128,7 +128,7 @@ FAULTS = {
     "model.max_length=0": "must be from 1 to 1048576",
     "optimizer.name=adam": "optimizer.name = adam: must be sgd or adamw; the nearest is adamw",
     "pruning.policy=bandits": "the nearest is bandit",
-    "method=remt": "no such method; the nearest is remat; there are full, remat, backrazor",
+    "method=remt": "no such method; the nearest is remat; there are full, remat, remat+offload",
     "method=prebackrazr/js50": "the nearest is prebackrazor/js50",
     "method=remat/js0": "such as remat/js50",
     "method=remat/js100": "the suffix must be /js1 to /js99",
