@@ -52,11 +52,11 @@ _SAME = {
     "data.tokenizer": "vocab vocab_file vocab_path tokenizer_name tokenizer_path"
     " tokenizer_name_or_path",
     "data.lower_case": "do_lower_case lowercase do_lower uncased",
-    "lora.rank": "lora_r lora_rank",
-    "lora.alpha": "lora_alpha",
-    "lora.modules": "target_modules lora_target_modules lora_modules",
     "optimizer.name": "optim opt optimizer_name optimizer_type",
     "optimizer.learning_rate": "lr base_lr max_lr peak_lr init_lr learning_rate_init eta",
+    "lora.rank": "r lora_r lora_rank",
+    "lora.alpha": "lora_alpha",
+    "lora.modules": "target_modules lora_target_modules",
     "optimizer.b1": "beta1 beta_1 adam_beta1",
     "optimizer.b2": "beta2 beta_2 adam_beta2",
     "optimizer.eps": "epsilon adam_eps adam_epsilon",
@@ -83,7 +83,8 @@ _OTHERWISE = {
     "sparsity prune_ratio pruning_ratio": "set pruning.keep to 1 - sparsity",
     "freeze frozen freeze_layers freeze_backbone freeze_encoder": "no layer is frozen for a whole "
     "run; method=lean/js50 trains half of the tensors at a time",
-    "adapter peft": "LoRA is method=lora, with lora.rank and lora.alpha",
+    "adapter use_lora": "it is the method lora here, for decoders and for Linen "
+    "modules of your own",
     "output_dir out_dir save_dir log_dir logdir workdir work_dir checkpoint_dir output": "a run is "
     "kept in the folder of the flag --workdir",
     "resume resume_from resume_from_checkpoint auto_resume": "the same command resumes the run in "

@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from pbr_jax.configs.common import Config, Model, Optimizer
+from pbr_jax.configs.common import Config, Decoder, Lora, Model, Optimizer
 from pbr_jax.files import DamagedFile
 from pbr_jax.gpu import CARDS, find_card
 from pbr_jax.gpu.rates import matrix_rate
 from pbr_jax.memory import cost
-from pbr_jax.memory.use import memory_use
+from pbr_jax.memory.use import MemoryUse, memory_use
 
 VIT_B16 = Config(
     method="full",
@@ -50,6 +50,21 @@ def test_ratios_agree_with_a_floor_worked_out_by_hand(ratios):
 def test_methods_are_ranked_as_by_hand(ratios):
     plain = [method for method in FLOORS if "/" not in method]
     assert sorted(plain, key=ratios.get) == sorted(plain, key=FLOORS.get)
+
+
+def test_lora_has_no_weight_gradients_and_thin_products_instead():
+    """Of a block's three products it has two; remat has one again; thin ones wait for memory."""
+    model = Model(
+        family="decoder", width=2560, depth=36, heads=32, mlp_dim=9728, vocab_size=1000,
+        max_length=2048, decoder=Decoder(kv_heads=8, head_dim=128), dtype="bfloat16",
+    )  # fmt: skip
+
+    def time(method, rank=16):
+        run = Config(method=method, batch_size=4, model=model, lora=Lora(rank=rank))
+        return cost.step_seconds(run, CARDS["rtx4090"], MemoryUse(1, 0, 1, 0))
+
+    assert 0.9 * time("full") < time("lora") < 1.1 * time("full")
+    assert time("lora") < time("lora", 256) < time("remat")
 
 
 def test_full_fine_tuning_takes_at_least_its_products():
