@@ -11,13 +11,23 @@ and `completion`, or of chat `messages` (docs/data.md).
 
 Parameters are bfloat16. `tiny` trains a tenth of the columns of every kernel and of the vocabulary,
 and draws them anew every 200 steps; the optimizer keeps float32 masters and moments of these alone.
+A block keeps its input and what attention gave, and makes the rest again.
 Rows are packed, 4 of 2048 tokens a step. The same run with `--config.method=` and full, remat,
 lora, static (columns drawn once) or tiny+offload is what to compare with.
 """
 
 from pathlib import Path
 
-from pbr_jax.configs.common import Config, Data, Decoder, Model, Optimizer, Pruning, named_decoder
+from pbr_jax.configs.common import (
+    Config,
+    Data,
+    Decoder,
+    Model,
+    Optimizer,
+    Plan,
+    Pruning,
+    named_decoder,
+)
 
 VARIANTS = {
     "smollm2-135m": "SmolLM2-135M: the default",
@@ -45,6 +55,7 @@ def get_config(variant: str | None = None) -> Config:
         model=named_decoder(name, max_length=2048, weights=weights, **types),
         data=Data(name="language", path="texts", tokenizer=weights),
         pruning=Pruning(interval=200, state="packed"),
+        plan=Plan(save_attention=True),
         optimizer=Optimizer(
             name="adamw", learning_rate=1e-4, warmup_steps=50, schedule="cosine", clip_norm=1.0
         ),

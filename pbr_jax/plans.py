@@ -153,6 +153,9 @@ class ResidualPlan:
     offload: bool = _field(
         False, "hold the block inputs that recompute keeps in the pinned memory of the host"
     )
+    save_attention: bool = _field(
+        False, "of a decoder that recomputes: keep what attention gives, the dearest to make again"
+    )
     batch_chunks: int = _field(
         1, "run each block in so many parts of the batch: smaller transients", bounds=(1, 10**6)
     )

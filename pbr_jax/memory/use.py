@@ -59,9 +59,12 @@ def saved(function: Callable[..., PyTree], primal: PyTree, *others: PyTree) -> S
     def residuals(primal, *others):
         return jax.tree.leaves(jax.vjp(lambda p: function(p, *others), primal)[1])
 
-    # A residual that is an argument, or a constant, is held anyway.
+    # A residual that is an argument, or a constant, is held anyway, and so is one held constant.
     jaxpr = jax.make_jaxpr(residuals)(primal, *others).jaxpr
     given = {*jaxpr.invars, *jaxpr.constvars}
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "stop_gradient" and eqn.invars[0] in given:
+            given.add(eqn.outvars[0])
     kept = {v for v in jaxpr.outvars if not isinstance(v, Literal)} - given
     away = {v for v in kept if is_on_host(v.aval)}
     return Saved(*(sum(_leaf_bytes(v.aval) for v in each) for each in (kept - away, away)))

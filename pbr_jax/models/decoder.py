@@ -11,7 +11,7 @@ The module gives hidden states and the table that makes logits of them: a loss g
 vocabulary by parts (`pbr_jax.ops.vocabulary`) and never holds logits of all tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ from pbr_jax.families.decoder import filled
 from pbr_jax.models.decoder_block import BLOCK_INPUT, INIT, Block, Layer, RMSNorm, Row
 from pbr_jax.models.inputs import language_specs
 from pbr_jax.models.rotary import frequencies
-from pbr_jax.ops import offload
+from pbr_jax.ops import attention, offload
 from pbr_jax.plans import ResidualPlan
 
 BLOCKS = "blocks"
@@ -97,8 +97,7 @@ class DecoderLM(nn.Module):
             x = x * jnp.asarray(self.width**0.5, self.dtype)
         block = Block
         if self.plan.recompute:
-            policy = offload.policy(BLOCK_INPUT) if self.plan.offload else None
-            block = nn.remat(Block, prevent_cse=False, policy=policy)
+            block = nn.remat(Block, prevent_cse=False, policy=_policy(self.plan))
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -124,6 +123,14 @@ class DecoderLM(nn.Module):
     def input_specs(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a batch, with what a loss reads beside."""
         return language_specs(batch_size, self.max_length)
+
+
+def _policy(plan: ResidualPlan) -> Callable[..., Any] | None:
+    """What a block that is made again keeps beside its input, and where that input waits."""
+    saved = [attention.OUTPUT] if plan.save_attention else []
+    if plan.offload:
+        return offload.policy(BLOCK_INPUT, saved=saved)
+    return jax.checkpoint_policies.save_only_these_names(*saved) if saved else None
 
 
 def layers(shape: Decoder, depth: int) -> Layer:

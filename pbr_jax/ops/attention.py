@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from pbr_jax import plans
 from pbr_jax.kernels.attention_arguments import Rules, Visibility
@@ -19,6 +20,8 @@ from pbr_jax.ops.visibility import check, windows
 from pbr_jax.plans import Implementation
 
 _LARGEST_HEAD = 256  # of the kernels
+OUTPUT = "attention_output"
+"""Name of the output and of its normalisers, for the policy of a `jax.checkpoint`."""
 
 
 class Settings(NamedTuple):
@@ -62,6 +65,7 @@ def forward(qkv, visibility: Visibility, settings: Settings) -> tuple[jax.Array,
     q, k, v = qkv
     rules = settings.rules(q.shape[-1])
     out, lse = settings.implementation_for(q, visibility).attend(q, k, v, visibility, rules)
+    out, lse = checkpoint_name((out, lse), OUTPUT)
     kind = plans.kind("attention", settings.kind)
     return out, kind.save((q, k, v), out, lse, visibility, settings, rules)
 

@@ -5,7 +5,7 @@ memory has to be pinned for that; most devices call theirs `pinned_host`, and a 
 memory it is, computes the same and saves nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -39,14 +39,14 @@ def is_on_host(aval: Any) -> bool:
     return aval.memory_space == jax.memory.Space.Host
 
 
-def policy(*names: str) -> Callable[..., Any]:
+def policy(*names: str, saved: Sequence[str] = ()) -> Callable[..., Any]:
     """For `jax.checkpoint` or `nn.remat`: what has one of these names goes to the host.
 
-    Nothing else is kept. A name is given by `jax.ad_checkpoint.checkpoint_name` inside the function
+    Of others only what is `saved` is kept. A name is given by `jax.ad_checkpoint.checkpoint_name` inside the function
     that is checkpointed, to its input; on what a scan hands on it does nothing, and says nothing.
     """
     return jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
+        names_which_can_be_saved=list(saved),
         names_which_can_be_offloaded=list(names),
         offload_src="device",
         offload_dst=PINNED,

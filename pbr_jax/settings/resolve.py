@@ -61,11 +61,18 @@ def family_faults(config: Config) -> list[str]:
     elif method.name not in installed([method.name]):
         faults.append(LORA_MISSING)
     if not family.traced:
+        if config.plan.save_attention:
+            faults.append(
+                f"plan.save_attention = true: is for decoders, and {name} makes whole blocks again;"
+                " leave it out"
+            )
         return faults
     # What a module without half-blocks keeps, and in which parts it runs, is its own affair.
     given = {f"plan.{key}": value for key, value in vars(config.plan).items() if value is not None}
-    of_it = ("implementation",) if family.describe is None else ("implementation", "attention")
-    for key in of_it:  # the decoder's own module reads these
+    of_it = ["implementation"]
+    if family.describe is not None:  # a module of ours, which reads these
+        of_it += ["attention", "save_attention"]
+    for key in of_it:
         given.pop(f"plan.{key}", None)
     if "/" in method.name:
         given["method"] = method.name
