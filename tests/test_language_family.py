@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from pbr_jax import cli, configs
+from pbr_jax.compare.steps import random_batch
 from pbr_jax.runs.metrics import read_metrics
 from pbr_jax.runs.run import open_run
+from pbr_jax.settings.load import load
 
 ANSWERS = pathlib.Path(configs.__file__).parent / "answers"
 SETTINGS = {
@@ -75,3 +77,10 @@ def test_it_resumes_with_the_same_bits(finished, tmp_path):
 def test_it_holds_its_tokenizer(finished):
     files = {path.name for path in (finished / "inputs").iterdir()}
     assert {"tokenizer.json", "tokenizer_config.json"} <= files
+
+
+def test_random_rows_are_full():
+    """What steps are timed with."""
+    batch = random_batch(load("configs/digits.py:tiny", [word.split(".", 1)[1] for word in WORDS]))
+    assert np.all(batch["scored"]) and np.all(batch["segments"] == 1)
+    assert batch["positions"].tolist() == [list(range(64))] * 4

@@ -26,6 +26,7 @@ FAMILY = Family(
     methods=("full",),
     shape=("width",),
     settings=("vocab_size", "max_length"),
+    integers=lambda model: {"tokens": model.vocab_size, "targets": model.vocab_size},
     task="pbr_jax.training.task:LANGUAGE",
 )
 

@@ -34,6 +34,11 @@ def random_batch(config: Config, *, padded: bool = False) -> Batch:
         name: timing.random_like(spec, seed, below.get(name, 1))
         for seed, (name, spec) in enumerate(specs.items())
     }
+    # A row of a language model is one text, all of whose tokens are learned.
+    if config.data.source.kind == "language":
+        places = jnp.arange(config.model.max_length, dtype=jnp.int32)
+        batch["positions"] = jnp.broadcast_to(places, specs["positions"].shape)
+        batch["segments"] = jnp.ones_like(batch["segments"])
     # Lengths are not drawn as other integers are: most of a text is there.
     if family.lengths in specs:
         tokens = config.model.max_length
