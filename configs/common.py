@@ -21,6 +21,7 @@ __all__ = [
     "Data",
     "Decoder",
     "Keep",
+    "Lora",
     "Mesh",
     "Model",
     "Optimizer",

@@ -36,6 +36,7 @@ from pbr_jax.files import user_path, write_text
 from pbr_jax.gpu import gpu_is_present
 from pbr_jax.measure.text import markdown
 from pbr_jax.memory.room import check_room, offload_fault
+from pbr_jax.memory.use import offloaded_bytes
 from pbr_jax.methods import METHODS, with_variants
 from pbr_jax.runs.ownership import Ownership
 from pbr_jax.runs.progress import Terminal, make_bar
@@ -166,6 +167,7 @@ def _record_cost(
     comparison.record_cost(
         one.config.method,
         activation_bytes=one.use.activations,
+        host_bytes=offloaded_bytes(one.config),
         compiled_peak_bytes=one.peak_bytes,
         seconds_per_step=seconds.median,
         time_to_full=1.0 if one is full else to_full.median,

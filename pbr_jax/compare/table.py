@@ -25,6 +25,7 @@ class Result(NamedTuple):
 
     method: str
     activation_bytes: int | None = None  # saved between forward and backward pass
+    host_bytes: int | None = None  # of what is saved, in the memory of the host instead
     compiled_peak_bytes: int | None = None  # planned for the step
     measured_peak_bytes: int | None = None  # in use on the accelerator
     memory_to_full: float | None = None  # ratio of peaks, of measured ones where both are
@@ -148,10 +149,11 @@ def cells(result: Result) -> list[str]:
     def percent(value, spread, form):
         return show(value, lambda v: f"{100 * v:{form}}") + show_spread(spread)
 
+    host = f" + {format_bytes(result.host_bytes)} on host" if result.host_bytes else ""
     peak = result.measured_peak_bytes or result.compiled_peak_bytes
     return [
         result.method,
-        show(result.activation_bytes, format_bytes),
+        show(result.activation_bytes, format_bytes) + host,
         show(peak, format_bytes),
         show(result.memory_to_full, ratio),
         show(result.seconds_per_step, format_seconds),

@@ -181,7 +181,7 @@ def print_table(table: Table, out: rich.console.Console, spec: str) -> None:
     drawn.add_column("method", no_wrap=True)
     # A narrow table leaves out what is about the same by every method, or told by another column.
     titles = ["parameters", "optimizer", *_titles(table)]
-    hidden = 0 if wide else 3 if _shared(table.config) else 2
+    hidden = 0 if wide else 2 + _shared(table.config) + _offloads(table)
     for title in titles[hidden:]:
         drawn.add_column(title.replace(" ", "\n"), justify="right", no_wrap=True, vertical="bottom")
     for row in table.rows:

@@ -109,7 +109,8 @@ def installed(names: Iterable[str]) -> list[str]:
 def _instead(method: Method, family: Family) -> str:
     """The method of the family that is most like one that it does not have."""
     plain = method.name.partition("/")[0].removesuffix("+offload")
-    return plain if plain in family.methods else family.methods[-1]
+    others = [other for other in family.methods if "+" not in other]
+    return plain if plain in others else others[-1]
 
 
 def examples_at_a_time(config: Config) -> int | None:

@@ -13,7 +13,7 @@ from pbr_jax import cli
 from pbr_jax.commands import fit as command
 from pbr_jax.gpu import CARDS, MemoryReport, find_card, sized_card, target_config
 from pbr_jax.memory import fit
-from pbr_jax.memory.table import Table, notes, print_table, to_json, to_markdown
+from pbr_jax.memory.table import Table, json_row, notes, print_table, to_json, to_markdown
 from pbr_jax.memory.use import MemoryUse
 from pbr_jax.settings.flags import parse_config
 from pbr_jax.settings.load import SHIPPED
@@ -230,6 +230,19 @@ def test_the_table_fits_the_terminal(width):
     assert ("parameters 344 MB, optimizer 344 MB by every method" in text) == (width == 80)
     assert " ≥ 65536 " in text
     assert "tiny: INTERNAL: no tile" in text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_what_lies_on_the_host_has_a_column(width):
+    table, out = made_up(), io.StringIO()
+    away = table.rows[0]._replace(need=table.rows[0].need._replace(host_bytes=465_000_000))
+    table = table._replace(rows=(away, *table.rows[1:]))
+    print_table(table, rich.console.Console(file=out, width=width, highlight=False), TINY[1])
+    (row,) = (line for line in out.getvalue().splitlines() if line.startswith(" full"))
+    assert row.rstrip().endswith("465 MB") and len(row.rstrip()) <= width
+    assert "no part of temp" in out.getvalue()
+    assert json_row(away)["host_bytes"] == 465_000_000
+    assert "| 465 MB |" in to_markdown(table)
 
 
 def test_the_command_of_the_fastest_plan_is_printed():

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pbr_jax.compare.table import Comparison, cells, csv_text, half_interval
+from pbr_jax.compare.table import Comparison, Result, cells, csv_text, half_interval
 from pbr_jax.compare.trials import Point, Trial
 from pbr_jax.files import DamagedFile
 
@@ -66,7 +66,12 @@ def test_what_is_not_known_is_left_out(comparison):
     row = comparison.results(["tiny"])[0]
     assert row.seeds == 0
     assert cells(row)[1:-1] == ["-"] * 7
-    assert csv_text([row]).splitlines()[1] == "tiny" + "," * 12 + "0"
+    assert csv_text([row]).splitlines()[1] == "tiny" + "," * 13 + "0"
+
+
+def test_what_lies_on_the_host_stands_beside_what_is_saved():
+    row = Result("remat+offload", activation_bytes=5_000, host_bytes=160_000)
+    assert cells(row)[1] == "5.00 kB + 160 kB on host"
 
 
 def test_both_texts_hold_every_row(comparison):

@@ -10,11 +10,14 @@ from fakes import batch, config
 from flax import traverse_util
 from measures import as_jax, assert_close, normal
 
+from pbr_jax import weights
 from pbr_jax.configs.common import Data, Decoder, Lora, Model, Optimizer
 from pbr_jax.memory.use import memory_use, saved_bytes
 from pbr_jax.models import decoder
 from pbr_jax.models import lora as models
 from pbr_jax.plans import ResidualPlan
+from pbr_jax.settings.resolve import family_faults
+from pbr_jax.settings.variants import method_names
 from pbr_jax.training import from_config, lora_model
 
 pytest.importorskip("qwix")
@@ -215,3 +218,31 @@ def test_memory_of_a_step_counts_a_and_b():
 def test_what_has_no_place_for_a_and_b_says_so(name, modules, message):
     with pytest.raises(ValueError, match=message):
         from_config.build(settings(name, "lora", dataclasses.replace(FOUR, modules=modules)))
+
+
+def test_settings_ask_for_qwix_where_it_is_missing(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (fault,) = family_faults(settings("scanned", "lora"))
+    assert fault == (
+        "method = lora: needs the package qwix; install it with: pip install 'pbr_jax[lora]'"
+    )
+    assert "lora" not in method_names(settings("scanned", "full"))
+
+
+def test_blocks_of_ours_have_no_place_for_it():
+    (fault,) = family_faults(config("lora"))
+    assert "set method=tiny; its blocks have a backward pass of their own" in fault
+
+
+def test_an_export_begins_the_next_run(tmp_path):
+    """Its kernels are the merged ones; A and B are new."""
+    parts, state = start("scanned")
+    params = parts.model.merged(moved(state.params))
+    place, out = parts.family.build, tmp_path / "orbax"
+    run = settings("scanned", "lora")
+    weights.save(out, "orbax", place, params, weights.published(place).sizes(run.model), ["a"] * 4)
+    again = dataclasses.replace(run, model=dataclasses.replace(run.model, weights=str(out)))
+    begun, _, notes = from_config.build(again).model.begin(0, None)
+    jax.tree.map(np.testing.assert_array_equal, models.base_of(begun), params)
+    assert all((leaf == 0).all() for path, leaf in flat(begun).items() if path.endswith("_lora_b"))
+    assert not any("lora" in note for note in notes)
