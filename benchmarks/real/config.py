@@ -1,22 +1,24 @@
-"""Pretrained models on real tasks: MiniLM-L6 on two texts, DINOv2-S/14 on clip art.
+"""Pretrained models on real tasks: MiniLM-L6 on two texts, DINOv2-S/14, SmolLM2-135M.
 
     python train.py --config benchmarks/real/config.py:swapped
     python train.py --config benchmarks/real/config.py:clipart --config.method=full
 
 after the scripts of this folder have made weights and data: `minilm.py`, `swapped.py` and `cut.py`
-(or `documents.py` in place of `swapped.py`), or `dinov2.py` and `clipart.py`.
+(or `documents.py` in place of `swapped.py`), or `dinov2.py` and `clipart.py`, or `smollm2.py` and
+`definitions.py`.
 Evaluation reads the validation part; the test part is for figures that are reported,
 `--config.data.test_split=test`. Lengths and batches are small, so that a run takes a few minutes on
 two CPU cores.
 """
 
-from pbr_jax.configs.common import Config, Data, Model, Optimizer
+from pbr_jax.configs.common import Config, Data, Model, Optimizer, Pruning, named_decoder
 
 FOLDER = "runs/real"
 VARIANTS = {
     "swapped": "MiniLM-L6, 2 classes, sentences of 12 tokens: the default",
     "documents": "MiniLM-L6, 12 classes, sentences of 24 tokens",
     "clipart": "DINOv2-S/14, 28 classes, images of 70 pixels",
+    "definitions": "SmolLM2-135M, definitions of words in rows of 128 tokens",
 }
 ADAMW = Optimizer(name="adamw", learning_rate=3e-4, warmup_steps=20, schedule="linear")
 
@@ -25,6 +27,8 @@ def get_config(variant: str | None = None) -> Config:
     """The configuration of `variant`, one of `VARIANTS`, or the default."""
     if variant == "clipart":
         return _clipart()
+    if variant == "definitions":
+        return _smollm2()
     if variant == "documents":
         return _minilm(variant, steps=150, vocab_size=8012, tokens=24, classes=12)
     return _minilm("swapped", steps=200, vocab_size=10988, tokens=12, classes=2)
@@ -74,4 +78,23 @@ def _clipart() -> Config:
         model=Model(size="S", patch=14, image_size=70, num_classes=28, weights=f"{FOLDER}/dinov2"),
         data=Data(name="image_folder", path=f"{FOLDER}/clipart", test_split="val", augment="off"),
         optimizer=ADAMW,
+    )
+
+
+def _smollm2() -> Config:
+    smollm2 = f"{FOLDER}/smollm2"
+    return Config(
+        name="definitions",
+        method="tiny",
+        steps=24,
+        batch_size=4,
+        eval_every=24,
+        checkpoint_every=24,
+        log_every=1,
+        model=named_decoder("smollm2-135m", max_length=128, weights=smollm2),
+        data=Data(
+            name="language", path=f"{FOLDER}/definitions", test_split="val", tokenizer=smollm2
+        ),
+        pruning=Pruning(interval=8, state="packed"),
+        optimizer=Optimizer(name="adamw", learning_rate=3e-4, warmup_steps=4, schedule="linear"),
     )

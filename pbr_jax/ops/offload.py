@@ -42,8 +42,9 @@ def is_on_host(aval: Any) -> bool:
 def policy(*names: str, saved: Sequence[str] = ()) -> Callable[..., Any]:
     """For `jax.checkpoint` or `nn.remat`: what has one of these names goes to the host.
 
-    Of others only what is `saved` is kept. A name is given by `jax.ad_checkpoint.checkpoint_name` inside the function
-    that is checkpointed, to its input; on what a scan hands on it does nothing, and says nothing.
+    Of others only what is `saved` is kept. A name is given by `jax.ad_checkpoint.checkpoint_name`
+    inside the function that is checkpointed, to its input; on what a scan hands on it does nothing,
+    and says nothing.
     """
     return jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=list(saved),
