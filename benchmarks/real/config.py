@@ -86,15 +86,15 @@ def _smollm2() -> Config:
     return Config(
         name="definitions",
         method="tiny",
-        steps=24,
+        steps=16,
         batch_size=4,
-        eval_every=24,
-        checkpoint_every=24,
+        eval_every=16,
+        checkpoint_every=16,
         log_every=1,
         model=named_decoder("smollm2-135m", max_length=128, weights=smollm2),
         data=Data(
             name="language", path=f"{FOLDER}/definitions", test_split="val", tokenizer=smollm2
         ),
         pruning=Pruning(interval=8, state="packed"),
-        optimizer=Optimizer(name="adamw", learning_rate=3e-4, warmup_steps=4, schedule="linear"),
+        optimizer=Optimizer(name="adamw", learning_rate=3e-4, warmup_steps=3, schedule="linear"),
     )

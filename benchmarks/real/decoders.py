@@ -35,12 +35,14 @@ from pbr_jax.training.loop import make_evaluate
 METHODS = ("full", "remat", "lora", "static", "tiny")
 RATES = (1e-4, 4e-4, 1.6e-3)
 _MORE = {"static": ["pruning.interval=none"]}  # once, as PaCA
+_MOST = {"val": 150, "test": 450}  # senses that are looked at
 Line = dict[str, Any]
 
 
 def settings_of(method: str, seed: int = 0, part: str = "val") -> list[str]:
     """The settings of a run on top of `config.py:definitions`."""
-    return [f"method={method}", f"seed={seed}", f"data.test_split={part}", *_MORE.get(method, [])]
+    of_data = [f"data.test_split={part}", f"data.max_test={_MOST[part]}"]
+    return [f"method={method}", f"seed={seed}", *of_data, *_MORE.get(method, [])]
 
 
 def run(method: str, rate: float, seed: int, parts: tuple[str, ...], steps: int | None) -> Line:
