@@ -17,10 +17,10 @@ from pbr_jax.weights.decoder_config import (
     GEMMA3,
     LLAMA,
     QWEN3,
-    described,
     differences,
     settings,
 )
+from pbr_jax.weights.decoder_written import described
 from pbr_jax.weights.formats import TOLD, Format, Published
 from pbr_jax.weights.layout import Arrays, Leaves, Line, Sizes, model_sizes
 

@@ -1,7 +1,7 @@
-"""`config.json` of a decoder: what it says as settings of a model, and a model's settings as one.
+"""What the `config.json` of a decoder says, as settings of a model.
 
 Names are Hugging Face's, of the types `llama`, `qwen3` and `gemma3_text` of its Transformers. What
-no setting here can say is refused by its key.
+no setting here can say is refused by its key. `pbr_jax.weights.decoder_written` is the inverse.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pbr_jax.configs.common import Config, Decoder, Model
 from pbr_jax.families.decoder import filled
-from pbr_jax.settings.rules import field_faults
+from pbr_jax.settings.rules import field_faults, show
 
 Said = Mapping[str, Any]
 LLAMA, QWEN3, GEMMA3 = "llama", "qwen3", "gemma3_text"
@@ -25,7 +25,7 @@ class Kind(NamedTuple):
     silent: Mapping[str, Any] = {}  # key -> value where it is not there
 
 
-_ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
+ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
 _NOT_GEMMA = {"norm_offset": False, "post_norms": False, "embedding_scale": False}
 KINDS = {
     LLAMA: Kind(
@@ -60,14 +60,14 @@ _COMPUTED: dict[str, tuple[Any, ...]] = {
     "attn_logit_softcapping": (None,),
     "final_logit_softcapping": (None,),
 }
-_SIZES = {
+SIZES = {
     "width": "hidden_size",
     "depth": "num_hidden_layers",
     "heads": "num_attention_heads",
     "mlp_dim": "intermediate_size",
     "vocab_size": "vocab_size",
 }
-_LOCAL, _GLOBAL = "sliding_attention", "full_attention"
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
 
 def settings(config: Said) -> dict[str, Any]:
@@ -94,14 +94,14 @@ def _settings(config: Said) -> dict[str, Any]:
             f"model_type = {config.get('model_type')}: must be one of {', '.join(KINDS)}"
         )
     said = {"rms_norm_eps": 1e-6, "rope_theta": 1e4, **kind.silent, **config}
-    found = {name: config[key] for name, key in _SIZES.items() if key in config}
+    found = {name: config[key] for name, key in SIZES.items() if key in config}
     details: dict[str, Any] = dict(kind.settings)
     faults = [
         f"{key} = {said[key]}: must be {values[0]}"
         for key, values in _COMPUTED.items()
         if said.get(key, values[0]) not in values
     ]
-    act = _ACTIVATIONS[details["activation"]]
+    act = ACTIVATIONS[details["activation"]]
     if said.get(kind.activation, act) != act:
         faults.append(f"{kind.activation} = {said[kind.activation]}: must be {act}")
     heads = said.get("num_attention_heads")
@@ -111,6 +111,7 @@ def _settings(config: Said) -> dict[str, Any]:
     details["tied"] = said.get("tie_word_embeddings", False)
     if "max_position_embeddings" in said:
         details["positions"] = said["max_position_embeddings"]
+    details |= {"query_scale": None, "window": None}
     if kind is KINDS[GEMMA3]:
         details["query_scale"] = float(said["query_pre_attn_scalar"])
         details["window"] = said["sliding_window"]
@@ -130,7 +131,7 @@ def applied(model: Model, config: Said) -> Model:
 def _with(model: Model, found: Said) -> Model:
     given = {key: value for key, value in found.items() if "." not in key}
     details = {key.partition(".")[2]: value for key, value in found.items() if "." in key}
-    shape = dataclasses.replace(model.decoder, **details)
+    shape = Decoder(**details)
     return dataclasses.replace(model, family="decoder", size=None, decoder=shape, **given)
 
 
@@ -139,11 +140,11 @@ def _global_every(said: Said) -> tuple[int | None, list[str]]:
     types = said.get("layer_types")
     if types is None:
         return said.get("sliding_window_pattern") or 6, []
-    wide = [number for number, name in enumerate(types, 1) if name == _GLOBAL]
+    wide = [number for number, name in enumerate(types, 1) if name == GLOBAL]
     every = wide[0] if wide else None
     expected = [*range(every, len(types) + 1, every)] if every else []
-    if wide != expected or {*types} - {_LOCAL, _GLOBAL}:
-        return None, [f"layer_types = {types}: must be {_GLOBAL} at equal distances"]
+    if wide != expected or {*types} - {LOCAL, GLOBAL}:
+        return None, [f"layer_types = {types}: must be {GLOBAL} at equal distances"]
     return every, []
 
 
@@ -151,15 +152,16 @@ def _rope(said: Said, windowed: bool) -> tuple[dict[str, Any], list[str]]:
     """Settings of rotary positions, by Transformers 4 or 5, and what is not computed here."""
     given: Any = said.get("rope_parameters") or {}
     older: Any = said.get("rope_scaling") or {}
-    scaling: dict[str, Any] = {**older, **given.get(_GLOBAL, given)}
+    scaling: dict[str, Any] = {**older, **given.get(GLOBAL, given)}
     base: Any = scaling.get("rope_theta", said["rope_theta"])
     found: dict[str, Any] = {"rope_base": float(base)}
     faults = []
     if windowed:
-        local: dict[str, Any] = given.get(_LOCAL, {})
-        found["rope_local_base"] = float(local.get("rope_theta", said["rope_local_base_freq"]))
+        local: Any = given.get(LOCAL, {})
+        own: Any = local.get("rope_theta", said["rope_local_base_freq"])
+        found["rope_local_base"] = float(own)
         if local.get("rope_type", "default") != "default":
-            faults.append(f"rope_parameters of {_LOCAL} = {local}: must be unscaled")
+            faults.append(f"rope_parameters of {LOCAL} = {local}: must be unscaled")
     name = scaling.get("rope_type", scaling.get("type", "default"))
     if name == "default":
         return found | {"rope_scaling": "none"}, faults
@@ -173,72 +175,6 @@ def _rope(said: Said, windowed: bool) -> tuple[dict[str, Any], list[str]]:
     return found, faults
 
 
-def kind_of(shape: Decoder) -> str:
-    """The type of published model that computes what a decoder of these settings does.
-
-    Raises:
-      ValueError: there is none.
-    """
-    for name, kind in KINDS.items():
-        same = all(getattr(shape, key) == value for key, value in kind.settings.items())
-        if same and (shape.window is not None) == (name == GEMMA3):
-            return name
-    listed = ", ".join(f"{key} = {getattr(shape, key)}" for key in KINDS[LLAMA].settings)
-    raise ValueError(
-        f"model.decoder: {listed} and window = {shape.window}: no model of {', '.join(KINDS)}"
-        " computes that; export --to orbax"
-    )
-
-
-def described(model: Model) -> dict[str, Any]:
-    """`config.json` of a model, as Transformers 4 writes it; but for the type of its parameters.
-
-    Raises:
-      ValueError: no published model computes what this one does.
-    """
-    d, sizes = filled(model), model.resolved()
-    name = kind_of(d)
-    kind = KINDS[name]
-    config: dict[str, Any] = {
-        "architectures": [kind.architecture],
-        "model_type": name,
-        **{key: getattr(sizes, field) for field, key in _SIZES.items()},
-        "num_key_value_heads": d.kv_heads,
-        "head_dim": d.head_dim,
-        kind.activation: _ACTIVATIONS[d.activation],
-        "max_position_embeddings": d.positions or model.max_length,
-        "rms_norm_eps": d.norm_eps,
-        "rope_theta": d.rope_base,
-        "rope_scaling": _scaling(d),
-        "tie_word_embeddings": d.tied,
-        "attention_bias": False,
-    }
-    if name != GEMMA3:
-        return config | ({"mlp_bias": False} if name == LLAMA else {"use_sliding_window": False})
-    assert sizes.depth is not None
-    every = d.global_every or sizes.depth + 1
-    numbers = range(1, sizes.depth + 1)
-    return config | {
-        "query_pre_attn_scalar": d.query_scale or d.head_dim,
-        "sliding_window": d.window,
-        "layer_types": [_LOCAL if number % every else _GLOBAL for number in numbers],
-        "rope_local_base_freq": d.rope_local_base or d.rope_base,
-    }
-
-
-def _scaling(d: Decoder) -> dict[str, Any] | None:
-    if d.rope_scaling == "none":
-        return None
-    scaling = {"rope_type": d.rope_scaling, "factor": d.rope_factor}
-    if d.rope_scaling == "linear":
-        return scaling
-    return scaling | {
-        "low_freq_factor": d.rope_low_factor,
-        "high_freq_factor": d.rope_high_factor,
-        "original_max_position_embeddings": d.rope_original,
-    }
-
-
 def differences(config: Said, model: Model) -> list[str]:
     """A line for each setting that a `config.json` says otherwise and no array would show."""
     if not config:
@@ -247,15 +183,20 @@ def differences(config: Said, model: Model) -> list[str]:
         wanted = settings(config)
     except ValueError as error:
         return [str(error)]
+    own, depth = filled(model), model.resolved().depth or 0
+    implied = {"query_scale": own.head_dim, "rope_local_base": own.rope_base}
+
+    def meant(field: str, value: Any) -> Any:
+        # A layer that is never reached is none.
+        if field == "global_every" and value is not None and value > depth:
+            return None
+        return implied.get(field) if value is None else value
+
     # Sizes are those of the arrays, which are compared for themselves.
-    own, resolved = filled(model), {}
-    for key, value in wanted.items():
-        section, _, field = key.partition(".")
-        if section == "decoder" and field != "positions":
-            resolved[field] = value
-    same = dict.fromkeys(("query_scale",), own.head_dim) | {"rope_local_base": own.rope_base}
+    details = {k.partition(".")[2]: v for k, v in wanted.items() if k.startswith("decoder.")}
     return [
-        f"its config.json says model.decoder.{field} = {value}, the model has {getattr(own, field)}"
-        for field, value in resolved.items()
-        if (getattr(own, field) if getattr(own, field) is not None else same.get(field)) != value
+        f"its config.json says model.decoder.{field} = {show(value)}, the model has"
+        f" {show(getattr(own, field))}"
+        for field, value in details.items()
+        if field != "positions" and meant(field, getattr(own, field)) != meant(field, value)
     ]

@@ -215,6 +215,19 @@ def test_settings_that_no_array_shows_are_compared_with_the_config(tmp_path):
         assert f"--config.model.{flag}" in text
 
 
+def test_what_a_config_leaves_out_and_a_model_has_is_a_difference():
+    model = decoder_config.applied(Model(), LLAMA_1B)
+    assert FORM.differences(LLAMA_1B, model) == [] == FORM.differences({}, model)
+    windowed = dataclasses.replace(model.decoder, window=9, query_scale=1.0)
+    other = dataclasses.replace(model, decoder=windowed)
+    assert FORM.differences(LLAMA_1B, other) == [
+        "its config.json says model.decoder.query_scale = none, the model has 1.0",
+        "its config.json says model.decoder.window = none, the model has 9",
+    ]
+    scaled = dataclasses.replace(model.decoder, query_scale=64.0)  # of heads of 64 channels
+    assert FORM.differences(LLAMA_1B, dataclasses.replace(model, decoder=scaled)) == []
+
+
 @pytest.mark.parametrize(
     ("config", "name"), [(GEMMA_1B, "gemma3-1b"), (LLAMA_1B, "llama3.2-1b")], ids=str
 )
@@ -267,9 +280,11 @@ def test_layers_at_unequal_distances_are_refused():
         decoder_config.settings(GEMMA_1B | {"layer_types": types})
 
 
-def test_a_model_that_nobody_published_is_not_exported_as_another(tmp_path):
-    shape = dataclasses.replace(SHAPES["qwen3"], norm_offset=True)
+@pytest.mark.parametrize("change", [{"norm_offset": True}, {"window": 4}, {"query_scale": 4.0}])
+def test_a_model_that_nobody_published_is_not_exported_as_another(change, tmp_path):
+    shape = dataclasses.replace(SHAPES["qwen3"], **change)
     model, module = small(decoder=shape)
-    with pytest.raises(ValueError, match=r"norm_offset = True.*export --to orbax"):
+    ((name, value),) = change.items()
+    with pytest.raises(ValueError, match=rf"{name} = {value}.*export --to orbax"):
         save(tmp_path / "out", model, drawn(module))
     assert not (tmp_path / "out").exists()
