@@ -55,6 +55,9 @@ PRESETS: dict[str, Method] = {
         Method("remat", _REMAT),
         Method("remat+offload", dataclasses.replace(_REMAT, offload=True)),
         Method("lora", ResidualPlan(recompute=True), state="packed", adapters=True),
+        Method("static", _STATIC, "uniform", interval="never", state="packed"),
+        # Groups of 8 divide the heads of every usual model, and K is a multiple of 8 anyway.
+        Method("static-groups", _STATIC, "uniform", None, "never", 8, "packed"),
         Method("backrazor", _BACKRAZOR),
         Method("prebackrazor-", dataclasses.replace(_BACKRAZOR, linear="magnitude")),
         Method("prebackrazor", ResidualPlan(linear="columns", keep=_PRUNED), "bandit"),
@@ -67,13 +70,10 @@ PRESETS: dict[str, Method] = {
         Method("lean", _LEAN, "bandit"),
         Method("tiny", _TINY, "bandit"),
         Method("tiny+offload", dataclasses.replace(_TINY, offload=True), "bandit"),
-        Method("static", _STATIC, "uniform", interval="never", state="packed"),
-        # Groups of 8 divide the heads of every usual model, and K is a multiple of 8 anyway.
-        Method("static-groups", _STATIC, "uniform", None, "never", 8, "packed"),
     )
 }
 METHODS: tuple[str, ...] = tuple(PRESETS)
-"""Every method, each kind beside its like: baselines, the paper's, plans, fixed columns."""
+"""Every method, each kind beside its like: baselines, rivals, the paper's, plans."""
 OF_HALF_BLOCKS = tuple(name for name, method in PRESETS.items() if not method.adapters)
 """Those of families whose blocks are `ops.stack`: a backward pass of its own has no place for A."""
 SUFFIXES = re.compile(r"(/chunks(?P<chunks>[1-9][0-9]{0,5}))?(/js(?P<percent>[1-9][0-9]?))?")

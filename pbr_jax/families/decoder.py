@@ -96,8 +96,8 @@ FAMILY = Family(
     reads="language",
     settings=("vocab_size", "max_length", "param_dtype", "decoder"),
     methods=(
-        *("full", "remat", "remat+offload", "lora"),
-        *("prebackrazor", "tiny", "tiny+offload", "static", "static-groups"),
+        *("full", "remat", "remat+offload", "lora", "static", "static-groups"),
+        *("prebackrazor", "tiny", "tiny+offload"),
     ),
     describe=describe,
     build="pbr_jax.models.decoder:build",

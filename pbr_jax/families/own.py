@@ -34,7 +34,7 @@ def family(place: str) -> Family:
         build=place,
         traced=True,
         provider="pbr_jax.training.own_model:own_model",
-        methods=("full", "lora", "prebackrazor", "static", "static-groups"),
+        methods=("full", "lora", "static", "static-groups", "prebackrazor"),
         shape=(),
         # Those of texts are the same for every model.
         integers=bert.FAMILY.integers,

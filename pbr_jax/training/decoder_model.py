@@ -5,6 +5,7 @@ makes the loss chunk by chunk, and gives gradients of a few columns of a table a
 all. So a table is a site beside those of the blocks, and a tied one draws once for both uses.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -37,13 +38,15 @@ _TABLES = ("embedding", "lm_head")  # the second where the head is not the embed
 
 def decoder_model(config: Config, family: Family, method: Method, task: Task) -> PrunedModel:
     """The configured decoder, trained by `method`."""
-    module = late(family.build)(config.model, method.plan)
+    # Parameters are drawn in float32 throughout: A and B are wider than what a block computes in.
+    wide = dataclasses.replace(config.model, dtype="float32")
+    module, drawn = (late(family.build)(m, method.plan) for m in (config.model, wide))
     if method.adapters:
-        module = lora.with_lora(module, config.lora)
+        module, drawn = (lora.with_lora(one, config.lora) for one in (module, drawn))
 
     def fresh(seed):
         example = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), module.input_specs(1))
-        params = module.init(jax.random.key(seed), example)["params"]
+        params = drawn.init(jax.random.key(seed), example)["params"]
         return lora.cast(params, jnp.float32), ()  # A and B; without them nothing is cast
 
     def begin(seed, class_names=None):
