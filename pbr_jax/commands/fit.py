@@ -84,6 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON; progress goes to stderr")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    parser.add_argument(
+        "--no-largest", action="store_true", help="leave out the search for the largest batch"
+    )
     parser.add_argument("--no-cache", action="store_true", help="compile all of it again")
 
 
@@ -103,7 +106,14 @@ def main(args: argparse.Namespace) -> int:
     with measure_for(card, cache=not args.no_cache, hosts=network.hosts) as (measure, missing):
         target = fit.Target(card, reserve, measure)
         with progress(f"methods on {card.name}", len(names)) as done:
-            rows = fit.fit_methods(config, names, target, times, lambda found: done(found.method))
+            rows = fit.fit_methods(
+                config,
+                names,
+                target,
+                times,
+                lambda found: done(found.method),
+                largest=not args.no_largest,
+            )
     # One table, in the form that was asked for.
     table = Table(config, card, reserve, tuple(rows), missing, network)
     if args.json:
@@ -123,7 +133,7 @@ def _read(
 ) -> tuple[Card, list[str], int, Mapping[str, float]]:
     """The card, the methods, the reserve and measured times; every fault at once."""
     unused = (
-        ("methods", "times", "markdown", "no_cache", "devices", "hosts", "link")
+        ("methods", "times", "markdown", "no_cache", "no_largest", "devices", "hosts", "link")
         if args.step is not None
         else ("args",)
     )

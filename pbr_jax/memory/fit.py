@@ -169,15 +169,18 @@ def fit_methods(
     target: Target,
     measured_times: Mapping[str, float],
     done: Callable[[MethodFit], None] = lambda found: None,
+    *,
+    largest: bool = True,
 ) -> list[MethodFit]:
     """Finds out how the run fits by each of the methods `names`; gives them in their order.
 
     Times by method in `measured_times`, as fractions of full fine-tuning's, take the place of
-    arithmetic and scale the rest of it. `done` gets each result, on one of several threads.
+    arithmetic and scale the rest of it. `done` gets each result, on one of several threads. The
+    largest batches, which take most of the time, are searched for if `largest`.
     """
 
     def find(name: str) -> MethodFit:
-        found = fit_method(with_method(config, name), target)
+        found = fit_method(with_method(config, name), target, largest=largest)
         done(found)
         return found
 

@@ -77,7 +77,7 @@ _OTHERWISE = {
     "warmup_epochs": "warm-up is counted in steps: set optimizer.warmup_steps to epochs x training "
     "examples / batch_size",
     "fp16 bf16 amp half half_precision precision mixed_precision torch_dtype": "set "
-    "model.dtype=bfloat16 for activations in 16 bits; configs/llm.py has parameters of a decoder so",
+    "model.dtype=bfloat16 for activations in 16 bits; configs/llm.py has parameters in 16 bits too",
     "gradient_checkpointing grad_checkpointing activation_checkpointing remat": "set method=remat",
     "sparsity prune_ratio pruning_ratio": "set pruning.keep to 1 - sparsity",
     "freeze frozen freeze_layers freeze_backbone freeze_encoder": "no layer is frozen for a whole "
