@@ -41,8 +41,9 @@ def step_seconds(config: Config, card: Card, use: MemoryUse) -> float:
     """Least seconds of a train step on `card`; `use` is `memory_use(config)`."""
     method = resolve_method(config)
     saved = 2 * config.optimizer.accumulation_steps * (use.activations + offloaded_bytes(config))
-    arrays = 3 + 2 * round(use.optimizer / use.parameters)  # of them gradient and parameter
-    updated = arrays * use.gradients * (method.joint_spar or 1.0)
+    # The update reads and writes the drawn rows and their moments, and reads their gradient.
+    share = 1.0 if method.state == "packed" else use.gradients / use.parameters
+    updated = (3 * use.gradients + 2 * share * use.optimizer) * (method.joint_spar or 1.0)
     beside = (saved + updated) / copy_rate(card)
     if find(config.model.family).traced:
         return program_flops(config) / matrix_rate(card, config.model.dtype) + beside

@@ -51,12 +51,12 @@ class Table(NamedTuple):
         if not peaks:
             return f"nothing is known to fit in {format_bytes(self.card.memory_bytes)}"
         peak, least = min(peaks)
-        smaller = [row.largest_batch or 0 for row in self.rows]
-        hint = f"a batch of {max(smaller)} would fit" if any(smaller) else "no batch would fit"
+        known = [row.largest_batch for row in self.rows if row.largest_batch is not None]
+        hint = f"; a batch of {max(known)} would fit" if any(known) else "; no batch would fit"
         return (
             f"nothing fits in {format_bytes(self.card.memory_bytes)}: {least}, the smallest, needs"
             f" {format_bytes(peak + self.reserve_bytes)} with the reserve at batch"
-            f" {self.config.batch_size}; {hint}"
+            f" {self.config.batch_size}{hint if known else ''}"
         )
 
 

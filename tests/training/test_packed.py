@@ -3,10 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from checkpointed import assert_bit_equal
 from fakes import batch, bert_config, config, random_params, token_batch
 
 from pbr_jax.configs.common import Optimizer, Pruning
 from pbr_jax.memory.use import memory_use
+from pbr_jax.runs.checkpoints import Checkpointer
 from pbr_jax.training import from_config
 
 ADAMW = Optimizer(name="adamw", learning_rate=0.01, schedule="constant", weight_decay=0.3)
@@ -92,6 +94,20 @@ def test_a_row_that_left_stays_where_it_was(redrawn):
             for state in (redrawn[3], redrawn[6])
         )
         np.testing.assert_array_equal(was, now)
+
+
+def test_a_run_that_goes_on_is_the_same_across_a_draw(redrawn, tmp_path):
+    """Saved before the draw, and restored: bit for bit."""
+    with Checkpointer(tmp_path, 1) as checkpoints:
+        checkpoints.save(2, redrawn[2], {})
+    with Checkpointer(tmp_path, 1) as checkpoints:
+        restored = checkpoints.restore(redrawn[0])
+    assert restored is not None
+    parts = from_config.build(settings_of(3))
+    step, state = jax.jit(parts.train_step), restored.state
+    for i in range(2, 6):
+        state, _ = step(state, batch(seed=i))
+    assert_bit_equal(state, redrawn[6])
 
 
 def test_a_step_that_is_not_finite_changes_nothing():
