@@ -24,6 +24,7 @@ from pbr_jax.pruning import Learning
 from pbr_jax.training import pretrained
 from pbr_jax.training.lora_model import adapters
 from pbr_jax.training.pruned_model import Batch, PrunedModel
+from pbr_jax.training.slices import NOTHING
 from pbr_jax.training.task import Task, token_weights
 from pbr_jax.training.traced import columns, dense
 from pbr_jax.transform.attach import Layout
@@ -50,11 +51,15 @@ def decoder_model(config: Config, family: Family, method: Method, task: Task) ->
         return lora.cast(params, jnp.float32), ()  # A and B; without them nothing is cast
 
     def begin(seed, class_names=None):
-        params, extra = fresh(seed)
         if config.model.weights is None:
-            return params, extra, []
-        loaded = pretrained.load_weights(config.model, lora.base_of(params), class_names)
-        return lora.with_base(params, jax.tree.map(jnp.asarray, loaded.params)), extra, loaded.notes
+            return *fresh(seed), []
+        # A model may have room once: nothing is drawn that weights replace.
+        loaded = pretrained.load_weights(config.model, lora.base_of(shapes()[0]), class_names)
+        base = jax.tree.map(jnp.asarray, loaded.params)
+        if not method.adapters:
+            return base, (), loaded.notes
+        own = jax.jit(lambda: lora.map_leaves(lambda leaf: leaf, NOTHING.gather, fresh(seed)[0]))
+        return lora.with_base(own(), base), (), loaded.notes
 
     def hidden_of(body, tables, batch, packed: Mapping[str, dict[str, jax.Array]]):
         """`[B N, D]`, and the table of the head with what is packed of it."""
@@ -66,16 +71,21 @@ def decoder_model(config: Config, family: Family, method: Method, task: Task) ->
         head = [name for name in _TABLES if name in tables][-1]
         return hidden.reshape(-1, hidden.shape[-1]), tables[head], packed.get(head, {})
 
+    def chunk(hidden, table):
+        return vocabulary.chunk_of(hidden.shape[0], table.shape[0], config.mesh.data or 1)
+
     def loss(body, tables, packed, batch):
         hidden, table, used = hidden_of(body, tables, batch, packed)
         targets, weights = batch["targets"].reshape(-1), token_weights(batch).reshape(-1)
-        value, (_, right) = vocabulary.loss(hidden, table, targets, weights, **used)
+        how = {"chunk": chunk(hidden, table), **used}
+        value, (_, right) = vocabulary.loss(hidden, table, targets, weights, **how)
         return value, {"accuracy": jnp.sum(jnp.where(right, weights, 0.0))}
 
     def outputs(variables, batch, part=None):
         hidden, table, _ = hidden_of(*_apart(variables[0]), batch, {})
         scored = batch["scored"].reshape(-1).astype(jnp.float32)
-        found = vocabulary.scores(hidden, table, batch["targets"].reshape(-1), scored)
+        targets, size = batch["targets"].reshape(-1), chunk(hidden, table)
+        found = vocabulary.scores(hidden, table, targets, scored, chunk=size)
         return jax.tree.map(lambda leaf: leaf.reshape(batch["targets"].shape), found)
 
     shapes = functools.cache(lambda: jax.eval_shape(lambda: fresh(0)))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pbr_jax.configs.common import Config, Data, Decoder, Model, Optimizer, Pruning
+from pbr_jax.models import lora
 from pbr_jax.training import from_config
 from pbr_jax.training.slices import is_slices
 
@@ -133,3 +134,30 @@ def test_evaluation_scores_every_token():
     mean = float(np.sum(nll)) / int(np.sum(batch["scored"]))
     assert mean == pytest.approx(float(expected), rel=1e-5)
     assert right.shape == nll.shape == (4, LENGTH)
+
+
+def test_lora_moves_a_and_b_alone_and_keeps_state_of_nothing_else():
+    losses, parts, state = learns(settings("lora"), 20)
+    assert losses[-1] < losses[0]
+    begun, _, _ = parts.model.begin(0)
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), state.params, begun)
+    for path, changed in jax.tree_util.tree_leaves_with_path(moved):
+        assert changed == lora.is_adapter(path), jax.tree_util.keystr(path)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state.moments))
+    own = [
+        leaf for path, leaf in jax.tree_util.tree_leaves_with_path(begun) if lora.is_adapter(path)
+    ]
+    assert kept == 2 * sum(leaf.size for leaf in own)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    """Rows have different numbers of scored tokens; each token counts the same."""
+    batch = texts()
+    batch["scored"] = batch["scored"].at[0, 3:].set(False)
+    norms = []
+    for parts_of_it in (1, 2):
+        optimizer = Optimizer(learning_rate=0.1, accumulation_steps=parts_of_it)
+        parts, state = started(settings("full", optimizer=optimizer))
+        _, metrics = jax.jit(parts.train_step)(state, batch)
+        norms.append((float(metrics.loss), float(metrics.grad_norm)))
+    np.testing.assert_allclose(*norms, rtol=1e-5)
