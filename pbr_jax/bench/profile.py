@@ -39,7 +39,7 @@ def measure(config: Config, rounds: int) -> dict[str, Any]:
     """
     ceilings = timing.ceilings(config.model.dtype, rounds)
     one = prepare(config)
-    run = steps.new_run(one, steps.random_params(config, one.parts), steps.random_batch(config))
+    run = steps.new_run(one, steps.random_batch(config))
     times = timing.in_turn({"step": run}, rounds)
     if times.refused:
         raise RuntimeError(f"{config.method}: {times.refused['step']}")

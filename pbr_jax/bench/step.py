@@ -72,8 +72,7 @@ def measure(config: Config, methods: Sequence[str], rounds: int) -> dict[str, An
             raise ValueError(f"full cannot be compiled: {refused['full']}")
         # All methods start from the same parameters, and see the same batch.
         batch = steps.random_batch(config)
-        params = steps.random_params(config, prepared["full"].parts)
-        runs = {m: steps.new_run(one, params, batch) for m, one in prepared.items()}
+        runs = {method: steps.new_run(one, batch) for method, one in prepared.items()}
         times = timing.in_turn(runs, rounds, done)
     card = present_card()
     return {

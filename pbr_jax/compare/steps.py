@@ -48,7 +48,10 @@ def random_batch(config: Config, *, padded: bool = False) -> Batch:
 
 
 def random_params(config: Config, parts: from_config.Parts) -> Any:
-    """Small random numbers, and ones where a LayerNorm scales; the same for every method."""
+    """Small random numbers, and ones where a LayerNorm scales.
+
+    Those that two methods share, which LoRA adds to, are the same for both.
+    """
 
     def draw(path, spec):
         return 0.02 * timing.random_like(spec, spec.size) + float(path[-1].key == "scale")
@@ -57,12 +60,12 @@ def random_params(config: Config, parts: from_config.Parts) -> Any:
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def new_run(prepared: Prepared, params: Any, batch: Batch) -> timing.Run:
-    """A step that goes on from the state of the one before; `params` are copied."""
-    copied, parts = jax.tree.map(jnp.copy, params), prepared.parts
-    _, like = parts.model.shapes()
+def new_run(prepared: Prepared, batch: Batch) -> timing.Run:
+    """A step that goes on from the state of the one before; all methods begin alike."""
+    parts = prepared.parts
+    params, (_, like) = random_params(prepared.config, parts), parts.model.shapes()
     extra = jax.tree.map(lambda spec: jnp.ones(spec.shape, spec.dtype), like)
-    state = parts.placement.state(from_config.new_state(prepared.config, parts, copied, extra))
+    state = parts.placement.state(from_config.new_state(prepared.config, parts, params, extra))
     batch = parts.placement.batch(batch)
 
     def keep(result):
@@ -80,8 +83,7 @@ def time_against(
     Raises:
       RuntimeError: one of them cannot run.
     """
-    params = random_params(full.config, full.parts)
-    runs = {"full": new_run(full, params, batch), "other": new_run(other, params, batch)}
+    runs = {"full": new_run(full, batch), "other": new_run(other, batch)}
     spent, refused = timing.in_turn(runs, _ROUNDS, seconds=_SECONDS)
     if refused:
         raise RuntimeError(f"{other.config.method}: {'; '.join(refused.values())}")
@@ -109,7 +111,7 @@ def memory_here(config: Config) -> dict[str, int | None]:
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     prepared = prepare(config)
     compiling = peak_in_use()
-    run = new_run(prepared, random_params(config, prepared.parts), random_batch(config))
+    run = new_run(prepared, random_batch(config))
     for _ in range(3):
         run.keep(jax.block_until_ready(run.function(*run.arguments())))
     return {**prepared.planned, "compiling": compiling, "running": peak_in_use()}
