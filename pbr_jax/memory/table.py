@@ -10,6 +10,7 @@ import rich.table
 from rich.text import Text
 
 from pbr_jax.configs.common import Config
+from pbr_jax.families import find
 from pbr_jax.gpu import CARDS, Card, MemoryReport
 from pbr_jax.measure.text import format_bytes, markdown
 from pbr_jax.memory import network_table
@@ -136,6 +137,11 @@ def _offloads(table: Table) -> bool:
     return any(row.need is not None and row.need.host_bytes for row in table.rows)
 
 
+def _same_state(table: Table) -> bool:
+    """Whether the optimizer keeps as much by every method."""
+    return len({row.use.optimizer for row in table.rows if row.use is not None}) < 2
+
+
 def _shared(config: Config) -> bool:
     return (config.mesh.data or 1) > 1
 
@@ -180,21 +186,25 @@ def print_table(table: Table, out: rich.console.Console, spec: str) -> None:
     drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=0, pad_edge=False)
     drawn.add_column("method", no_wrap=True)
     # A narrow table leaves out what is about the same by every method, or told by another column.
-    titles = ["parameters", "optimizer", *_titles(table)]
-    hidden = 0 if wide else 2 + _shared(table.config) + _offloads(table)
-    for title in titles[hidden:]:
+    titles, alike = ["parameters", "optimizer", *_titles(table)], _same_state(table)
+    more = _shared(table.config) + _offloads(table) + (not alike)
+    left_out = {"parameters", *["optimizer"] * alike, *titles[2 : 2 + more]} if not wide else set()
+    shown = [number for number, title in enumerate(titles) if title not in left_out]
+    for title in (titles[number] for number in shown):
         drawn.add_column(title.replace(" ", "\n"), justify="right", no_wrap=True, vertical="bottom")
     for row in table.rows:
         cells, fits = _cells(row, table), titles.index("fits")
         colour = {True: "green", False: "red", None: "yellow"}[row.fits]
         cells[fits] = f"[{colour}]{cells[fits]}[/]"
         name = f"{row.method} ◀" if row == best else row.method
-        drawn.add_row(name, *cells[hidden:], style="bold" if row == best else "")
+        own = (cells[number] for number in shown)
+        drawn.add_row(name, *own, style="bold" if row == best else "")
     out.print(drawn)
     use = next((row.use for row in table.rows if row.use), None)
     if not wide and use is not None:
-        state = f"parameters {format_bytes(use.parameters)}, optimizer"
-        out.print(Text(f"{state} {format_bytes(use.optimizer)} by every method"), soft_wrap=True)
+        state = f"parameters {format_bytes(use.parameters)}"
+        state += f", optimizer {format_bytes(use.optimizer)}" if alike else ""
+        out.print(Text(f"{state} by every method"), soft_wrap=True)
     for row in table.rows:
         if row.fault:
             out.print(Text(f"{row.method}: {row.fault}", style="yellow"), soft_wrap=True)
@@ -242,7 +252,8 @@ def notes(table: Table) -> list[str]:
             " examples; memory and time are those of one of them, without what is exchanged."
         )
         lines.append("wire: what a device exchanges with the others in a step.")
-    if any(not joint_spar_suffix(row.method) for row in table.rows):
+    drops = not find(config.model.family).traced  # what JointSPAR may leave out
+    if drops and any(not joint_spar_suffix(row.method) for row in table.rows):
         lines.append(
             "JointSPAR (/js50 or the like behind a method) takes less time and as much memory."
         )
