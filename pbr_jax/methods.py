@@ -141,11 +141,6 @@ def resolve(
             f"method = {name}: trains A and B at all times; leave out"
             + (" the suffix /js" if match["percent"] else " pruning.joint_spar")
         )
-    if plan.save_attention and not plan.recompute:
-        faults.append(
-            f"plan.save_attention = true: is for a plan that recomputes, and method {name!r} keeps"
-            " it anyway; set plan.save_attention=none, or plan.recompute=true"
-        )
     # The policy: only columns are chosen, and only a method with a policy says by whom.
     selects = plan.kind("linear").selects
     if selects and preset.policy is None:

@@ -38,6 +38,7 @@ def _reasons(config: Config, method: Method) -> dict[str, str]:
         ("pruning", ("attention_keep",), sparse, f"method {name} has no sparse attention"),
         ("pruning", of_spar, spar, f"method {name} trains all tensors"),
         ("lora", ("rank", "alpha", "modules"), method.adapters, f"method {name} has no A and B"),
+        ("plan", ("save_attention",), plan.recompute, f"method {name} keeps that anyway"),
         ("plan", ("stochastic_codes",), plan.gelu != "dense", f"method {name} keeps no GELU codes"),
         ("data", ("tokenizer",), kind != "image", f"{data} has images"),
         ("data", ("lower_case",), kind == "text", f"{data} has {_CONTENTS[kind]}"),

@@ -7,6 +7,7 @@ import pytest
 
 from pbr_jax import data
 from pbr_jax.settings.load import SHIPPED, load
+from pbr_jax.settings.variants import with_method
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,19 @@ def test_variants_of_the_bert_recipe_differ_in_batch_and_keep(variant, batch, ke
     config = load(str(SHIPPED / "bert_rte.py") + variant)
     assert (config.batch_size, config.pruning.keep) == (batch, keep)
     assert f"batch{batch}-keep{round(100 * keep)}" in config.name
+
+
+@pytest.mark.parametrize("variant", ["", ":qwen3-0.6b", ":qwen3-4b", ":gemma3-1b", ":smoke"])
+def test_language_models(variant):
+    """Every method of a decoder takes what the recipe sets for `tiny`."""
+    spec = str(SHIPPED / "llm.py") + variant
+    config = load(spec)
+    assert (config.model.family, config.data.name) == ("decoder", "language")
+    assert (config.method, config.pruning.state) == ("tiny", "packed")
+    assert (config.model.weights is None) == (variant == ":smoke")
+    for method in ("full", "remat", "lora", "static", "tiny+offload"):
+        with_method(config, method)
+        load(spec, [f"method={method}"])
 
 
 def test_the_shipped_sentences_are_all_in_their_vocabulary():
