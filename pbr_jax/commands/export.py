@@ -79,7 +79,7 @@ def write(run: OpenRun, form: str, out: Path, place: Path) -> None:
     if form == "npz" and seen is not None and seen != public.Normalization():
         flags = [f"--config.data.{n}={as_setting(v)}" for n, v in seen._asdict().items()]
         print(f"an .npz does not say how images are normalised; give {' '.join(flags)} with it")
-    if form in ("safetensors", "delta") and kind == "text":
+    if form in ("safetensors", "delta") and kind != "image":
         _write_tokenizer(run, out)
 
 
@@ -112,6 +112,8 @@ def _write_tokenizer(run: OpenRun, out: Path) -> None:
     """The vocabulary beside the weights, and what Hugging Face's tokenizer must know of it."""
     for name, content in held.tokenizer_to_copy(run.config, run.workdir).items():
         (out / name).write_bytes(content)
+    if run.config.data.source.kind == "language":  # as it came, with the template of a chat
+        return
     # Transformers changes texts as this file says, whatever a tokenizer.json says.
     d, longest = run.config.data, run.config.model.max_length
     assert d.tokenizer is not None  # a run on text has one

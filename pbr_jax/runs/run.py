@@ -84,9 +84,10 @@ def open_run(
                 # Otherwise a training that goes on replaced what was about to be read.
     if restored is None:
         raise ValueError(f"{workdir}: has no checkpoint yet")
-    # A run from before it saved the names of its classes has numbers.
-    numbers = tuple(map(str, range(config.model.num_classes)))
-    names = read_classes(workdir, len(numbers)) or numbers
+    # A run from before it saved the names of its classes has numbers; language has no classes.
+    classes = 0 if config.data.source.kind == "language" else config.model.num_classes
+    numbers = tuple(map(str, range(classes)))
+    names = read_classes(workdir, classes) or numbers
     return OpenRun(workdir, config, parts, restored.state, restored.step, names)
 
 

@@ -34,7 +34,8 @@ def with_method(config: Config, method: str, *, keep_plan: bool = False) -> Conf
 
 def fully_fine_tuned(config: Config) -> Config:
     """The same run without any pruning, to compare with."""
-    return dataclasses.replace(config, method="full", pruning=Pruning(), plan=Plan())
+    pruning = Pruning(state=config.pruning.state)  # which parameters of 16 bits need
+    return dataclasses.replace(config, method="full", pruning=pruning, plan=Plan())
 
 
 def method_names(config: Config) -> list[str]:

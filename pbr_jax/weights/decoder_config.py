@@ -177,7 +177,7 @@ def _rope(said: Said, windowed: bool) -> tuple[dict[str, Any], list[str]]:
 
 def differences(config: Said, model: Model) -> list[str]:
     """A line for each setting that a `config.json` says otherwise and no array would show."""
-    if not config:
+    if "model_type" not in config:  # weights of ours, which the sizes alone describe
         return []
     try:
         wanted = settings(config)
