@@ -38,6 +38,7 @@ STAGES = ("check", "step", "kernels", "attention", "linear", "memory", "profile"
 _BASELINES = "full,remat,remat/chunks1"
 _GROUPS = {  # in turn with the baselines; the most wanted first
     "plans": "fast,fast/js50,lean,lean/js50,tiny",
+    "rivals": "static,static-groups,remat+offload,tiny+offload",
     "paper": "backrazor,prebackrazor-,prebackrazor,prebackrazor++,prebackrazor++/js50",
 }
 _KERNELS = (

@@ -112,9 +112,11 @@ def test_it_is_fitted_to_a_card(compiled, capsys, monkeypatch):
     if not compiled:
         monkeypatch.setattr("pbr_jax.memory.budget.require_compiler", missing_compiler)
     run("fit", "--gpu", "8GiB", "--json")
-    full, pruned = json.loads(capsys.readouterr().out)["rows"]
-    assert (full["method"], pruned["method"]) == ("full", "prebackrazor")
-    assert full["fits"] and pruned["fits"]
+    full, static, pruned = json.loads(capsys.readouterr().out)["rows"]
+    named = (full["method"], static["method"], pruned["method"])
+    assert named == ("full", "static", "prebackrazor")
+    assert full["fits"] and static["fits"] and pruned["fits"]
+    assert static["optimizer_bytes"] < pruned["optimizer_bytes"]
     assert pruned["gradient_bytes"] < full["gradient_bytes"]
     assert pruned["time"] < 1
 
@@ -123,10 +125,13 @@ def test_it_is_compared(tmp_path, capsys):
     changes = {"steps": 2, "eval_every": 2, "optimizer.warmup_steps": 0}
     run("compare", "--out", str(tmp_path), "--json", **changes)
     rows = json.loads(capsys.readouterr().out)["rows"]
-    assert [row["method"] for row in rows] == ["full", "prebackrazor"]
+    assert [row["method"] for row in rows] == ["full", "static", "prebackrazor"]
 
 
 def test_a_method_for_blocks_of_ours_is_refused(capsys):
     words = ["--config", "configs/digits.py:tiny", "--config.model.family=own_models:mixer"]
     assert cli.main(["train", *words, "--config.method=lean"]) == 2
-    assert "can be trained by full, prebackrazor" in capsys.readouterr().err
+    assert (
+        "can be trained by full, lora, static, static-groups, prebackrazor"
+        in capsys.readouterr().err
+    )

@@ -12,9 +12,9 @@ from flax import linen as nn
 from pbr_jax.families import Family
 from pbr_jax.models.inputs import input_specs
 from pbr_jax.ops import vocabulary
-from pbr_jax.training.own_model import _dense
 from pbr_jax.training.pruned_model import PrunedModel
 from pbr_jax.training.task import objective, token_weights
+from pbr_jax.training.traced import dense
 
 FAMILY = Family(
     name="toy",
@@ -77,5 +77,5 @@ def provider(config, family, method, task):
         shapes=lambda: jax.eval_shape(lambda: fresh(0)),
         begin=lambda seed, names=None: (*fresh(seed), []),
         outputs=outputs,
-        **_dense(loss),
+        **dense(loss),
     )

@@ -96,7 +96,7 @@ def measure(config: Config, methods: Sequence[str], rounds: int) -> dict[str, An
 
 def dense_flops(config: Config) -> int:
     """Operations of the products of a full step: three for every layer, seven for attention."""
-    if find(config.model.family).traced:
+    if (family := find(config.model.family)).traced or family.describe is None:
         return program_flops(with_method(config, "full"))
     sizes = architecture(config)
     each = 3 * 2 * sum(site.columns * site.features for site in sizes.sites.values())

@@ -51,13 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Predicts; returns 0, or 1 if no example could be used."""
+    if args.csv is not None:
+        check_output(args.csv, args.paths)
     reads = predict_prompt.kind_of(args.run)
     if args.prompt or reads == "language":
         return predict_prompt.main(args, reads)
     if not args.paths:
         raise ValueError("PATH: give the images or texts to predict")
-    if args.csv is not None:
-        check_output(args.csv, args.paths)
     run = open_run(args.run, args.checkpoint, lambda text: print(text, file=sys.stderr))
     if not 1 <= args.top <= len(run.class_names):
         raise ValueError(f"--top {args.top}: must be between 1 and {len(run.class_names)} classes")

@@ -108,6 +108,7 @@ FAMILY = Family(
         "tokens": model.vocab_size,
         "segments": 2,
         "positions": model.max_length,
+        "targets": model.vocab_size,
     },
     task="pbr_jax.training.task:LANGUAGE",
     published="pbr_jax.weights.decoder:PUBLISHED",

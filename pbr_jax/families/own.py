@@ -35,6 +35,7 @@ def family(place: str) -> Family:
         traced=True,
         provider="pbr_jax.training.own_model:own_model",
         methods=("full", "lora", "static", "static-groups", "prebackrazor"),
+        usual=("full", "static", "prebackrazor"),  # of any module, whatever its kind and widths
         shape=(),
         # Those of texts are the same for every model.
         integers=bert.FAMILY.integers,

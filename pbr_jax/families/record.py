@@ -78,6 +78,7 @@ class Family:
     traced: bool = False
     provider: str = "pbr_jax.training.family_model:family_model"
     methods: tuple[str, ...] = OF_HALF_BLOCKS  # by which it can be trained
+    usual: tuple[str, ...] | None = None  # of these, what is tried where none is named; None: all
     shape: tuple[str, ...] = SHAPE  # fields of `Model` that fix its sizes, unless `size` does
     settings: tuple[str, ...] = ()  # fields of `Model` that it reads and not every other family
     faults: Callable[[Model], list[str]] = lambda model: []  # between its settings, a line each

@@ -45,7 +45,7 @@ def step_seconds(config: Config, card: Card, use: MemoryUse) -> float:
     share = 1.0 if method.state == "packed" else use.gradients / use.parameters
     updated = (3 * use.gradients + 2 * share * use.optimizer) * (method.joint_spar or 1.0)
     beside = (saved + updated) / copy_rate(card)
-    if find(config.model.family).traced:
+    if (family := find(config.model.family)).traced or family.describe is None:
         return program_flops(config) / matrix_rate(card, config.model.dtype) + beside
     sizes = architecture(config)
     plan, width, sites = method.plan, sizes.width, sizes.sites

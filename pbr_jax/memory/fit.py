@@ -124,8 +124,7 @@ def estimated(config: Config) -> MemoryReport:
     whole = _bytes_of(split, shapes.params) if config.mesh.split == "moments" else 0
     state = tree_bytes(shapes) - round((_bytes_of(split, shapes) - whole) * (1 - 1 / shards))
     transients = 0.0
-    if not parts.family.traced:
-        assert parts.family.describe is not None
+    if parts.family.describe is not None and not parts.family.traced:
         plan, sizes = parts.method.plan, parts.family.describe(config.model)
         micro = config.batch_size // config.optimizer.accumulation_steps
         token = micro * sizes.tokens * jnp.dtype(config.model.dtype).itemsize

@@ -44,13 +44,16 @@ def method_names(config: Config) -> list[str]:
     JointSPAR saves time and no memory, so that it stays the run's own choice.
     """
     own = config.method.removesuffix(joint_spar_suffix(config.method))
-    every = installed(find(config.model.family).methods)
+    family = find(config.model.family)
+    every = installed(family.methods if family.usual is None else family.usual)
     return [*every] if own in every else [own, *every]
 
 
 def for_family(config: Config, names: Iterable[str]) -> list[str]:
-    """Those of these methods by which the model can be trained."""
-    return [name for name in names if not family_faults(with_method(config, name))]
+    """Those of these methods by which the model can be trained, and usually is."""
+    usual = find(config.model.family).usual
+    fitting = [name for name in names if not family_faults(with_method(config, name))]
+    return [name for name in fitting if usual is None or name in usual]
 
 
 def candidates(config: Config) -> list[str]:

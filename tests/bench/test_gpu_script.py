@@ -10,7 +10,7 @@ import pytest
 
 from pbr_jax import cli
 from pbr_jax.bench.kernels import find_cases
-from pbr_jax.methods import METHODS
+from pbr_jax.methods import OF_HALF_BLOCKS
 from pbr_jax.settings import flags
 
 FILE = pathlib.Path(__file__).parents[2] / "benchmarks/gpu.py"
@@ -55,7 +55,7 @@ def test_every_item_is_a_command_that_takes_its_words(gpu, tiny, monkeypatch):
 
 def test_every_method_is_in_a_group(gpu):
     listed = ",".join([gpu._BASELINES, *gpu._GROUPS.values()]).split(",")
-    assert {*METHODS} == {name.partition("/")[0] for name in listed}
+    assert {*OF_HALF_BLOCKS} == {name.partition("/")[0] for name in listed}
 
 
 def test_the_worst_step_misses_its_arithmetic_most(gpu):

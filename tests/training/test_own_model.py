@@ -230,7 +230,7 @@ def test_what_a_function_returns_is_checked(name, told):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"method": "lean"}, "method = lean: own_models:mlp can be trained by full, lora, preb"),
+        ({"method": "lean"}, "method = lean: own_models:mlp can be trained by full, lora, static"),
         ({"method": "remat+offload"}, r"set method=prebackrazor; .* nn.remat\(Block, policy="),
         ({"method": "prebackrazor/js50"}, "method = prebackrazor/js50: is for the blocks"),
         (

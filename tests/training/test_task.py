@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pbr_jax.training.devices import Devices
+from pbr_jax.training.mover import whole
 from pbr_jax.training.optimizer import make_optimizer
 from pbr_jax.training.pruned_model import PrunedModel
 from pbr_jax.training.slices import ALL
@@ -74,7 +75,8 @@ def model():
 @functools.cache
 def stepped(accumulation_steps):
     optimizer = make_optimizer("sgd", lambda step: 1.0, momentum=0.0, clip_norm=None)
-    step = make_train_step(model(), optimizer, accumulation_steps=accumulation_steps, task=LANGUAGE)
+    mover = whole(model(), optimizer)
+    step = make_train_step(model(), mover, accumulation_steps=accumulation_steps, task=LANGUAGE)
     params = {"table": TABLE}
     state = TrainState(jnp.int32(0), jax.random.key(0), params, optimizer.init(params), (), ())
     after, metrics = jax.jit(step)(state, BATCH)
