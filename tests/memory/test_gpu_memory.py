@@ -174,6 +174,7 @@ def test_saved_activations_explain_the_temp_memory(report, method):
     assert 0.75 * report(method).temp_bytes <= saved <= report(method).temp_bytes
 
 
+@pytest.mark.exhaustive
 def test_chunks_of_the_batch_shrink_transients_only(report):
     chunked = dataclasses.replace(VIT_B16, method="remat")
     whole = dataclasses.replace(chunked, plan=dataclasses.replace(chunked.plan, batch_chunks=1))

@@ -238,6 +238,7 @@ def test_devices_exchange_the_sum_of_the_gradient_once():
 AXES = [pytest.param(case, id=case) for case in ("Auto", "Manual")]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case", AXES)
 def test_four_devices_give_what_one_gives(case):
     assert answer("vocabulary_meshes.py", case, AXES) <= 5e-6

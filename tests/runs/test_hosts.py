@@ -169,7 +169,8 @@ def test_a_stuck_process_ends_the_job(processes, tmp_path, victim):
         assert COMPLETE.search(output)
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("victim", [0, 1])
 def test_an_error_of_one_process_is_that_of_all(processes, tmp_path, victim):
     started = processes.start(tmp_path / "run", faults={victim: "raises@22"})
     outputs, codes, _ = processes.ended(started)
@@ -180,6 +181,7 @@ def test_an_error_of_one_process_is_that_of_all(processes, tmp_path, victim):
     assert COMPLETE.search(outputs[1 - victim])
 
 
+@pytest.mark.exhaustive
 def test_a_full_disk_of_one_process_leaves_what_was_saved(processes, straight, tmp_path):
     folder = damaged_copy(straight, tmp_path / "run")
     shutil.rmtree(folder / "checkpoints" / "20")

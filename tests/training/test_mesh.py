@@ -135,6 +135,7 @@ def test_what_devices_exchange_and_need(method):
 SPLIT = {"parameters": (0.25, 379), "moments": (0.63, 74)}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.gpu_compile
 def test_devices_exchange_the_words_that_a_batch_has():
     """2 048 of 30 522 rows of the word embedding, whose gradient is 15.6 MB."""
@@ -145,10 +146,9 @@ def test_devices_exchange_the_words_that_a_batch_has():
     assert 0.5e6 < memory(step).wire_bytes < 0.9e6  # half of 1.05 MB, since rows move once
 
 
+@pytest.mark.exhaustive
 @pytest.mark.gpu_compile
-@pytest.mark.parametrize(
-    "what", ["parameters", pytest.param("moments", marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.parametrize("what", ["parameters", "moments"])
 def test_what_devices_need_that_split_their_state(what):
     """Of eight H200: shares of the state, and of whole kernels those of a block or two.
 
