@@ -16,7 +16,7 @@ from typing import NamedTuple
 import rates
 from matplotlib.figure import Figure
 from rows import Line, Row
-from search import best_index, of_row
+from search import best_index, tested
 from tables import points, rows
 
 FIGURE = Path("docs/images/columns.png")
@@ -32,7 +32,7 @@ class Mark(NamedTuple):
 
 def at(lines: Sequence[Line], row: Row, index: int | None) -> list[float]:
     """Accuracies in % of a row at a place on the grid of rates."""
-    known = of_row(lines, row).items()
+    known = tested(lines, row).items()
     return [points(x) for (i, _), x in known if i == index and not x.get("diverged")]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rows import Line, Row, row_of
 from scipy import stats
-from search import best_index, losses, of_row, rate_at, refined
+from search import best_index, losses, most_tested, rate_at, refined, tested
 
 from pbr_jax.compare.table import half_interval
 
@@ -30,7 +30,7 @@ def mean_and_half(values: Sequence[float], digits: int) -> str:
 
 def figures(lines: Sequence[Line], row: Row, index: int | None) -> list[str]:
     """Accuracy in %, the paired difference to `full` in points, loss, and seeds, at a rate."""
-    found, base = of_row(lines, row), of_row(lines, row.base)
+    found, base = tested(lines, row), tested(lines, row.base)
     place = best_index(lines, row.base)
     if index is None:
         return ["-"] * 4
@@ -65,8 +65,12 @@ def table(lines: Sequence[Line], optimizer: str) -> str:
     for row in rows(lines):
         if row.optimizer != optimizer:
             continue
-        index = best_index(lines, row)
+        index, searched = best_index(lines, row), True
+        if index is None:
+            index, searched = most_tested(lines, row), False
         rate = "open" if index is None else f"{rate_at(optimizer, index):.2g}"
+        if index is not None and not searched:
+            rate += " (given)"
         shared = None if row.kernels is not None else best_index(lines, row.base)
         keep = "" if row == row.base else f"{row.share:.2g}"
         cells = [row.name, keep, rate, *figures(lines, row, index), *figures(lines, row, shared)]
