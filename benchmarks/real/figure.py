@@ -1,6 +1,6 @@
 """The figure of docs/columns.md: accuracy against columns kept, at two learning rates.
 
-    python benchmarks/real/figure.py
+    python benchmarks/real/figure.py --part test_of_3000
 
 draws `docs/images/columns.png` from lines of `rates.py`: every row at its own rate, and at that of
 `full`. A mark is the mean over seeds on the test part, its bar goes from the least to the largest.
@@ -93,8 +93,9 @@ def main() -> None:
     parser.add_argument("--lines", type=Path, default=rates.RESULTS / "rates_swapped.jsonl")
     parser.add_argument("--rest", type=float, help="rate of all but the blocks' kernels")
     parser.add_argument("--out", type=Path, default=FIGURE)
+    parser.add_argument("--part", default="test", help="see rates.py")
     args = parser.parse_args()
-    draw(rates.read(args.lines), args.rest, args.out)
+    draw(rates.of_part(rates.read(args.lines), args.part), args.rest, args.out)
 
 
 if __name__ == "__main__":

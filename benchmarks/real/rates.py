@@ -7,6 +7,7 @@
     python benchmarks/real/rates.py --keeps 0.1,0.02 --rest 1.6e-3
     python benchmarks/real/rates.py --keeps 0.1 --policies bandit,uniform --at 8e-4
     python benchmarks/real/rates.py --table
+    python benchmarks/real/rates.py --table --part test_of_3000
 
 A row is a method, an optimizer and what is set on top: keep, policy, interval, and which rate the
 blocks' kernels and all other parameters have. Its rate is searched on a grid of factors of 2, by
@@ -45,6 +46,13 @@ def read(out: Path) -> list[Line]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+def of_part(lines: Sequence[Line], part: str) -> Sequence[Line]:
+    """Lines whose figures `test` are those of `part`, which may be an earlier test part."""
+    if part == "test":
+        return lines
+    return [{**line, "test": line[part]} for line in lines if part in line]
 
 
 def sources(task: str) -> dict[str, Any]:
@@ -115,10 +123,11 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE of all runs")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/rates_TASK.jsonl")
     parser.add_argument("--table", action="store_true", help="print the tables and run nothing")
+    parser.add_argument("--part", default="test", help="of the tables: of which test part")
     args = parser.parse_args()
     out = args.out or RESULTS / f"rates_{args.task}.jsonl"
     if args.table:
-        print(tables.report(read(out)))
+        print(tables.report(of_part(read(out), args.part)))
         return
     rows = rows_of(
         _names(args.optimizers),

@@ -92,10 +92,12 @@ def trials(
     `full` of each optimizer comes first, since the others begin at its best rate. A row's further
     seeds come when its best is known: `seeds` at its own rate, `shared` (None: as many) at that of
     `full`. Of kernels with a factor on their rate there is none at the rate of `full`.
-    With a rate `given` there is no search, and `rows` are run at that rate alone.
+    With a rate `given` there is no search: rows other than `full` are run at that rate alone.
     """
     if given is not None:
         for row in rows:
+            if row == row.base and len(rows) > 1:  # the others are compared with its own rate
+                continue
             found = tested(lines, row)
             places = [(index_of(row.optimizer, given), seed) for seed in range(seeds)]
             yield from (Trial(row, given, place[1]) for place in places if place not in found)

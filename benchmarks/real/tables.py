@@ -63,7 +63,7 @@ def table(lines: Sequence[Line], optimizer: str) -> str:
     """In Markdown: every row at its own best rate, and at that of `full`."""
     text = [f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
     for row in rows(lines):
-        if row.optimizer != optimizer:
+        if row.optimizer != optimizer or not tested(lines, row):
             continue
         index, searched = best_index(lines, row), True
         if index is None:

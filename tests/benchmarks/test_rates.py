@@ -122,7 +122,7 @@ def test_a_line_without_a_test_part_counts_for_the_search_alone(real):
 def test_a_given_rate_is_not_searched(real):
     row = real.rows.Row("prebackrazor", "adamw", 0.1, policy="bandit")
     lines = run_all(real.search, [row.base], power_law)
-    found = list(real.search.trials(lines, [row], 2, given=8e-4))
+    found = list(real.search.trials(lines, [row.base, row], 2, given=8e-4))
     assert found == [real.rows.Trial(row, 8e-4, seed) for seed in range(2)]
     lines += [line(trial, 2.0) for trial in found]
     assert not list(real.search.trials(lines, [row], 2, given=8e-4))
