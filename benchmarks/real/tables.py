@@ -1,5 +1,6 @@
 """Tables of the study of rate and keep, from its lines."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -65,9 +66,7 @@ def table(lines: Sequence[Line], optimizer: str) -> str:
     for row in rows(lines):
         if row.optimizer != optimizer or not tested(lines, row):
             continue
-        index, searched = best_index(lines, row), True
-        if index is None:
-            index, searched = most_tested(lines, row), False
+        index, searched = _place(lines, row)
         rate = "open" if index is None else f"{rate_at(optimizer, index):.2g}"
         if index is not None and not searched:
             rate += " (given)"
@@ -76,6 +75,33 @@ def table(lines: Sequence[Line], optimizer: str) -> str:
         cells = [row.name, keep, rate, *figures(lines, row, index), *figures(lines, row, shared)]
         text.append(f"| {' | '.join(cells)} |")
     return "\n".join(text)
+
+
+def _place(lines: Sequence[Line], row: Row) -> tuple[int | None, bool]:
+    """A row's rate on the grid, and whether it was searched or is that of most seeds."""
+    own = best_index(lines, row)
+    return (own, True) if own is not None else (most_tested(lines, row), False)
+
+
+def choosers(lines: Sequence[Line], optimizer: str) -> list[str]:
+    """Differences of paired seeds between rows that differ in who chooses, each at its rate."""
+    told = []
+    mine = [row for row in rows(lines) if row.optimizer == optimizer]
+    for one, other in itertools.combinations(mine, 2):
+        if one._replace(policy=None) != other._replace(policy=None):
+            continue
+        found = [
+            {seed: x for (i, seed), x in tested(lines, row).items() if i == _place(lines, row)[0]}
+            for row in (one, other)
+        ]
+        pairs = [(found[0][seed], found[1][seed]) for seed in found[0].keys() & found[1].keys()]
+        pairs = [(a, b) for a, b in pairs if not (a.get("diverged") or b.get("diverged"))]
+        if len(pairs) > 1:
+            gain = mean_and_half([points(b) - points(a) for a, b in pairs], 2)
+            loss = mean_and_half([b["test"]["loss"] - a["test"]["loss"] for a, b in pairs], 4)
+            label = f"{other.name} less {one.name}, keep {one.share:.2g}"
+            told.append(f"{label}: {gain} points, loss {loss} ({len(pairs)} pairs)")
+    return told
 
 
 def power(
@@ -117,5 +143,5 @@ def report(lines: Sequence[Line]) -> str:
             if fitted := power(lines, optimizer, *group):
                 a, half, count = fitted
                 parts.append(f"{label}: own rate ~ keep^-{a:.2f} ± {half:.2f} ({count} keeps)")
-        parts.append("")
+        parts += [*choosers(lines, optimizer), ""]
     return "\n".join(parts)

@@ -126,7 +126,12 @@ def test_a_given_rate_is_not_searched(real):
     assert found == [real.rows.Trial(row, 8e-4, seed) for seed in range(2)]
     lines += [line(trial, 2.0) for trial in found]
     assert not list(real.search.trials(lines, [row], 2, given=8e-4))
-    assert "| prebackrazor, bandit | 0.1 | 0.0008 (given) | 79.0" in real.tables.report(lines)
+    lines += [line(trial._replace(row=row._replace(policy="uniform")), 1.0) for trial in found]
+    text = real.tables.report(lines)
+    assert "| prebackrazor, bandit | 0.1 | 0.0008 (given) | 79.0" in text
+    # A place off its best costs a point, and another three.
+    told = "prebackrazor, uniform less prebackrazor, bandit, keep 0.1: -3.00 ± 0.00 points"
+    assert f"{told}, loss 0.3000 ± 0.0000 (2 pairs)" in text
 
 
 def test_a_diverged_run_bounds_the_search(real):
