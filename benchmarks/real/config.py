@@ -31,7 +31,7 @@ def get_config(variant: str | None = None) -> Config:
         return _smollm2()
     if variant == "documents":
         return _minilm(variant, steps=150, vocab_size=8012, tokens=24, classes=12)
-    return _minilm("swapped", steps=200, vocab_size=10988, tokens=12, classes=2)
+    return _minilm("swapped", steps=200, vocab_size=13333, tokens=12, classes=2)
 
 
 def _minilm(task: str, steps: int, vocab_size: int, tokens: int, classes: int) -> Config:

@@ -24,7 +24,7 @@ from pbr_jax.files import write_json
 WORDS = "embeddings.word_embeddings.weight"
 WEIGHTS = {
     "documents": "b39600cc1a60b4c43fd2ee30a87db75fc4297cbcdd4fd89cb5456e396ab25fbd",
-    "swapped": "456735cda07964c93bdd56a9803a6cc99838bfb3118451eee940b26fb0c22b45",
+    "swapped": "1627208ff6f1810c6e1439014aa58061031dc95e0d6e61eba8a1d50e4afd84e6",
 }
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 

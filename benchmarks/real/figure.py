@@ -1,6 +1,6 @@
 """The figure of docs/columns.md: accuracy against columns kept, at two learning rates.
 
-    python benchmarks/real/figure.py
+    python benchmarks/real/figure.py --part test_of_3000
 
 draws `docs/images/columns.png` from lines of `rates.py`: every row at its own rate, and at that of
 `full`. A mark is the mean over seeds on the test part, its bar goes from the least to the largest.
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import rates
 from matplotlib.figure import Figure
 from rows import Line, Row
-from search import best_index, of_row
+from search import best_index, tested
 from tables import points, rows
 
 FIGURE = Path("docs/images/columns.png")
@@ -32,7 +32,7 @@ class Mark(NamedTuple):
 
 def at(lines: Sequence[Line], row: Row, index: int | None) -> list[float]:
     """Accuracies in % of a row at a place on the grid of rates."""
-    known = of_row(lines, row).items()
+    known = tested(lines, row).items()
     return [points(x) for (i, _), x in known if i == index and not x.get("diverged")]
 
 
@@ -93,8 +93,9 @@ def main() -> None:
     parser.add_argument("--lines", type=Path, default=rates.RESULTS / "rates_swapped.jsonl")
     parser.add_argument("--rest", type=float, help="rate of all but the blocks' kernels")
     parser.add_argument("--out", type=Path, default=FIGURE)
+    parser.add_argument("--part", default="test", help="see rates.py")
     args = parser.parse_args()
-    draw(rates.read(args.lines), args.rest, args.out)
+    draw(rates.of_part(rates.read(args.lines), args.part), args.rest, args.out)
 
 
 if __name__ == "__main__":

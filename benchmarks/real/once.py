@@ -28,7 +28,7 @@ from pbr_jax.training.loop import Diverged, Figures, Observer, make_evaluate, tr
 from pbr_jax.training.step import StepMetrics, TrainStep, make_train_step
 
 CONFIG = str(Path(__file__).with_name("config.py"))
-_EVALUATED = 16  # examples of a batch in evaluation
+_EVALUATED = 64  # examples of a batch in evaluation
 _TOKENS = 4
 
 
@@ -124,7 +124,7 @@ def _evaluations(task: str, more: tuple[str, ...]) -> dict[str, Callable[[Any], 
         records = by_length(_data(task, part).test, make_inputs(config))
         how = (records, make_inputs(config), _EVALUATED, config.data.workers)
         batches = [without_padding(batch) for batch in data.eval_batches(*how)]
-        found[part] = make_evaluate(evaluate, batches.__iter__)
+        found[part] = make_evaluate(evaluate, batches.__iter__, len(records))
     return found
 
 

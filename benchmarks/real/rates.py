@@ -5,13 +5,16 @@
     python benchmarks/real/rates.py --keeps 0.02 --policies uniform,importance --intervals 20,never
     python benchmarks/real/rates.py --methods full --kernels 0
     python benchmarks/real/rates.py --keeps 0.1,0.02 --rest 1.6e-3
+    python benchmarks/real/rates.py --keeps 0.1 --policies bandit,uniform --at 8e-4
     python benchmarks/real/rates.py --table
+    python benchmarks/real/rates.py --table --part test_of_3000
 
 A row is a method, an optimizer and what is set on top: keep, policy, interval, and which rate the
 blocks' kernels and all other parameters have. Its rate is searched on a grid of factors of 2, by
 the loss on the validation part at seed 0; then it is run with more seeds at its own rate and at
-that of `full`, and figures of the test part are reported. A run is a line of `--out`; one that is
-there is not repeated. One process at a time may write a file.
+that of `full`, and figures of the test part are reported. `--at` runs rows at one rate without a
+search. A run is a line of `--out`; one that is there is not repeated. One process at a time may
+write a file.
 """
 
 import argparse
@@ -45,6 +48,13 @@ def read(out: Path) -> list[Line]:
     return lines
 
 
+def of_part(lines: Sequence[Line], part: str) -> Sequence[Line]:
+    """Lines whose figures `test` are those of `part`, which may be an earlier test part."""
+    if part == "test":
+        return lines
+    return [{**line, "test": line[part]} for line in lines if part in line]
+
+
 def sources(task: str) -> dict[str, Any]:
     """What a line is of, beside its settings: versions, data and weights."""
     config = configuration.load(f"{CONFIG}:{task}")
@@ -64,18 +74,19 @@ def study(
     out: Path,
     more: Sequence[str] = (),
     shared: int | None = None,
+    given: float | None = None,
 ) -> None:
-    """Runs what the file lacks; `shared` is the number of seeds at the rate of `full`.
+    """Runs what the file lacks; see `trials` for `seeds`, `shared` and `given`.
 
     Raises:
       SystemExit: the file has lines of other data or weights.
     """
     origin = sources(task)
-    for line in read(out):
+    for line in (line for line in read(out) if "test" in line):
         for what in ("data", "weights"):
             if line[what] != origin[what]:
                 raise SystemExit(f"{out}: has runs of other {what}; name another file by --out")
-    while (trial := next(trials(read(out), rows, seeds, shared), None)) is not None:
+    while (trial := next(trials(read(out), rows, seeds, shared, given), None)) is not None:
         line = run(task, trial, more) | origin
         with out.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -108,13 +119,15 @@ def main() -> None:
     parser.add_argument("--rest", type=float, help="rate of all but the blocks' kernels")
     parser.add_argument("--seeds", type=int, default=3, help="at a row's own rate")
     parser.add_argument("--shared", type=int, help="seeds at the rate of full; default: --seeds")
+    parser.add_argument("--at", type=float, help="the rate of these rows, without a search")
     parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE of all runs")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/rates_TASK.jsonl")
     parser.add_argument("--table", action="store_true", help="print the tables and run nothing")
+    parser.add_argument("--part", default="test", help="of the tables: of which test part")
     args = parser.parse_args()
     out = args.out or RESULTS / f"rates_{args.task}.jsonl"
     if args.table:
-        print(tables.report(read(out)))
+        print(tables.report(of_part(read(out), args.part)))
         return
     rows = rows_of(
         _names(args.optimizers),
@@ -126,7 +139,7 @@ def main() -> None:
         _numbers(args.kernels) or [None],
         args.rest,
     )
-    study(args.task, rows, args.seeds, out, args.set, args.shared)
+    study(args.task, rows, args.seeds, out, args.set, args.shared, args.at)
 
 
 if __name__ == "__main__":

@@ -117,9 +117,11 @@ def rows_of(
 ) -> list[Row]:
     """All combinations; `full` is first whatever is named, since others begin at its rate.
 
-    Without keeps and scales, a method keeps its own.
+    Without keeps and scales, and at a scale of 1, a method keeps its own.
     """
-    amounts = [(keep, None) for keep in keeps] + [(None, scale) for scale in scales]
+    amounts = [(keep, None) for keep in keeps] + [
+        (None, None if scale == 1 else scale) for scale in scales
+    ]
     found = [Row("full", optimizer, rest=rest) for optimizer in optimizers]
     for optimizer in optimizers:
         for method in methods_of:

@@ -1,11 +1,13 @@
 """Which run comes next: the best rate of every row, then seeds at it and at that of `full`.
 
 Pure functions of the lines that have been written, so that an interrupted study goes on where it
-was. Rates are those of a grid, `BASE * 2^i`. The rate of least validation loss at seed 0 is best;
-both its neighbours are run too, so that the best lies inside what was tried.
+was. A line without `test` counts for the search alone: its test part was an earlier one. Rates are
+those of a grid, `BASE * 2^i`. The rate of least validation loss at seed 0 is best; both its
+neighbours are run too, so that the best lies inside what was tried.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from rows import Line, Row, Trial, row_of
@@ -31,6 +33,12 @@ def of_row(lines: Sequence[Line], row: Row) -> dict[tuple[int, int], Line]:
         for line in lines
         if row_of(line) == row
     }
+
+
+def tested(lines: Sequence[Line], row: Row) -> dict[tuple[int, int], Line]:
+    """Those of `of_row` that have figures of the test part, or diverged."""
+    found = of_row(lines, row).items()
+    return {place: line for place, line in found if "test" in line or line.get("diverged")}
 
 
 def losses(lines: Sequence[Line], row: Row) -> dict[int, float]:
@@ -73,14 +81,27 @@ def best_index(lines: Sequence[Line], row: Row) -> int | None:
 
 
 def trials(
-    lines: Sequence[Line], rows: Sequence[Row], seeds: int, shared: int | None = None
+    lines: Sequence[Line],
+    rows: Sequence[Row],
+    seeds: int,
+    shared: int | None = None,
+    given: float | None = None,
 ) -> Iterator[Trial]:
     """The runs that are still missing and can be named now, in the order to run them.
 
     `full` of each optimizer comes first, since the others begin at its best rate. A row's further
     seeds come when its best is known: `seeds` at its own rate, `shared` (None: as many) at that of
     `full`. Of kernels with a factor on their rate there is none at the rate of `full`.
+    With a rate `given` there is no search: rows other than `full` are run at that rate alone.
     """
+    if given is not None:
+        for row in rows:
+            if row == row.base and len(rows) > 1:  # the others are compared with its own rate
+                continue
+            found = tested(lines, row)
+            places = [(index_of(row.optimizer, given), seed) for seed in range(seeds)]
+            yield from (Trial(row, given, place[1]) for place in places if place not in found)
+        return
     shared = seeds if shared is None else shared
     for row in dict.fromkeys([*(row.base for row in rows), *rows]):
         index = next_index(lines, row)
@@ -91,11 +112,18 @@ def trials(
         counts = {own: seeds}
         if row.kernels is None:
             counts.setdefault(theirs, shared)
-        known = of_row(lines, row)
+        known = tested(lines, row)
         for place, count in counts.items():
             for seed in range(count):
                 if place is not None and (place, seed) not in known:
                     yield Trial(row, rate_at(row.optimizer, place), seed)
+
+
+def most_tested(lines: Sequence[Line], row: Row) -> int | None:
+    """The rate with the most seeds on the test part, the lowest of them; None below two seeds."""
+    seeds = Counter(index for index, _ in tested(lines, row))
+    most = max(seeds.values(), default=0)
+    return min(index for index, count in seeds.items() if count == most) if most > 1 else None
 
 
 def refined(known: dict[int, float]) -> float | None:

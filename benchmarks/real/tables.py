@@ -1,12 +1,13 @@
 """Tables of the study of rate and keep, from its lines."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
 
 from rows import Line, Row, row_of
 from scipy import stats
-from search import best_index, losses, of_row, rate_at, refined
+from search import best_index, losses, most_tested, rate_at, refined, tested
 
 from pbr_jax.compare.table import half_interval
 
@@ -30,7 +31,7 @@ def mean_and_half(values: Sequence[float], digits: int) -> str:
 
 def figures(lines: Sequence[Line], row: Row, index: int | None) -> list[str]:
     """Accuracy in %, the paired difference to `full` in points, loss, and seeds, at a rate."""
-    found, base = of_row(lines, row), of_row(lines, row.base)
+    found, base = tested(lines, row), tested(lines, row.base)
     place = best_index(lines, row.base)
     if index is None:
         return ["-"] * 4
@@ -63,15 +64,44 @@ def table(lines: Sequence[Line], optimizer: str) -> str:
     """In Markdown: every row at its own best rate, and at that of `full`."""
     text = [f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
     for row in rows(lines):
-        if row.optimizer != optimizer:
+        if row.optimizer != optimizer or not tested(lines, row):
             continue
-        index = best_index(lines, row)
+        index, searched = _place(lines, row)
         rate = "open" if index is None else f"{rate_at(optimizer, index):.2g}"
+        if index is not None and not searched:
+            rate += " (given)"
         shared = None if row.kernels is not None else best_index(lines, row.base)
         keep = "" if row == row.base else f"{row.share:.2g}"
         cells = [row.name, keep, rate, *figures(lines, row, index), *figures(lines, row, shared)]
         text.append(f"| {' | '.join(cells)} |")
     return "\n".join(text)
+
+
+def _place(lines: Sequence[Line], row: Row) -> tuple[int | None, bool]:
+    """A row's rate on the grid, and whether it was searched or is that of most seeds."""
+    own = best_index(lines, row)
+    return (own, True) if own is not None else (most_tested(lines, row), False)
+
+
+def choosers(lines: Sequence[Line], optimizer: str) -> list[str]:
+    """Differences of paired seeds between rows that differ in who chooses, each at its rate."""
+    told = []
+    mine = [row for row in rows(lines) if row.optimizer == optimizer]
+    for one, other in itertools.combinations(mine, 2):
+        if one._replace(policy=None) != other._replace(policy=None):
+            continue
+        found = [
+            {seed: x for (i, seed), x in tested(lines, row).items() if i == _place(lines, row)[0]}
+            for row in (one, other)
+        ]
+        pairs = [(found[0][seed], found[1][seed]) for seed in found[0].keys() & found[1].keys()]
+        pairs = [(a, b) for a, b in pairs if not (a.get("diverged") or b.get("diverged"))]
+        if len(pairs) > 1:
+            gain = mean_and_half([points(b) - points(a) for a, b in pairs], 2)
+            loss = mean_and_half([b["test"]["loss"] - a["test"]["loss"] for a, b in pairs], 4)
+            label = f"{other.name} less {one.name}, keep {one.share:.2g}"
+            told.append(f"{label}: {gain} points, loss {loss} ({len(pairs)} pairs)")
+    return told
 
 
 def power(
@@ -113,5 +143,5 @@ def report(lines: Sequence[Line]) -> str:
             if fitted := power(lines, optimizer, *group):
                 a, half, count = fitted
                 parts.append(f"{label}: own rate ~ keep^-{a:.2f} ± {half:.2f} ({count} keeps)")
-        parts.append("")
+        parts += [*choosers(lines, optimizer), ""]
     return "\n".join(parts)

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import pathlib
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,28 @@ def test_texts_are_evaluated_once_each_without_their_padding(once):
     assert sorted(seen) == sorted(lengths)
     for batch in batches:  # no token is cut off
         np.testing.assert_array_equal(batch["tokens"].sum(1), batch["lengths"])
+
+
+def test_an_evaluation_is_the_mean_over_all_examples(once, monkeypatch):
+    model = Model(width=16, depth=1, heads=2, mlp_dim=32, patch=4, image_size=8, num_classes=3)
+    config = Config(method="full", model=model)
+    parts = from_config.build(config)
+    variables = from_config.new_state(config, parts, random_params(parts.model.module)).variables
+    images = np.random.default_rng(0).normal(size=(70, 8, 8, 3)).astype(np.float32)
+    labels = np.arange(70) % 3
+    told = [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
+
+    def prepare(records, generator=None):
+        return {name: np.stack([record[name] for record in records]) for name in told[0]}
+
+    monkeypatch.setattr(once.configuration, "load", lambda *_: config)
+    monkeypatch.setattr(once, "_data", lambda *_: types.SimpleNamespace(test=told))
+    monkeypatch.setattr(once, "make_inputs", lambda _: prepare)
+    found = once._evaluations.__wrapped__("a task", ())["test"](variables)
+    batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels), "mask": jnp.ones(70, bool)}
+    whole = parts.eval_step(variables, batch)
+    for name, total in whole.items():
+        assert found[name] == pytest.approx(float(total) / 70, rel=1e-5)
 
 
 def test_the_rate_as_an_argument_is_that_of_the_settings(once):

@@ -104,6 +104,36 @@ def test_rows_are_compared_with_full_at_the_same_rate_of_the_rest(real):
     assert len({row.base for row in rows}) == 2
 
 
+def test_a_line_without_a_test_part_counts_for_the_search_alone(real):
+    row = real.rows.Row("lean", "adamw")
+    lines = run_all(real.search, [row], power_law, seeds=2, shared=0)
+    earlier = [{k: v for k, v in x.items() if k != "test"} for x in lines]
+    again = list(real.search.trials(earlier, [row], 2, 0))
+    own = [real.search.best_index(lines, r) for r in (row.base, row)]
+    rates = [real.search.rate_at("adamw", i) for i in own]
+    pairs = [*zip((row.base, row), rates, strict=True)]
+    assert again == [real.rows.Trial(r, rate, s) for r, rate in pairs for s in range(2)]
+    done = [*earlier, *(line(trial, power_law(trial.row)) for trial in again)]
+    for (r, _), index in zip(pairs, own, strict=True):
+        found = [real.tables.figures(some, r, index) for some in (earlier, done, lines)]
+        assert found[0][-1] == "0" and found[1] == found[2]
+
+
+def test_a_given_rate_is_not_searched(real):
+    row = real.rows.Row("prebackrazor", "adamw", 0.1, policy="bandit")
+    lines = run_all(real.search, [row.base], power_law)
+    found = list(real.search.trials(lines, [row.base, row], 2, given=8e-4))
+    assert found == [real.rows.Trial(row, 8e-4, seed) for seed in range(2)]
+    lines += [line(trial, 2.0) for trial in found]
+    assert not list(real.search.trials(lines, [row], 2, given=8e-4))
+    lines += [line(trial._replace(row=row._replace(policy="uniform")), 1.0) for trial in found]
+    text = real.tables.report(lines)
+    assert "| prebackrazor, bandit | 0.1 | 0.0008 (given) | 79.0" in text
+    # A place off its best costs a point, and another three.
+    told = "prebackrazor, uniform less prebackrazor, bandit, keep 0.1: -3.00 ± 0.00 points"
+    assert f"{told}, loss 0.3000 ± 0.0000 (2 pairs)" in text
+
+
 def test_a_diverged_run_bounds_the_search(real):
     rows = [real.rows.Row("lean", "adamw", 0.01)]
     lines = run_all(real.search, rows, lambda row: 6.0, diverges=6)
@@ -163,6 +193,9 @@ def test_the_axes_of_a_row_become_settings(real):
     assert few.name == "prebackrazor, the rest at 0.0016"
     (alone,) = real.rows.rows_of(["sgd"], ["prebackrazor"])[1:]
     assert alone.share == pytest.approx(0.1)
+    assert real.rows.rows_of(["adamw"], ["lean"], scales=[1.0])[1:] == [
+        real.rows.Row("lean", "adamw")
+    ]
 
 
 def test_the_figure_has_every_keep_at_both_rates(real, tmp_path):
