@@ -124,7 +124,7 @@ def _evaluations(task: str, more: tuple[str, ...]) -> dict[str, Callable[[Any], 
         records = by_length(_data(task, part).test, make_inputs(config))
         how = (records, make_inputs(config), _EVALUATED, config.data.workers)
         batches = [without_padding(batch) for batch in data.eval_batches(*how)]
-        found[part] = make_evaluate(evaluate, batches.__iter__, len(records))
+        found[part] = make_evaluate(evaluate, batches.__iter__)
     return found
 
 

@@ -65,6 +65,7 @@ def test_an_evaluation_is_the_mean_over_all_examples(once, monkeypatch):
     found = once._evaluations.__wrapped__("a task", ())["test"](variables)
     batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels), "mask": jnp.ones(70, bool)}
     whole = parts.eval_step(variables, batch)
+    assert float(whole.pop("weight")) == 70
     for name, total in whole.items():
         assert found[name] == pytest.approx(float(total) / 70, rel=1e-5)
 
