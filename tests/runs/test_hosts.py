@@ -124,15 +124,8 @@ def test_a_stop_that_one_process_is_asked_for_is_that_of_all(processes, straight
     assert differing(content(straight, STEPS), content(folder, STEPS)) == []
 
 
-@pytest.mark.parametrize(
-    ("hosts", "devices"),
-    [
-        (1, 4),
-        pytest.param(4, 1, marks=pytest.mark.exhaustive),
-        pytest.param(1, 1, marks=pytest.mark.exhaustive),
-        pytest.param(2, 2, marks=pytest.mark.exhaustive),
-    ],
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("hosts", "devices"), [(1, 4), (4, 1), (1, 1), (2, 2)])
 def test_it_goes_on_with_other_processes(processes, straight, tmp_path, hosts, devices):
     """From the newest checkpoint that is sound, at the same place in the data."""
     folder, expected = damaged_copy(straight, tmp_path / "run"), losses(straight)
@@ -158,7 +151,8 @@ def test_a_killed_process_ends_the_other_with_a_message(processes, tmp_path, vic
     assert f"process {victim} of 2" in outputs[victim]
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.exhaustive), 1])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_stuck_process_ends_the_job(processes, tmp_path, victim):
     started = processes.start(tmp_path / "run", faults={victim: "stuck@22"}, **{"mesh.timeout": 15})
     outputs, codes, _ = processes.ended(started)

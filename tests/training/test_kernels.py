@@ -32,14 +32,13 @@ def two_steps(settings, examples, implementation):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("settings", "examples"),
     [
-        pytest.param(
-            config("prebackrazor++", optimizer=SGD), batch(), marks=pytest.mark.exhaustive
-        ),
+        (config("prebackrazor++", optimizer=SGD), batch()),
         (config("fast/js50", optimizer=SGD), batch()),
-        pytest.param(BERT, token_batch(), marks=pytest.mark.exhaustive),
+        (BERT, token_batch()),
     ],
     ids=["prebackrazor++", "fast/js50", "lean bert"],
 )

@@ -27,11 +27,11 @@ from pbr_jax.training.mesh import Placement, settled_devices
 
 PROGRAM = pathlib.Path(__file__).parents[1] / "sharing.py"
 ALWAYS = [
-    *("bert-lean-dropout-words", "vit-lean-dropout-accumulated", "vit-prebackrazor/js50"),
+    *("bert-lean-dropout-words", "vit-prebackrazor/js50"),
     *("own-prebackrazor", "vit-lean-clipped-split"),
 ]
 OTHERS = [
-    *("vit-full", "vit-lean-clipped-moments"),
+    *("vit-full", "vit-lean-clipped-moments", "vit-lean-dropout-accumulated"),
     *(f"vit-{method}-clipped-split" for method in ("full", "tiny", "prebackrazor")),
     *("vit-prebackrazor-weighted-split", "vit-prebackrazor/js50-split"),
     *("bert-lean-dropout-clipped-words-split", "vit-lean-dropout-accumulated-split"),

@@ -136,6 +136,7 @@ def test_what_it_keeps_is_counted():
     assert use.parameters == whole.parameters
 
 
+@pytest.mark.exhaustive
 def test_bert_trains_by_it():
     pruning = Pruning(interval=5, state="packed")
     parts, state = started(bert_config("prebackrazor", pruning=pruning))
