@@ -102,8 +102,8 @@ def prepare(name: str, path: str | None = None, archive: str | None = None) -> P
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{FOLDER}.", dir=folder.parent) as partial:
         try:
-            with tarfile.open(file) as tar:  # "data" refuses links and paths that lead outside
-                tar.extractall(partial, filter="data")
+            with tarfile.open(file) as tar:
+                _unpack(tar, Path(partial))
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise ValueError(
                 f"--archive {archive}: cannot be unpacked ({error}); it has {file.stat().st_size} "
@@ -114,6 +114,19 @@ def prepare(name: str, path: str | None = None, archive: str | None = None) -> P
             raise ValueError(f"--archive {archive}: has no {FOLDER}/{missing[0]}; take {ARCHIVE}")
         unpacked.rename(folder)
     return folder
+
+
+def _unpack(tar: tarfile.TarFile, folder: Path) -> None:
+    """Unpacks all of it; raises TarError for links and paths that lead outside."""
+    if hasattr(tarfile, "data_filter"):
+        tar.extractall(folder, filter="data")
+        return
+    # Python before 3.11.4, as in Debian 12, knows no filter: the archive has files and folders.
+    for member in tar.getmembers():
+        inside = (folder / member.name).resolve().is_relative_to(folder.resolve())
+        if not (inside and (member.isfile() or member.isdir())):
+            raise tarfile.TarError(f"{member.name} leads outside")
+    tar.extractall(folder)
 
 
 def _check_archive(file: Path) -> None:

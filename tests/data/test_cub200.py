@@ -124,3 +124,17 @@ def test_birds_that_tfds_prepared_elsewhere_are_read(tmp_path):
     assert dataset.class_names == ("Albatross", "Auklet")
     (batch,) = data.eval_batches(dataset.train, ImageInputs(16, 3), 4)
     assert sorted(batch["label"].tolist()) == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("filters", [True, False])
+def test_what_leads_outside_is_not_unpacked(tmp_path, monkeypatch, filters):
+    """By Python's own filter, and by ours where Python has none."""
+    if not filters:
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    path = tmp_path / "CUB_200_2011.tgz"
+    with tarfile.open(path, "w:gz") as tar:
+        member = tarfile.TarInfo("../outside.txt")
+        tar.addfile(member)
+    with pytest.raises(ValueError, match="cannot be unpacked"):
+        data.prepare("cub200", str(tmp_path / "data" / "cub"), str(path))
+    assert not list(tmp_path.rglob("outside.txt"))
