@@ -85,7 +85,8 @@ def make_mover(
     """Who moves the rows that the policies draw, as the method says."""
     interval = None if method.interval == "never" else method.interval
     if method.state == "packed":
-        return packed(model, optimizer, interval=interval, devices=devices)
+        draws = None if method.policy is None else interval  # where nobody chooses, nothing changes
+        return packed(model, optimizer, interval=draws, devices=devices)
     return whole(model, optimizer, interval=interval, implementation=method.plan.implementation)
 
 
