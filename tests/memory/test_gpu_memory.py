@@ -132,9 +132,10 @@ def test_temp_memory_of_bert_stays_under_its_ceiling(report, method):
 )
 def test_every_method_compiles_with_its_kernels(compiled, method, card):
     _, kernels = compiled(method, card=card)
-    plan = resolve(method).plan
+    plan, state = resolve(method).plan, resolve(method).state
     assert ("weight_gradient" in kernels) == (plan.linear in ("columns", "magnitude"))
-    assert ("row_update_sgd" in kernels) == (plan.linear == "columns")
+    # Packed state lies together, and needs no kernel that finds rows.
+    assert ("row_update_sgd" in kernels) == (plan.linear == "columns" and state == "whole")
     assert ("attention_forward" in kernels) == (plan.attention != "elements")
     fused = card == "rtx4090" and plan.gelu != "dense"
     assert fused == ("linear_gelu" in kernels) == ("linear_gelu_gradient" in kernels)
