@@ -14,7 +14,7 @@ from measures import equations
 
 from pbr_jax.configs.common import Keep, Optimizer, Pruning
 from pbr_jax.memory.use import tree_bytes
-from pbr_jax.methods import OF_HALF_BLOCKS
+from pbr_jax.methods import OF_HALF_BLOCKS, resolve
 from pbr_jax.plans import SITES
 from pbr_jax.training import from_config
 from pbr_jax.training.step import make_eval_step, make_train_step
@@ -66,7 +66,9 @@ def test_every_method_learns(name):
         assert bool(metrics.finite)
     assert int(state.step) == 25
     assert losses[-1] < 0.7 * losses[0]
-    assert step._cache_size() == 1  # never compiled again
+    # Never compiled again; what a program with spaces of memory gives is committed to its device,
+    # as the first state is not.
+    assert step._cache_size() == 1 + resolve(name).plan.offload
 
 
 def test_it_learns_with_half_of_the_tensors_at_a_time(pruned):
