@@ -95,7 +95,7 @@ def test_gradients_of_a_decoder_are_those_without_it():
     "family", ["stack", pytest.param("decoder", marks=[pytest.mark.exhaustive, pytest.mark.slow])]
 )
 def test_the_compiler_plans_block_inputs_on_the_host(family):
-    """Temp falls by them, but for two that are here at a time; the host has them."""
+    """Temp falls by them, but for two that are here at a time, or one more; the host has them."""
     depth, tokens, width = 8, 4096, 256
     inputs, reports = depth * tokens * width * 2, []
     for away in (False, True):
@@ -112,7 +112,8 @@ def test_the_compiler_plans_block_inputs_on_the_host(family):
         reports.append(memory(compile_for(jax.grad(loss), args, CARDS["rtx4090"])))
     here, there = reports
     assert (here.host_bytes, there.host_bytes) == (0, inputs)
-    assert inputs * (1 - 3 / depth) <= here.temp_bytes - there.temp_bytes <= 1.05 * inputs
+    fell = here.temp_bytes - there.temp_bytes
+    assert inputs * (1 - 3 / depth) <= fell <= inputs * (1 + 1 / depth)
 
 
 def _dense():
