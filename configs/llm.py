@@ -2,7 +2,7 @@
 
     python train.py --config configs/llm.py:qwen3-0.6b --config.data.path=texts/
     pbr fit --config configs/llm.py:qwen3-4b --gpu rtx4090
-    python train.py --config configs/llm.py:smoke   20 steps, a minute on 2 CPU cores
+    python train.py --config configs/llm.py:smoke   20 steps, half a minute on 2 CPU cores
 
 Weights and tokenizer: `model.safetensors` (or its shards), `config.json`, `tokenizer.json` and
 `tokenizer_config.json` of the model on Hugging Face, in a folder `weights/VARIANT` where the

@@ -69,6 +69,7 @@ class PackedRecords:
     def __init__(
         self, texts: Sequence[tuple[str, Tokens]], max_length: int, padding: int, packing: bool
     ) -> None:
+        # Pieces of texts first, then rows of pieces; nothing of a row is copied until it is read.
         pieces = [
             (number, piece)
             for number, (_, tokens) in enumerate(texts)
@@ -80,6 +81,7 @@ class PackedRecords:
         self._pieces = [[pieces[one] for one in row] for row in rows]
         self._names = [name for name, _ in texts]
         self.labels = np.zeros(len(rows), np.int32)
+        # What a user should know of it: pieces beyond the first, and ends that are gone.
         per_text = np.bincount([number for number, _ in pieces], minlength=len(texts))
         lost = [not t.whole and len(t.ids) > max_length + 1 for _, t in texts]
         self.counts = Counts(
@@ -100,6 +102,7 @@ class PackedRecords:
         tokens = np.full(size, self._padding, np.int32)
         segments, positions = np.zeros(size, np.int32), np.zeros(size, np.int32)
         targets, scored = np.zeros(size, np.int32), np.zeros(size, bool)
+        # Each text reads all but its last token and predicts all but its first.
         begin = 0
         for number, (_, piece) in enumerate(self._pieces[index], start=1):
             own = slice(begin, begin + len(piece.ids) - 1)
@@ -143,6 +146,7 @@ def best_fit(lengths: Int[np.ndarray, " T"], size: int) -> list[list[int]]:
     rooms = 0  # a bit for each room that some row has
     for text in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[text])
+        # The lowest bit that is left is the room that the text fills best.
         fitting = rooms >> length
         if fitting:
             room = length + (fitting & -fitting).bit_length() - 1
@@ -152,6 +156,7 @@ def best_fit(lengths: Int[np.ndarray, " T"], size: int) -> list[list[int]]:
         else:
             room, row = size, len(rows)
             rows.append([text])
+        # The row goes on under the room that it still has.
         left = room - length
         by_room[left].append(row)
         rooms |= 1 << left

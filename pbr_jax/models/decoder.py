@@ -89,12 +89,14 @@ class DecoderLM(nn.Module):
         With a cache, `[L, B, G, M, C]` twice, rows have one token each; it sees the slots of the
         cache up to its position and is written to that slot.
         """
+        # Words become vectors, unless somebody looked them up already.
         embedding = Table(self.vocab_size, self.width, self.param_dtype, name="embedding")()
         if embedded is None:
             embedded = jnp.take(embedding, tokens, axis=0, mode="clip")
         x = embedded.astype(self.dtype)
         if self.shape.embedding_scale:
             x = x * jnp.asarray(self.width**0.5, self.dtype)
+        # All blocks are turns of one loop; the plan says what a turn keeps for its backward pass.
         block = Block
         if self.plan.recompute:
             block = nn.remat(Block, prevent_cse=False, policy=_policy(self.plan))
@@ -110,6 +112,7 @@ class DecoderLM(nn.Module):
             name=BLOCKS,
         )
         x, kept = blocks(x, layers(self.shape, self.depth)._replace(cache=cache), row)
+        # The head is given as its table, so that no logits are made here.
         x = RMSNorm(self.shape, self.param_dtype, name="norm")(x)
         if self.shape.tied:
             return x, embedding, kept

@@ -98,9 +98,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, layer: Layer, row: Row) -> tuple[jax.Array, Any]:
+        # Named inside the block: a name that a scan hands on says nothing to a policy.
         x = checkpoint_name(x, BLOCK_INPUT)
         h, kept = self._attention(self._norm("norm1")(x), layer, row)
         x = x + (self._norm("post1")(h) if self.shape.post_norms else h)
+        # Gate and up read one activation, and share its columns.
         h = self._norm("norm2")(x)
         h = gated(self._linear("gate")(h), self._linear("up")(h), self.shape.activation)
         h = self._linear("down", x.shape[-1])(h)
@@ -115,11 +117,13 @@ class Block(nn.Module):
             return jnp.swapaxes(y, 1, 2)
 
         q, k, v = heads("q", self.heads), heads("k", s.kv_heads), heads("v", s.kv_heads)
+        # Norm, then rotation: scores depend on how far apart two tokens stand.
         if s.qk_norm:
             q, k = self._norm("q_norm")(q), self._norm("k_norm")(k)
         q, k = (rotate(x, row.positions, layer.frequencies) for x in (q, k))
         if s.query_scale not in (None, head):  # attention itself divides by the root of `head`
             q = q * jnp.asarray(math.sqrt(head / s.query_scale), q.dtype)
+        # A whole row in training; one token against what is kept of those before it in generation.
         if layer.cache is None:
             how = {"kind": self.plan.attention, "implementation": self.plan.implementation}
             y = attend(q, k, v, row.segments, layer.window, **how)

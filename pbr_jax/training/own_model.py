@@ -17,6 +17,7 @@ from pbr_jax.models.lora import base_of, with_base
 from pbr_jax.models.lora import check as check_adapters
 from pbr_jax.models.own import make_own
 from pbr_jax.models.own_call import OwnModel
+from pbr_jax.plans import Keep
 from pbr_jax.pruning import Learning
 from pbr_jax.reading import few
 from pbr_jax.training import pretrained
@@ -25,7 +26,7 @@ from pbr_jax.training.own_blocks import Blocks
 from pbr_jax.training.pruned_model import PrunedModel
 from pbr_jax.training.state import EXTRA, as_tree
 from pbr_jax.training.task import Task, objective
-from pbr_jax.training.traced import by_pattern, columns, dense, loss_of_rows
+from pbr_jax.training.traced import columns, dense, loss_of_rows
 from pbr_jax.transform.prune import prune
 from pbr_jax.transform.pruned import Pruned
 from pbr_jax.weights import load, published, read
@@ -104,7 +105,7 @@ def _pruned(config: Config, method: Method, own: OwnModel) -> Pruned:
         params,
         extra,
         batch,
-        keep=by_pattern(method.plan.keep),
+        keep=_by_pattern(method.plan.keep),
         policy=method.policy,
         learning=Learning(p.step_size, p.min_prob, p.offset),
         group_size=method.group_size,
@@ -123,6 +124,12 @@ def _notes(pruned: Pruned) -> list[str]:
     dense = [f"{path} ({pruned.unpruned[path]})" for path in large if len(shapes[path]) > 1]
     lines = [f"pruned: {few(listed, 8)}"]
     return lines + ([f"not pruned: {few(dense, 4)}"] if dense else [])
+
+
+def _by_pattern(keep: Keep) -> float | dict[str, float]:
+    """What `prune` takes: patterns in their order, and what none of them names last."""
+    assert keep.default is not None  # a plan leaves no site open
+    return {**keep.sites, "": keep.default} if keep.sites else keep.default
 
 
 def _check_outputs(config: Config, outputs: Any) -> None:

@@ -38,6 +38,7 @@ class Rows(NamedTuple):
 
     slots: jax.Array
 
+    # An unused slot reads zeros and writes nothing, so that shapes stay the same in every step.
     def gather(self, leaf: jax.Array) -> jax.Array:
         return self._flat(leaf).at[self.slots].get(mode="fill", fill_value=0)
 
@@ -110,6 +111,7 @@ class Share(NamedTuple):
         return lax.dynamic_slice_in_dim(rows, lax.axis_index(self.axis) * width, width, axis=-1)
 
     def scatter(self, leaf: jax.Array, rows: jax.Array) -> jax.Array:
+        # Every device has the whole parameter, and moved a part of each of its slices.
         every = lax.all_gather(rows, self.axis, axis=rows.ndim - 1, tiled=True)
         return self.whole.scatter(leaf, every)
 

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from pbr_jax.ops.arrays import squared_norms
-from pbr_jax.plans import Keep
 from pbr_jax.training.own_blocks import Blocks
 from pbr_jax.training.selection import SelectorState
 from pbr_jax.training.slices import ALL, Rows, Slices
@@ -40,12 +39,6 @@ class LayoutRows(NamedTuple):
 
     def norms(self, grad: jax.Array) -> jax.Array:
         return squared_norms(grad, self.columns.ndim)
-
-
-def by_pattern(keep: Keep) -> float | dict[str, float]:
-    """What `prune` takes: patterns in their order, and what none of them names last."""
-    assert keep.default is not None  # a plan leaves no site open
-    return {**keep.sites, "": keep.default} if keep.sites else keep.default
 
 
 def dense(loss: Callable[..., Any]) -> dict[str, Any]:
